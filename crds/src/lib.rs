@@ -1,0 +1,1 @@
+//! Kubernetes API types of plimsoll.dev, their schemas, and conversion to the domain.

@@ -1,0 +1,1 @@
+//! Performance and memory model of one replica, and its step-level simulation. Pure.

@@ -1,0 +1,111 @@
+//! Accelerator classes: one kind of GPU (or CPU socket) as the planner sees it.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::Dtype;
+
+/// Who makes it; decides the Kubernetes extended resource it is counted under.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Vendor {
+    /// NVIDIA: `nvidia.com/gpu`.
+    Nvidia,
+    /// AMD: `amd.com/gpu`.
+    Amd,
+    /// Intel: `gpu.intel.com/i915`.
+    Intel,
+    /// A CPU socket: counted in no extended resource.
+    Cpu,
+}
+
+impl Vendor {
+    /// The Kubernetes extended resource, if any.
+    pub fn resource_name(self) -> Option<&'static str> {
+        match self {
+            Self::Nvidia => Some("nvidia.com/gpu"),
+            Self::Amd => Some("amd.com/gpu"),
+            Self::Intel => Some("gpu.intel.com/i915"),
+            Self::Cpu => None,
+        }
+    }
+}
+
+/// Coefficients of the latency model for one accelerator class; see `plimsoll-engine` for their use.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Calibration {
+    /// Share of peak FLOP/s that matrix products reach in prefill.
+    pub eta_compute: f64,
+    /// Share of peak bf16 FLOP/s that attention reaches in prefill.
+    pub eta_attention: f64,
+    /// Share of memory bandwidth reached when reading weights.
+    pub eta_weights: f64,
+    /// Share of memory bandwidth reached when reading KV cache.
+    pub eta_kv: f64,
+    /// Share of link bandwidth reached by large all-reduces.
+    pub eta_link: f64,
+    /// Fixed cost of one transformer layer, microseconds.
+    pub layer_overhead_us: f64,
+    /// Fixed cost of one engine step, microseconds.
+    pub step_overhead_us: f64,
+    /// Cost of one running request in a step, microseconds.
+    pub request_overhead_us: f64,
+    /// All-reduce latency (alpha) per doubling of the group, microseconds.
+    pub allreduce_alpha_us: f64,
+    /// API server time before a request reaches the engine's queue, milliseconds.
+    pub api_overhead_ms: f64,
+    /// Relative error (e.g. 0.08 = 8 %) that predictions with these coefficients were seen to have (p90).
+    pub relative_error: f64,
+}
+
+/// One kind of accelerator.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AcceleratorClass {
+    /// Class name, e.g. `h100`.
+    pub name: String,
+    /// Maker.
+    pub vendor: Vendor,
+    /// Dense peak FLOP/s by format; a format that is absent is computed at the bf16 (else fp16, fp32) rate.
+    pub flops_per_second: BTreeMap<Dtype, f64>,
+    /// Memory of one accelerator, bytes.
+    pub memory_bytes: f64,
+    /// Memory bandwidth of one accelerator, bytes per second.
+    pub memory_bytes_per_second: f64,
+    /// Accelerators that share one fast-link domain (1 = none).
+    pub link_domain_size: u32,
+    /// Link bandwidth of one accelerator inside the domain, bytes per second (PCIe if there is no fast link).
+    pub link_bytes_per_second: f64,
+    /// Network bandwidth of one accelerator to other nodes, bytes per second.
+    pub nic_bytes_per_second: f64,
+    /// Idle power, watts.
+    pub idle_watts: f64,
+    /// Power at full load, watts.
+    pub tdp_watts: f64,
+    /// Price of one accelerator, on demand.
+    pub usd_per_hour: f64,
+    /// Price of one accelerator as spot capacity, if offered.
+    pub spot_usd_per_hour: Option<f64>,
+    /// Labels a node must carry to be of this class.
+    pub node_selector: BTreeMap<String, String>,
+    /// Accelerators that an autoscaler could still add beyond the nodes that exist.
+    pub autoscalable_max: u32,
+    /// Latency-model coefficients.
+    pub calibration: Calibration,
+}
+
+impl AcceleratorClass {
+    /// Peak FLOP/s for a format, falling back to the nearest wider one that the hardware computes in.
+    pub fn flops(&self, dtype: Dtype) -> f64 {
+        [dtype, Dtype::Bf16, Dtype::Fp16, Dtype::Fp32]
+            .iter()
+            .find_map(|d| self.flops_per_second.get(d).copied())
+            .or_else(|| self.flops_per_second.values().copied().reduce(f64::min))
+            .unwrap_or(0.0)
+    }
+
+    /// Whether a node with these labels is of this class. A class without selector matches no node.
+    pub fn matches_labels(&self, labels: &BTreeMap<String, String>) -> bool {
+        !self.node_selector.is_empty() && self.node_selector.iter().all(|(k, v)| labels.get(k) == Some(v))
+    }
+}

@@ -1,0 +1,94 @@
+//! What the operator sees of the cluster: the planner's input.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{AcceleratorClass, Adapter, Budget, ModelPool, NodeName, PoolId, ReplicaId, Shape, Tenant};
+
+/// A node with accelerators.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NodeInfo {
+    /// Name.
+    pub name: NodeName,
+    /// Name of its accelerator class.
+    pub accelerator: String,
+    /// Accelerators that Kubernetes may hand out.
+    pub allocatable_gpus: u32,
+    /// Accelerators held by pods that are not Plimsoll's.
+    pub foreign_gpus: u32,
+    /// Availability zone (label `topology.kubernetes.io/zone`; empty if unlabelled).
+    pub zone: String,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+    /// Taints as `key=value:Effect`.
+    pub taints: Vec<String>,
+    /// Whether it is interruptible capacity.
+    pub spot: bool,
+    /// Ready and not cordoned: new replicas may be put here.
+    pub schedulable: bool,
+    /// Ready: replicas here count as running.
+    pub ready: bool,
+}
+
+/// Life of a replica.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ReplicaPhase {
+    /// Created, not yet bound or started.
+    Pending,
+    /// Started, loading weights or warming up.
+    Starting,
+    /// Serves tokens.
+    Ready,
+    /// Takes no new requests; finishes those it has.
+    Draining,
+    /// Not working.
+    Failed,
+}
+
+/// A replica as observed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ReplicaStatus {
+    /// Identity.
+    pub id: ReplicaId,
+    /// Pool.
+    pub pool: PoolId,
+    /// Shape it was created with.
+    pub shape: Shape,
+    /// Nodes of its pods (first: where its API is); empty while unbound.
+    pub nodes: Vec<NodeName>,
+    /// Phase.
+    pub phase: ReplicaPhase,
+    /// `host:port` of its engine's API, once known.
+    pub address: Option<String>,
+    /// Number of the plan that created it (0: adopted).
+    pub plan: u64,
+    /// Since when it is in this phase.
+    pub since: jiff::Timestamp,
+    /// When it was created.
+    pub created_at: jiff::Timestamp,
+    /// When it first became ready.
+    pub ready_at: Option<jiff::Timestamp>,
+    /// Why it is not ready, as the cluster says it (empty otherwise).
+    pub message: String,
+}
+
+/// Everything the planner needs to know of the cluster at one moment. Rejected objects are not in it.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct ClusterSnapshot {
+    /// Pools that were accepted.
+    pub pools: Vec<ModelPool>,
+    /// Accelerator classes.
+    pub accelerators: Vec<AcceleratorClass>,
+    /// Accelerator nodes.
+    pub nodes: Vec<NodeInfo>,
+    /// Plimsoll's replicas.
+    pub replicas: Vec<ReplicaStatus>,
+    /// Budgets.
+    pub budgets: Vec<Budget>,
+    /// Tenants.
+    pub tenants: Vec<Tenant>,
+    /// Adapters.
+    pub adapters: Vec<Adapter>,
+}

@@ -1,0 +1,216 @@
+//! The plan: an immutable, numbered, explained value from which pods, routes and leases derive.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{DemandEstimate, NodeName, PoolId, ReplicaId, Shape};
+
+/// One replica the plan wants.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ReplicaAssignment {
+    /// Identity: an existing replica's to keep it, a fresh one to create it.
+    pub id: ReplicaId,
+    /// Shape.
+    pub shape: Shape,
+    /// Nodes, first the one that answers; empty if the shape must wait for autoscaled capacity.
+    pub nodes: Vec<NodeName>,
+    /// Whether it runs on interruptible capacity.
+    pub spot: bool,
+}
+
+/// Predicted latencies of a pool under its planned load, at its own objectives' percentiles.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct Prediction {
+    /// Time to first token, milliseconds.
+    pub ttft_ms: Option<f64>,
+    /// Time per output token, milliseconds.
+    pub tpot_ms: Option<f64>,
+    /// End to end, milliseconds.
+    pub e2e_ms: Option<f64>,
+    /// Relative error to expect of these figures (p90), e.g. 0.1.
+    pub relative_error: f64,
+}
+
+/// How a share of a request class flows to the replicas of one shape.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Flow {
+    /// Name of the request class.
+    pub class: String,
+    /// Shape that serves it.
+    pub shape: Shape,
+    /// Rate, requests per second.
+    pub rps: f64,
+}
+
+/// A constraint that binds, and what one more unit of it would save.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BindingConstraint {
+    /// What binds, e.g. `inventory h100 zone-a` or `budget team-a`.
+    pub constraint: String,
+    /// Unit of one step, e.g. `GPU` or `$/h`.
+    pub unit: String,
+    /// Cost that one more unit would save, $/h (shadow price).
+    pub usd_per_hour_per_unit: f64,
+}
+
+/// The best choice that was not taken.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunnerUp {
+    /// What it is, e.g. `1× bf16 TP4 L40S`.
+    pub fleet: String,
+    /// Its cost less the chosen cost, $/h.
+    pub extra_usd_per_hour: f64,
+    /// Why it lost, in a few words.
+    pub because: String,
+}
+
+/// Why a pool got what it got.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Why {
+    /// One short line: the reason a person sees in `kubectl get mp`.
+    pub summary: String,
+    /// Constraints that bind for this pool, dearest first.
+    pub binding: Vec<BindingConstraint>,
+    /// Runner-up, if any shape or mix was feasible besides the chosen one.
+    pub runner_up: Option<RunnerUp>,
+    /// What would lift a limit or lower the cost, one line each.
+    pub would_help: Vec<String>,
+    /// Shapes that cannot serve this pool, and why, one line each (bounded to the few most telling).
+    pub rejected: Vec<String>,
+}
+
+/// Outcome for one pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PoolOutcome {
+    /// All planned demand is served within its objectives.
+    Served,
+    /// At zero replicas on purpose.
+    ScaledToZero,
+    /// Some demand is unserved because a budget binds.
+    BudgetLimited,
+    /// Some demand is unserved because accelerators are short.
+    CapacityLimited,
+    /// No allowed shape fits the model or meets the objectives.
+    Infeasible,
+}
+
+impl fmt::Display for PoolOutcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Served => "served",
+            Self::ScaledToZero => "scaled to zero",
+            Self::BudgetLimited => "budget-limited",
+            Self::CapacityLimited => "capacity-limited",
+            Self::Infeasible => "infeasible",
+        })
+    }
+}
+
+/// One pool's part of a plan.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PoolPlan {
+    /// Pool.
+    pub pool: PoolId,
+    /// UID of the ModelPool this was planned for.
+    pub uid: String,
+    /// Generation of the spec this was planned for.
+    pub generation: i64,
+    /// Outcome.
+    pub outcome: PoolOutcome,
+    /// Wanted replicas.
+    pub replicas: Vec<ReplicaAssignment>,
+    /// Flow of each request class to each shape.
+    pub flows: Vec<Flow>,
+    /// Demand left unserved, requests per second.
+    pub unserved_rps: f64,
+    /// Demand it was planned for.
+    pub demand: DemandEstimate,
+    /// Load line of one replica of each shape in use under the planned mix, requests per second.
+    pub load_lines: Vec<(Shape, f64)>,
+    /// Planned utilisation of the load line, 0–1.
+    pub utilisation: f64,
+    /// Cost of the wanted replicas.
+    pub usd_per_hour: f64,
+    /// Predicted latencies.
+    pub prediction: Prediction,
+    /// Fewest and most replicas the fast loop may hold without a new plan.
+    pub envelope: (u32, u32),
+    /// Reasons.
+    pub why: Why,
+}
+
+impl PoolPlan {
+    /// Replicas counted by shape, as `(shape, count)`, in shape order.
+    pub fn by_shape(&self) -> BTreeMap<Shape, u32> {
+        let mut counts = BTreeMap::new();
+        for r in &self.replicas {
+            *counts.entry(r.shape.clone()).or_insert(0) += 1;
+        }
+        counts
+    }
+
+    /// The fleet as people say it: `2× fp8 TP2 H100 + 1× bf16 TP4 L40S`, or `–` when empty.
+    pub fn fleet_text(&self) -> String {
+        let parts: Vec<String> = self.by_shape().iter().map(|(s, n)| format!("{n}× {s}")).collect();
+        if parts.is_empty() { "–".to_owned() } else { parts.join(" + ") }
+    }
+}
+
+/// How good the solution is known to be.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct SolveQuality {
+    /// Objective of the plan.
+    pub objective: f64,
+    /// Proved lower bound on the objective.
+    pub bound: f64,
+    /// `(objective − bound) / |objective|`, 0 when optimal.
+    pub gap: f64,
+    /// Time the solve took, milliseconds.
+    pub solve_ms: f64,
+}
+
+/// A plan for the whole fleet.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Plan {
+    /// Serial number, growing by one.
+    pub number: u64,
+    /// When it was made.
+    pub created_at: jiff::Timestamp,
+    /// What made the scheduler plan anew, e.g. `demand of default/chat rose 2.1×`.
+    pub trigger: String,
+    /// Pools, in order of identity.
+    pub pools: Vec<PoolPlan>,
+    /// Cost of all wanted replicas.
+    pub usd_per_hour: f64,
+    /// Constraints that bind, dearest first.
+    pub binding: Vec<BindingConstraint>,
+    /// Quality of the solution.
+    pub quality: SolveQuality,
+}
+
+impl Plan {
+    /// One pool's part.
+    pub fn pool(&self, id: &PoolId) -> Option<&PoolPlan> {
+        self.pools.iter().find(|p| &p.pool == id)
+    }
+}
+
+/// A record of one scaling decision, kept per pool for `explain` and Events.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ScalingRecord {
+    /// When.
+    pub at: jiff::Timestamp,
+    /// Plan that decided it.
+    pub plan: u64,
+    /// Fleet before.
+    pub from: String,
+    /// Fleet after.
+    pub to: String,
+    /// Replicas before and after.
+    pub replicas: (u32, u32),
+    /// Why.
+    pub reason: String,
+}

@@ -1,0 +1,7 @@
+//! Presets: accelerator classes and well-known open models.
+
+mod accelerators;
+mod models;
+
+pub use accelerators::{accelerator, accelerators};
+pub use models::{model, models};

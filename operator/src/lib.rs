@@ -1,0 +1,1 @@
+//! Kubernetes operator: reads resources, applies plans, writes status.

@@ -1,0 +1,1 @@
+//! Demand forecast, plan, placement, explanation; then the service around them.

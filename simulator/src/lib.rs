@@ -1,0 +1,1 @@
+//! Simulated engine server, traces and their generators, load replay.
