@@ -7,7 +7,9 @@ use serde::{Deserialize, Serialize};
 
 /// Why a string is not a name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{kind} name {value:?} is invalid: {problem}; use lower-case letters, digits, '-' and '.', at most 253 characters")]
+#[error(
+    "{kind} name {value:?} is invalid: {problem}; use lower-case letters, digits, '-' and '.', at most 253 characters"
+)]
 pub struct InvalidName {
     /// What was being named, e.g. `node`.
     pub kind: &'static str,

@@ -16,7 +16,8 @@ pub struct LogHistogram {
 
 impl LogHistogram {
     const BINS_PER_OCTAVE: f64 = 4.0;
-    const MAX_BINS: usize = 160;
+    /// Most bins; larger values count in the last.
+    pub const MAX_BINS: usize = 160;
 
     /// Adds one value. Values that are not finite or are negative are ignored.
     pub fn record(&mut self, value: f64) {
