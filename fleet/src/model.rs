@@ -69,11 +69,11 @@ impl ModelArchitecture {
 
     /// Largest tensor-parallel degree that divides the query heads, up to `limit`.
     pub fn max_tensor_parallel(&self, limit: u32) -> u32 {
-        (1..=limit).rev().find(|tp| self.heads % tp == 0).unwrap_or(1)
+        (1..=limit).rev().find(|tp| self.heads.is_multiple_of(*tp)).unwrap_or(1)
     }
 
     /// Whether the query heads split evenly over `tp` GPUs.
     pub fn supports_tensor_parallel(&self, tp: u32) -> bool {
-        tp > 0 && self.heads % tp == 0
+        tp > 0 && self.heads.is_multiple_of(tp)
     }
 }

@@ -1,0 +1,49 @@
+# Everything a person does with this repository. `make help` lists it.
+
+SHELL := /bin/bash
+CARGO ?= cargo
+TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
+PLIMSOLL := $(TARGET_DIR)/release/plimsoll
+UP_FLAGS ?=
+
+.PHONY: help up build test test-tools lint e2e bench generate drift clean
+
+help: ## List the targets.
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+up: ## Build (release) and run the whole system on this machine; Ctrl-C stops it.
+	@scripts/require rust cc
+	@$(CARGO) build --release --locked -p plimsoll
+	@exec $(PLIMSOLL) up $(UP_FLAGS)
+
+build: ## Build the binary (release).
+	@scripts/require rust cc
+	@$(CARGO) build --release --locked -p plimsoll
+
+test: build test-tools ## Run every test, the end-to-end test on the in-process cluster included.
+	@PLIMSOLL_BIN=$(abspath $(PLIMSOLL)) scripts/test
+
+test-tools: ## Get the optional real clients of the end-to-end test (kubectl, the openai package) where they can be had.
+	@scripts/test-tools
+
+lint: ## Check format, clippy (warnings are errors) and, where installed, cargo-deny.
+	@scripts/require rust cc
+	@$(CARGO) fmt --all --check
+	@$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	@if command -v cargo-deny >/dev/null; then $(CARGO) deny check licenses bans sources; else echo "cargo-deny not found: licences and bans not checked (cargo install cargo-deny)"; fi
+
+generate: ## Regenerate committed files: CRD YAML and gRPC code.
+	@PLIMSOLL_REGENERATE=1 $(CARGO) test -q --locked -p plimsoll-crds -p plimsoll-proto
+
+drift: ## Fail if a generated file is stale.
+	@$(CARGO) test -q --locked -p plimsoll-crds -p plimsoll-proto
+
+e2e: build test-tools ## Run only the end-to-end suites.
+	@PLIMSOLL_BIN=$(abspath $(PLIMSOLL)) $(CARGO) test --locked -p plimsoll-e2e -- --nocapture --test-threads=1
+
+bench: ## Print the benchmark tables of docs/benchmarks.md.
+	@$(CARGO) bench --locked -p plimsoll-engine -p plimsoll-scheduler -p plimsoll-agent
+
+clean: ## Remove build output and local state.
+	@$(CARGO) clean
+	@rm -rf .plimsoll .cache
