@@ -761,6 +761,19 @@ pub struct PoolObservation {
     /// Requests waiting for the pool to wake.
     #[prost(uint64, tag = "12")]
     pub holding: u64,
+    /// Replicas that serve, and replicas the plan wants.
+    #[prost(uint32, tag = "13")]
+    pub ready_replicas: u32,
+    #[prost(uint32, tag = "14")]
+    pub wanted_replicas: u32,
+    /// Model name in requests.
+    #[prost(string, tag = "15")]
+    pub served_name: ::prost::alloc::string::String,
+    /// The default class's limits; absent where nothing is limited.
+    #[prost(double, optional, tag = "16")]
+    pub ttft_objective_ms: ::core::option::Option<f64>,
+    #[prost(double, optional, tag = "17")]
+    pub tpot_objective_ms: ::core::option::Option<f64>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WhatIfRequest {
