@@ -1,1 +1,3 @@
 //! Simulated engine server, traces and their generators, load replay.
+
+pub mod trace;
