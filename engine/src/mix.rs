@@ -1,0 +1,121 @@
+//! A mix of request classes on one replica: work per request, step times and completion rates by batch size.
+
+use plimsoll_fleet::RequestClass;
+
+use crate::{ReplicaModel, StepBreakdown, StepLoad};
+
+/// One class's part of a mix.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct ClassWork {
+    /// Share of the mix's requests.
+    pub(crate) share: f64,
+    /// Prompt tokens computed.
+    pub(crate) new: f64,
+    /// Prompt tokens found in the cache.
+    pub(crate) cached: f64,
+    /// Prefill work of one request alone in the replica, milliseconds.
+    pub(crate) prefill_ms: f64,
+    /// Time that it takes from others, milliseconds (less than `prefill_ms` with pipeline stages).
+    pub(crate) work_ms: f64,
+    /// Steps that prefill takes at an empty batch.
+    pub(crate) prefill_steps: f64,
+    /// Decode steps: one fewer than answer tokens, the first of which comes from prefill.
+    pub(crate) decode_steps: f64,
+    /// Mean context while decoding, tokens.
+    pub(crate) context: f64,
+    /// Longest context, tokens.
+    pub(crate) peak: f64,
+}
+
+impl ClassWork {
+    fn new(model: &ReplicaModel, class: &RequestClass, share: f64) -> Self {
+        let input = finite(class.input_tokens).max(1.0);
+        let output = finite(class.output_tokens).max(1.0);
+        // The last prompt token is always computed: its logits give the first answer token.
+        let cached = (input * finite(class.cached_fraction).clamp(0.0, 1.0)).min(input - 1.0);
+        let new = input - cached;
+        let prefill_ms = model.prefill_ms(new, cached);
+        Self {
+            share,
+            new,
+            cached,
+            prefill_ms,
+            work_ms: prefill_ms * model.times.pipeline_share(),
+            prefill_steps: (new / model.batched_tokens()).ceil(),
+            decode_steps: output - 1.0,
+            context: input + 0.5 * output,
+            peak: input + output,
+        }
+    }
+}
+
+fn finite(x: f64) -> f64 {
+    if x.is_finite() { x } else { 0.0 }
+}
+
+/// A mix, with everything that does not depend on its rate.
+#[derive(Debug, Clone)]
+pub(crate) struct Mix {
+    pub(crate) classes: Vec<ClassWork>,
+    /// Mean work a request takes from others, milliseconds.
+    pub(crate) work_ms: f64,
+    /// Mean context over decode steps, tokens.
+    pub(crate) context: f64,
+    /// Most requests in one batch.
+    pub(crate) limit: usize,
+    /// Whether KV capacity sets that limit.
+    pub(crate) limited_by_kv: bool,
+    /// Milliseconds a completion takes with `n` requests present, by `n` from 0 (unused) to `limit`.
+    pub(crate) completion_ms: Vec<f64>,
+}
+
+impl Mix {
+    /// Shares follow the classes' own rates; where all are zero, they are even.
+    pub(crate) fn new(model: &ReplicaModel, mix: &[RequestClass]) -> Self {
+        let total: f64 = mix.iter().map(|c| finite(c.rps).max(0.0)).sum();
+        let classes: Vec<ClassWork> = mix
+            .iter()
+            .map(|c| {
+                let share = if total > 0.0 { finite(c.rps).max(0.0) / total } else { 1.0 / mix.len() as f64 };
+                ClassWork::new(model, c, share)
+            })
+            .collect();
+        let mean = |f: &dyn Fn(&ClassWork) -> f64| classes.iter().map(|c| c.share * f(c)).sum::<f64>();
+        let steps = mean(&|c| c.prefill_steps + c.decode_steps).max(1.0);
+        let context = mean(&|c| (c.prefill_steps + c.decode_steps) * c.context) / steps;
+        let work_ms = mean(&|c| c.work_ms);
+        let new = mean(&|c| c.new);
+        // A block is half empty on average.
+        let footprint = context + 0.5 * f64::from(model.config.block_tokens);
+        let by_kv = (model.memory.kv_tokens / footprint.max(1.0)).floor().max(1.0);
+        let max_running = f64::from(model.config.max_running);
+        let limit = by_kv.min(max_running) as usize;
+        // Beyond this many requests, prefill at `new` tokens a request fills every step's token budget.
+        let full = steps * model.batched_tokens() / (new + steps);
+        let mut completion_ms = Vec::with_capacity(limit + 1);
+        completion_ms.push(0.0);
+        completion_ms.extend((1..=limit).map(|n| {
+            let n = (n as f64).min(full);
+            work_ms + steps * model.times.decode(n, n * context) / n
+        }));
+        Self { classes, work_ms, context, limit, limited_by_kv: by_kv < max_running, completion_ms }
+    }
+
+    /// The highest rate at which the queue does not grow for ever, requests per millisecond.
+    pub(crate) fn saturation_per_ms(&self) -> f64 {
+        self.completion_ms.get(self.limit).map_or(0.0, |ms| 1.0 / ms)
+    }
+
+    /// Where step time goes with `running` requests at `rate` requests per millisecond.
+    pub(crate) fn breakdown(&self, model: &ReplicaModel, running: f64, rate: f64) -> StepBreakdown {
+        let decode = model.times.decode(running, running * self.context);
+        let step = decode / (1.0 - (rate * self.work_ms).min(0.999));
+        let mut load = StepLoad { running, context_tokens: running * self.context, ..StepLoad::default() };
+        for c in &self.classes {
+            let per_step = rate * step * c.share;
+            load.prefill_tokens += per_step * c.new;
+            load.prefill_attention += per_step * c.new * (c.new + 2.0 * c.cached);
+        }
+        model.times.breakdown(&load)
+    }
+}

@@ -1,0 +1,261 @@
+//! Latency percentiles under a load.
+
+use std::sync::Arc;
+
+use plimsoll_fleet::{Percentile, RequestClass};
+
+use crate::mix::{ClassWork, Mix};
+use crate::quantile::{Wait, gamma, normal, survival, wait_quantile};
+use crate::queue::{State, burst_size};
+use crate::{ReplicaModel, Resource};
+
+/// How much of the batch's spread remains in a request's own mean: the batch changes while the request runs. For
+/// requests of one length it is the square root of 2/3.
+const LIFETIME_AVERAGING: f64 = 0.816_496_580_927_726;
+
+/// What all classes share at one rate.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Shared {
+    /// Requests per millisecond.
+    pub(crate) rate: f64,
+    /// Mean burst.
+    pub(crate) burst: f64,
+    /// Time between tokens while nothing is prefilled, at the mean batch, milliseconds.
+    pub(crate) decode_ms: f64,
+    /// Share of time taken by prefill.
+    pub(crate) prefill_share: f64,
+    /// Second moment of prefill work, ms².
+    pub(crate) work_square: f64,
+    /// The step that an arrival finds under way, times the chance that there is one, milliseconds.
+    residual_ms: f64,
+    /// Prompt tokens that fit into a step beside the mean batch.
+    pub(crate) token_budget: f64,
+    /// Wait for a place in the batch.
+    pub(crate) batch_wait: Wait,
+    /// Wait for prompts ahead in the batch.
+    pub(crate) prefill_wait: Wait,
+}
+
+impl Shared {
+    /// `None` if prompts come faster than they can be computed.
+    pub(crate) fn new(model: &ReplicaModel, mix: &Mix, state: &State, rate: f64, burst: f64) -> Option<Self> {
+        let batch = state.mean_batch;
+        let decode_ms = model.times.decode(batch, batch * mix.context);
+        let token_budget = (model.batched_tokens() - batch).max(1.0);
+        let (mut s1, mut s2, mut work_square) = (0.0, 0.0, 0.0);
+        for c in &mix.classes {
+            // A prompt's turn: its own arithmetic and its share of the steps that carry it.
+            let s = c.work_ms + c.new / token_budget * decode_ms;
+            s1 += c.share * s;
+            s2 += c.share * s * s;
+            work_square += c.share * c.work_ms * c.work_ms;
+        }
+        let busy = rate * s1;
+        if busy >= 1.0 {
+            return None;
+        }
+        // M^X/G/1 with geometric batches: mean wait and chance of waiting; the tail taken as exponential.
+        let mean = (0.5 * rate * s2 + (burst - 1.0) * s1) / (1.0 - busy);
+        let p = 1.0 - (1.0 - busy) / burst;
+        let prefill_wait = Wait { p, mean_ms: if p > 0.0 { mean / p } else { 0.0 } };
+        Some(Self {
+            rate,
+            burst,
+            decode_ms,
+            prefill_share: rate * mix.work_ms,
+            work_square,
+            residual_ms: decode_ms * state.busy,
+            token_budget,
+            batch_wait: state.wait,
+            prefill_wait,
+        })
+    }
+
+    /// Mean TPOT of every class, milliseconds: the open loop's fixed point `D/(1 − λw)`.
+    pub(crate) fn tpot_mean(&self) -> f64 {
+        self.decode_ms / (1.0 - self.prefill_share)
+    }
+
+    /// TTFT without waiting for others, milliseconds; the rest of the step under way is uniform.
+    fn ttft_fixed(&self, api_ms: f64, c: &ClassWork, p: f64) -> f64 {
+        let steps = (c.new / self.token_budget).ceil();
+        api_ms + p * self.residual_ms + c.prefill_ms + steps * self.decode_ms
+    }
+
+    pub(crate) fn ttft(&self, api_ms: f64, c: &ClassWork, p: f64) -> f64 {
+        self.ttft_fixed(api_ms, c, p) + wait_quantile(self.batch_wait, self.prefill_wait, p)
+    }
+
+    /// Share of requests whose TTFT is above `ms`; `p` sets how much of a step under way is counted.
+    pub(crate) fn ttft_above(&self, api_ms: f64, c: &ClassWork, ms: f64, p: f64) -> f64 {
+        survival(self.batch_wait, self.prefill_wait, ms - self.ttft_fixed(api_ms, c, p))
+    }
+
+    pub(crate) fn ttft_mean(&self, api_ms: f64, c: &ClassWork) -> f64 {
+        self.ttft_fixed(api_ms, c, 0.5) + self.batch_wait.mean() + self.prefill_wait.mean()
+    }
+
+    /// A request's own mean time per token at percentile `p`, milliseconds.
+    pub(crate) fn tpot(&self, model: &ReplicaModel, mix: &Mix, state: &State, c: &ClassWork, p: f64) -> f64 {
+        let mean = state.mean_batch;
+        let batch = (mean + LIFETIME_AVERAGING * (state.batch_quantile(p) - mean)).max(1.0);
+        let decode = model.times.decode(batch, batch * mix.context);
+        let steps = c.decode_steps.max(1.0);
+        // Prompts that join while it decodes: a Poisson number of bursts, each with its work.
+        let lifetime = steps * decode / (1.0 - self.prefill_share);
+        let mean_work = self.prefill_share * lifetime;
+        let variance = self.rate * self.work_square * lifetime * self.burst;
+        decode + gamma(mean_work, variance, normal(p)) / steps
+    }
+
+    /// End to end at percentile `p`: means, and the two deviations as if independent.
+    pub(crate) fn e2e(
+        &self,
+        model: &ReplicaModel,
+        mix: &Mix,
+        state: &State,
+        c: &ClassWork,
+        api_ms: f64,
+        p: f64,
+    ) -> f64 {
+        let ttft = self.ttft(api_ms, c, p);
+        if c.decode_steps <= 0.0 {
+            return ttft;
+        }
+        let decode = c.decode_steps * self.tpot(model, mix, state, c, p);
+        let (mean_ttft, mean_decode) = (self.ttft_mean(api_ms, c), c.decode_steps * self.tpot_mean());
+        let (a, b) = (ttft - mean_ttft, decode - mean_decode);
+        if a > 0.0 && b > 0.0 { mean_ttft + mean_decode + a.hypot(b) } else { ttft + decode }
+    }
+}
+
+/// What a [`LoadPrediction`] and its classes share.
+#[derive(Debug)]
+struct Inner {
+    model: ReplicaModel,
+    mix: Mix,
+    state: State,
+    /// `None` when saturated.
+    shared: Option<Shared>,
+}
+
+/// Latencies of one class under a load.
+#[derive(Debug, Clone)]
+pub struct ClassPrediction {
+    /// Name of the request class.
+    pub name: String,
+    /// Its SLO class.
+    pub slo_class: String,
+    /// Its rate, requests per second.
+    pub rps: f64,
+    inner: Arc<Inner>,
+    index: usize,
+}
+
+impl ClassPrediction {
+    fn with(&self, f: impl Fn(&Inner, &Shared, &ClassWork) -> f64) -> f64 {
+        match (&self.inner.shared, self.inner.mix.classes.get(self.index)) {
+            (Some(shared), Some(class)) => f(&self.inner, shared, class),
+            _ => f64::INFINITY,
+        }
+    }
+
+    /// Time to first token at this percentile, milliseconds, API time included; infinite when saturated.
+    pub fn ttft_ms(&self, p: Percentile) -> f64 {
+        self.with(|i, s, c| s.ttft(i.model.api_overhead_ms(), c, p.fraction()))
+    }
+
+    /// A request's own mean time per output token after the first at this percentile, milliseconds.
+    pub fn tpot_ms(&self, p: Percentile) -> f64 {
+        self.with(|i, s, c| s.tpot(&i.model, &i.mix, &i.state, c, p.fraction()))
+    }
+
+    /// End to end at this percentile, milliseconds, for an answer of the class's mean length.
+    pub fn e2e_ms(&self, p: Percentile) -> f64 {
+        self.with(|i, s, c| s.e2e(&i.model, &i.mix, &i.state, c, i.model.api_overhead_ms(), p.fraction()))
+    }
+
+    /// Mean time to first token, milliseconds.
+    pub fn mean_ttft_ms(&self) -> f64 {
+        self.with(|i, s, c| s.ttft_mean(i.model.api_overhead_ms(), c))
+    }
+
+    /// Mean time per output token, milliseconds.
+    pub fn mean_tpot_ms(&self) -> f64 {
+        self.with(|_, s, _| s.tpot_mean())
+    }
+}
+
+/// A replica under a load.
+#[derive(Debug, Clone)]
+pub struct LoadPrediction {
+    /// By request class, in the order asked.
+    pub classes: Vec<ClassPrediction>,
+    /// Rate as a share of the highest at which the queue stays finite; above 1 when overloaded.
+    pub utilisation: f64,
+    /// Whether the queue would grow for ever; every latency is then infinite.
+    pub saturated: bool,
+    /// What the replica would run out of first.
+    pub resource: Resource,
+    /// Mean running requests (the batch limit when saturated).
+    pub running: f64,
+    /// Mean share of KV cache in use.
+    pub kv_usage: f64,
+    /// Relative error to expect of these latencies (p90).
+    pub relative_error: f64,
+}
+
+impl LoadPrediction {
+    /// The class of this name.
+    pub fn class(&self, name: &str) -> Option<&ClassPrediction> {
+        self.classes.iter().find(|c| c.name == name)
+    }
+}
+
+/// The resource that binds with this many running: a full batch names what fills it, otherwise the dominant part of
+/// the step.
+pub(crate) fn binding_resource(model: &ReplicaModel, mix: &Mix, running: f64, rate: f64) -> Resource {
+    if running >= 0.9 * mix.limit as f64 {
+        return if mix.limited_by_kv { Resource::KvCapacity } else { Resource::BatchLimit };
+    }
+    mix.breakdown(model, running, rate).dominant()
+}
+
+pub(crate) fn predict(
+    model: &ReplicaModel,
+    classes: &[RequestClass],
+    total_rps: f64,
+    arrival_scv: f64,
+) -> LoadPrediction {
+    let mix = Mix::new(model, classes);
+    let rate = if total_rps.is_finite() { total_rps.max(0.0) / 1e3 } else { f64::INFINITY };
+    let burst = burst_size(arrival_scv);
+    let mut state = State::default();
+    let solved = state.solve(&mix, rate, burst);
+    let shared = if solved { Shared::new(model, &mix, &state, rate, burst) } else { None };
+    let running = if shared.is_some() { state.mean_running } else { mix.limit as f64 };
+    let saturation = mix.saturation_per_ms();
+    let resource = binding_resource(model, &mix, running, rate.min(saturation));
+    let kv_usage = (running * mix.context / model.memory.kv_tokens).min(1.0);
+    let saturated = shared.is_none();
+    let inner = Arc::new(Inner { model: model.clone(), mix, state, shared });
+    LoadPrediction {
+        classes: classes
+            .iter()
+            .enumerate()
+            .map(|(index, c)| ClassPrediction {
+                name: c.name.clone(),
+                slo_class: c.slo_class.clone(),
+                rps: total_rps * inner.mix.classes.get(index).map_or(0.0, |w| w.share),
+                inner: Arc::clone(&inner),
+                index,
+            })
+            .collect(),
+        utilisation: if saturation > 0.0 { rate / saturation } else { 0.0 },
+        saturated,
+        resource,
+        running,
+        kv_usage,
+        relative_error: model.relative_error,
+    }
+}

@@ -1,0 +1,140 @@
+//! Small closed forms for quantiles.
+
+/// Quantile of the standard normal distribution, by Acklam's rational approximation (relative error below 1.2e-9).
+pub(crate) fn normal(p: f64) -> f64 {
+    const A: [f64; 6] = [
+        -3.969_683_028_665_376e1,
+        2.209_460_984_245_205e2,
+        -2.759_285_104_469_687e2,
+        1.383_577_518_672_69e2,
+        -3.066_479_806_614_716e1,
+        2.506_628_277_459_239,
+    ];
+    const B: [f64; 5] = [
+        -5.447_609_879_822_406e1,
+        1.615_858_368_580_409e2,
+        -1.556_989_798_598_866e2,
+        6.680_131_188_771_972e1,
+        -1.328_068_155_288_572e1,
+    ];
+    const C: [f64; 6] = [
+        -7.784_894_002_430_293e-3,
+        -3.223_964_580_411_365e-1,
+        -2.400_758_277_161_838,
+        -2.549_732_539_343_734,
+        4.374_664_141_464_968,
+        2.938_163_982_698_783,
+    ];
+    const D: [f64; 4] =
+        [7.784_695_709_041_462e-3, 3.224_671_290_700_398e-1, 2.445_134_137_142_996, 3.754_408_661_907_416];
+    const LOW: f64 = 0.024_25;
+    let p = p.clamp(1e-12, 1.0 - 1e-12);
+    let tail = |q: f64| {
+        (((((C[0] * q + C[1]) * q + C[2]) * q + C[3]) * q + C[4]) * q + C[5])
+            / ((((D[0] * q + D[1]) * q + D[2]) * q + D[3]) * q + 1.0)
+    };
+    if p < LOW {
+        tail((-2.0 * p.ln()).sqrt())
+    } else if p > 1.0 - LOW {
+        -tail((-2.0 * (1.0 - p).ln()).sqrt())
+    } else {
+        let q = p - 0.5;
+        let r = q * q;
+        (((((A[0] * r + A[1]) * r + A[2]) * r + A[3]) * r + A[4]) * r + A[5]) * q
+            / (((((B[0] * r + B[1]) * r + B[2]) * r + B[3]) * r + B[4]) * r + 1.0)
+    }
+}
+
+/// Quantile of a gamma-like sum with this mean and variance at the normal quantile `z` (Wilson–Hilferty), never
+/// negative. Used for the work of a Poisson number of prefills.
+pub(crate) fn gamma(mean: f64, variance: f64, z: f64) -> f64 {
+    if mean <= 0.0 || variance <= 0.0 {
+        return mean.max(0.0);
+    }
+    let k = mean * mean / variance;
+    mean * (1.0 - 1.0 / (9.0 * k) + z / (3.0 * k.sqrt())).max(0.0).powi(3)
+}
+
+/// A wait that is zero with probability `1 − p` and otherwise exponential with this mean.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub(crate) struct Wait {
+    /// Probability of waiting at all.
+    pub(crate) p: f64,
+    /// Mean wait of those that wait, milliseconds.
+    pub(crate) mean_ms: f64,
+}
+
+impl Wait {
+    pub(crate) fn mean(&self) -> f64 {
+        self.p * self.mean_ms
+    }
+}
+
+/// `P(a + b > t)` of two independent waits.
+pub(crate) fn survival(a: Wait, b: Wait, t: f64) -> f64 {
+    if t < 0.0 {
+        return 1.0;
+    }
+    let tail = |w: Wait| if w.mean_ms > 0.0 { (-t / w.mean_ms).exp() } else { 0.0 };
+    let (ta, tb) = (tail(a), tail(b));
+    // Both wait: a hypo-exponential; where the means meet, an Erlang.
+    let both = if (a.mean_ms - b.mean_ms).abs() > 1e-6 * (a.mean_ms + b.mean_ms) {
+        (a.mean_ms * ta - b.mean_ms * tb) / (a.mean_ms - b.mean_ms)
+    } else if a.mean_ms > 0.0 {
+        ta * (1.0 + t / a.mean_ms)
+    } else {
+        0.0
+    };
+    a.p * (1.0 - b.p) * ta + b.p * (1.0 - a.p) * tb + a.p * b.p * both
+}
+
+/// The `t` at which `P(a + b > t)` falls to `1 − p`.
+pub(crate) fn wait_quantile(a: Wait, b: Wait, p: f64) -> f64 {
+    let tail = 1.0 - p;
+    if survival(a, b, 0.0) <= tail {
+        return 0.0;
+    }
+    let slow = a.mean_ms.max(b.mean_ms);
+    let mut low = 0.0;
+    let mut high = slow;
+    // `slow` sets the decay: P < (1 + t/slow)·exp(−t/slow).
+    while survival(a, b, high) > tail && high < 1e3 * slow {
+        low = high;
+        high *= 2.0;
+    }
+    for _ in 0..40 {
+        let mid = 0.5 * (low + high);
+        if survival(a, b, mid) > tail { low = mid } else { high = mid }
+    }
+    high
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn normal_quantiles() {
+        for (p, z) in [(0.5, 0.0), (0.95, 1.644_853_627), (0.99, 2.326_347_874), (0.01, -2.326_347_874)] {
+            assert!((normal(p) - z).abs() < 1e-7, "{p}: {}", normal(p));
+        }
+    }
+
+    #[test]
+    fn exponential_wait() {
+        let none = Wait { p: 0.0, mean_ms: 0.0 };
+        let w = Wait { p: 0.5, mean_ms: 100.0 };
+        // P(W > t) = 0.5 exp(−t/100) = 0.05 at t = 100 ln 10.
+        assert!((wait_quantile(w, none, 0.95) - 100.0 * 10f64.ln()).abs() < 1e-3);
+        assert_eq!(wait_quantile(w, none, 0.4), 0.0);
+        let sum = Wait { p: 1.0, mean_ms: 100.0 };
+        // Erlang-2: P = (1 + t/m) exp(−t/m).
+        let t = wait_quantile(sum, sum, 0.9);
+        assert!(((1.0 + t / 100.0) * (-t / 100.0).exp() - 0.1).abs() < 1e-6);
+    }
+
+    #[test]
+    fn gamma_with_shape_of_one_is_exponential() {
+        assert!((gamma(1.0, 1.0, normal(0.95)) - 20f64.ln()).abs() < 0.03);
+    }
+}

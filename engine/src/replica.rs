@@ -1,0 +1,178 @@
+//! One replica: a model in a shape on an accelerator, with everything precomputed.
+
+use plimsoll_fleet::{
+    AcceleratorClass, ModelArchitecture, RequestClass, Shape, Slo, StepCoefficients, shape::Variant,
+};
+
+use crate::predict::{LoadPrediction, predict};
+use crate::step::StepTimes;
+use crate::{DoesNotFit, EngineConfig, LoadLine, MemoryFit, StepBreakdown, StepLoad, load_line, memory};
+
+/// The performance model of one replica. Cheap to clone, pure, and shared freely between threads.
+///
+/// ```
+/// use plimsoll_engine::{EngineConfig, ReplicaModel};
+/// use plimsoll_fleet::{Dtype, Role, Shape, presets, shape::Variant};
+///
+/// let mut model = presets::model("llama-3.1-70b").ok_or("preset")?;
+/// model.max_context_tokens = 32_768;
+/// let h100 = presets::accelerator("h100").ok_or("preset")?;
+/// let fp8 = Variant { name: "fp8".into(), weights: Dtype::Fp8, kv: Dtype::Bf16, quality: 1.0, source: None };
+/// let shape = Shape {
+///     variant: "fp8".into(), accelerator: "h100".into(), tensor_parallel: 2, pipeline_parallel: 1, role: Role::Mixed,
+/// };
+/// let replica = ReplicaModel::new(&model, &fp8, &h100, &shape, &EngineConfig::default())?;
+/// assert!(replica.memory().kv_tokens > 200_000.0);
+/// // 36 GB of weights on each GPU at 3.35 TB/s, and 80 layers' overheads.
+/// assert!((14.0..20.0).contains(&replica.decode_ms(1.0, 1000.0)));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, PartialEq)]
+pub struct ReplicaModel {
+    pub(crate) times: StepTimes,
+    pub(crate) memory: MemoryFit,
+    pub(crate) config: EngineConfig,
+    pub(crate) max_context_tokens: u32,
+    pub(crate) relative_error: f64,
+    api_overhead_ms: f64,
+}
+
+impl ReplicaModel {
+    /// Models a replica. The longest request is `arch.max_context_tokens`: set it to what the pool serves, which is
+    /// often far below what the model could do.
+    ///
+    /// # Errors
+    /// [`DoesNotFit`] if the weights or one request of the longest context exceed the memory, the parallelism does
+    /// not divide the model or exceeds the link domain, the role is not [`plimsoll_fleet::Role::Mixed`], or a figure
+    /// is out of range.
+    pub fn new(
+        arch: &ModelArchitecture,
+        variant: &Variant,
+        acc: &AcceleratorClass,
+        shape: &Shape,
+        config: &EngineConfig,
+    ) -> Result<Self, DoesNotFit> {
+        let memory = memory::fit(arch, variant, acc, shape, config)?;
+        Ok(Self {
+            times: StepTimes::new(arch, variant, acc, shape),
+            memory,
+            config: *config,
+            max_context_tokens: arch.max_context_tokens,
+            relative_error: acc.calibration.relative_error,
+            api_overhead_ms: acc.calibration.api_overhead_ms,
+        })
+    }
+
+    /// How memory is used.
+    pub fn memory(&self) -> &MemoryFit {
+        &self.memory
+    }
+
+    /// Engine settings.
+    pub fn config(&self) -> &EngineConfig {
+        &self.config
+    }
+
+    /// Longest request (prompt and answer), tokens.
+    pub fn max_context_tokens(&self) -> u32 {
+        self.max_context_tokens
+    }
+
+    /// API server time before a request reaches the engine's queue, milliseconds.
+    pub fn api_overhead_ms(&self) -> f64 {
+        self.api_overhead_ms
+    }
+
+    /// Relative error (p90) that predictions with this calibration were seen to have.
+    pub fn relative_error(&self) -> f64 {
+        self.relative_error
+    }
+
+    pub(crate) fn batched_tokens(&self) -> f64 {
+        f64::from(self.config.max_batched_tokens)
+    }
+
+    /// Arithmetic and communication of a prompt of `new_tokens` after `cached_tokens` found in the cache,
+    /// milliseconds: what it adds to the steps that carry it, however it is cut into chunks.
+    pub fn prefill_ms(&self, new_tokens: f64, cached_tokens: f64) -> f64 {
+        self.times.prefill(new_tokens, new_tokens * (new_tokens + 2.0 * cached_tokens))
+    }
+
+    /// A step of `batch` requests that decode one token each, `mean_context` tokens long, milliseconds.
+    pub fn decode_ms(&self, batch: f64, mean_context: f64) -> f64 {
+        self.times.decode(batch, batch * mean_context)
+    }
+
+    /// A mixed step, milliseconds: decode and prefill share one weight read.
+    pub fn step_ms(&self, step: &StepLoad) -> f64 {
+        self.times.breakdown(step).total_ms()
+    }
+
+    /// Where the time of a step goes.
+    pub fn step_breakdown(&self, step: &StepLoad) -> StepBreakdown {
+        self.times.breakdown(step)
+    }
+
+    /// Mean TPOT with `concurrency` requests kept in flight, milliseconds: `D(B, s) + B/osl · w(isl)`.
+    pub fn closed_loop_tpot_ms(&self, concurrency: f64, input_tokens: f64, output_tokens: f64) -> f64 {
+        let context = input_tokens + 0.5 * output_tokens;
+        let batch = concurrency.min(f64::from(self.config.max_running)).min(self.memory.kv_tokens / context);
+        self.decode_ms(batch, context)
+            + batch / output_tokens * self.prefill_ms(input_tokens, 0.0) * self.times.pipeline_share()
+    }
+
+    /// Step time made linear around requests of `typical_context` tokens, for use on the request path.
+    pub fn coefficients(&self, typical_context: f64) -> StepCoefficients {
+        let typical = if typical_context.is_finite() { typical_context.max(1.0) } else { 1024.0 };
+        // The secant between one request and a well-filled batch; the curve in between (roofline knee, experts
+        // hit) lies close to it.
+        let full = (self.memory.kv_tokens / typical).min(f64::from(self.config.max_running)).max(2.0);
+        let (one, many) = (self.times.decode(1.0, 0.0), self.times.decode(full, 0.0));
+        let per_request = (many - one) / (full - 1.0);
+        let prompt = typical.min(self.batched_tokens());
+        StepCoefficients {
+            base_ms: one - per_request,
+            per_request_ms: per_request,
+            per_context_token_ms: self.times.context_token(),
+            per_prefill_token_ms: self.prefill_ms(prompt, 0.0) / prompt * self.times.pipeline_share(),
+            api_overhead_ms: self.api_overhead_ms,
+            kv_tokens: self.memory.kv_tokens,
+            max_running: self.config.max_running,
+            max_batched_tokens: self.config.max_batched_tokens,
+        }
+    }
+
+    /// Latencies and utilisation when `mix` arrives at `total_rps` requests per second (the classes' own rates give
+    /// its proportions). `arrival_scv` is the squared coefficient of variation of inter-arrival times; 1 is Poisson,
+    /// and smaller values are taken as 1.
+    pub fn predict(&self, mix: &[RequestClass], total_rps: f64, arrival_scv: f64) -> LoadPrediction {
+        predict(self, mix, total_rps, arrival_scv)
+    }
+
+    /// The highest rate of `mix` on this one replica at which every objective holds.
+    ///
+    /// `slos` gives the objectives of an SLO class by name. An objective's percentile is over all requests of its
+    /// SLO class in the mix: a few long prompts may miss it if enough others hold it. Latencies are taken
+    /// `1 + margin` times as long as predicted, and the rate stays below [`crate::MAX_UTILISATION`]`/(1 + margin)`
+    /// of saturation.
+    pub fn load_line(
+        &self,
+        mix: &[RequestClass],
+        slos: &dyn Fn(&str) -> Slo,
+        arrival_scv: f64,
+        margin: f64,
+    ) -> LoadLine {
+        load_line::load_line(self, mix, slos, arrival_scv, margin)
+    }
+
+    /// The load line of one class alone.
+    pub fn class_rate(&self, class: &RequestClass, slo: &Slo, arrival_scv: f64, margin: f64) -> LoadLine {
+        let slo = *slo;
+        self.load_line(std::slice::from_ref(class), &|_| slo, arrival_scv, margin)
+    }
+
+    /// The highest rate of `mix` at which the queue stays finite, whatever the latency, requests per second.
+    pub fn saturation_rps(&self, mix: &[RequestClass]) -> f64 {
+        if mix.is_empty() { 0.0 } else { 1e3 * crate::mix::Mix::new(self, mix).saturation_per_ms() }
+    }
+}

@@ -1,0 +1,1 @@
+//! Iteration-level simulation of one replica.
