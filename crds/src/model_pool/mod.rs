@@ -1,0 +1,8 @@
+//! ModelPool: what a model's owner asks for.
+
+mod convert;
+mod spec;
+mod status;
+
+pub use spec::*;
+pub use status::*;

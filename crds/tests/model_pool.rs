@@ -1,0 +1,186 @@
+//! ModelPools from YAML: what is accepted, what it becomes, and what each mistake is answered with.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests")]
+
+use plimsoll_crds::{InvalidField, ModelPool};
+use plimsoll_fleet::pool::{EngineKind, Mode};
+use plimsoll_fleet::{Dtype, Percentile};
+use rstest::rstest;
+use serde_json::json;
+
+/// The manifest of the README and of the first ten minutes.
+const CHAT: &str = "
+apiVersion: plimsoll.dev/v1alpha1
+kind: ModelPool
+metadata: {name: chat}
+spec:
+  model: {name: llama-3.1-70b, preset: llama-3.1-70b}
+  slo: {ttft: {p95: 800ms}, tpot: {p95: 50ms}}
+  demand: {rps: 4, input: {mean: 1200, p95: 4000}, output: {mean: 250, p95: 800}}
+";
+
+fn chat() -> ModelPool {
+    serde_saphyr::from_str(CHAT).unwrap()
+}
+
+/// CHAT with a JSON merge patch over it.
+fn patched(patch: serde_json::Value) -> ModelPool {
+    fn merge(target: &mut serde_json::Value, patch: &serde_json::Value) {
+        match (target.as_object_mut(), patch.as_object()) {
+            (Some(t), Some(p)) => {
+                for (key, value) in p {
+                    if value.is_null() {
+                        t.remove(key);
+                    } else {
+                        merge(t.entry(key).or_insert(json!(null)), value);
+                    }
+                }
+            }
+            _ => *target = patch.clone(),
+        }
+    }
+    let mut value = serde_json::to_value(chat()).unwrap();
+    // A leaf that is replaced by an object becomes that object.
+    fn prepare(target: &mut serde_json::Value, patch: &serde_json::Value) {
+        if let Some(p) = patch.as_object() {
+            if !target.is_object() {
+                *target = json!({});
+            }
+            if let Some(t) = target.as_object_mut() {
+                for (key, value) in p {
+                    if value.is_object() {
+                        prepare(t.entry(key).or_insert(json!({})), value);
+                    }
+                }
+            }
+        }
+    }
+    prepare(&mut value, &patch);
+    merge(&mut value, &patch);
+    serde_json::from_value(value).unwrap()
+}
+
+fn errors(patch: serde_json::Value) -> Vec<InvalidField> {
+    patched(patch).to_fleet().expect_err("should be invalid")
+}
+
+#[test]
+fn the_first_manifest_gets_sensible_defaults() {
+    let pool = chat().to_fleet().unwrap();
+    assert_eq!(pool.id.to_string(), "default/chat");
+    assert_eq!(pool.served_name, "llama-3.1-70b");
+    assert_eq!(pool.architecture.layers, 80);
+    assert_eq!(pool.source.as_deref(), Some("hf://meta-llama/Llama-3.1-70B-Instruct"));
+    let variants: Vec<_> =
+        pool.variants.iter().map(|v| (v.name.as_str(), v.weights, v.kv, v.quality)).collect();
+    assert_eq!(variants, [("bf16", Dtype::Bf16, Dtype::Bf16, 1.0), ("fp8", Dtype::Fp8, Dtype::Bf16, 0.99)]);
+    let slo = pool.slo_classes[0].slo;
+    assert_eq!((slo.ttft.unwrap().percentile, slo.ttft.unwrap().ms), (Percentile::P95, 800.0));
+    assert_eq!(slo.tpot.unwrap().ms, 50.0);
+    let demand = pool.demand.unwrap();
+    assert_eq!((demand.rps, demand.input.mean_tokens, demand.output.p95_tokens), (4.0, 1200.0, 800.0));
+    assert_eq!((pool.scaling.min_replicas, pool.scaling.max_replicas, pool.scaling.min_zones), (1, 64, 1));
+    assert_eq!((pool.engine.kind, pool.engine.cold_start_seconds), (EngineKind::Vllm, 90.0));
+    assert_eq!(pool.mode, Mode::Enforce);
+    assert_eq!(pool.min_quality, 0.0);
+}
+
+#[test]
+fn kubectl_scale_pins_the_pool() {
+    let pool =
+        patched(json!({"spec": {"replicas": 3, "scaling": {"min": 1, "max": 2, "scaleToZeroAfter": "15m"}}}));
+    let scaling = pool.to_fleet().unwrap().scaling;
+    assert_eq!(
+        (scaling.min_replicas, scaling.max_replicas, scaling.scale_to_zero_after_seconds),
+        (3, 3, None)
+    );
+    let off = patched(json!({"spec": {"replicas": 0}})).to_fleet().unwrap().scaling;
+    assert_eq!((off.min_replicas, off.max_replicas), (0, 0));
+}
+
+#[test]
+fn presets_published_in_a_narrow_format_start_from_it() {
+    let pool = patched(json!({"spec": {"model": {"preset": "deepseek-v3"}}})).to_fleet().unwrap();
+    let names: Vec<_> = pool.variants.iter().map(|v| (v.name.as_str(), v.quality)).collect();
+    assert_eq!(names, [("fp8", 1.0)]);
+}
+
+#[test]
+fn an_architecture_of_ones_own_is_accepted() {
+    let pool = patched(json!({"spec": {"model": {
+        "preset": null, "source": "s3://models/mine", "name": "mine",
+        "architecture": {"layers": 32, "hidden": 4096, "heads": 32, "kvHeads": 8, "vocab": 128256,
+                         "parametersBillion": 8.03, "contextTokens": 131072}}}}))
+    .to_fleet()
+    .unwrap();
+    let preset = plimsoll_fleet::presets::model("llama-3.1-8b").unwrap();
+    assert_eq!(pool.architecture.head_dim, 128);
+    assert_eq!(pool.architecture.active_parameters, preset.active_parameters);
+}
+
+#[test]
+fn classes_share_the_traffic() {
+    let pool = patched(json!({"spec": {"slo": {"classes": [
+        {"name": "batch", "e2e": {"p90": "10m"}, "share": 0.25, "match": {"headers": {"X-Job": "nightly"}}}]}}}))
+    .to_fleet()
+    .unwrap();
+    let shares: Vec<_> = pool.slo_classes.iter().map(|c| (c.name.as_str(), c.expected_share)).collect();
+    assert_eq!(shares, [("default", 0.75), ("batch", 0.25)]);
+    assert_eq!(pool.slo_classes[1].match_headers["x-job"], "nightly");
+}
+
+#[rstest]
+#[case::tpot_too_short(json!({"slo": {"tpot": {"p95": "0ms"}}}), "spec.slo.tpot.p95", "between 1ms and 10s")]
+#[case::tpot_too_long(json!({"slo": {"tpot": {"p95": "11s"}}}), "spec.slo.tpot.p95", "between 1ms and 10s")]
+#[case::ttft_no_unit(json!({"slo": {"ttft": {"p95": "800"}}}), "spec.slo.ttft.p95", "800ms or 1.5s")]
+#[case::two_percentiles(json!({"slo": {"ttft": {"p50": "1s"}}}), "spec.slo.ttft", "exactly one of")]
+#[case::no_percentile(json!({"slo": {"ttft": {"p95": null}}}), "spec.slo.ttft", "exactly one of")]
+#[case::no_objective(json!({"slo": {"ttft": null, "tpot": null}}), "spec.slo", "at least one of")]
+#[case::e2e_below_ttft(json!({"slo": {"e2e": {"p95": "500ms"}}}), "spec.slo.e2e", "at least ttft")]
+#[case::class_named_default(json!({"slo": {"classes": [{"name": "default", "e2e": {"p95": "1s"}}]}}), "spec.slo.classes[0].name", "another name")]
+#[case::shares_above_one(json!({"slo": {"classes": [{"name": "a", "e2e": {"p95": "9s"}, "share": 0.7}, {"name": "b", "e2e": {"p95": "9s"}, "share": 0.7}]}}), "spec.slo.classes", "at most 1")]
+#[case::unknown_preset(json!({"model": {"preset": "lama-3.1-70b"}}), "spec.model.preset", "llama-3.1-70b")]
+#[case::preset_and_architecture(json!({"model": {"architecture": {"layers": 1, "hidden": 1, "heads": 1, "vocab": 1, "kvHeads": 1, "parametersBillion": 1, "contextTokens": 16}}}), "spec.model", "exactly one")]
+#[case::neither(json!({"model": {"preset": null}}), "spec.model", "exactly one")]
+#[case::served_name(json!({"model": {"name": "my model"}}), "spec.model.name", "letters, digits")]
+#[case::source(json!({"model": {"source": "meta-llama/Llama"}}), "spec.model.source", "hf://org/repo")]
+#[case::max_below_min(json!({"scaling": {"min": 4, "max": 2}}), "spec.scaling.max", "at least 4")]
+#[case::zones_above_max(json!({"scaling": {"max": 2, "minZones": 3}}), "spec.scaling.minZones", "at most 2")]
+#[case::to_zero(json!({"scaling": {"scaleToZeroAfter": "soon"}}), "spec.scaling.scaleToZeroAfter", "15m")]
+#[case::tp_does_not_divide(json!({"parallelism": {"tensor": [3]}}), "spec.parallelism.tensor", "1, 2, 4, 8")]
+#[case::tp_twice(json!({"parallelism": {"tensor": [2, 2]}}), "spec.parallelism.tensor[1]", "once")]
+#[case::tp_zero(json!({"parallelism": {"tensor": [0]}}), "spec.parallelism.tensor[0]", "from 1 to 64")]
+#[case::pp_too_deep(json!({"parallelism": {"pipeline": [64]}, "model": {"preset": "phi-4"}}), "spec.parallelism.pipeline", "at most 40")]
+#[case::quality(json!({"variants": [{"name": "a", "weights": "bf16", "quality": 1.5}]}), "spec.variants[0].quality", "from 0 to 1")]
+#[case::variant_twice(json!({"variants": [{"name": "a", "weights": "bf16"}, {"name": "a", "weights": "fp8"}]}), "spec.variants[1].name", "its own name")]
+#[case::int4_without_source(json!({"variants": [{"name": "q4", "weights": "int4"}]}), "spec.variants[0].source", "quantised to int4")]
+#[case::min_quality(json!({"minQuality": 0.9, "variants": [{"name": "a", "weights": "fp8", "quality": 0.8}]}), "spec.minQuality", "lower it to 0.8")]
+#[case::p95_below_mean(json!({"demand": {"input": {"p95": 100}}}), "spec.demand.input.p95", "at least 1200")]
+#[case::negative_rate(json!({"demand": {"rps": -1}}), "spec.demand.rps", "from 0")]
+#[case::gpu_by_hand(json!({"engine": {"resources": {"requests": {"nvidia.com/gpu": "2"}}}}), "spec.engine.resources.requests.nvidia.com/gpu", "remove it")]
+#[case::external_without_endpoint(json!({"engine": {"kind": "external"}}), "spec.engine.endpoints", "host:port")]
+#[case::bad_endpoint(json!({"engine": {"kind": "external", "endpoints": ["http://a"]}}), "spec.engine.endpoints[0]", "10.0.0.7:8000")]
+#[case::cold_start(json!({"engine": {"coldStart": "fast"}}), "spec.engine.coldStart", "90s")]
+#[case::toleration(json!({"placement": {"tolerations": [{"key": "a", "operator": "Is"}]}}), "spec.placement.tolerations[0].operator", "Exists or Equal")]
+#[case::context(json!({"maxContextTokens": 999999}), "spec.maxContextTokens", "131072")]
+fn each_mistake_names_its_field_and_remedy(
+    #[case] spec: serde_json::Value,
+    #[case] path: &str,
+    #[case] remedy: &str,
+) {
+    let errors = errors(json!({"spec": spec}));
+    let found = errors.iter().find(|e| e.path == path).unwrap_or_else(|| panic!("{path} not in {errors:?}"));
+    assert!(found.remedy.contains(remedy), "{found}");
+}
+
+#[test]
+fn all_mistakes_are_reported_at_once() {
+    let errors = errors(json!({"spec": {
+        "model": {"preset": "nope"}, "slo": {"tpot": {"p95": "0ms"}}, "scaling": {"min": 3, "max": 1}}}));
+    let paths: Vec<_> = errors.iter().map(|e| e.path.as_str()).collect();
+    assert_eq!(paths, ["spec.model.preset", "spec.slo.tpot.p95", "spec.scaling.max"]);
+    assert_eq!(
+        errors[1].to_string(),
+        "spec.slo.tpot.p95: \"0ms\" is out of range; use a duration between 1ms and 10s"
+    );
+}
