@@ -1,0 +1,475 @@
+//! One engine as a state machine.
+
+use std::collections::{BTreeMap, HashMap};
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use serde::{Deserialize, Serialize};
+
+use super::blocks::BlockPool;
+use crate::{ReplicaModel, StepLoad};
+
+/// What the engine is told to do, besides [`crate::EngineConfig`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SimPolicy {
+    /// Whether blocks of earlier prompts are used again.
+    pub prefix_cache: bool,
+    /// Most requests that may wait (`None`: no limit).
+    pub max_waiting: Option<usize>,
+}
+
+impl Default for SimPolicy {
+    fn default() -> Self {
+        Self { prefix_cache: true, max_waiting: None }
+    }
+}
+
+/// A request as the engine sees it.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct SimRequest {
+    /// Identity; unique among requests in the engine.
+    pub id: u64,
+    /// A hash per full block of the prompt, each covering all tokens up to its block's end. Blocks beyond those
+    /// listed are shared with nobody.
+    pub prompt_blocks: Vec<u64>,
+    /// Prompt length, tokens.
+    pub prompt_tokens: u32,
+    /// Answer length, tokens; at least one is generated.
+    pub output_tokens: u32,
+    /// Lower goes first, as in vLLM; equal ones by arrival.
+    pub priority: i32,
+    /// Adapter; requests of different adapters share no blocks.
+    pub adapter: Option<String>,
+}
+
+/// Why the engine does not take a request.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SubmitError {
+    /// Longer than the model serves.
+    #[error(
+        "request {id} needs {tokens} tokens, the longest allowed is {max_tokens}; shorten the prompt or the answer"
+    )]
+    TooLong {
+        /// Request.
+        id: u64,
+        /// Prompt and answer, tokens.
+        tokens: u64,
+        /// Longest allowed, tokens.
+        max_tokens: u64,
+    },
+    /// The prompt is empty.
+    #[error("request {id} has an empty prompt; send at least one token")]
+    EmptyPrompt {
+        /// Request.
+        id: u64,
+    },
+    /// The queue is full.
+    #[error("request {id} finds {waiting} requests waiting, the most allowed; try again later")]
+    QueueFull {
+        /// Request.
+        id: u64,
+        /// Requests that wait.
+        waiting: usize,
+    },
+    /// A request of this identity is in the engine already.
+    #[error("request {id} is in the engine already; use another id")]
+    Duplicate {
+        /// Request.
+        id: u64,
+    },
+}
+
+/// One answer token.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct TokenEvent {
+    /// Request.
+    pub id: u64,
+    /// Position in the answer, from 0.
+    pub index: u32,
+    /// Whether it is the first.
+    pub first: bool,
+    /// Whether it is the last.
+    pub finished: bool,
+    /// Prompt tokens that were found in the cache when the request was first admitted.
+    pub cached_tokens: u32,
+    /// Time from submission to first admission, milliseconds.
+    pub queue_ms: f64,
+}
+
+/// What one iteration did.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct StepOutcome {
+    /// How long it took, milliseconds.
+    pub duration_ms: f64,
+    /// Tokens that appear at its end, in scheduling order.
+    pub tokens: Vec<TokenEvent>,
+    /// Requests thrown out of the batch to make room; they wait to be computed again.
+    pub preempted: Vec<u64>,
+    /// What it worked on.
+    pub load: StepLoad,
+}
+
+/// Counters and gauges, as an engine exports them.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct SimStats {
+    /// Requests in the batch.
+    pub running: usize,
+    /// Requests that wait.
+    pub waiting: usize,
+    /// Share of KV blocks in use by requests, 0–1.
+    pub kv_usage: f64,
+    /// KV blocks altogether.
+    pub kv_blocks: u64,
+    /// Prompt tokens looked up in the prefix cache, since the start.
+    pub prefix_query_tokens: u64,
+    /// Of these, found.
+    pub prefix_hit_tokens: u64,
+    /// Preemptions since the start.
+    pub preemptions: u64,
+    /// Tokens prefilled since the start (recomputed ones again).
+    pub prefill_tokens: u64,
+    /// Answer tokens generated since the start.
+    pub generation_tokens: u64,
+    /// Requests finished since the start.
+    pub finished: u64,
+    /// Iterations since the start.
+    pub steps: u64,
+}
+
+/// Place in line: priority, then arrival.
+type Key = (i32, u64);
+
+#[derive(Debug, Clone)]
+struct Job {
+    key: Key,
+    id: u64,
+    hashes: Vec<u64>,
+    prompt: u32,
+    output: u32,
+    submitted_ms: f64,
+    queue_ms: Option<f64>,
+    cached_at_first: u32,
+    /// Answer tokens so far.
+    generated: u32,
+    /// Tokens whose keys and values are in the cache.
+    computed: u32,
+    /// Blocks already named in the prefix index.
+    named: usize,
+    blocks: Vec<u32>,
+}
+
+impl Job {
+    fn known(&self) -> u32 {
+        self.prompt + self.generated
+    }
+
+    fn remaining(&self) -> u32 {
+        self.known() - self.computed
+    }
+}
+
+/// One engine replica: pure state, no clock.
+///
+/// ```
+/// use plimsoll_engine::{EngineConfig, ReplicaModel, sim::{Replica, SimPolicy, SimRequest}};
+/// # use plimsoll_fleet::{Dtype, Role, Shape, presets, shape::Variant};
+/// # let mut arch = presets::model("llama-3.1-8b").ok_or("preset")?;
+/// # arch.max_context_tokens = 8192;
+/// # let acc = presets::accelerator("h100").ok_or("preset")?;
+/// # let variant = Variant { name: "bf16".into(), weights: Dtype::Bf16, kv: Dtype::Bf16, quality: 1.0, source: None };
+/// # let shape = Shape { variant: "bf16".into(), accelerator: "h100".into(), tensor_parallel: 1, pipeline_parallel: 1,
+/// #     role: Role::Mixed };
+/// let model = ReplicaModel::new(&arch, &variant, &acc, &shape, &EngineConfig::default())?;
+/// let mut engine = Replica::new(model, SimPolicy::default());
+/// engine.submit(0.0, SimRequest { id: 1, prompt_tokens: 100, output_tokens: 3, ..SimRequest::default() })?;
+/// let (mut now, mut tokens) = (0.0, 0);
+/// while let Some(step) = engine.step(now) {
+///     now += step.duration_ms;
+///     tokens += step.tokens.len();
+/// }
+/// assert_eq!(tokens, 3);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct Replica {
+    model: ReplicaModel,
+    policy: SimPolicy,
+    pool: BlockPool,
+    /// In order of their keys.
+    running: Vec<Job>,
+    waiting: BTreeMap<Key, Job>,
+    /// Places in line of all requests here.
+    keys: HashMap<u64, Key>,
+    arrivals: u64,
+    stats: SimStats,
+}
+
+impl Replica {
+    /// An idle engine with an empty cache.
+    pub fn new(model: ReplicaModel, policy: SimPolicy) -> Self {
+        let pool = BlockPool::new(model.memory().kv_blocks);
+        Self {
+            model,
+            policy,
+            pool,
+            running: Vec::new(),
+            waiting: BTreeMap::new(),
+            keys: HashMap::new(),
+            arrivals: 0,
+            stats: SimStats::default(),
+        }
+    }
+
+    /// The performance model that sets step times.
+    pub fn model(&self) -> &ReplicaModel {
+        &self.model
+    }
+
+    fn block_tokens(&self) -> u32 {
+        self.model.config().block_tokens
+    }
+
+    /// Puts a request into the queue. API time ([`ReplicaModel::api_overhead_ms`]) is the caller's to add.
+    ///
+    /// # Errors
+    /// [`SubmitError`] if the request is empty, longer than the context or the KV cache, a duplicate, or the queue is
+    /// full.
+    pub fn submit(&mut self, now_ms: f64, req: SimRequest) -> Result<(), SubmitError> {
+        let id = req.id;
+        if req.prompt_tokens == 0 {
+            return Err(SubmitError::EmptyPrompt { id });
+        }
+        let output = req.output_tokens.max(1);
+        let tokens = u64::from(req.prompt_tokens) + u64::from(output);
+        // The last answer token is never computed on, so it needs no place.
+        let cache = u64::from(self.pool.capacity()) * u64::from(self.block_tokens()) + 1;
+        let max_tokens = u64::from(self.model.max_context_tokens()).min(cache);
+        if tokens > max_tokens {
+            return Err(SubmitError::TooLong { id, tokens, max_tokens });
+        }
+        if self.policy.max_waiting.is_some_and(|max| self.waiting.len() >= max) {
+            return Err(SubmitError::QueueFull { id, waiting: self.waiting.len() });
+        }
+        if self.keys.contains_key(&id) {
+            return Err(SubmitError::Duplicate { id });
+        }
+        let mut hashes = req.prompt_blocks;
+        hashes.truncate((req.prompt_tokens / self.block_tokens()) as usize);
+        if let Some(adapter) = &req.adapter {
+            let mut hasher = DefaultHasher::new();
+            adapter.hash(&mut hasher);
+            let salt = hasher.finish();
+            hashes.iter_mut().for_each(|h| *h ^= salt);
+        }
+        let key = (req.priority, self.arrivals);
+        self.arrivals += 1;
+        let job = Job {
+            key,
+            id,
+            hashes,
+            prompt: req.prompt_tokens,
+            output,
+            submitted_ms: now_ms,
+            queue_ms: None,
+            cached_at_first: 0,
+            generated: 0,
+            computed: 0,
+            named: 0,
+            blocks: Vec::new(),
+        };
+        self.keys.insert(id, key);
+        self.waiting.insert(key, job);
+        Ok(())
+    }
+
+    /// Forgets a request wherever it is; an unknown one is ignored.
+    pub fn cancel(&mut self, id: u64) {
+        let Some(key) = self.keys.remove(&id) else { return };
+        if self.waiting.remove(&key).is_none()
+            && let Ok(i) = self.running.binary_search_by(|j| j.key.cmp(&key))
+        {
+            let job = self.running.remove(i);
+            self.release(&job);
+        }
+    }
+
+    /// Lets a job's blocks go, the last first: a shared prefix outlives what follows it.
+    fn release(&mut self, job: &Job) {
+        for id in job.blocks.iter().rev() {
+            self.pool.release(*id);
+        }
+    }
+
+    /// Whether nothing runs and nothing waits.
+    pub fn is_idle(&self) -> bool {
+        self.running.is_empty() && self.waiting.is_empty()
+    }
+
+    /// Throws the last running job out of the batch; it will be computed again from its cached prefix.
+    fn preempt_last(&mut self, out: &mut StepOutcome) -> Option<Key> {
+        let mut job = self.running.pop()?;
+        self.release(&job);
+        job.blocks.clear();
+        job.computed = 0;
+        job.named = 0;
+        out.preempted.push(job.id);
+        self.stats.preemptions += 1;
+        let key = job.key;
+        self.waiting.insert(key, job);
+        Some(key)
+    }
+
+    fn blocks_for(&self, tokens: u32) -> u32 {
+        tokens.div_ceil(self.block_tokens())
+    }
+
+    /// Gives the running job at `i` its next tokens, preempting later ones for room. Returns the tokens it gets:
+    /// none if it was itself preempted.
+    fn schedule_running(&mut self, i: usize, budget: u32, out: &mut StepOutcome) -> u32 {
+        let Some((tokens, needed)) = self.running.get(i).map(|job| {
+            let tokens = job.remaining().min(budget);
+            let blocks = self.blocks_for(job.computed + tokens);
+            (tokens, blocks.saturating_sub(job.blocks.len() as u32))
+        }) else {
+            return 0;
+        };
+        while self.pool.available() < needed {
+            if self.preempt_last(out).is_none() || self.running.len() <= i {
+                return 0;
+            }
+        }
+        if let Some(job) = self.running.get_mut(i) {
+            job.blocks.extend((0..needed).map_while(|_| self.pool.allocate()));
+            Self::begin(&mut self.pool, self.policy, job, tokens, self.model.config().block_tokens, out);
+        }
+        tokens
+    }
+
+    /// Counts a job's tokens as computed in this step and names the prompt blocks that become full.
+    fn begin(
+        pool: &mut BlockPool,
+        policy: SimPolicy,
+        job: &mut Job,
+        tokens: u32,
+        block: u32,
+        out: &mut StepOutcome,
+    ) {
+        if job.generated > 0 && tokens == 1 && job.remaining() == 1 {
+            out.load.add_decode(f64::from(job.known()));
+        } else {
+            out.load.add_prefill(f64::from(tokens), f64::from(job.computed));
+        }
+        job.computed += tokens;
+        if policy.prefix_cache {
+            let full = ((job.computed / block) as usize).min(job.hashes.len());
+            for (id, hash) in job.blocks.iter().zip(&job.hashes).take(full).skip(job.named) {
+                pool.name(*id, *hash);
+            }
+            job.named = job.named.max(full);
+        }
+    }
+
+    /// Moves the first waiting job into the batch if it can have blocks for its next tokens.
+    fn admit(&mut self, now_ms: f64, budget: u32, out: &mut StepOutcome) -> Option<u32> {
+        let (&key, job) = self.waiting.first_key_value()?;
+        let block = self.block_tokens();
+        // At least one token is computed: its logits give the next one.
+        let most = ((job.known() - 1) / block) as usize;
+        let hits: Vec<u32> = if self.policy.prefix_cache {
+            job.hashes.iter().take(most).map_while(|h| self.pool.find(*h)).collect()
+        } else {
+            Vec::new()
+        };
+        let cached = hits.len() as u32 * block;
+        let tokens = (job.known() - cached).min(budget);
+        let needed = self.blocks_for(cached + tokens) - hits.len() as u32;
+        let revived = hits.iter().filter(|id| self.pool.is_unused(**id)).count() as u32;
+        if self.pool.available() < needed + revived {
+            return None;
+        }
+        let mut job = self.waiting.remove(&key)?;
+        hits.iter().for_each(|id| self.pool.take(*id));
+        if job.queue_ms.is_none() {
+            job.queue_ms = Some(now_ms - job.submitted_ms);
+            job.cached_at_first = cached;
+            if self.policy.prefix_cache {
+                self.stats.prefix_query_tokens += u64::from(job.prompt);
+                self.stats.prefix_hit_tokens += u64::from(cached);
+            }
+        }
+        job.named = hits.len();
+        job.blocks = hits;
+        job.blocks.extend((0..needed).map_while(|_| self.pool.allocate()));
+        job.computed = cached;
+        Self::begin(&mut self.pool, self.policy, &mut job, tokens, block, out);
+        let at = self.running.partition_point(|j| j.key < job.key);
+        self.running.insert(at, job);
+        Some(tokens)
+    }
+
+    /// Runs the next iteration, which starts at `now_ms`; `None` when there is nothing to do. Tokens appear, and
+    /// finished requests leave, when it ends.
+    pub fn step(&mut self, now_ms: f64) -> Option<StepOutcome> {
+        if self.is_idle() {
+            return None;
+        }
+        let mut out = StepOutcome::default();
+        let mut budget = self.model.config().max_batched_tokens;
+        let mut i = 0;
+        while i < self.running.len() && budget > 0 {
+            budget -= self.schedule_running(i, budget, &mut out);
+            i += 1;
+        }
+        if out.preempted.is_empty() {
+            while budget > 0 && self.running.len() < self.model.config().max_running as usize {
+                match self.admit(now_ms, budget, &mut out) {
+                    Some(tokens) => budget -= tokens,
+                    None => break,
+                }
+            }
+        }
+        out.duration_ms = self.model.step_ms(&out.load);
+        self.stats.steps += 1;
+        self.stats.prefill_tokens += out.load.prefill_tokens as u64;
+        let mut done = false;
+        // A job that got no tokens in this step still has some to compute, so all that have none yield one.
+        for job in self.running.iter_mut().filter(|j| j.remaining() == 0) {
+            let index = job.generated;
+            job.generated += 1;
+            let finished = job.generated >= job.output;
+            done |= finished;
+            out.tokens.push(TokenEvent {
+                id: job.id,
+                index,
+                first: index == 0,
+                finished,
+                cached_tokens: job.cached_at_first,
+                queue_ms: job.queue_ms.unwrap_or(0.0),
+            });
+        }
+        self.stats.generation_tokens += out.tokens.len() as u64;
+        if done {
+            let (finished, rest) = std::mem::take(&mut self.running)
+                .into_iter()
+                .partition::<Vec<_>, _>(|j| j.generated >= j.output);
+            self.running = rest;
+            for job in &finished {
+                self.keys.remove(&job.id);
+                self.release(job);
+            }
+            self.stats.finished += finished.len() as u64;
+        }
+        Some(out)
+    }
+
+    /// Counters and gauges.
+    pub fn stats(&self) -> SimStats {
+        SimStats {
+            running: self.running.len(),
+            waiting: self.waiting.len(),
+            kv_usage: self.pool.usage(),
+            kv_blocks: u64::from(self.pool.capacity()),
+            ..self.stats
+        }
+    }
+}
