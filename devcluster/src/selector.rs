@@ -1,5 +1,8 @@
 //! Label and field selectors.
 
+#[cfg(test)]
+mod tests;
+
 use serde_json::Value;
 
 /// Why a selector does not parse (HTTP 400).

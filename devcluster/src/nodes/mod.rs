@@ -1,0 +1,1 @@
+//! Simulated GPU nodes: node objects, a small scheduler and a kubelet for each node.
