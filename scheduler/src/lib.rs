@@ -1,1 +1,5 @@
 //! Demand forecast, plan, placement, explanation; then the service around them.
+
+pub mod explain;
+pub mod place;
+pub mod plan;

@@ -1,0 +1,381 @@
+//! Reasons: why a pool got what it got, with real figures.
+//!
+//! [`summarise`] writes the cheap part into every plan, from what the solve knows anyway: O(candidates × classes).
+
+use std::collections::BTreeMap;
+
+use plimsoll_fleet::plan::{BindingConstraint, RunnerUp, Why};
+use plimsoll_fleet::{ClusterSnapshot, Dtype, ModelPool, Shape};
+
+use crate::plan::candidates::{CandidateSet, Rejection};
+use crate::plan::inventory::{Cell, Eligibility};
+use crate::plan::prepare::{Draft, Fate};
+use crate::plan::program::{PoolAnswer, PoolProblem};
+
+/// Most rejected shapes that a [`Why`] names.
+const MOST_REJECTED: usize = 6;
+
+/// What keeps a pool from being served in full.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Limiting {
+    /// Nothing: it is.
+    None,
+    /// Accelerators of these classes are used up.
+    Capacity {
+        /// Class names.
+        accelerators: Vec<String>,
+    },
+    /// A budget has too little left for one more replica.
+    Budget {
+        /// Name.
+        name: String,
+        /// Its cap, dollars per hour.
+        cap: f64,
+        /// What is left of it, dollars per hour.
+        left: f64,
+        /// Price of the cheapest replica that would help, dollars per hour.
+        cheapest_usd: f64,
+    },
+    /// The pool's own replica bound.
+    Bound,
+}
+
+/// What [`summarise`] needs of the answer for one pool.
+pub(crate) struct Facts<'a> {
+    pub(crate) problem: &'a PoolProblem<'a>,
+    pub(crate) cells: &'a [Cell],
+    pub(crate) all: &'a CandidateSet,
+    pub(crate) answer: &'a PoolAnswer,
+    /// Index of the pool within the cells' eligibility.
+    pub(crate) at: usize,
+    pub(crate) usd_per_hour: f64,
+    pub(crate) unserved_rps: f64,
+    pub(crate) limiting: &'a Limiting,
+    pub(crate) binding: Vec<BindingConstraint>,
+    pub(crate) notes: Vec<String>,
+}
+
+/// Dollars per hour, signed as people write differences.
+pub(crate) fn signed_usd(usd: f64) -> String {
+    let sign = if usd < -0.005 { "−" } else { "+" };
+    format!("{sign}${:.2}/h", usd.abs())
+}
+
+/// Milliseconds without needless digits.
+pub(crate) fn ms(value: f64) -> String {
+    if value >= 100.0 {
+        format!("{value:.0} ms")
+    } else if value >= 10.0 {
+        format!("{value:.1} ms")
+    } else {
+        format!("{value:.2} ms")
+    }
+}
+
+/// A latency limit rounded up to a figure that people would write.
+pub(crate) fn rounded_up_ms(value: f64) -> f64 {
+    let step = match value {
+        v if v < 10.0 => 1.0,
+        v if v < 100.0 => 5.0,
+        v if v < 1000.0 => 10.0,
+        _ => 100.0,
+    };
+    (value / step).ceil() * step
+}
+
+/// The cheapest fleet of one shape other than those in use.
+fn next_best(facts: &Facts<'_>) -> Option<RunnerUp> {
+    let pool = facts.problem;
+    let mut best: Option<(f64, u32, usize)> = None;
+    for (k, candidate) in pool.set.candidates.iter().enumerate() {
+        if facts.answer.of(k) > 0 {
+            continue;
+        }
+        let need = candidate.replicas_for(&pool.set.classes);
+        if !need.is_finite() {
+            continue;
+        }
+        let n = ((need * pool.headroom - 1e-9).ceil() as u32).max(pool.floor).max(1);
+        let Some(usd) = facts
+            .cells
+            .iter()
+            .filter(|c| c.accelerator == candidate.shape.accelerator)
+            .filter(|c| {
+                c.eligible[facts.at] == Eligibility::Open && c.groups(candidate.shape.tensor_parallel) > 0
+            })
+            .map(|c| pool.usd(k, c) * f64::from(n))
+            .min_by(f64::total_cmp)
+        else {
+            continue;
+        };
+        if n <= pool.ceiling && best.is_none_or(|(b, _, _)| usd < b - 1e-9) {
+            best = Some((usd, n, k));
+        }
+    }
+    let (usd, n, k) = best?;
+    let extra = usd - facts.usd_per_hour;
+    let because = if extra > 0.005 {
+        "dearer for the same demand".to_owned()
+    } else if extra < -0.005 {
+        "switching costs more than it saves, or its accelerators are taken".to_owned()
+    } else {
+        "costs the same".to_owned()
+    };
+    let fleet = format!("{n}× {}", pool.set.candidates[k].shape);
+    Some(RunnerUp { fleet, extra_usd_per_hour: extra, because })
+}
+
+/// The reasons that go into every plan.
+pub(crate) fn summarise(facts: &Facts<'_>) -> Why {
+    let runner_up = next_best(facts);
+    let pool = facts.problem.pool;
+    let total = facts.problem.total_rps();
+    let mut would_help = Vec::new();
+    let summary = match facts.limiting {
+        Limiting::None if facts.answer.replicas() == 0 => match pool.scaling.scale_to_zero_after_seconds {
+            Some(_) => format!("no traffic yet; wakes in ~{:.0} s", pool.engine.cold_start_seconds),
+            None => "no demand, and spec.scaling.min is 0".to_owned(),
+        },
+        Limiting::None if facts.answer.zones_short > 0 => format!(
+            "served, but spans {} zones fewer than spec.scaling.minZones {}",
+            facts.answer.zones_short, facts.problem.min_zones
+        ),
+        Limiting::None => match &runner_up {
+            Some(r) if r.extra_usd_per_hour >= -0.005 => {
+                let name = r.fleet.split_once("× ").map_or(r.fleet.as_str(), |(_, s)| s);
+                format!("cheapest; next: {name} {}", signed_usd(r.extra_usd_per_hour))
+            }
+            Some(r) => {
+                format!("kept: {} would be {} but must start anew", r.fleet, signed_usd(r.extra_usd_per_hour))
+            }
+            None => "the only shape that serves it".to_owned(),
+        },
+        Limiting::Budget { name, cap, left, cheapest_usd } => {
+            would_help.push(format!("budget {name}: +${:.2}/h buys one more replica", cheapest_usd - left));
+            if facts.answer.replicas() == 0 && (cap - left).abs() < 0.005 {
+                format!(
+                    "budget {name} has ${cap:.2}/h, cheapest replica costs ${cheapest_usd:.2}/h; raise it to ${cheapest_usd:.2}"
+                )
+            } else {
+                format!(
+                    "budget {name} (${cap:.2}/h) binds: {:.2} of {total:.2} rps unserved in tier {}; +${:.2}/h buys one more replica",
+                    facts.unserved_rps,
+                    pool.priority,
+                    cheapest_usd - left
+                )
+            }
+        }
+        Limiting::Capacity { accelerators } => {
+            let names: Vec<String> = accelerators.iter().map(|a| a.to_uppercase()).collect();
+            if let Some(k) = facts.problem.set.candidates.iter().min_by_key(|k| k.shape.gpus()) {
+                would_help.push(format!(
+                    "{} more {} for one more replica",
+                    k.shape.gpus(),
+                    k.shape.accelerator.to_uppercase()
+                ));
+            }
+            if total > 0.0 {
+                format!(
+                    "no free {}: {:.2} of {total:.2} rps unserved in tier {}",
+                    names.join(" or "),
+                    facts.unserved_rps,
+                    pool.priority
+                )
+            } else {
+                format!(
+                    "no free {}: {} replicas short of spec.scaling.min",
+                    names.join(" or "),
+                    facts.answer.short
+                )
+            }
+        }
+        Limiting::Bound => {
+            would_help.push(format!("spec.scaling.max above {}", facts.problem.ceiling));
+            format!(
+                "spec.scaling.max {} binds: {:.2} of {total:.2} rps unserved; raise it",
+                facts.problem.ceiling, facts.unserved_rps
+            )
+        }
+    };
+    would_help.extend(facts.notes.iter().cloned());
+    Why { summary, binding: facts.binding.clone(), runner_up, would_help, rejected: rejected(facts.all) }
+}
+
+/// One line on a shape that was turned down.
+fn line(shape: Option<&Shape>, why: &Rejection) -> String {
+    match (shape, why) {
+        (Some(s), Rejection::DoesNotFit(m)) if m.weight_bytes > 0.0 => format!(
+            "{s}: needs {:.0} GB of weights, has {:.0} GB usable",
+            m.weight_bytes / 1e9,
+            m.usable_bytes / 1e9
+        ),
+        (Some(s), Rejection::DoesNotFit(m)) => format!("{s}: {}", m.text),
+        (Some(s), Rejection::MissesObjective(m)) if !m.metric.is_empty() => {
+            format!("{s}: {} {} missed, {} with margin at best", m.metric, m.objective, ms(m.needed_ms))
+        }
+        (Some(s), Rejection::MissesObjective(m)) => format!("{s}: {}", m.text),
+        (Some(s), Rejection::Other(text)) => format!("{s}: {text}"),
+        (None, Rejection::Other(text)) => text.clone(),
+        (None, Rejection::DoesNotFit(m)) => m.text.clone(),
+        (None, Rejection::MissesObjective(m)) => m.text.clone(),
+    }
+}
+
+/// The most telling rejections: remarks first, then objectives by how nearly they were met, then the largest shapes.
+pub(crate) fn rejected(set: &CandidateSet) -> Vec<String> {
+    let rank = |r: &(Option<Shape>, Rejection)| -> (u8, f64) {
+        match r {
+            (None, _) => (0, 0.0),
+            (_, Rejection::MissesObjective(m)) => (1, m.needed_ms),
+            (Some(s), Rejection::DoesNotFit(_)) => (2, -f64::from(s.gpus())),
+            (_, _) => (3, 0.0),
+        }
+    };
+    let mut all: Vec<&(Option<Shape>, Rejection)> = set.rejected.iter().collect();
+    all.sort_by(|a, b| {
+        let ((x, u), (y, v)) = (rank(a), rank(b));
+        x.cmp(&y).then(u.total_cmp(&v)).then_with(|| a.0.cmp(&b.0))
+    });
+    let mut lines: Vec<String> = all.iter().map(|(s, why)| line(s.as_ref(), why)).collect();
+    lines.dedup();
+    let more = lines.len().saturating_sub(MOST_REJECTED);
+    lines.truncate(MOST_REJECTED);
+    if more > 0 {
+        lines.push(format!("and {more} more"));
+    }
+    lines
+}
+
+/// Why no shape at all serves a pool: the one line that tells what to change.
+pub(crate) fn why_no_shape(snapshot: &ClusterSnapshot, pool: &ModelPool, set: &CandidateSet) -> String {
+    // A shape that fits but is too slow comes closest.
+    let misses: Vec<(&Shape, &crate::plan::performance::Miss)> = set
+        .rejected
+        .iter()
+        .filter_map(|(s, r)| match (s, r) {
+            (Some(s), Rejection::MissesObjective(m)) => Some((s, m)),
+            _ => None,
+        })
+        .collect();
+    let timed: Vec<_> = misses.iter().filter(|(_, m)| !m.metric.is_empty()).collect();
+    // The objective that most shapes fail on is the one to speak about.
+    let mut by_metric: BTreeMap<(&str, &str), usize> = BTreeMap::new();
+    for (_, m) in &timed {
+        *by_metric.entry((m.metric.as_str(), m.objective.as_str())).or_default() += 1;
+    }
+    if let Some(((metric, objective), _)) = by_metric.into_iter().max_by_key(|(_, n)| *n)
+        && let Some((shape, m)) = timed
+            .iter()
+            .filter(|(_, m)| m.metric == metric && m.objective == objective)
+            .min_by(|a, b| a.1.needed_ms.total_cmp(&b.1.needed_ms))
+    {
+        return format!(
+            "no shape meets {metric} {objective}: best is {shape} with {}; loosen it to {:.0} ms",
+            ms(m.best_ms),
+            rounded_up_ms(m.needed_ms * 1.05)
+        );
+    }
+    if let Some((shape, m)) = misses.first() {
+        return format!("no shape serves it: {shape}: {}", m.text);
+    }
+    let fits: Vec<(&Shape, &crate::plan::performance::Misfit)> = set
+        .rejected
+        .iter()
+        .filter_map(|(s, r)| match (s, r) {
+            (Some(s), Rejection::DoesNotFit(m)) => Some((s, m)),
+            _ => None,
+        })
+        .collect();
+    let weights: Vec<_> = fits.iter().filter(|(_, m)| m.weight_bytes > 0.0).collect();
+    if let (Some(need), Some((largest, room))) = (
+        weights.iter().map(|(_, m)| m.weight_bytes).min_by(f64::total_cmp),
+        weights
+            .iter()
+            .max_by(|a, b| a.1.usable_bytes.total_cmp(&b.1.usable_bytes))
+            .map(|(s, m)| (s, m.usable_bytes)),
+    ) && weights.len() == fits.len()
+    {
+        return format!(
+            "no shape fits: needs {:.0} GB of weights, largest allowed shape has {:.0} GB usable ({}× {}){}",
+            need / 1e9,
+            room / 1e9,
+            largest.gpus(),
+            largest.accelerator.to_uppercase(),
+            remedy(snapshot, pool, need, room, largest)
+        );
+    }
+    if let Some((_, m)) = fits.iter().find(|(_, m)| m.weight_bytes <= 0.0) {
+        return format!("no shape fits: {}", m.text);
+    }
+    let remarks: Vec<String> =
+        set.rejected.iter().filter(|(s, _)| s.is_none()).map(|(_, r)| line(None, r)).take(3).collect();
+    if !remarks.is_empty() {
+        return format!("no shape is allowed: {}", remarks.join("; "));
+    }
+    if snapshot.accelerators.is_empty() {
+        return "no AcceleratorClass exists; create one, e.g. from `plimsoll crds --presets`".to_owned();
+    }
+    let wanted = if pool.placement.accelerators.is_empty() {
+        snapshot.accelerators.iter().map(|a| a.name.to_uppercase()).collect::<Vec<_>>()
+    } else {
+        pool.placement.accelerators.iter().map(|a| a.to_uppercase()).collect()
+    };
+    format!(
+        "no node has an allowed accelerator ({}); add one, or allow others in spec.placement.accelerators",
+        wanted.join(", ")
+    )
+}
+
+/// What would make weights fit.
+fn remedy(snapshot: &ClusterSnapshot, pool: &ModelPool, need: f64, room: f64, largest: &Shape) -> String {
+    let mut ways = Vec::new();
+    let stages = largest.pipeline_parallel;
+    let per_stage = room / f64::from(stages.max(1));
+    if per_stage > 0.0 {
+        let wanted = (need * 1.02 / per_stage).ceil() as u32;
+        let nodes = snapshot
+            .nodes
+            .iter()
+            .filter(|n| n.accelerator == largest.accelerator && n.allocatable_gpus >= largest.tensor_parallel)
+            .count() as u32;
+        if wanted > stages && wanted <= nodes {
+            ways.push(format!("allow pipeline: [{wanted}]"));
+        }
+    }
+    let smallest = pool
+        .eligible_variants()
+        .map(|v| v.weights)
+        .min_by(|a, b| a.bytes_per_element().total_cmp(&b.bytes_per_element()));
+    if let Some(smallest) = smallest {
+        let smaller = [Dtype::Fp8, Dtype::Fp4].into_iter().find(|d| {
+            d.bytes_per_element() < smallest.bytes_per_element()
+                && need * d.bytes_per_element() / smallest.bytes_per_element() < room
+        });
+        if let Some(d) = smaller {
+            ways.push(format!("add a {d} variant"));
+        }
+    }
+    if ways.is_empty() {
+        ways.push("add nodes with more memory".to_owned());
+    }
+    format!("; {}", ways.join(" or "))
+}
+
+/// Reasons for a pool that took no part in the program.
+pub(crate) fn of_fixed(draft: &Draft<'_>) -> Why {
+    let summary = match &draft.fate {
+        Fate::Idle(seconds) => {
+            let idle =
+                if *seconds >= 90.0 { format!("{:.0}m", seconds / 60.0) } else { format!("{seconds:.0}s") };
+            format!("idle {idle}; wakes in ~{:.0} s", draft.pool.engine.cold_start_seconds)
+        }
+        Fate::Broken(why) => why.clone(),
+        Fate::External => "external endpoint: nothing to plan".to_owned(),
+        Fate::Planned => String::new(),
+    };
+    let mut would_help = draft.notes.clone();
+    if matches!(draft.fate, Fate::Broken(_)) && !draft.live.is_empty() {
+        would_help.insert(0, format!("{} running replicas stay until this is mended", draft.live.len()));
+    }
+    Why { summary, would_help, rejected: rejected(&draft.all), ..Why::default() }
+}

@@ -1,0 +1,233 @@
+//! Placement: the program's replicas by cell become replicas on nodes.
+//!
+//! Running replicas stay where they are. A tensor-parallel group sits on one node; the stages of a pipeline share a
+//! node where they fit one and take one node each otherwise. New replicas go largest group first to the node they
+//! fill best, so that large gaps stay whole, and to accelerators that are free now before those that are being
+//! vacated. What fits nowhere is returned; the planner turns it into a cut and solves again, or lets [`Mode::Repack`]
+//! move smaller replicas aside. Complexity: O(replicas × nodes of their cell).
+
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+
+use plimsoll_fleet::{NodeName, ReplicaId, ReplicaPhase, Shape};
+
+use crate::plan::inventory::{Cell, gpus_by_node};
+
+/// A replica that exists (or was planned and is about to) and may be kept.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Live {
+    /// Identity.
+    pub id: ReplicaId,
+    /// Shape.
+    pub shape: Shape,
+    /// Nodes; empty while it waits for autoscaled capacity.
+    pub nodes: Vec<NodeName>,
+    /// Phase.
+    pub phase: ReplicaPhase,
+    /// When it was created.
+    pub created_at: jiff::Timestamp,
+}
+
+/// Replicas of one pool and shape wanted in one cell.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Want {
+    /// Index of the pool (opaque here; orders equals).
+    pub pool: usize,
+    /// Shape.
+    pub shape: Shape,
+    /// Index of the cell.
+    pub cell: usize,
+    /// How many.
+    pub count: u32,
+    /// Those of this shape that live in this cell.
+    pub live: Vec<Live>,
+}
+
+/// Whether running replicas may be moved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Kept replicas stay where they are.
+    Stay,
+    /// Smaller kept replicas may be started anew elsewhere to make room for larger groups.
+    Repack,
+}
+
+/// A replica with its nodes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Placed {
+    /// Index into the wants.
+    pub want: usize,
+    /// The live replica it is (`None`: a new one).
+    pub id: Option<ReplicaId>,
+    /// Nodes; empty if it waits for autoscaled capacity.
+    pub nodes: Vec<NodeName>,
+}
+
+/// Outcome of placement.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Placement {
+    /// Replicas with their nodes.
+    pub placed: Vec<Placed>,
+    /// Index of a want for each replica that fits no node.
+    pub unplaced: Vec<usize>,
+}
+
+/// Free accelerators of a cell while it fills.
+struct Filling<'a> {
+    cell: &'a Cell,
+    free: Vec<u32>,
+    leaving: Vec<u32>,
+}
+
+impl<'a> Filling<'a> {
+    fn new(cell: &'a Cell) -> Self {
+        Self {
+            cell,
+            free: cell.slots.iter().map(|s| s.free).collect(),
+            leaving: cell.slots.iter().map(|s| s.leaving).collect(),
+        }
+    }
+
+    fn position(&self, node: &NodeName) -> Option<usize> {
+        self.cell.slots.iter().position(|s| s.node.as_ref() == Some(node))
+    }
+
+    /// Takes exactly these nodes, if they are free enough.
+    fn take_at(&mut self, shape: &Shape, nodes: &[NodeName]) -> bool {
+        if nodes.is_empty() {
+            return self.cell.is_autoscaled() && self.take_new(shape, &BTreeMap::new()).is_some();
+        }
+        let mut needs: BTreeMap<usize, u32> = BTreeMap::new();
+        for (node, gpus) in gpus_by_node(shape, nodes) {
+            match self.position(node) {
+                Some(i) => *needs.entry(i).or_default() += gpus,
+                None => return false,
+            }
+        }
+        if needs.iter().any(|(i, gpus)| self.free[*i] < *gpus) {
+            return false;
+        }
+        needs.into_iter().for_each(|(i, gpus)| self.free[i] -= gpus);
+        true
+    }
+
+    /// Best node for a group of `gpus`; `soft` counts accelerators that would have to be vacated by others.
+    fn best(&self, gpus: u32, soft: &BTreeMap<usize, u32>, not: &[usize]) -> Option<usize> {
+        (0..self.free.len()).filter(|i| self.free[*i] >= gpus && !not.contains(i)).min_by_key(|i| {
+            let displaced =
+                gpus.saturating_sub(self.free[*i].saturating_sub(soft.get(i).copied().unwrap_or(0)));
+            let waits = gpus > self.free[*i].saturating_sub(self.leaving[*i]);
+            (displaced, waits, self.free[*i] - gpus, *i)
+        })
+    }
+
+    /// Finds nodes for a new replica and takes them.
+    fn take_new(&mut self, shape: &Shape, soft: &BTreeMap<usize, u32>) -> Option<Vec<NodeName>> {
+        let mut chosen = Vec::new();
+        if let Some(i) = self.best(shape.gpus(), soft, &[]) {
+            self.free[i] -= shape.gpus();
+            chosen.push(i);
+        } else if shape.pipeline_parallel > 1 {
+            for _ in 0..shape.pipeline_parallel {
+                chosen.push(self.best(shape.tensor_parallel, soft, &chosen)?);
+            }
+            chosen.iter().for_each(|i| self.free[*i] -= shape.tensor_parallel);
+        } else {
+            return None;
+        }
+        Some(chosen.into_iter().filter_map(|i| self.cell.slots[i].node.clone()).collect())
+    }
+}
+
+/// The live replicas of a want worth keeping, best first: serving before starting, on fuller nodes, older.
+fn keep_order(want: &Want, load: &BTreeMap<&NodeName, u32>) -> Vec<Live> {
+    let rank = |phase: ReplicaPhase| match phase {
+        ReplicaPhase::Ready => 0,
+        ReplicaPhase::Starting => 1,
+        ReplicaPhase::Pending => 2,
+        ReplicaPhase::Draining | ReplicaPhase::Failed => 3,
+    };
+    let mut live = want.live.clone();
+    live.sort_by_key(|l| {
+        let full = l.nodes.first().and_then(|n| load.get(n)).copied().unwrap_or(0);
+        (rank(l.phase), Reverse(full), l.created_at, l.id.clone())
+    });
+    live.truncate(want.count as usize);
+    live
+}
+
+/// Places wants on the nodes of their cells. Deterministic.
+pub fn place(cells: &[Cell], wants: &[Want], mode: Mode) -> Placement {
+    let mut out = Placement::default();
+    let mut load: BTreeMap<&NodeName, u32> = BTreeMap::new();
+    for want in wants {
+        for live in &want.live {
+            for (node, gpus) in gpus_by_node(&live.shape, &live.nodes) {
+                *load.entry(node).or_default() += gpus;
+            }
+        }
+    }
+    for (index, cell) in cells.iter().enumerate() {
+        let mut filling = Filling::new(cell);
+        let mut order: Vec<usize> =
+            (0..wants.len()).filter(|w| wants[*w].cell == index && wants[*w].count > 0).collect();
+        order.sort_by_key(|w| {
+            let want = &wants[*w];
+            (Reverse(want.shape.tensor_parallel), Reverse(want.shape.gpus()), want.pool, want.shape.clone())
+        });
+        let kept: BTreeMap<usize, Vec<Live>> =
+            order.iter().map(|w| (*w, keep_order(&wants[*w], &load))).collect();
+        let mut missing: Vec<(usize, u32)> = Vec::new();
+        if mode == Mode::Stay {
+            for w in &order {
+                let stay = keep(&mut filling, *w, &wants[*w].shape, &kept[w], &mut out);
+                missing.push((*w, wants[*w].count - stay));
+            }
+            for (w, count) in missing {
+                start(&mut filling, w, &wants[w].shape, count, &BTreeMap::new(), &mut out);
+            }
+        } else {
+            for (at, w) in order.iter().enumerate() {
+                let stay = keep(&mut filling, *w, &wants[*w].shape, &kept[w], &mut out);
+                // What smaller groups still hold, by node: taken last.
+                let mut soft: BTreeMap<usize, u32> = BTreeMap::new();
+                for l in order[at + 1..].iter().flat_map(|v| &kept[v]) {
+                    for (node, gpus) in gpus_by_node(&l.shape, &l.nodes) {
+                        if let Some(i) = filling.position(node) {
+                            *soft.entry(i).or_default() += gpus;
+                        }
+                    }
+                }
+                start(&mut filling, *w, &wants[*w].shape, wants[*w].count - stay, &soft, &mut out);
+            }
+        }
+    }
+    out
+}
+
+fn keep(filling: &mut Filling<'_>, want: usize, shape: &Shape, live: &[Live], out: &mut Placement) -> u32 {
+    let mut stay = 0;
+    for l in live {
+        if filling.take_at(shape, &l.nodes) {
+            out.placed.push(Placed { want, id: Some(l.id.clone()), nodes: l.nodes.clone() });
+            stay += 1;
+        }
+    }
+    stay
+}
+
+fn start(
+    filling: &mut Filling<'_>,
+    want: usize,
+    shape: &Shape,
+    count: u32,
+    soft: &BTreeMap<usize, u32>,
+    out: &mut Placement,
+) {
+    for _ in 0..count {
+        match filling.take_new(shape, soft) {
+            Some(nodes) => out.placed.push(Placed { want, id: None, nodes }),
+            None => out.unplaced.push(want),
+        }
+    }
+}

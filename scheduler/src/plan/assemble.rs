@@ -1,0 +1,394 @@
+//! From answers and placements to the [`Plan`].
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use plimsoll_fleet::plan::{BindingConstraint, Flow, PoolOutcome, Prediction, SolveQuality};
+use plimsoll_fleet::{Plan, PoolPlan, ReplicaAssignment, ReplicaId, RequestClass};
+
+use super::performance::{Performance, Query};
+use super::prepare::{Draft, Fate, budget_notes, live_usd};
+use super::program::{Coupling, PoolProblem, Remaining};
+use super::{Group, PlanInput, PlanOutcome};
+use crate::explain::{self, Limiting};
+
+/// Names for new replicas: `<pool>-<serial in base 36>`, never one that exists.
+struct Names<'a> {
+    next: u64,
+    taken: BTreeSet<&'a str>,
+}
+
+impl Names<'_> {
+    fn fresh(&mut self, pool: &str) -> Option<ReplicaId> {
+        // A pod's name doubles as its host name: leave room for the serial within 63 characters.
+        let stem: String = pool.chars().take(48).collect();
+        let stem = stem.trim_end_matches(['-', '.']);
+        loop {
+            let name = format!("{stem}-{}", base36(self.next));
+            self.next = self.next.wrapping_add(1);
+            if !self.taken.contains(name.as_str()) {
+                return ReplicaId::new(name).ok();
+            }
+        }
+    }
+}
+
+fn base36(mut n: u64) -> String {
+    const DIGITS: &[u8; 36] = b"0123456789abcdefghijklmnopqrstuvwxyz";
+    let mut text = Vec::new();
+    loop {
+        text.push(char::from(DIGITS[(n % 36) as usize]));
+        n /= 36;
+        if n == 0 {
+            return text.into_iter().rev().collect();
+        }
+    }
+}
+
+/// Writes the plan down.
+pub(crate) fn assemble(
+    input: &PlanInput<'_>,
+    drafts: &[Draft<'_>],
+    groups: &[Group<'_>],
+    model: &dyn Performance,
+) -> PlanOutcome {
+    let mut taken: BTreeSet<&str> = input.snapshot.replicas.iter().map(|r| r.id.as_str()).collect();
+    taken.extend(
+        input.previous.iter().flat_map(|p| &p.pools).flat_map(|p| &p.replicas).map(|r| r.id.as_str()),
+    );
+    let mut names = Names { next: input.next_serial, taken };
+    let mut pools: BTreeMap<usize, PoolPlan> = BTreeMap::new();
+    let mut binding: Vec<BindingConstraint> = Vec::new();
+    let mut quality = SolveQuality::default();
+    for group in groups {
+        quality.objective += group.answer.objective;
+        quality.bound += group.answer.bound;
+        binding.extend(group.answer.prices.iter().map(|(what, price)| constraint(group, what, *price)));
+        let left = remaining(group);
+        for (at, member) in group.members.iter().enumerate() {
+            pools.insert(*member, planned(input, &drafts[*member], group, at, &left, &mut names, model));
+        }
+    }
+    for (i, draft) in drafts.iter().enumerate() {
+        pools.entry(i).or_insert_with(|| fixed(input, draft));
+    }
+    quality.gap = if quality.objective.abs() > 1e-9 {
+        ((quality.objective - quality.bound) / quality.objective.abs()).max(0.0)
+    } else {
+        0.0
+    };
+    binding.sort_by(|a, b| b.usd_per_hour_per_unit.total_cmp(&a.usd_per_hour_per_unit));
+    let pools: Vec<PoolPlan> = pools.into_values().collect();
+    let plan = Plan {
+        number: input.number,
+        created_at: input.now,
+        trigger: input.trigger.clone(),
+        usd_per_hour: pools.iter().map(|p| p.usd_per_hour).sum(),
+        pools,
+        binding,
+        quality,
+    };
+    PlanOutcome { plan, next_serial: names.next }
+}
+
+/// A coupling row as people read it.
+fn constraint(group: &Group<'_>, what: &Coupling, price: f64) -> BindingConstraint {
+    let (constraint, unit) = match what {
+        Coupling::Slots { cell, size: 1 } => {
+            (format!("inventory {}", group.problem.cells[*cell].label()), "GPU".to_owned())
+        }
+        Coupling::Slots { cell, size } => (
+            format!("inventory {} in groups of {size}", group.problem.cells[*cell].label()),
+            format!("group of {size} GPUs"),
+        ),
+        Coupling::Budget(b) => (format!("budget {}", group.problem.budgets[*b].name), "$/h".to_owned()),
+    };
+    BindingConstraint { constraint, unit, usd_per_hour_per_unit: price }
+}
+
+/// What a group's answer leaves of the coupling rows.
+fn remaining<'p, 'a>(group: &'p Group<'a>) -> Remaining<'p, 'a> {
+    let mut left = Remaining::new(&group.problem);
+    for (p, pool) in group.answer.pools.iter().enumerate() {
+        for ((k, c), n) in &pool.counts {
+            (0..*n).for_each(|_| left.take(p, *k, *c));
+        }
+    }
+    left
+}
+
+/// Whether a coupling row concerns a pool.
+fn concerns(group: &Group<'_>, at: usize, what: &Coupling) -> bool {
+    match what {
+        Coupling::Slots { cell, .. } => {
+            let cell = &group.problem.cells[*cell];
+            group.problem.pools[at].set.candidates.iter().any(|k| k.shape.accelerator == cell.accelerator)
+                && cell.eligible[at] != super::inventory::Eligibility::Closed
+        }
+        Coupling::Budget(b) => group.problem.budgets[*b].covers[at],
+    }
+}
+
+fn planned(
+    input: &PlanInput<'_>,
+    draft: &Draft<'_>,
+    group: &Group<'_>,
+    at: usize,
+    left: &Remaining<'_, '_>,
+    names: &mut Names<'_>,
+    model: &dyn Performance,
+) -> PoolPlan {
+    let problem = &group.problem.pools[at];
+    let answer = &group.answer.pools[at];
+    let mut replicas: Vec<ReplicaAssignment> = Vec::new();
+    let mut usd_per_hour = 0.0;
+    for placed in group.placement.placed.iter().filter(|p| group.wants[p.want].pool == at) {
+        let want = &group.wants[placed.want];
+        let cell = &group.problem.cells[want.cell];
+        let Some(id) = placed.id.clone().or_else(|| names.fresh(draft.pool.id.name())) else { continue };
+        usd_per_hour += cell.usd_per_hour * f64::from(want.shape.gpus());
+        replicas.push(ReplicaAssignment {
+            id,
+            shape: want.shape.clone(),
+            nodes: placed.nodes.clone(),
+            spot: cell.spot,
+        });
+    }
+    replicas.sort_by(|a, b| a.shape.cmp(&b.shape).then_with(|| a.id.cmp(&b.id)));
+    let mut flows = Vec::new();
+    let mut load_lines = Vec::new();
+    let mut prediction = Prediction::default();
+    let (mut used, mut total) = (0.0, 0.0);
+    for (k, candidate) in problem.set.candidates.iter().enumerate() {
+        let n = f64::from(answer.of(k));
+        if n <= 0.0 {
+            continue;
+        }
+        let mut mix: Vec<RequestClass> = Vec::new();
+        let (mut rps, mut work) = (0.0, 0.0);
+        for (c, class) in problem.set.classes.iter().enumerate() {
+            let flow = answer.shares[c][k] * class.rps;
+            if flow > 1e-9 {
+                flows.push(Flow { class: class.name.clone(), shape: candidate.shape.clone(), rps: flow });
+                mix.push(RequestClass { rps: flow, ..class.clone() });
+                rps += flow;
+                work += flow / candidate.rates[c];
+            }
+        }
+        let line = if work > 0.0 { rps / work } else { idle_line(problem, k) };
+        load_lines.push((candidate.shape.clone(), line));
+        used += work;
+        total += n;
+        if mix.is_empty() {
+            mix = problem.set.classes.clone();
+        }
+        if let Some(p) = predict(input, draft, model, &candidate.shape, &mix, rps / n) {
+            let worst = |a: Option<f64>, b: Option<f64>| match (a, b) {
+                (Some(x), Some(y)) => Some(x.max(y)),
+                (x, y) => x.or(y),
+            };
+            prediction = Prediction {
+                ttft_ms: worst(prediction.ttft_ms, p.ttft_ms),
+                tpot_ms: worst(prediction.tpot_ms, p.tpot_ms),
+                e2e_ms: worst(prediction.e2e_ms, p.e2e_ms),
+                relative_error: prediction.relative_error.max(p.relative_error),
+            };
+        }
+    }
+    let unserved_rps: f64 =
+        problem.set.classes.iter().zip(&answer.unserved).map(|(c, u)| c.rps * u).filter(|u| *u > 1e-6).sum();
+    let short = unserved_rps > 0.0 || answer.short > 0;
+    let limiting = if short { limiting(group, at, left) } else { Limiting::None };
+    let outcome = match &limiting {
+        Limiting::None if replicas.is_empty() => PoolOutcome::ScaledToZero,
+        Limiting::None => PoolOutcome::Served,
+        Limiting::Budget { .. } => PoolOutcome::BudgetLimited,
+        Limiting::Capacity { .. } | Limiting::Bound => PoolOutcome::CapacityLimited,
+    };
+    let mut binding: Vec<BindingConstraint> = group
+        .answer
+        .prices
+        .iter()
+        .filter(|(what, _)| concerns(group, at, what))
+        .map(|(what, price)| constraint(group, what, *price))
+        .collect();
+    binding.sort_by(|a, b| b.usd_per_hour_per_unit.total_cmp(&a.usd_per_hour_per_unit));
+    let count = replicas.len() as u32;
+    let mut notes = draft.notes.clone();
+    notes.extend(budget_notes(input.snapshot, &draft.pool.id));
+    let why = explain::summarise(&explain::Facts {
+        problem,
+        cells: &group.problem.cells,
+        all: &draft.all,
+        answer,
+        at,
+        usd_per_hour,
+        unserved_rps,
+        limiting: &limiting,
+        binding,
+        notes,
+    });
+    PoolPlan {
+        pool: draft.pool.id.clone(),
+        uid: draft.pool.uid.clone(),
+        generation: draft.pool.generation,
+        outcome,
+        flows,
+        unserved_rps,
+        demand: draft.demand.clone(),
+        load_lines,
+        utilisation: if total > 0.0 { (used / total).clamp(0.0, 1.0) } else { 0.0 },
+        usd_per_hour,
+        prediction,
+        envelope: envelope(group, at, left, count),
+        why,
+        replicas,
+    }
+}
+
+/// Load line of a replica that nothing flows to: of the demand's own mix.
+fn idle_line(problem: &PoolProblem<'_>, k: usize) -> f64 {
+    let rates = &problem.set.candidates[k].rates;
+    let classes = &problem.set.classes;
+    let total: f64 = classes.iter().map(|c| c.rps).sum();
+    if total > 0.0 {
+        let work: f64 = classes.iter().zip(rates).filter(|(_, r)| **r > 0.0).map(|(c, r)| c.rps / r).sum();
+        if work > 0.0 { total / work } else { 0.0 }
+    } else {
+        rates.first().copied().unwrap_or(0.0)
+    }
+}
+
+fn predict(
+    input: &PlanInput<'_>,
+    draft: &Draft<'_>,
+    model: &dyn Performance,
+    shape: &plimsoll_fleet::Shape,
+    mix: &[RequestClass],
+    rps: f64,
+) -> Option<Prediction> {
+    let accelerator = input.snapshot.accelerators.iter().find(|a| a.name == shape.accelerator)?;
+    let query = Query {
+        pool: draft.pool,
+        variant: draft.pool.variant(&shape.variant)?,
+        accelerator,
+        shape,
+        classes: mix,
+        arrival_scv: if draft.demand.arrival_scv > 0.0 { draft.demand.arrival_scv } else { 1.0 },
+        margin: 0.0,
+    };
+    model.predict(&query, rps)
+}
+
+/// What keeps a pool from being served in full: tried by adding one replica of each candidate.
+fn limiting(group: &Group<'_>, at: usize, left: &Remaining<'_, '_>) -> Limiting {
+    let problem = &group.problem.pools[at];
+    let answer = &group.answer.pools[at];
+    if answer.replicas() >= problem.ceiling {
+        return Limiting::Bound;
+    }
+    // If some candidate has slots but no money, it is the budget.
+    let mut cheapest: Option<f64> = None;
+    for (k, candidate) in problem.set.candidates.iter().enumerate() {
+        for (c, cell) in group.problem.cells.iter().enumerate() {
+            let open = cell.accelerator == candidate.shape.accelerator
+                && cell.eligible[at] == super::inventory::Eligibility::Open;
+            if open && left.has_slots(at, k, c) {
+                let usd = problem.usd(k, cell);
+                cheapest = Some(cheapest.map_or(usd, |x: f64| x.min(usd)));
+            }
+        }
+    }
+    let Some(cheapest_usd) = cheapest else {
+        let mut classes: Vec<String> =
+            problem.set.candidates.iter().map(|k| k.shape.accelerator.clone()).collect();
+        classes.dedup();
+        return Limiting::Capacity { accelerators: classes };
+    };
+    let tightest =
+        group.problem.budgets.iter().enumerate().filter(|(_, b)| b.covers[at]).min_by(|(a, x), (b, y)| {
+            (x.usd_per_hour - left.spent(*a)).total_cmp(&(y.usd_per_hour - left.spent(*b)))
+        });
+    match tightest {
+        Some((b, budget)) if cheapest_usd > budget.usd_per_hour - left.spent(b) + 1e-9 => Limiting::Budget {
+            name: budget.name.clone(),
+            cap: budget.cap,
+            left: (budget.usd_per_hour - left.spent(b)).max(0.0),
+            cheapest_usd,
+        },
+        _ => Limiting::Capacity {
+            accelerators: problem
+                .set
+                .candidates
+                .iter()
+                .map(|k| k.shape.accelerator.clone())
+                .collect::<BTreeSet<_>>()
+                .into_iter()
+                .collect(),
+        },
+    }
+}
+
+/// Bounds for the fast loop: not below what the plan's demand needs of the bounds, not above what fits and is paid for.
+fn envelope(group: &Group<'_>, at: usize, left: &Remaining<'_, '_>, count: u32) -> (u32, u32) {
+    let problem = &group.problem.pools[at];
+    let answer = &group.answer.pools[at];
+    let mut room = left.clone();
+    let mut extra = 0;
+    // A burst may double a fleet before the next plan has its say.
+    'more: while extra < count.max(1) && count + extra < problem.ceiling {
+        for (k, c) in answer.counts.keys() {
+            if group.problem.cells[*c].eligible[at] == super::inventory::Eligibility::Open
+                && room.fits(at, *k, *c)
+            {
+                room.take(at, *k, *c);
+                extra += 1;
+                continue 'more;
+            }
+        }
+        break;
+    }
+    (problem.floor.min(count), (count + extra).min(problem.ceiling.max(count)))
+}
+
+/// The plan for a pool that took no part in the program.
+fn fixed(input: &PlanInput<'_>, draft: &Draft<'_>) -> PoolPlan {
+    let keeps = !matches!(draft.fate, Fate::Idle(_));
+    let node = |l: &crate::place::Live| {
+        l.nodes.first().and_then(|n| input.snapshot.nodes.iter().find(|x| &x.name == n))
+    };
+    let replicas: Vec<ReplicaAssignment> = draft
+        .live
+        .iter()
+        .filter(|_| keeps)
+        .map(|l| ReplicaAssignment {
+            id: l.id.clone(),
+            shape: l.shape.clone(),
+            nodes: l.nodes.clone(),
+            spot: node(l).is_some_and(|n| n.spot),
+        })
+        .collect();
+    let usd_per_hour = draft.live.iter().filter(|_| keeps).map(|l| live_usd(input.snapshot, l)).sum();
+    let count = replicas.len() as u32;
+    let demand = draft.demand.total_rps();
+    let (outcome, unserved_rps) = match &draft.fate {
+        Fate::Idle(_) => (PoolOutcome::ScaledToZero, 0.0),
+        Fate::External => (PoolOutcome::Served, 0.0),
+        Fate::Broken(_) | Fate::Planned => (PoolOutcome::Infeasible, demand),
+    };
+    PoolPlan {
+        pool: draft.pool.id.clone(),
+        uid: draft.pool.uid.clone(),
+        generation: draft.pool.generation,
+        outcome,
+        flows: Vec::new(),
+        unserved_rps,
+        demand: draft.demand.clone(),
+        load_lines: Vec::new(),
+        utilisation: 0.0,
+        usd_per_hour,
+        prediction: Prediction::default(),
+        envelope: (count, count),
+        why: explain::of_fixed(draft),
+        replicas,
+    }
+}

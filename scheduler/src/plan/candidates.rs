@@ -1,0 +1,369 @@
+//! Candidates: the shapes that could serve a pool, what each can do, and why the others cannot.
+//!
+//! Complexity: variants × accelerator classes × parallel degrees × (request classes + 1) questions to the engine
+//! model for a pool, answered from [`ShapeCache`] where asked before.
+
+use plimsoll_fleet::{ClusterSnapshot, ModelPool, NodeInfo, RequestClass, Role, Shape};
+
+use super::PlannerConfig;
+use super::inventory::{Eligibility, eligibility, price};
+use super::performance::{Misfit, Miss, Performance, Query, ShapeCache};
+
+/// A shape that can serve at least one of a pool's request classes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Candidate {
+    /// The shape.
+    pub shape: Shape,
+    /// Quality of its variant.
+    pub quality: f64,
+    /// Highest rate of each class within its objectives, scaled so that the whole mix adds up, requests per second.
+    pub rates: Vec<f64>,
+    /// List price of a replica on demand, dollars per hour.
+    pub usd_per_hour: f64,
+}
+
+impl Candidate {
+    /// Replicas (not whole) that the whole demand would take; infinite if a class cannot be served.
+    pub fn replicas_for(&self, classes: &[RequestClass]) -> f64 {
+        classes.iter().zip(&self.rates).map(|(c, r)| if *r > 0.0 { c.rps / r } else { f64::INFINITY }).sum()
+    }
+}
+
+/// Why a shape is not a candidate.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Rejection {
+    /// It cannot hold the model.
+    DoesNotFit(Misfit),
+    /// It misses an objective even for a single request.
+    MissesObjective(Miss),
+    /// Anything else, in words.
+    Other(String),
+}
+
+/// The candidates of a pool and the shapes that were turned down.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct CandidateSet {
+    /// Request classes with their rates as planned.
+    pub classes: Vec<RequestClass>,
+    /// Candidates, in shape order.
+    pub candidates: Vec<Candidate>,
+    /// Shapes turned down (`None`: a remark on something other than one shape).
+    pub rejected: Vec<(Option<Shape>, Rejection)>,
+}
+
+/// Nearest sixteenth of an octave: lengths within 2.2 % of one another share answers.
+fn quantise_tokens(tokens: f64) -> f64 {
+    if tokens.is_finite() && tokens >= 1.0 { ((tokens.log2() * 16.0).round() / 16.0).exp2() } else { 1.0 }
+}
+
+/// The request classes as the engine model is asked: lengths on a grid, shares of the mix in steps of 1/20.
+fn asked(classes: &[RequestClass]) -> Vec<RequestClass> {
+    let total: f64 = classes.iter().map(|c| c.rps).sum();
+    classes
+        .iter()
+        .map(|c| RequestClass {
+            input_tokens: quantise_tokens(c.input_tokens),
+            output_tokens: quantise_tokens(c.output_tokens),
+            cached_fraction: if c.cached_fraction.is_finite() {
+                (c.cached_fraction.clamp(0.0, 1.0) * 20.0).floor() / 20.0
+            } else {
+                0.0
+            },
+            rps: if total > 0.0 { ((c.rps / total) * 20.0).round().max(1.0) / 20.0 } else { 1.0 },
+            ..c.clone()
+        })
+        .collect()
+}
+
+/// The classes of a pool with demand, made finite; a pool without any gets one nominal class at rate zero, so that a
+/// replica kept without traffic still has a shape that would meet the objectives.
+pub fn planned_classes(pool: &ModelPool, classes: &[RequestClass]) -> Vec<RequestClass> {
+    let mut planned: Vec<RequestClass> =
+        classes.iter().filter(|c| c.rps.is_finite() && c.rps > 1e-9).cloned().collect();
+    if planned.is_empty() {
+        let (input, output) = pool
+            .demand
+            .map_or((1024.0, 256.0), |d| (d.input.mean_tokens.max(1.0), d.output.mean_tokens.max(1.0)));
+        planned.push(RequestClass {
+            name: "nominal".to_owned(),
+            slo_class: pool.slo_classes.first().map_or_else(String::new, |c| c.name.clone()),
+            input_tokens: input,
+            output_tokens: output,
+            cached_fraction: 0.0,
+            rps: 0.0,
+        });
+    }
+    planned
+}
+
+/// Tensor-parallel degrees to try on nodes of up to `node_gpus` accelerators.
+fn tensor_degrees(pool: &ModelPool, domain: u32, node_gpus: u32) -> Vec<u32> {
+    let limit = domain.max(1).min(node_gpus);
+    let mut degrees: Vec<u32> = if pool.parallelism.tensor.is_empty() {
+        (0..8).map(|e| 1 << e).filter(|tp| pool.architecture.supports_tensor_parallel(*tp)).collect()
+    } else {
+        pool.parallelism.tensor.clone()
+    };
+    degrees.retain(|tp| *tp >= 1 && *tp <= limit);
+    degrees.sort_unstable();
+    degrees.dedup();
+    degrees
+}
+
+/// Finds a pool's candidates.
+pub fn candidates(
+    snapshot: &ClusterSnapshot,
+    pool: &ModelPool,
+    demand: &[RequestClass],
+    arrival_scv: f64,
+    config: &PlannerConfig,
+    model: &dyn Performance,
+    cache: &ShapeCache,
+) -> CandidateSet {
+    let classes = planned_classes(pool, demand);
+    let asked = asked(&classes);
+    let scv = if arrival_scv.is_finite() { (arrival_scv.clamp(0.25, 64.0) * 4.0).ceil() / 4.0 } else { 1.0 };
+    let mut set = CandidateSet { classes, ..CandidateSet::default() };
+    if pool.eligible_variants().next().is_none() {
+        let why = if pool.variants.is_empty() {
+            "spec.variants is empty; add a variant such as {name: bf16, weights: bf16}".to_owned()
+        } else {
+            format!(
+                "no variant reaches spec.minQuality {}; lower it or add a better variant (best has {})",
+                pool.min_quality,
+                pool.variants.iter().map(|v| v.quality).fold(0.0, f64::max)
+            )
+        };
+        set.rejected.push((None, Rejection::Other(why)));
+        return set;
+    }
+    for name in &pool.placement.accelerators {
+        if !snapshot.accelerators.iter().any(|a| &a.name == name) {
+            let known: Vec<&str> = snapshot.accelerators.iter().map(|a| a.name.as_str()).collect();
+            let text = format!(
+                "spec.placement.accelerators names {name}, which does not exist; there is {}",
+                list(&known)
+            );
+            set.rejected.push((None, Rejection::Other(text)));
+        }
+    }
+    let mut accelerators: Vec<_> = snapshot.accelerators.iter().collect();
+    accelerators.sort_by(|a, b| a.name.cmp(&b.name));
+    for accelerator in accelerators {
+        if !pool.placement.accelerators.is_empty() && !pool.placement.accelerators.contains(&accelerator.name)
+        {
+            continue;
+        }
+        if price(snapshot, &accelerator.name, false).is_none() {
+            let text = format!(
+                "AcceleratorClass {}: usdPerHour is {}; give a price of 0 or more",
+                accelerator.name, accelerator.usd_per_hour
+            );
+            set.rejected.push((None, Rejection::Other(text)));
+            continue;
+        }
+        let here = || snapshot.nodes.iter().filter(|n| n.accelerator == accelerator.name);
+        let usable = |n: &&NodeInfo| eligibility(pool, n) != Eligibility::Closed;
+        let largest = here().filter(usable).map(|n| n.allocatable_gpus).max();
+        let autoscaled = (accelerator.autoscalable_max > 0).then(|| {
+            let size =
+                here().map(|n| n.allocatable_gpus).max().unwrap_or(accelerator.link_domain_size).max(1);
+            size.min(accelerator.autoscalable_max)
+        });
+        let Some(node_gpus) = largest.max(autoscaled).filter(|g| *g > 0) else {
+            if here().next().is_some() {
+                let text = format!(
+                    "no usable {} node: {}",
+                    accelerator.name.to_uppercase(),
+                    why_unusable(pool, &here().collect::<Vec<_>>())
+                );
+                set.rejected.push((None, Rejection::Other(text)));
+            }
+            continue;
+        };
+        let degrees = tensor_degrees(pool, accelerator.link_domain_size, node_gpus);
+        for tp in &pool.parallelism.tensor {
+            if !pool.architecture.supports_tensor_parallel(*tp) {
+                let text = format!(
+                    "TP{tp} does not divide the model's {} attention heads; spec.parallelism.tensor can hold {}",
+                    pool.architecture.heads,
+                    list(
+                        &(1..=8)
+                            .filter(|t| pool.architecture.supports_tensor_parallel(*t))
+                            .collect::<Vec<_>>()
+                    )
+                );
+                if !set.rejected.iter().any(|(_, r)| *r == Rejection::Other(text.clone())) {
+                    set.rejected.push((None, Rejection::Other(text)));
+                }
+            } else if !degrees.contains(tp) {
+                let text = format!(
+                    "TP{tp} {}: a node has {node_gpus} and a link domain {}",
+                    accelerator.name.to_uppercase(),
+                    accelerator.link_domain_size
+                );
+                set.rejected.push((None, Rejection::Other(text)));
+            }
+        }
+        let stages: Vec<u32> =
+            if pool.parallelism.pipeline.is_empty() { vec![1] } else { pool.parallelism.pipeline.clone() };
+        for variant in pool.eligible_variants() {
+            let native = accelerator.flops_per_second.contains_key(&variant.weights);
+            if variant.weights == plimsoll_fleet::Dtype::Fp8 && !native {
+                let text = format!("{} has no fp8", accelerator.name.to_uppercase());
+                if !set.rejected.iter().any(|(_, r)| *r == Rejection::Other(text.clone())) {
+                    set.rejected.push((None, Rejection::Other(text)));
+                }
+                continue;
+            }
+            for tp in degrees.iter().filter(|tp| pool.architecture.supports_tensor_parallel(**tp)) {
+                for pp in stages.iter().filter(|pp| (1..=pool.architecture.layers.max(1)).contains(*pp)) {
+                    let shape = Shape {
+                        variant: variant.name.clone(),
+                        accelerator: accelerator.name.clone(),
+                        tensor_parallel: *tp,
+                        pipeline_parallel: *pp,
+                        role: Role::Mixed,
+                    };
+                    let query = Query {
+                        pool,
+                        variant,
+                        accelerator,
+                        shape: &shape,
+                        classes: &asked,
+                        arrival_scv: scv,
+                        margin: config.margin(accelerator.calibration.relative_error),
+                    };
+                    match rates(model, cache, &query) {
+                        Ok(rates) => {
+                            let usd_per_hour = accelerator.usd_per_hour * f64::from(shape.gpus());
+                            set.candidates.push(Candidate {
+                                shape,
+                                quality: variant.quality,
+                                rates,
+                                usd_per_hour,
+                            });
+                        }
+                        Err(why) => set.rejected.push((Some(shape), why)),
+                    }
+                }
+            }
+        }
+    }
+    set.candidates.sort_by(|a, b| a.shape.cmp(&b.shape));
+    set.candidates.dedup_by(|a, b| a.shape == b.shape);
+    set
+}
+
+fn list<T: ToString>(items: &[T]) -> String {
+    if items.is_empty() {
+        "none".to_owned()
+    } else {
+        items.iter().map(T::to_string).collect::<Vec<_>>().join(", ")
+    }
+}
+
+fn why_unusable(pool: &ModelPool, nodes: &[&NodeInfo]) -> String {
+    let all = |f: &dyn Fn(&NodeInfo) -> bool| nodes.iter().all(|n| f(n));
+    if all(&|n| !n.ready) {
+        "none is ready".to_owned()
+    } else if all(&|n| n.allocatable_gpus == 0) {
+        "they offer no allocatable accelerators".to_owned()
+    } else if all(&|n| !pool.placement.node_selector.iter().all(|(k, v)| n.labels.get(k) == Some(v))) {
+        "none has the labels in spec.placement.nodeSelector".to_owned()
+    } else if all(&|n| n.spot) {
+        "all are spot capacity; set spec.placement.spot to Allowed".to_owned()
+    } else {
+        "cordoned, tainted or excluded by spec.placement".to_owned()
+    }
+}
+
+/// Rates of each class, scaled so that the linear load line `Σ f/μ ≤ n` meets the mix's own load line exactly.
+///
+/// Where the classes cannot run together (the mix has no load line although each class alone has one), the most
+/// demanding ones are left to other shapes.
+fn rates(model: &dyn Performance, cache: &ShapeCache, query: &Query<'_>) -> Result<Vec<f64>, Rejection> {
+    let answer = cache.evaluate(model, query);
+    let evaluation = match answer.as_ref() {
+        Ok(e) => e,
+        Err(misfit) => return Err(Rejection::DoesNotFit(misfit.clone())),
+    };
+    let mut rates: Vec<f64> =
+        evaluation.rates.iter().map(|r| if r.is_finite() && *r > 1e-9 { *r } else { 0.0 }).collect();
+    if rates.iter().all(|r| *r == 0.0) {
+        let miss = evaluation.misses.iter().flatten().next().cloned();
+        return Err(miss.map_or_else(
+            || Rejection::Other("it serves no request within the objectives".to_owned()),
+            Rejection::MissesObjective,
+        ));
+    }
+    let mut mix_rps = if rates.iter().all(|r| *r > 0.0) { evaluation.mix_rps } else { 0.0 };
+    loop {
+        let served: Vec<usize> = (0..rates.len()).filter(|i| rates[*i] > 0.0).collect();
+        if served.len() == 1 {
+            return Ok(rates);
+        }
+        if mix_rps <= 0.0 || served.len() < rates.len() {
+            let classes: Vec<RequestClass> = served.iter().map(|i| query.classes[*i].clone()).collect();
+            let sub = Query { classes: &classes, ..*query };
+            mix_rps = match cache.evaluate(model, &sub).as_ref() {
+                Ok(e) => e.mix_rps,
+                Err(_) => 0.0,
+            };
+        }
+        if mix_rps > 0.0 && mix_rps.is_finite() {
+            let total: f64 = served.iter().map(|i| query.classes[*i].rps).sum();
+            let linear = 1.0 / served.iter().map(|i| query.classes[*i].rps / total / rates[*i]).sum::<f64>();
+            let scale = (mix_rps / linear).clamp(0.01, 2.0);
+            for i in served {
+                rates[i] *= scale;
+            }
+            return Ok(rates);
+        }
+        // Leave out the class that takes most of a replica for each request.
+        if let Some(worst) = served.into_iter().min_by(|a, b| rates[*a].total_cmp(&rates[*b])) {
+            rates[worst] = 0.0;
+        }
+        mix_rps = 0.0;
+    }
+}
+
+/// Drops candidates that another of the same accelerator class makes pointless: never dearer, at least as good for
+/// every request class with `m` replicas in the same accelerators, and never harder to place. Shapes in `keep` (they
+/// run) always stay.
+pub fn prune(set: &mut CandidateSet, pool: &ModelPool, keep: &dyn Fn(&Shape) -> bool) {
+    let classes = set.classes.clone();
+    let all = set.candidates.clone();
+    set.candidates.retain(|a| {
+        keep(&a.shape)
+            || !all.iter().any(|b| {
+                if a.shape == b.shape || a.shape.accelerator != b.shape.accelerator {
+                    return false;
+                }
+                let (stages_a, stages_b) = (a.shape.pipeline_parallel, b.shape.pipeline_parallel);
+                if stages_b > stages_a || a.shape.tensor_parallel % b.shape.tensor_parallel != 0 {
+                    return false;
+                }
+                let m = (a.shape.gpus() / b.shape.gpus().max(1)).max(1);
+                let (m, m_f) = (m, f64::from(m));
+                if b.shape.gpus() * m > a.shape.gpus() {
+                    return false;
+                }
+                // Splitting one replica into m must not run into the replica bound.
+                let room =
+                    m == 1 || (b.replicas_for(&classes).ceil() + m_f) <= f64::from(pool.scaling.max_replicas);
+                let covers = a.rates.iter().zip(&b.rates).all(|(ra, rb)| m_f * rb >= *ra - 1e-12);
+                let strictly = m > 1
+                    || b.shape.gpus() < a.shape.gpus()
+                    || b.quality > a.quality
+                    || a.rates.iter().zip(&b.rates).any(|(ra, rb)| *rb > *ra + 1e-12)
+                    || b.shape < a.shape;
+                room && covers
+                    && strictly
+                    && !(m == 1
+                        && b.quality < a.quality
+                        && a.rates == b.rates
+                        && a.shape.gpus() == b.shape.gpus())
+            })
+    });
+}

@@ -1,0 +1,244 @@
+//! Inventory: which accelerators may be used by which pool, in cells that the program can count.
+//!
+//! Nodes of one accelerator class, zone and capacity type that the same pools may use form a *cell*; within a cell
+//! nodes are interchangeable, so the program counts replicas per cell and placement picks the nodes. Tensor-parallel
+//! groups must fit a node: for each group size `g` a cell offers `Σ_nodes ⌊free/g⌋` *slots*, and a group of size
+//! `s ≥ g` takes `⌊s/g⌋` of them. Where sizes divide one another (1, 2, 4, 8) these rows are exact.
+
+use std::collections::BTreeMap;
+
+use plimsoll_fleet::pool::{SpotPolicy, Toleration};
+use plimsoll_fleet::{ClusterSnapshot, ModelPool, NodeInfo, NodeName, Shape};
+
+/// What a pool may do with a cell's nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Eligibility {
+    /// New replicas may come.
+    Open,
+    /// Replicas that run there may stay (cordoned, or a taint that only repels new pods).
+    KeepOnly,
+    /// Not usable.
+    Closed,
+}
+
+/// A node of a cell.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Slot {
+    /// The node (`None`: one that an autoscaler could still add).
+    pub node: Option<NodeName>,
+    /// Accelerators that this plan may use on it.
+    pub free: u32,
+    /// Accelerators of `free` that replicas on their way out still hold.
+    pub leaving: u32,
+}
+
+/// Interchangeable nodes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Cell {
+    /// Name of the accelerator class.
+    pub accelerator: String,
+    /// Zone (empty: unknown).
+    pub zone: String,
+    /// Interruptible capacity.
+    pub spot: bool,
+    /// Price of one accelerator here.
+    pub usd_per_hour: f64,
+    /// Nodes, in order of name.
+    pub slots: Vec<Slot>,
+    /// Each pool's eligibility, in the order the pools were given.
+    pub eligible: Vec<Eligibility>,
+}
+
+impl Cell {
+    /// Tensor-parallel groups of `size` that fit.
+    pub fn groups(&self, size: u32) -> u32 {
+        if size == 0 { 0 } else { self.slots.iter().map(|s| s.free / size).sum() }
+    }
+
+    /// Whether it is capacity that an autoscaler has yet to add.
+    pub fn is_autoscaled(&self) -> bool {
+        self.slots.iter().all(|s| s.node.is_none())
+    }
+
+    /// Name for people: `h100 zone-a`, `l40s spot`.
+    pub fn label(&self) -> String {
+        let mut text = self.accelerator.clone();
+        if !self.zone.is_empty() {
+            text.push(' ');
+            text.push_str(&self.zone);
+        }
+        if self.spot {
+            text.push_str(" spot");
+        }
+        if self.is_autoscaled() {
+            text.push_str(" autoscaled");
+        }
+        text
+    }
+}
+
+/// Accelerators a replica takes on each of its nodes. One node: all of them; otherwise one pipeline stage a node.
+pub fn gpus_by_node<'a>(shape: &Shape, nodes: &'a [NodeName]) -> Vec<(&'a NodeName, u32)> {
+    match nodes {
+        [] => Vec::new(),
+        [one] => vec![(one, shape.gpus())],
+        many => many.iter().map(|n| (n, shape.tensor_parallel)).collect(),
+    }
+}
+
+/// Whether a toleration list tolerates a taint written `key=value:Effect` or `key:Effect`.
+fn tolerated(taint: &str, tolerations: &[Toleration]) -> bool {
+    let (key_value, effect) = taint.rsplit_once(':').unwrap_or((taint, ""));
+    let (key, value) = key_value.split_once('=').unwrap_or((key_value, ""));
+    tolerations.iter().any(|t| {
+        t.effect.as_deref().is_none_or(|e| e.is_empty() || e == effect)
+            && match t.key.as_deref() {
+                None | Some("") => true,
+                Some(k) => {
+                    k == key
+                        && (t.operator.as_deref() == Some("Exists")
+                            || t.value.as_deref().unwrap_or("") == value)
+                }
+            }
+    })
+}
+
+/// What a pool may do with a node.
+pub fn eligibility(pool: &ModelPool, node: &NodeInfo) -> Eligibility {
+    let allowed =
+        pool.placement.accelerators.is_empty() || pool.placement.accelerators.contains(&node.accelerator);
+    let selected = pool.placement.node_selector.iter().all(|(k, v)| node.labels.get(k) == Some(v));
+    if !node.ready || !allowed || !selected || (node.spot && pool.placement.spot == SpotPolicy::Never) {
+        return Eligibility::Closed;
+    }
+    let repelled = |effect: &str| {
+        node.taints
+            .iter()
+            .any(|t| t.ends_with(&format!(":{effect}")) && !tolerated(t, &pool.placement.tolerations))
+    };
+    if repelled("NoExecute") {
+        Eligibility::Closed
+    } else if !node.schedulable || repelled("NoSchedule") {
+        Eligibility::KeepOnly
+    } else {
+        Eligibility::Open
+    }
+}
+
+/// Accelerators that are spoken for before the program is written.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Reserved {
+    /// By node.
+    pub nodes: BTreeMap<NodeName, u32>,
+    /// Of each class's autoscalable capacity.
+    pub autoscaled: BTreeMap<String, u32>,
+}
+
+impl Reserved {
+    /// Speaks for what a replica takes.
+    pub fn add(&mut self, shape: &Shape, nodes: &[NodeName]) {
+        if nodes.is_empty() {
+            *self.autoscaled.entry(shape.accelerator.clone()).or_default() += shape.gpus();
+        }
+        for (node, gpus) in gpus_by_node(shape, nodes) {
+            *self.nodes.entry(node.clone()).or_default() += gpus;
+        }
+    }
+}
+
+/// Price of one accelerator on a node of this class; `None` where it is not a price.
+pub fn price(snapshot: &ClusterSnapshot, accelerator: &str, spot: bool) -> Option<f64> {
+    let class = snapshot.accelerators.iter().find(|a| a.name == accelerator)?;
+    let usd = if spot { class.spot_usd_per_hour.unwrap_or(class.usd_per_hour) } else { class.usd_per_hour };
+    (usd.is_finite() && usd >= 0.0).then_some(usd)
+}
+
+/// The cells of a snapshot for these pools. `leaving` counts accelerators that replicas on their way out hold, by node.
+/// Nodes of unknown classes, or of classes without a usable price, are in no cell.
+pub fn cells(
+    snapshot: &ClusterSnapshot,
+    pools: &[&ModelPool],
+    reserved: &Reserved,
+    leaving: &BTreeMap<NodeName, u32>,
+) -> Vec<Cell> {
+    type Signature = (String, String, bool, Vec<Eligibility>);
+    let mut by_signature: BTreeMap<Signature, Vec<Slot>> = BTreeMap::new();
+    let mut nodes: Vec<&NodeInfo> = snapshot.nodes.iter().collect();
+    nodes.sort_by(|a, b| a.name.cmp(&b.name));
+    nodes.dedup_by(|a, b| a.name == b.name);
+    for node in &nodes {
+        let eligible: Vec<Eligibility> = pools.iter().map(|p| eligibility(p, node)).collect();
+        if eligible.iter().all(|e| *e == Eligibility::Closed) {
+            continue;
+        }
+        let taken = reserved.nodes.get(&node.name).copied().unwrap_or(0).saturating_add(node.foreign_gpus);
+        let free = node.allocatable_gpus.saturating_sub(taken);
+        let leaving = leaving.get(&node.name).copied().unwrap_or(0).min(free);
+        by_signature
+            .entry((node.accelerator.clone(), node.zone.clone(), node.spot, eligible))
+            .or_default()
+            .push(Slot { node: Some(node.name.clone()), free, leaving });
+    }
+    let mut cells: Vec<Cell> = by_signature
+        .into_iter()
+        .filter_map(|((accelerator, zone, spot, eligible), slots)| {
+            let usd_per_hour = price(snapshot, &accelerator, spot)?;
+            Some(Cell { accelerator, zone, spot, usd_per_hour, slots, eligible })
+        })
+        .collect();
+    for class in &snapshot.accelerators {
+        let left =
+            class.autoscalable_max.saturating_sub(reserved.autoscaled.get(&class.name).copied().unwrap_or(0));
+        let Some(usd_per_hour) = price(snapshot, &class.name, false).filter(|_| left > 0) else { continue };
+        let of_class = || nodes.iter().filter(|n| n.accelerator == class.name && !n.spot);
+        let size = of_class().map(|n| n.allocatable_gpus).max().unwrap_or(class.link_domain_size).max(1);
+        let eligible: Vec<Eligibility> = pools
+            .iter()
+            .map(|p| {
+                let place = &p.placement;
+                let allowed = place.accelerators.is_empty() || place.accelerators.contains(&class.name);
+                let on = |labels: &BTreeMap<String, String>| {
+                    place.node_selector.iter().all(|(k, v)| labels.get(k) == Some(v))
+                };
+                let selected = on(&class.node_selector) || of_class().any(|n| on(&n.labels));
+                if allowed && selected { Eligibility::Open } else { Eligibility::Closed }
+            })
+            .collect();
+        let mut slots = vec![Slot { node: None, free: size, leaving: 0 }; (left / size).min(4096) as usize];
+        if left % size > 0 {
+            slots.push(Slot { node: None, free: left % size, leaving: 0 });
+        }
+        let (accelerator, zone) = (class.name.clone(), String::new());
+        cells.push(Cell { accelerator, zone, spot: false, usd_per_hour, slots, eligible });
+    }
+    cells
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rstest::rstest;
+
+    fn toleration(key: Option<&str>, operator: Option<&str>, value: Option<&str>) -> Toleration {
+        let own = |s: Option<&str>| s.map(str::to_owned);
+        Toleration { key: own(key), operator: own(operator), value: own(value), effect: None }
+    }
+
+    #[rstest]
+    #[case("gpu=yes:NoSchedule", None, Some("Exists"), None, true)]
+    #[case("gpu=yes:NoSchedule", Some("gpu"), Some("Exists"), None, true)]
+    #[case("gpu=yes:NoSchedule", Some("gpu"), None, Some("yes"), true)]
+    #[case("gpu=yes:NoSchedule", Some("gpu"), Some("Equal"), Some("no"), false)]
+    #[case("gpu:NoSchedule", Some("gpu"), None, None, true)]
+    #[case("other:NoSchedule", Some("gpu"), Some("Exists"), None, false)]
+    fn tolerations_follow_kubernetes(
+        #[case] taint: &str,
+        #[case] key: Option<&str>,
+        #[case] operator: Option<&str>,
+        #[case] value: Option<&str>,
+        #[case] ok: bool,
+    ) {
+        assert_eq!(tolerated(taint, &[toleration(key, operator, value)]), ok);
+        assert!(!tolerated(taint, &[]));
+    }
+}

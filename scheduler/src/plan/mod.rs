@@ -1,0 +1,177 @@
+//! The plan: from what the cluster is and what is asked of it to the cheapest fleet that meets every objective inside
+//! every budget.
+//!
+//! [`plan`] is a pure function. It finds each pool's candidates ([`candidates`]), counts what may be used
+//! ([`inventory`]), solves the program ([`program`]) through a [`solver::Solver`], places the replicas
+//! ([`crate::place`]), and writes down the reasons ([`crate::explain`]). Broken pools, budgets or classes get a reason
+//! each and disturb no other.
+//!
+//! Complexity: candidates cost questions to the engine model that are cached between plans; the program is a
+//! mixed-integer one of pools × shapes × cells whole variables, bounded by a node limit; placement is linear in
+//! replicas × nodes of a cell.
+
+mod assemble;
+pub mod candidates;
+mod config;
+mod engine_model;
+pub mod inventory;
+pub mod performance;
+pub(crate) mod prepare;
+pub mod program;
+pub mod solver;
+
+use std::collections::BTreeMap;
+
+use plimsoll_fleet::{ClusterSnapshot, DemandEstimate, Plan, PoolId};
+
+pub use config::PlannerConfig;
+pub use engine_model::EngineModel;
+pub use performance::ShapeCache;
+
+use crate::place;
+use inventory::Reserved;
+use performance::Performance;
+use program::{Answer, Cut, Problem};
+use solver::{BranchAndBound, Solver};
+
+/// Everything a plan depends on.
+#[derive(Debug, Clone)]
+pub struct PlanInput<'a> {
+    /// The cluster.
+    pub snapshot: &'a ClusterSnapshot,
+    /// Demand by pool. A pool without an entry keeps at least the replicas it has.
+    pub demands: &'a BTreeMap<PoolId, DemandEstimate>,
+    /// The plan in force.
+    pub previous: Option<&'a Plan>,
+    /// Settings.
+    pub config: &'a PlannerConfig,
+    /// Number of the new plan.
+    pub number: u64,
+    /// First serial number to name new replicas by.
+    pub next_serial: u64,
+    /// Now.
+    pub now: jiff::Timestamp,
+    /// What made the scheduler plan anew.
+    pub trigger: String,
+    /// Seconds each pool has been without a request; a pool without an entry counts as busy.
+    pub idle: &'a BTreeMap<PoolId, f64>,
+    /// Answers of the engine model, kept between plans. The plan does not depend on what is in it.
+    pub cache: &'a ShapeCache,
+}
+
+/// A plan and what to pass on to the next.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PlanOutcome {
+    /// The plan. Its `quality.solve_ms` is 0: this function has no clock; the caller that has one sets it.
+    pub plan: Plan,
+    /// First serial number for the next plan's new replicas.
+    pub next_serial: u64,
+}
+
+/// Plans with the engine model and the default solver.
+pub fn plan(input: &PlanInput<'_>) -> PlanOutcome {
+    plan_with(input, &EngineModel::default(), &BranchAndBound)
+}
+
+/// Plans with a given performance model and solver.
+pub fn plan_with(input: &PlanInput<'_>, model: &dyn Performance, solver: &dyn Solver) -> PlanOutcome {
+    input.cache.next_plan();
+    let drafts = prepare::drafts(input, model);
+    let mut reserved = Reserved::default();
+    let mut spent = prepare::reserve_fixed(input.snapshot, &drafts, &mut reserved);
+    let mut solved: Vec<Group<'_>> = Vec::new();
+    // Pools that Plimsoll only advises on must not take anything from those it runs: they plan with what is left.
+    for enforced in [true, false] {
+        let members: Vec<usize> = (0..drafts.len())
+            .filter(|i| {
+                drafts[*i].is_planned()
+                    && (drafts[*i].pool.mode == plimsoll_fleet::pool::Mode::Enforce) == enforced
+            })
+            .collect();
+        if members.is_empty() {
+            continue;
+        }
+        let group = solve_group(input, &drafts, members, &reserved, &spent, solver);
+        for (at, member) in group.members.iter().enumerate() {
+            for placed in group.placement.placed.iter().filter(|p| group.wants[p.want].pool == at) {
+                let shape = &group.wants[placed.want].shape;
+                reserved.add(shape, &placed.nodes);
+                let usd =
+                    group.problem.cells[group.wants[placed.want].cell].usd_per_hour * f64::from(shape.gpus());
+                prepare::spend(input.snapshot, &drafts[*member].pool.id, usd, &mut spent);
+            }
+        }
+        solved.push(group);
+    }
+    assemble::assemble(input, &drafts, &solved, model)
+}
+
+/// A set of pools solved together, with the answer and its placement.
+pub(crate) struct Group<'a> {
+    /// Index of each pool's draft.
+    pub(crate) members: Vec<usize>,
+    pub(crate) problem: Problem<'a>,
+    pub(crate) answer: Answer,
+    pub(crate) wants: Vec<place::Want>,
+    pub(crate) placement: place::Placement,
+}
+
+fn solve_group<'a>(
+    input: &PlanInput<'_>,
+    drafts: &'a [prepare::Draft<'a>],
+    members: Vec<usize>,
+    reserved: &Reserved,
+    spent: &BTreeMap<String, f64>,
+    solver: &dyn Solver,
+) -> Group<'a> {
+    let limits = input.config.limits();
+    let mut problem = prepare::problem(input, drafts, &members, reserved, spent);
+    let mut answer = program::solve(&problem, solver, &limits);
+    if !answer.complete && problem.pools.iter().any(|p| p.headroom > 1.0) {
+        // Headroom is for calm times: when something is short, size by demand alone.
+        problem.pools.iter_mut().for_each(|p| p.headroom = 1.0);
+        answer = program::solve(&problem, solver, &limits);
+    }
+    let mut wants = prepare::wants(drafts, &members, &problem, &answer);
+    let mut placement = place::place(&problem.cells, &wants, place::Mode::Stay);
+    if placement.unplaced.is_empty() {
+        return Group { members, problem, answer, wants, placement };
+    }
+    // Running replicas leave gaps that are too small: look for a fleet that fits around them.
+    let uncut = (answer.clone(), wants.clone());
+    for _ in 0..input.config.placement_rounds {
+        for want in &placement.unplaced {
+            let (cell, size) = (wants[*want].cell, wants[*want].shape.tensor_parallel);
+            let groups = placement
+                .placed
+                .iter()
+                .map(|p| &wants[p.want])
+                .filter(|w| w.cell == cell && w.shape.tensor_parallel >= size)
+                .map(|w| (w.shape.tensor_parallel / size) * w.shape.pipeline_parallel)
+                .sum();
+            problem.cuts.push(Cut { cell, size, groups });
+        }
+        answer = program::solve(&problem, solver, &limits);
+        wants = prepare::wants(drafts, &members, &problem, &answer);
+        placement = place::place(&problem.cells, &wants, place::Mode::Stay);
+        if placement.unplaced.is_empty() {
+            break;
+        }
+    }
+    if !placement.unplaced.is_empty() || (uncut.0.complete && !answer.complete) {
+        // Nothing serves as much around them: move smaller replicas aside.
+        let repacked = place::place(&problem.cells, &uncut.1, place::Mode::Repack);
+        if repacked.unplaced.len() <= placement.unplaced.len() {
+            problem.cuts.clear();
+            (answer, wants) = uncut;
+            placement = repacked;
+        }
+    }
+    if !placement.unplaced.is_empty() {
+        prepare::drop_unplaced(&problem, &mut answer, &wants, &placement);
+    }
+    Group { members, problem, answer, wants, placement }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,379 @@
+//! From the planner's input to a [`Problem`]: what lives, what is wanted, what is broken.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use plimsoll_fleet::budget::OnLimit;
+use plimsoll_fleet::pool::EngineKind;
+use plimsoll_fleet::{Budget, ClusterSnapshot, DemandEstimate, ModelPool, NodeName, PoolId, ReplicaPhase};
+
+use super::PlanInput;
+use super::candidates::{CandidateSet, candidates, prune};
+use super::inventory::{Eligibility, Reserved, cells, gpus_by_node, price};
+use super::performance::Performance;
+use super::program::{Answer, BudgetRow, PoolProblem, Problem, fill};
+use crate::place::{Live, Placement, Want};
+
+/// What becomes of a pool before anything is solved.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Fate {
+    /// It takes part in the program.
+    Planned,
+    /// It goes to zero: no request for this many seconds.
+    Idle(f64),
+    /// It cannot be planned, for this reason; what runs stays.
+    Broken(String),
+    /// Plimsoll does not run it.
+    External,
+}
+
+/// One pool, prepared.
+#[derive(Debug, Clone)]
+pub(crate) struct Draft<'a> {
+    pub(crate) pool: &'a ModelPool,
+    pub(crate) demand: DemandEstimate,
+    /// All candidates, for explanations.
+    pub(crate) all: CandidateSet,
+    /// Candidates without those that others make pointless.
+    pub(crate) set: CandidateSet,
+    pub(crate) live: Vec<Live>,
+    pub(crate) floor: u32,
+    pub(crate) ceiling: u32,
+    pub(crate) fate: Fate,
+    /// Remarks on bad input that did not stop the pool.
+    pub(crate) notes: Vec<String>,
+}
+
+impl Draft<'_> {
+    pub(crate) fn is_planned(&self) -> bool {
+        self.fate == Fate::Planned
+    }
+}
+
+/// Prepares every pool, in order of identity.
+pub(crate) fn drafts<'a>(input: &PlanInput<'a>, model: &dyn Performance) -> Vec<Draft<'a>> {
+    let mut pools: Vec<&ModelPool> = input.snapshot.pools.iter().collect();
+    pools.sort_by(|a, b| a.id.cmp(&b.id));
+    pools.dedup_by(|a, b| a.id == b.id);
+    pools.into_iter().map(|pool| draft(input, pool, model)).collect()
+}
+
+fn draft<'a>(input: &PlanInput<'a>, pool: &'a ModelPool, model: &dyn Performance) -> Draft<'a> {
+    let given = input.demands.get(&pool.id);
+    let mut demand = given.cloned().unwrap_or_default();
+    let mut notes = Vec::new();
+    let broken_rate = demand.classes.iter().any(|c| !c.rps.is_finite() || c.rps < 0.0);
+    if broken_rate {
+        notes.push("some demand figures are not numbers; no replica is stopped on their account".to_owned());
+        demand.classes.retain(|c| c.rps.is_finite() && c.rps >= 0.0);
+    }
+    let live = live(input, pool);
+    let scaling = &pool.scaling;
+    let total: f64 = demand.classes.iter().map(|c| c.rps).sum();
+    let idle = input.idle.get(&pool.id).copied().unwrap_or(0.0);
+    let sleeps = |after: f64| total <= 1e-9 && !broken_rate && given.is_some() && idle >= after;
+    let blank = |fate: Fate, demand: DemandEstimate, notes: Vec<String>, live: Vec<Live>| Draft {
+        pool,
+        demand,
+        all: CandidateSet::default(),
+        set: CandidateSet::default(),
+        live,
+        floor: 0,
+        ceiling: scaling.max_replicas,
+        fate,
+        notes,
+    };
+    if pool.engine.kind == EngineKind::External {
+        return blank(Fate::External, demand, notes, live);
+    }
+    if scaling.min_replicas > scaling.max_replicas {
+        let why = format!(
+            "spec.scaling.min {} is above spec.scaling.max {}; lower min or raise max",
+            scaling.min_replicas, scaling.max_replicas
+        );
+        return blank(Fate::Broken(why), demand, notes, live);
+    }
+    if pool.slo_classes.is_empty() {
+        let why = "spec.slo has no class; give at least one objective, such as tpot: {p95: 50ms}".to_owned();
+        return blank(Fate::Broken(why), demand, notes, live);
+    }
+    let all = candidates(
+        input.snapshot,
+        pool,
+        &demand.classes,
+        if demand.arrival_scv > 0.0 { demand.arrival_scv } else { 1.0 },
+        input.config,
+        model,
+        input.cache,
+    );
+    if all.candidates.is_empty() {
+        let why = crate::explain::why_no_shape(input.snapshot, pool, &all);
+        return Draft { all, ..blank(Fate::Broken(why), demand, notes, live) };
+    }
+    if let Some(after) = scaling.scale_to_zero_after_seconds
+        && sleeps(after)
+    {
+        return Draft { all, ..blank(Fate::Idle(idle), demand, notes, live) };
+    }
+    // A pool that may sleep but does not yet keeps one replica; a pool that is asleep wakes only for demand.
+    let awake = total > 1e-9 || !live.is_empty();
+    let mut floor = if scaling.scale_to_zero_after_seconds.is_some() {
+        if awake { scaling.min_replicas.max(1) } else { scaling.min_replicas }
+    } else {
+        scaling.min_replicas
+    };
+    if given.is_none() || broken_rate {
+        floor = floor.max(live.len() as u32);
+    }
+    let ceiling = scaling.max_replicas;
+    let mut set = all.clone();
+    prune(&mut set, pool, &|shape| live.iter().any(|l| &l.shape == shape));
+    Draft { pool, demand, all, set, live, floor: floor.min(ceiling), ceiling, fate: Fate::Planned, notes }
+}
+
+/// Replicas of a pool that may be kept: alive in the snapshot, or planned before and not yet seen.
+fn live(input: &PlanInput<'_>, pool: &ModelPool) -> Vec<Live> {
+    let before = input.previous.and_then(|p| p.pool(&pool.id)).filter(|p| p.uid == pool.uid);
+    let planned_nodes =
+        |id| before.and_then(|p| p.replicas.iter().find(|r| &r.id == id)).map(|r| r.nodes.clone());
+    let healthy = |nodes: &[NodeName]| {
+        nodes.iter().all(|n| input.snapshot.nodes.iter().any(|node| &node.name == n && node.ready))
+    };
+    let mut live: Vec<Live> = Vec::new();
+    let mut seen = BTreeSet::new();
+    for r in &input.snapshot.replicas {
+        seen.insert(&r.id);
+        if r.pool != pool.id || matches!(r.phase, ReplicaPhase::Draining | ReplicaPhase::Failed) {
+            continue;
+        }
+        let nodes =
+            if r.nodes.is_empty() { planned_nodes(&r.id).unwrap_or_default() } else { r.nodes.clone() };
+        if healthy(&nodes) && !live.iter().any(|l| l.id == r.id) {
+            let (id, shape) = (r.id.clone(), r.shape.clone());
+            live.push(Live { id, shape, nodes, phase: r.phase, created_at: r.created_at });
+        }
+    }
+    for r in before.map(|p| p.replicas.as_slice()).unwrap_or_default() {
+        if !seen.contains(&r.id) && healthy(&r.nodes) && !live.iter().any(|l| l.id == r.id) {
+            live.push(Live {
+                id: r.id.clone(),
+                shape: r.shape.clone(),
+                nodes: r.nodes.clone(),
+                phase: ReplicaPhase::Pending,
+                created_at: input.previous.map_or(input.now, |p| p.created_at),
+            });
+        }
+    }
+    live
+}
+
+/// Cost of a live replica at today's prices, dollars per hour.
+pub(crate) fn live_usd(snapshot: &ClusterSnapshot, live: &Live) -> f64 {
+    let spot = live
+        .nodes
+        .first()
+        .and_then(|n| snapshot.nodes.iter().find(|node| &node.name == n))
+        .is_some_and(|n| n.spot);
+    price(snapshot, &live.shape.accelerator, spot).unwrap_or(0.0) * f64::from(live.shape.gpus())
+}
+
+/// Speaks for what pools hold that cannot be planned; returns what they spend, by budget.
+pub(crate) fn reserve_fixed(
+    snapshot: &ClusterSnapshot,
+    drafts: &[Draft<'_>],
+    reserved: &mut Reserved,
+) -> BTreeMap<String, f64> {
+    let mut spent = BTreeMap::new();
+    for draft in drafts.iter().filter(|d| matches!(d.fate, Fate::Broken(_) | Fate::External)) {
+        for l in &draft.live {
+            reserved.add(&l.shape, &l.nodes);
+            spend(snapshot, &draft.pool.id, live_usd(snapshot, l), &mut spent);
+        }
+    }
+    spent
+}
+
+/// Names of the budgets a pool counts against: those that cover it, and all they are nested in.
+pub(crate) fn budgets_of<'a>(snapshot: &'a ClusterSnapshot, pool: &PoolId) -> BTreeSet<&'a str> {
+    let mut names = BTreeSet::new();
+    for budget in snapshot.budgets.iter().filter(|b| b.scope.covers(pool)) {
+        let mut at: Option<&Budget> = Some(budget);
+        // A cycle ends where it began.
+        while let Some(b) = at.filter(|b| names.insert(b.name.as_str())) {
+            at = b.parent.as_ref().and_then(|p| snapshot.budgets.iter().find(|x| &x.name == p));
+        }
+    }
+    names
+}
+
+/// Adds spending of a pool to all budgets it counts against.
+pub(crate) fn spend(snapshot: &ClusterSnapshot, pool: &PoolId, usd: f64, spent: &mut BTreeMap<String, f64>) {
+    for name in budgets_of(snapshot, pool) {
+        *spent.entry(name.to_owned()).or_default() += usd;
+    }
+}
+
+/// Remarks on budgets that cannot be used as they are.
+pub(crate) fn budget_notes(snapshot: &ClusterSnapshot, pool: &PoolId) -> Vec<String> {
+    let mut notes = Vec::new();
+    let names = budgets_of(snapshot, pool);
+    for b in snapshot.budgets.iter().filter(|b| names.contains(b.name.as_str())) {
+        if b.effective_usd_per_hour().is_some_and(f64::is_nan) {
+            notes.push(format!(
+                "budget {}: its cap is not a number and is not applied; set usdPerHour",
+                b.name
+            ));
+        }
+        let mut seen = BTreeSet::from([b.name.as_str()]);
+        let mut parent = b.parent.as_deref();
+        while let Some(name) = parent {
+            if !seen.insert(name) {
+                notes.push(format!("budget {}: its parents form a cycle; remove one spec.parent", b.name));
+                break;
+            }
+            let Some(next) = snapshot.budgets.iter().find(|x| x.name == name) else {
+                notes.push(format!("budget {}: its parent {name} does not exist", b.name));
+                break;
+            };
+            parent = next.parent.as_deref();
+        }
+    }
+    notes
+}
+
+/// The program's input for some of the pools, with others' holdings already spoken for.
+pub(crate) fn problem<'a>(
+    input: &PlanInput<'_>,
+    drafts: &'a [Draft<'a>],
+    members: &[usize],
+    reserved: &Reserved,
+    spent: &BTreeMap<String, f64>,
+) -> Problem<'a> {
+    let snapshot = input.snapshot;
+    let pools: Vec<&ModelPool> = members.iter().map(|i| drafts[*i].pool).collect();
+    let cells = cells(snapshot, &pools, reserved, &leaving(snapshot));
+    let budgets = snapshot
+        .budgets
+        .iter()
+        .filter(|b| b.on_limit != OnLimit::Alert)
+        .filter_map(|b| {
+            let cap = b.effective_usd_per_hour().filter(|c| !c.is_nan())?;
+            let left = (cap - spent.get(&b.name).copied().unwrap_or(0.0)).max(0.0);
+            let covers: Vec<bool> =
+                pools.iter().map(|p| budgets_of(snapshot, &p.id).contains(b.name.as_str())).collect();
+            covers.iter().any(|c| *c).then(|| BudgetRow {
+                name: b.name.clone(),
+                usd_per_hour: left,
+                cap: cap.max(0.0),
+                covers,
+            })
+        })
+        .collect();
+    let problems = members
+        .iter()
+        .enumerate()
+        .map(|(p, i)| {
+            let d = &drafts[*i];
+            let mut running: BTreeMap<(usize, usize), u32> = BTreeMap::new();
+            for l in &d.live {
+                let Some(k) = d.set.candidates.iter().position(|c| c.shape == l.shape) else { continue };
+                if let Some(c) = cell_of(&cells, p, l) {
+                    *running.entry((k, c)).or_default() += 1;
+                }
+            }
+            let start_factor = input.config.start_factor(d.pool.engine.cold_start_seconds);
+            // Capacity of what runs, in units of today's demand.
+            let capacity: f64 = running
+                .iter()
+                .map(|((k, _), n)| f64::from(*n) / d.set.candidates[*k].replicas_for(&d.set.classes))
+                .filter(|x| x.is_finite())
+                .sum();
+            let headroom =
+                (capacity * (1.0 - 1e-6)).clamp(1.0, 1.0 + input.config.scale_down_headroom.clamp(0.0, 10.0));
+            PoolProblem {
+                pool: d.pool,
+                set: d.set.clone(),
+                floor: d.floor,
+                ceiling: d.ceiling,
+                min_zones: d.pool.scaling.min_zones,
+                headroom,
+                running,
+                start_factor,
+                stop_factor: start_factor * input.config.stop_share.clamp(0.0, 1.0),
+            }
+        })
+        .collect();
+    Problem { pools: problems, cells, budgets, cuts: Vec::new() }
+}
+
+/// The cell a live replica sits in, if its pool may keep it there.
+fn cell_of(cells: &[super::inventory::Cell], pool: usize, live: &Live) -> Option<usize> {
+    cells.iter().position(|cell| {
+        cell.accelerator == live.shape.accelerator
+            && cell.eligible[pool] != Eligibility::Closed
+            && if live.nodes.is_empty() {
+                cell.is_autoscaled()
+            } else {
+                live.nodes.iter().all(|n| cell.slots.iter().any(|s| s.node.as_ref() == Some(n)))
+            }
+    })
+}
+
+/// Accelerators that replicas on their way out still hold, by node.
+fn leaving(snapshot: &ClusterSnapshot) -> BTreeMap<NodeName, u32> {
+    let mut leaving = BTreeMap::new();
+    for r in &snapshot.replicas {
+        let gone = matches!(r.phase, ReplicaPhase::Draining | ReplicaPhase::Failed)
+            || !snapshot.pools.iter().any(|p| p.id == r.pool);
+        if gone {
+            for (node, gpus) in gpus_by_node(&r.shape, &r.nodes) {
+                *leaving.entry(node.clone()).or_default() += gpus;
+            }
+        }
+    }
+    leaving
+}
+
+/// An answer as placement takes it.
+pub(crate) fn wants(
+    drafts: &[Draft<'_>],
+    members: &[usize],
+    problem: &Problem<'_>,
+    answer: &Answer,
+) -> Vec<Want> {
+    let mut wants = Vec::new();
+    for (p, pool) in answer.pools.iter().enumerate() {
+        let draft = &drafts[members[p]];
+        for ((k, c), n) in &pool.counts {
+            let shape = problem.pools[p].set.candidates[*k].shape.clone();
+            let live = draft
+                .live
+                .iter()
+                .filter(|l| l.shape == shape && cell_of(&problem.cells, p, l) == Some(*c))
+                .cloned()
+                .collect();
+            wants.push(Want { pool: p, shape, cell: *c, count: *n, live });
+        }
+    }
+    wants
+}
+
+/// Takes replicas that found no node out of an answer and serves what the rest can.
+pub(crate) fn drop_unplaced(
+    problem: &Problem<'_>,
+    answer: &mut Answer,
+    wants: &[Want],
+    placement: &Placement,
+) {
+    for want in &placement.unplaced {
+        let w = &wants[*want];
+        let pool = &problem.pools[w.pool];
+        let k = pool.set.candidates.iter().position(|c| c.shape == w.shape);
+        if let Some(n) = k.and_then(|k| answer.pools[w.pool].counts.get_mut(&(k, w.cell))) {
+            *n = n.saturating_sub(1);
+        }
+        let mut counts = answer.pools[w.pool].counts.clone();
+        counts.retain(|_, n| *n > 0);
+        answer.pools[w.pool] = fill(pool, &counts);
+        answer.complete = false;
+    }
+}

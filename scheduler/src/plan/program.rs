@@ -1,0 +1,803 @@
+//! The program of DESIGN §7 and its answer.
+//!
+//! Variables: whole replicas kept and started by pool, shape and cell; the share of each request class that flows to
+//! each shape; shares left unserved; shortfalls below the replica and zone bounds. Rows: demand, load lines, slots of
+//! each cell ([`super::inventory`]), budgets, replica bounds, zones. Tiers are served in order, lexicographically: if
+//! everything can be served, one solve finds the cheapest fleet; otherwise each tier, highest first, minimises what it
+//! leaves unserved with the tiers above fixed, and the last solve minimises dollars and price of change.
+//!
+//! Size: pools × shapes × cells whole variables, pools × shapes × classes real ones. The number of solves is at most
+//! the number of tiers plus two.
+
+use std::collections::BTreeMap;
+
+use plimsoll_fleet::ModelPool;
+
+use super::candidates::CandidateSet;
+use super::inventory::{Cell, Eligibility};
+use super::solver::{Comparison, Limits, Program, RowId, Solution, SolveError, Solver, VarId};
+
+/// One pool as the program sees it.
+#[derive(Debug, Clone)]
+pub struct PoolProblem<'a> {
+    /// The pool.
+    pub pool: &'a ModelPool,
+    /// Its candidates.
+    pub set: CandidateSet,
+    /// Fewest replicas.
+    pub floor: u32,
+    /// Most replicas.
+    pub ceiling: u32,
+    /// Fewest zones.
+    pub min_zones: u32,
+    /// Demand is multiplied by this when the fleet is sized (≥ 1): running replicas are not stopped for a dip that
+    /// the forecast cannot tell from noise.
+    pub headroom: f64,
+    /// Live replicas by candidate and cell.
+    pub running: BTreeMap<(usize, usize), u32>,
+    /// Hours of a replica's price that a start costs, spread over the horizon: dollars per hour per dollar per hour.
+    pub start_factor: f64,
+    /// The same for a stop.
+    pub stop_factor: f64,
+}
+
+impl PoolProblem<'_> {
+    /// Total demand, requests per second.
+    pub fn total_rps(&self) -> f64 {
+        self.set.classes.iter().map(|c| c.rps).sum()
+    }
+
+    /// Price of a replica of candidate `k` in a cell, dollars per hour.
+    pub fn usd(&self, k: usize, cell: &Cell) -> f64 {
+        cell.usd_per_hour * f64::from(self.set.candidates[k].shape.gpus())
+    }
+
+    /// Most replicas of candidate `k` that could be of use.
+    fn useful(&self, k: usize) -> f64 {
+        let c = &self.set.candidates[k];
+        let need: f64 = self
+            .set
+            .classes
+            .iter()
+            .zip(&c.rates)
+            .filter(|(_, r)| **r > 0.0)
+            .map(|(c, r)| c.rps / r)
+            .sum::<f64>();
+        (need * self.headroom).ceil().max(f64::from(self.floor)).max(f64::from(self.min_zones)).max(1.0)
+    }
+}
+
+/// A budget row.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BudgetRow {
+    /// Name.
+    pub name: String,
+    /// What may still be spent, dollars per hour.
+    pub usd_per_hour: f64,
+    /// The cap as declared, dollars per hour.
+    pub cap: f64,
+    /// Whether each pool counts against it.
+    pub covers: Vec<bool>,
+}
+
+/// A limit that placement found: at most so many groups of at least this size in a cell.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cut {
+    /// Cell.
+    pub cell: usize,
+    /// Group size.
+    pub size: u32,
+    /// Groups of that size that fit.
+    pub groups: u32,
+}
+
+/// Everything to decide together.
+#[derive(Debug, Clone)]
+pub struct Problem<'a> {
+    /// Pools.
+    pub pools: Vec<PoolProblem<'a>>,
+    /// Cells.
+    pub cells: Vec<Cell>,
+    /// Budgets.
+    pub budgets: Vec<BudgetRow>,
+    /// Cuts.
+    pub cuts: Vec<Cut>,
+}
+
+/// A coupling row that could bind.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Coupling {
+    /// Slots of a group size in a cell.
+    Slots {
+        /// Cell.
+        cell: usize,
+        /// Group size.
+        size: u32,
+    },
+    /// A budget.
+    Budget(usize),
+}
+
+/// One pool's part of an answer.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct PoolAnswer {
+    /// Replicas by candidate and cell.
+    pub counts: BTreeMap<(usize, usize), u32>,
+    /// Share of each class (outer) that each candidate (inner) serves.
+    pub shares: Vec<Vec<f64>>,
+    /// Share of each class left unserved.
+    pub unserved: Vec<f64>,
+    /// Replicas short of the floor.
+    pub short: u32,
+    /// Zones short of the wanted number.
+    pub zones_short: u32,
+}
+
+impl PoolAnswer {
+    /// Replicas.
+    pub fn replicas(&self) -> u32 {
+        self.counts.values().sum()
+    }
+
+    /// Replicas of a candidate, all cells.
+    pub fn of(&self, k: usize) -> u32 {
+        self.counts.iter().filter(|((j, _), _)| *j == k).map(|(_, n)| n).sum()
+    }
+}
+
+/// An answer to the whole problem.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Answer {
+    /// Pools, in the problem's order.
+    pub pools: Vec<PoolAnswer>,
+    /// Dollars per hour and price of change.
+    pub objective: f64,
+    /// Proved lower bound on it, given what each tier is served.
+    pub bound: f64,
+    /// Whether all demand is served and all bounds are met.
+    pub complete: bool,
+    /// Shadow prices of the coupling rows that have one, dollars per hour per unit (positive: one more unit saves).
+    pub prices: Vec<(Coupling, f64)>,
+}
+
+/// Weight of a missing replica below the floor, against a wholly unserved pool (1).
+const SHORT_WEIGHT: f64 = 0.25;
+/// Weight of a missing zone.
+const ZONE_WEIGHT: f64 = 0.05;
+/// Dollars per hour that a GPU costs at least in the objective, so that free hardware is not wasted.
+const TIE_USD: f64 = 1e-4;
+
+/// The variables of one pool.
+#[derive(Debug, Default)]
+struct PoolVars {
+    kept: Vec<(usize, usize, VarId)>,
+    new: Vec<(usize, usize, VarId)>,
+    /// By class, by candidate.
+    flow: Vec<Vec<Option<VarId>>>,
+    unserved: Vec<VarId>,
+    short: VarId,
+    zones_short: Option<VarId>,
+    zones: Vec<VarId>,
+}
+
+struct Built {
+    program: Program,
+    vars: Vec<PoolVars>,
+    coupling: Vec<(Coupling, RowId)>,
+    /// Cost of stopping everything that runs: a constant of the objective.
+    constant: f64,
+}
+
+fn build(problem: &Problem<'_>) -> Built {
+    let mut program = Program::default();
+    let mut all = Vec::with_capacity(problem.pools.len());
+    let mut constant = 0.0;
+    // Terms of the coupling rows, gathered while variables are made.
+    let mut slots: BTreeMap<usize, Vec<(u32, u32, VarId)>> = BTreeMap::new();
+    let mut spend: Vec<Vec<(VarId, f64)>> = vec![Vec::new(); problem.budgets.len()];
+    for (p, pool) in problem.pools.iter().enumerate() {
+        let mut vars = PoolVars::default();
+        let mut by_candidate: Vec<Vec<VarId>> = vec![Vec::new(); pool.set.candidates.len()];
+        let mut by_zone: BTreeMap<&str, Vec<VarId>> = BTreeMap::new();
+        for (k, candidate) in pool.set.candidates.iter().enumerate() {
+            let shape = &candidate.shape;
+            let useful = pool.useful(k).min(f64::from(pool.ceiling));
+            for (c, cell) in problem.cells.iter().enumerate() {
+                if cell.accelerator != shape.accelerator || cell.eligible[p] == Eligibility::Closed {
+                    continue;
+                }
+                let usd = pool.usd(k, cell);
+                // Among equals, prefer the better variant, and more small replicas to fewer large ones: losing a node
+                // then costs less.
+                let size = f64::from(shape.gpus());
+                let tie =
+                    TIE_USD * (size * (1.0 + 0.1 * size.log2()) + (1.0 - candidate.quality.clamp(0.0, 1.0)));
+                let preferred =
+                    pool.pool.placement.spot == plimsoll_fleet::pool::SpotPolicy::Preferred && !cell.spot;
+                let cost = usd + tie + if preferred { 0.01 * usd } else { 0.0 };
+                let running = pool.running.get(&(k, c)).copied().unwrap_or(0);
+                let stop = pool.stop_factor * usd;
+                constant += f64::from(running) * stop;
+                let mut add = |program: &mut Program, cost: f64, upper: f64| {
+                    let v = program.integer(cost, 0.0, upper);
+                    by_candidate[k].push(v);
+                    by_zone.entry(cell.zone.as_str()).or_default().push(v);
+                    slots.entry(c).or_default().push((shape.tensor_parallel, shape.pipeline_parallel, v));
+                    for (b, budget) in problem.budgets.iter().enumerate() {
+                        if budget.covers[p] && usd > 0.0 {
+                            spend[b].push((v, usd));
+                        }
+                    }
+                    v
+                };
+                if running > 0 {
+                    vars.kept.push((k, c, add(&mut program, cost - stop, f64::from(running))));
+                }
+                let room = f64::from(cell.groups(shape.tensor_parallel) / shape.pipeline_parallel.max(1));
+                if cell.eligible[p] == Eligibility::Open && room >= 1.0 {
+                    let start = pool.start_factor * usd;
+                    vars.new.push((k, c, add(&mut program, cost + start, room.min(useful))));
+                }
+            }
+        }
+        // Demand: every class is served or counted as unserved, in shares of its rate.
+        let mut load: Vec<Vec<(VarId, f64)>> = vec![Vec::new(); pool.set.candidates.len()];
+        for (c, class) in pool.set.classes.iter().enumerate() {
+            let mut terms = Vec::new();
+            let mut flows = vec![None; pool.set.candidates.len()];
+            if class.rps > 0.0 {
+                for (k, candidate) in pool.set.candidates.iter().enumerate() {
+                    if candidate.rates[c] > 0.0 && !by_candidate[k].is_empty() {
+                        let v = program.real(0.0, 0.0, 1.0);
+                        flows[k] = Some(v);
+                        terms.push((v, 1.0));
+                        load[k].push((v, class.rps * pool.headroom / candidate.rates[c]));
+                    }
+                }
+            }
+            let u = program.real(0.0, 0.0, if class.rps > 0.0 { 1.0 } else { 0.0 });
+            if class.rps > 0.0 {
+                terms.push((u, 1.0));
+                program.row(terms, Comparison::Equal, 1.0);
+            }
+            vars.flow.push(flows);
+            vars.unserved.push(u);
+        }
+        for (k, mut terms) in load.into_iter().enumerate() {
+            if !terms.is_empty() {
+                terms.extend(by_candidate[k].iter().map(|v| (*v, -1.0)));
+                program.row(terms, Comparison::AtMost, 0.0);
+            }
+        }
+        let every: Vec<VarId> = by_candidate.iter().flatten().copied().collect();
+        vars.short = program.real(0.0, 0.0, f64::from(pool.floor));
+        if pool.floor > 0 {
+            let mut terms: Vec<_> = every.iter().map(|v| (*v, 1.0)).collect();
+            terms.push((vars.short, 1.0));
+            program.row(terms, Comparison::AtLeast, f64::from(pool.floor));
+        }
+        if !every.is_empty() {
+            program.row(
+                every.iter().map(|v| (*v, 1.0)).collect(),
+                Comparison::AtMost,
+                f64::from(pool.ceiling),
+            );
+        }
+        if pool.min_zones > 1 {
+            let mut terms = Vec::new();
+            for (zone, members) in &by_zone {
+                if zone.is_empty() {
+                    continue;
+                }
+                let z = program.integer(0.0, 0.0, 1.0);
+                let mut row: Vec<_> = members.iter().map(|v| (*v, -1.0)).collect();
+                row.push((z, 1.0));
+                program.row(row, Comparison::AtMost, 0.0);
+                terms.push((z, 1.0));
+                vars.zones.push(z);
+            }
+            let short = program.real(0.0, 0.0, f64::from(pool.min_zones));
+            terms.push((short, 1.0));
+            program.row(terms, Comparison::AtLeast, f64::from(pool.min_zones));
+            vars.zones_short = Some(short);
+        }
+        all.push(vars);
+    }
+    let mut coupling = Vec::new();
+    for (c, members) in &slots {
+        let mut sizes: Vec<u32> = members.iter().map(|(tp, _, _)| *tp).collect();
+        sizes.push(1);
+        sizes.sort_unstable();
+        sizes.dedup();
+        for size in sizes {
+            let terms: Vec<_> = members
+                .iter()
+                .filter(|(tp, _, _)| *tp >= size)
+                .map(|(tp, pp, v)| (*v, f64::from((tp / size) * pp)))
+                .collect();
+            let mut groups = problem.cells[*c].groups(size);
+            for cut in problem.cuts.iter().filter(|cut| cut.cell == *c && cut.size == size) {
+                groups = groups.min(cut.groups);
+            }
+            // A row that every member's bound already implies would only slow the solver down.
+            let most: f64 = terms.iter().map(|(v, a)| a * program.variables[*v].upper).sum();
+            if most > f64::from(groups) {
+                let row = program.row(terms, Comparison::AtMost, f64::from(groups));
+                coupling.push((Coupling::Slots { cell: *c, size }, row));
+            }
+        }
+    }
+    for (b, terms) in spend.into_iter().enumerate() {
+        let most: f64 = terms.iter().map(|(v, a)| a * program.variables[*v].upper).sum();
+        if most > problem.budgets[b].usd_per_hour {
+            let row = program.row(terms, Comparison::AtMost, problem.budgets[b].usd_per_hour.max(0.0));
+            coupling.push((Coupling::Budget(b), row));
+        }
+    }
+    Built { program, vars: all, coupling, constant }
+}
+
+/// What one pool leaves undone, in the units of its tier: 1 is a wholly unserved pool.
+fn undone(pool: &PoolProblem<'_>, vars: &PoolVars) -> Vec<(VarId, f64)> {
+    let total = pool.total_rps();
+    let mut terms: Vec<(VarId, f64)> = Vec::new();
+    for (class, u) in pool.set.classes.iter().zip(&vars.unserved) {
+        if class.rps > 0.0 {
+            terms.push((*u, class.rps / total));
+        }
+    }
+    if pool.floor > 0 {
+        terms.push((vars.short, SHORT_WEIGHT / f64::from(pool.floor)));
+    }
+    if let Some(z) = vars.zones_short {
+        terms.push((z, ZONE_WEIGHT / f64::from(pool.min_zones)));
+    }
+    terms
+}
+
+/// Whole-variable values of a fleet, as a start for the solver.
+fn start_of(problem: &Problem<'_>, built: &Built, fleet: &[BTreeMap<(usize, usize), u32>]) -> Vec<f64> {
+    let mut values = vec![0.0; built.program.variables.len()];
+    for ((pool, vars), counts) in problem.pools.iter().zip(&built.vars).zip(fleet) {
+        let mut left = counts.clone();
+        for (k, c, v) in vars.kept.iter().chain(&vars.new) {
+            if let Some(n) = left.get_mut(&(*k, *c)) {
+                let take = (*n).min(built.program.variables[*v].upper.max(0.0) as u32);
+                values[*v] = f64::from(take);
+                *n -= take;
+            }
+        }
+        let counts: BTreeMap<_, _> =
+            counts.iter().filter(|(_, n)| **n > 0).map(|(key, n)| (*key, *n)).collect();
+        let filled = fill(pool, &counts);
+        for (c, flows) in vars.flow.iter().enumerate() {
+            let mut served = 0.0;
+            for (k, v) in flows.iter().enumerate() {
+                if let Some(v) = v {
+                    values[*v] = filled.shares[c][k];
+                    served += filled.shares[c][k];
+                }
+            }
+            if pool.set.classes[c].rps > 0.0 {
+                values[vars.unserved[c]] = (1.0 - served).clamp(0.0, 1.0);
+            }
+        }
+        values[vars.short] = f64::from(pool.floor.saturating_sub(counts.values().sum()));
+        let mut zones: Vec<&str> = counts.keys().map(|(_, c)| problem.cells[*c].zone.as_str()).collect();
+        zones.retain(|z| !z.is_empty());
+        zones.sort_unstable();
+        zones.dedup();
+        let mut named: Vec<&str> = vars
+            .kept
+            .iter()
+            .chain(&vars.new)
+            .map(|(_, c, _)| problem.cells[*c].zone.as_str())
+            .filter(|z| !z.is_empty())
+            .collect();
+        named.sort_unstable();
+        named.dedup();
+        for (zone, z) in named.iter().zip(&vars.zones) {
+            values[*z] = if zones.contains(zone) { 1.0 } else { 0.0 };
+        }
+        if let Some(short) = vars.zones_short {
+            values[short] = f64::from(pool.min_zones.saturating_sub(zones.len() as u32));
+        }
+    }
+    values
+}
+
+/// Serves a pool's classes with given replicas, cheapest capacity first and all classes in step: a feasible, not
+/// always best, flow.
+pub fn fill(pool: &PoolProblem<'_>, counts: &BTreeMap<(usize, usize), u32>) -> PoolAnswer {
+    let classes = &pool.set.classes;
+    let mut rest: Vec<f64> = classes.iter().map(|c| if c.rps > 0.0 { 1.0 } else { 0.0 }).collect();
+    let mut shares = vec![vec![0.0; pool.set.candidates.len()]; classes.len()];
+    let mut totals = vec![0_u32; pool.set.candidates.len()];
+    for ((k, _), n) in counts {
+        totals[*k] += n;
+    }
+    // Shapes that serve fewest classes first: the others can take what these cannot.
+    let mut order: Vec<usize> = (0..totals.len()).filter(|k| totals[*k] > 0).collect();
+    order.sort_by_key(|k| pool.set.candidates[*k].rates.iter().filter(|r| **r > 0.0).count());
+    for k in order {
+        let rates = &pool.set.candidates[k].rates;
+        let need: f64 = (0..rest.len())
+            .filter(|c| rates[*c] > 0.0)
+            .map(|c| rest[c] * classes[c].rps * pool.headroom / rates[c])
+            .sum();
+        if need <= 0.0 {
+            continue;
+        }
+        let part = (f64::from(totals[k]) / need).min(1.0);
+        for c in 0..rest.len() {
+            if rates[c] > 0.0 {
+                shares[c][k] = rest[c] * part;
+                rest[c] -= shares[c][k];
+            }
+        }
+    }
+    // What headroom reserved is first of all for the demand there is.
+    if pool.headroom > 1.0 {
+        for c in 0..rest.len() {
+            let served: f64 = shares[c].iter().sum();
+            let target = (served * pool.headroom).min(if classes[c].rps > 0.0 { 1.0 } else { 0.0 });
+            if served > 0.0 && rest[c] > 1e-9 {
+                shares[c].iter_mut().for_each(|s| *s *= target / served);
+                rest[c] = 1.0 - target;
+            }
+        }
+    }
+    PoolAnswer {
+        counts: counts.clone(),
+        shares,
+        unserved: rest.into_iter().map(|r| if r < 1e-9 { 0.0 } else { r }).collect(),
+        short: pool.floor.saturating_sub(counts.values().sum()),
+        zones_short: 0,
+    }
+}
+
+/// What is left of the coupling rows while a fleet is built up.
+#[derive(Debug, Clone)]
+pub struct Remaining<'p, 'a> {
+    problem: &'p Problem<'a>,
+    /// Groups taken: by cell, `(tp, pp) → replicas`.
+    taken: BTreeMap<usize, BTreeMap<(u32, u32), u32>>,
+    spent: Vec<f64>,
+}
+
+impl<'p, 'a> Remaining<'p, 'a> {
+    /// Nothing taken yet.
+    pub fn new(problem: &'p Problem<'a>) -> Self {
+        Self { problem, taken: BTreeMap::new(), spent: vec![0.0; problem.budgets.len()] }
+    }
+
+    /// What a budget's pools cost so far, dollars per hour.
+    pub fn spent(&self, budget: usize) -> f64 {
+        self.spent[budget]
+    }
+
+    /// Whether one more replica of pool `p`, candidate `k` fits cell `c` and every budget.
+    pub fn fits(&self, p: usize, k: usize, c: usize) -> bool {
+        let usd = self.problem.pools[p].usd(k, &self.problem.cells[c]);
+        self.problem
+            .budgets
+            .iter()
+            .zip(&self.spent)
+            .all(|(b, s)| !b.covers[p] || usd <= 0.0 || s + usd <= b.usd_per_hour + 1e-9)
+            && self.has_slots(p, k, c)
+    }
+
+    /// Whether one more replica of pool `p`, candidate `k` finds accelerators in cell `c`.
+    pub fn has_slots(&self, p: usize, k: usize, c: usize) -> bool {
+        let shape = &self.problem.pools[p].set.candidates[k].shape;
+        let cell = &self.problem.cells[c];
+        let empty = BTreeMap::new();
+        let taken = self.taken.get(&c).unwrap_or(&empty);
+        let mut sizes: Vec<u32> = taken.keys().map(|(tp, _)| *tp).chain([1, shape.tensor_parallel]).collect();
+        sizes.extend(self.problem.cuts.iter().filter(|cut| cut.cell == c).map(|cut| cut.size));
+        sizes.sort_unstable();
+        sizes.dedup();
+        sizes.iter().filter(|s| **s <= shape.tensor_parallel).all(|size| {
+            let used: u32 = taken
+                .iter()
+                .filter(|((tp, _), _)| tp >= size)
+                .map(|((tp, pp), n)| (tp / size) * pp * n)
+                .sum();
+            let mut groups = cell.groups(*size);
+            for cut in self.problem.cuts.iter().filter(|cut| cut.cell == c && cut.size == *size) {
+                groups = groups.min(cut.groups);
+            }
+            used + (shape.tensor_parallel / size) * shape.pipeline_parallel <= groups
+        })
+    }
+
+    /// Takes one replica's worth.
+    pub fn take(&mut self, p: usize, k: usize, c: usize) {
+        let pool = &self.problem.pools[p];
+        let shape = &pool.set.candidates[k].shape;
+        *self
+            .taken
+            .entry(c)
+            .or_default()
+            .entry((shape.tensor_parallel, shape.pipeline_parallel))
+            .or_default() += 1;
+        let usd = pool.usd(k, &self.problem.cells[c]);
+        for (b, spent) in self.problem.budgets.iter().zip(&mut self.spent) {
+            if b.covers[p] {
+                *spent += usd;
+            }
+        }
+    }
+
+    /// Gives one replica's worth back.
+    pub fn release(&mut self, p: usize, k: usize, c: usize) {
+        let pool = &self.problem.pools[p];
+        let shape = &pool.set.candidates[k].shape;
+        if let Some(n) =
+            self.taken.get_mut(&c).and_then(|t| t.get_mut(&(shape.tensor_parallel, shape.pipeline_parallel)))
+        {
+            *n = n.saturating_sub(1);
+        }
+        let usd = pool.usd(k, &self.problem.cells[c]);
+        for (b, spent) in self.problem.budgets.iter().zip(&mut self.spent) {
+            if b.covers[p] {
+                *spent -= usd;
+            }
+        }
+    }
+}
+
+/// A fleet by greedy choice, highest tier first: the running replicas that fit, then the cheapest coverage. The start
+/// of every solve, and the answer should the solver fail.
+pub fn greedy(problem: &Problem<'_>) -> Vec<BTreeMap<(usize, usize), u32>> {
+    let mut fleet = vec![BTreeMap::new(); problem.pools.len()];
+    let mut order: Vec<usize> = (0..problem.pools.len()).collect();
+    order.sort_by_key(|p| std::cmp::Reverse(problem.pools[*p].pool.priority));
+    let mut left = Remaining::new(problem);
+    for p in order {
+        let pool = &problem.pools[p];
+        let counts: &mut BTreeMap<(usize, usize), u32> = &mut fleet[p];
+        let mut total = 0;
+        for ((k, c), n) in &pool.running {
+            for _ in 0..*n {
+                if total < pool.ceiling && left.fits(p, *k, *c) {
+                    left.take(p, *k, *c);
+                    *counts.entry((*k, *c)).or_default() += 1;
+                    total += 1;
+                }
+            }
+        }
+        // Add the cheapest coverage of what is still unserved.
+        while total < pool.ceiling {
+            let now = fill(pool, counts);
+            let unserved = now.unserved.iter().any(|u| *u > 1e-9);
+            if !unserved && total >= pool.floor {
+                break;
+            }
+            let mut best: Option<(f64, usize, usize)> = None;
+            for (k, candidate) in pool.set.candidates.iter().enumerate() {
+                let need: f64 = pool
+                    .set
+                    .classes
+                    .iter()
+                    .enumerate()
+                    .filter(|(i, _)| candidate.rates[*i] > 0.0)
+                    .map(|(i, c)| now.unserved[i] * c.rps * pool.headroom / candidate.rates[i])
+                    .sum();
+                let gain: f64 = pool
+                    .set
+                    .classes
+                    .iter()
+                    .enumerate()
+                    .filter(|(i, _)| candidate.rates[*i] > 0.0)
+                    .map(|(i, c)| now.unserved[i] * c.rps)
+                    .sum::<f64>()
+                    * if need > 1.0 { 1.0 / need } else { 1.0 };
+                if unserved && gain <= 0.0 {
+                    continue;
+                }
+                for (c, cell) in problem.cells.iter().enumerate() {
+                    if cell.accelerator != candidate.shape.accelerator
+                        || cell.eligible[p] != Eligibility::Open
+                        || !left.fits(p, k, c)
+                    {
+                        continue;
+                    }
+                    let usd = pool.usd(k, cell) + TIE_USD * f64::from(candidate.shape.gpus());
+                    let score = if unserved { usd / gain } else { usd };
+                    if best.is_none_or(|(s, _, _)| score < s - 1e-12) {
+                        best = Some((score, k, c));
+                    }
+                }
+            }
+            let Some((_, k, c)) = best else { break };
+            left.take(p, k, c);
+            *counts.entry((k, c)).or_default() += 1;
+            total += 1;
+        }
+        // Let go of what is not needed, dearest first.
+        let mut members: Vec<(usize, usize)> = counts.keys().copied().collect();
+        members.sort_by(|a, b| {
+            let usd = |m: &(usize, usize)| pool.usd(m.0, &problem.cells[m.1]);
+            usd(b).total_cmp(&usd(a)).then(a.cmp(b))
+        });
+        let unserved =
+            |counts: &BTreeMap<(usize, usize), u32>| -> f64 { fill(pool, counts).unserved.iter().sum() };
+        let base = unserved(counts);
+        for m in members {
+            while counts.get(&m).copied().unwrap_or(0) > 0 && counts.values().sum::<u32>() > pool.floor {
+                let mut fewer = counts.clone();
+                if let Some(n) = fewer.get_mut(&m) {
+                    *n -= 1;
+                }
+                if unserved(&fewer) > base + 1e-9 {
+                    break;
+                }
+                left.release(p, m.0, m.1);
+                *counts = fewer;
+            }
+        }
+        counts.retain(|_, n| *n > 0);
+    }
+    fleet
+}
+
+fn read(problem: &Problem<'_>, built: &Built, values: &[f64]) -> Vec<PoolAnswer> {
+    problem
+        .pools
+        .iter()
+        .zip(&built.vars)
+        .map(|(pool, vars)| {
+            let mut counts = BTreeMap::new();
+            for (k, c, v) in vars.kept.iter().chain(&vars.new) {
+                let n = values[*v].round().max(0.0) as u32;
+                if n > 0 {
+                    *counts.entry((*k, *c)).or_insert(0) += n;
+                }
+            }
+            let tidy = |x: f64| if x < 1e-7 { 0.0 } else { x.min(1.0) };
+            let shares: Vec<Vec<f64>> = vars
+                .flow
+                .iter()
+                .map(|flows| flows.iter().map(|v| v.map_or(0.0, |v| tidy(values[v]))).collect())
+                .collect();
+            let unserved = shares
+                .iter()
+                .zip(&pool.set.classes)
+                .map(|(s, class)| if class.rps > 0.0 { tidy(1.0 - s.iter().sum::<f64>()) } else { 0.0 })
+                .map(|u| if u < 1e-5 { 0.0 } else { u })
+                .collect();
+            let short = pool.floor.saturating_sub(counts.values().sum());
+            let mut zones: Vec<&str> = counts
+                .keys()
+                .map(|(_, c): &(usize, usize)| problem.cells[*c].zone.as_str())
+                .filter(|z| !z.is_empty())
+                .collect();
+            zones.sort_unstable();
+            zones.dedup();
+            let zones_short =
+                if pool.min_zones > 1 { pool.min_zones.saturating_sub(zones.len() as u32) } else { 0 };
+            PoolAnswer { counts, shares, unserved, short, zones_short }
+        })
+        .collect()
+}
+
+/// Solves a problem: serve tiers in order, then spend least.
+///
+/// Never fails: should the solver not answer, the greedy fleet stands, with the bound it has.
+pub fn solve(problem: &Problem<'_>, solver: &dyn Solver, limits: &Limits) -> Answer {
+    let mut built = build(problem);
+    if built.program.variables.is_empty() {
+        return Answer { complete: true, ..Answer::default() };
+    }
+    let fleet = greedy(problem);
+    let costs: Vec<f64> = built.program.variables.iter().map(|v| v.cost).collect();
+    let undone: Vec<Vec<(VarId, f64)>> =
+        problem.pools.iter().zip(&built.vars).map(|(p, v)| undone(p, v)).collect();
+    // Serve everything, if that can be done.
+    let uppers: Vec<(VarId, f64)> =
+        undone.iter().flatten().map(|(v, _)| (*v, built.program.variables[*v].upper)).collect();
+    for (v, _) in &uppers {
+        built.program.variables[*v].upper = 0.0;
+    }
+    let start = start_of(problem, &built, &fleet);
+    let start_ok = |program: &Program, s: &[f64]| program.is_feasible(s, 1e-6);
+    let full = solver.solve(
+        &built.program,
+        limits,
+        Some(&start).filter(|s| start_ok(&built.program, s)).map(Vec::as_slice),
+    );
+    let (solution, complete) = match full {
+        Ok(s) => (Some(s), true),
+        Err(_) if start_ok(&built.program, &start) => (Some(stand_in(&built.program, &start, solver)), true),
+        Err(_) => {
+            for (v, upper) in &uppers {
+                built.program.variables[*v].upper = *upper;
+            }
+            (by_tiers(problem, &mut built, &costs, &undone, &fleet, solver, limits), false)
+        }
+    };
+    let Some(solution) = solution else {
+        let pools = problem.pools.iter().zip(&fleet).map(|(p, f)| fill(p, f)).collect();
+        return Answer { pools, objective: f64::INFINITY, bound: 0.0, complete: false, prices: Vec::new() };
+    };
+    let pools = read(problem, &built, &solution.values);
+    let prices = solver.relax(&built.program).map_or_else(
+        |_| Vec::new(),
+        |r| {
+            built
+                .coupling
+                .iter()
+                .filter(|(_, row)| r.prices[*row] < -1e-4)
+                .map(|(what, row)| (what.clone(), -r.prices[*row]))
+                .collect()
+        },
+    );
+    Answer {
+        pools,
+        objective: solution.objective + built.constant,
+        bound: solution.bound + built.constant,
+        complete,
+        prices,
+    }
+}
+
+/// A feasible point as an answer, bounded by the linear relaxation.
+fn stand_in(program: &Program, values: &[f64], solver: &dyn Solver) -> Solution {
+    let objective = program.objective(values);
+    let bound = solver.relax(program).map_or(0.0, |r| r.objective).min(objective);
+    Solution { values: values.to_vec(), objective, bound }
+}
+
+/// Serves tier after tier, highest first, then minimises cost with what each tier got fixed.
+fn by_tiers(
+    problem: &Problem<'_>,
+    built: &mut Built,
+    costs: &[f64],
+    undone: &[Vec<(VarId, f64)>],
+    fleet: &[BTreeMap<(usize, usize), u32>],
+    solver: &dyn Solver,
+    limits: &Limits,
+) -> Option<Solution> {
+    let mut tiers: Vec<i32> = problem.pools.iter().map(|p| p.pool.priority).collect();
+    tiers.sort_unstable_by(|a, b| b.cmp(a));
+    tiers.dedup();
+    let mut point = start_of(problem, built, fleet);
+    if !built.program.is_feasible(&point, 1e-6) {
+        point = start_of(problem, built, &vec![BTreeMap::new(); problem.pools.len()]);
+    }
+    for tier in tiers {
+        let terms: Vec<(VarId, f64)> = problem
+            .pools
+            .iter()
+            .zip(undone)
+            .filter(|(p, _)| p.pool.priority == tier)
+            .flat_map(|(_, t)| t.iter().copied())
+            .collect();
+        built.program.variables.iter_mut().for_each(|v| v.cost = 0.0);
+        for (v, weight) in &terms {
+            built.program.variables[*v].cost += weight;
+        }
+        let value = |values: &[f64]| -> f64 { terms.iter().map(|(v, w)| w * values[*v]).sum() };
+        let start = Some(point.as_slice()).filter(|s| built.program.is_feasible(s, 1e-6));
+        if let Ok(s) = solver.solve(&built.program, limits, start)
+            && (value(&s.values) <= value(&point) + 1e-9 || start.is_none())
+        {
+            point = s.values;
+        }
+        let reached = value(&point);
+        if !terms.is_empty() {
+            built.program.row(terms, Comparison::AtMost, reached + 1e-6);
+        }
+    }
+    for (v, cost) in built.program.variables.iter_mut().zip(costs) {
+        v.cost = *cost;
+    }
+    let start = Some(point.as_slice()).filter(|s| built.program.is_feasible(s, 1e-5));
+    match solver.solve(&built.program, limits, start) {
+        Ok(s) => Some(s),
+        Err(SolveError::Infeasible | SolveError::Limit | SolveError::Failed(_)) => {
+            start.map(|s| stand_in(&built.program, s, solver))
+        }
+    }
+}

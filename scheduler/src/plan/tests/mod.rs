@@ -1,0 +1,5 @@
+//! The planner as a whole.
+
+pub(crate) mod support;
+
+mod whole;
