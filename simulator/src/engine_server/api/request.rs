@@ -1,0 +1,284 @@
+//! Bodies of generation requests, under OpenAI's and vLLM's names.
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::error::ApiError;
+use crate::text::Tokens;
+
+/// Fields that chat and plain completions share.
+#[derive(Debug, Clone, Default, Deserialize)]
+pub(in super::super) struct Sampling {
+    pub(in super::super) model: Option<String>,
+    pub(in super::super) max_tokens: Option<u32>,
+    pub(in super::super) max_completion_tokens: Option<u32>,
+    pub(in super::super) min_tokens: Option<u32>,
+    #[serde(default)]
+    pub(in super::super) ignore_eos: bool,
+    #[serde(default)]
+    pub(in super::super) stream: bool,
+    pub(in super::super) stream_options: Option<StreamOptions>,
+    pub(in super::super) n: Option<u32>,
+    pub(in super::super) best_of: Option<u32>,
+    pub(in super::super) stop: Option<OneOrMany>,
+    pub(in super::super) seed: Option<i64>,
+    pub(in super::super) temperature: Option<f64>,
+    pub(in super::super) top_p: Option<f64>,
+    pub(in super::super) priority: Option<i32>,
+    pub(in super::super) cache_salt: Option<String>,
+}
+
+/// `stream_options`.
+#[derive(Debug, Clone, Default, Deserialize)]
+pub(in super::super) struct StreamOptions {
+    #[serde(default)]
+    pub(in super::super) include_usage: bool,
+}
+
+/// A string or a list of strings.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+pub(in super::super) enum OneOrMany {
+    One(String),
+    Many(Vec<String>),
+}
+
+impl OneOrMany {
+    /// As a list.
+    pub(in super::super) fn as_slice(&self) -> &[String] {
+        match self {
+            Self::One(one) => std::slice::from_ref(one),
+            Self::Many(many) => many,
+        }
+    }
+}
+
+/// `POST /v1/chat/completions`.
+#[derive(Debug, Clone, Deserialize)]
+pub(in super::super) struct ChatRequest {
+    pub(in super::super) messages: Vec<ChatMessage>,
+    /// Tool definitions: part of the prompt.
+    pub(in super::super) tools: Option<Vec<Value>>,
+    #[serde(default)]
+    pub(in super::super) logprobs: bool,
+    #[serde(flatten)]
+    pub(in super::super) sampling: Sampling,
+}
+
+/// One message.
+#[derive(Debug, Clone, Deserialize)]
+pub(in super::super) struct ChatMessage {
+    pub(in super::super) role: String,
+    #[serde(default)]
+    pub(in super::super) content: Value,
+    pub(in super::super) tool_calls: Option<Value>,
+}
+
+/// `POST /v1/completions`.
+#[derive(Debug, Clone, Deserialize)]
+pub(in super::super) struct CompletionRequest {
+    pub(in super::super) prompt: Prompt,
+    pub(in super::super) logprobs: Option<u32>,
+    #[serde(default)]
+    pub(in super::super) echo: bool,
+    #[serde(flatten)]
+    pub(in super::super) sampling: Sampling,
+}
+
+/// A prompt in any of its four forms.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+pub(in super::super) enum Prompt {
+    Text(String),
+    Texts(Vec<String>),
+    Ids(Vec<u32>),
+    IdLists(Vec<Vec<u32>>),
+}
+
+impl ChatRequest {
+    /// The prompt that the template makes.
+    pub(in super::super) fn tokens(&self) -> Result<Tokens, ApiError> {
+        if self.messages.is_empty() {
+            return Err(ApiError::bad(Some("messages"), "messages: is empty; give at least one message."));
+        }
+        let mut tokens = Tokens::default();
+        if let Some(tools) = self.tools.as_ref().filter(|t| !t.is_empty()) {
+            tokens.push_message_start("tools");
+            tokens.push_text(&Value::from(tools.clone()).to_string());
+        }
+        for (i, message) in self.messages.iter().enumerate() {
+            tokens.push_message_start(&message.role);
+            match &message.content {
+                Value::Null => {}
+                Value::String(text) => tokens.push_text(text),
+                Value::Array(parts) => {
+                    for part in parts {
+                        let text = part.get("text").and_then(Value::as_str).ok_or_else(|| {
+                            let kind = part.get("type").and_then(Value::as_str).unwrap_or("unknown");
+                            ApiError::bad(
+                                Some("messages"),
+                                format!("messages[{i}].content: part of type {kind:?}; this engine takes only \"text\" parts."),
+                            )
+                        })?;
+                        tokens.push_text(text);
+                    }
+                }
+                _ => {
+                    return Err(ApiError::bad(
+                        Some("messages"),
+                        format!("messages[{i}].content: must be a string or a list of parts."),
+                    ));
+                }
+            }
+            if let Some(calls) = &message.tool_calls {
+                tokens.push_text(&calls.to_string());
+            }
+        }
+        tokens.push_reply_start();
+        Ok(tokens)
+    }
+}
+
+impl Prompt {
+    /// The one prompt's tokens.
+    pub(in super::super) fn tokens(&self) -> Result<Tokens, ApiError> {
+        let mut tokens = Tokens::default();
+        match self {
+            Self::Text(text) => tokens.push_text(text),
+            Self::Texts(texts) if texts.len() == 1 => tokens.push_text(&texts[0]),
+            Self::Ids(ids) => ids.iter().for_each(|id| tokens.push_id(*id)),
+            Self::IdLists(lists) if lists.len() == 1 => lists[0].iter().for_each(|id| tokens.push_id(*id)),
+            Self::Texts(_) | Self::IdLists(_) => {
+                return Err(ApiError::bad(
+                    Some("prompt"),
+                    "prompt: this engine takes one prompt a request; send the others in requests of their own.",
+                ));
+            }
+        }
+        if tokens.is_empty() {
+            return Err(ApiError::bad(Some("prompt"), "prompt: The decoder prompt cannot be empty"));
+        }
+        Ok(tokens)
+    }
+}
+
+impl Sampling {
+    /// Checks what an answer cannot be given for.
+    pub(in super::super) fn check(&self, logprobs: bool) -> Result<(), ApiError> {
+        if self.n.unwrap_or(1) != 1 || self.best_of.unwrap_or(1) != 1 {
+            return Err(ApiError::bad(
+                Some("n"),
+                "n: this engine gives one answer a request; send n = 1, and the request again for more.",
+            ));
+        }
+        if logprobs {
+            return Err(ApiError::bad(
+                Some("logprobs"),
+                "logprobs: this engine is simulated and has no probabilities; leave logprobs out.",
+            ));
+        }
+        if let Some(t) = self.temperature.filter(|t| !t.is_finite() || *t < 0.0) {
+            return Err(ApiError::bad(Some("temperature"), format!("temperature must be non-negative, got {t}.")));
+        }
+        if let Some(p) = self.top_p.filter(|p| !(*p > 0.0 && *p <= 1.0)) {
+            return Err(ApiError::bad(Some("top_p"), format!("top_p must be in (0, 1], got {p}.")));
+        }
+        if self.stream_options.is_some() && !self.stream {
+            return Err(ApiError::bad(
+                Some("stream_options"),
+                "Stream options can only be defined when `stream=True`.",
+            ));
+        }
+        Ok(())
+    }
+
+    /// The most tokens to answer with, given the room that the prompt leaves: what was asked, else `default`.
+    ///
+    /// The messages are vLLM's.
+    pub(in super::super) fn limit(
+        &self,
+        prompt_tokens: u32,
+        max_model_len: u32,
+        default: Option<u32>,
+    ) -> Result<u32, ApiError> {
+        if prompt_tokens >= max_model_len {
+            return Err(ApiError::bad(
+                Some("input_tokens"),
+                format!(
+                    "This model's maximum context length is {max_model_len} tokens. However, your request has \
+                     {prompt_tokens} input tokens. Please reduce the length of the input messages."
+                ),
+            ));
+        }
+        let room = max_model_len - prompt_tokens;
+        let asked = self.max_completion_tokens.or(self.max_tokens);
+        if let Some(asked) = asked {
+            if asked == 0 {
+                return Err(ApiError::bad(Some("max_tokens"), "max_tokens must be at least 1, got 0."));
+            }
+            if asked > room {
+                return Err(ApiError::bad(
+                    Some("max_tokens"),
+                    format!(
+                        "'max_tokens' or 'max_completion_tokens' is too large: {asked}. This model's maximum context \
+                         length is {max_model_len} tokens and your request has {prompt_tokens} input tokens \
+                         ({asked} > {max_model_len} - {prompt_tokens})."
+                    ),
+                ));
+            }
+        }
+        let limit = asked.or(default).unwrap_or(room).min(room);
+        if let Some(min) = self.min_tokens.filter(|min| *min > limit) {
+            return Err(ApiError::bad(
+                Some("min_tokens"),
+                format!("min_tokens must be less than or equal to max_tokens={limit}, got {min}."),
+            ));
+        }
+        Ok(limit)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chat_prompts_count_template_and_text() {
+        let body = r#"{"model":"m","messages":[{"role":"system","content":"12345678"},
+            {"role":"user","content":[{"type":"text","text":"1234"},{"type":"text","text":"12"}]}]}"#;
+        let request: ChatRequest = serde_json::from_str(body).unwrap();
+        assert_eq!(request.tokens().unwrap().len(), 4 + 2 + 4 + 1 + 1 + 3);
+        assert_eq!(request.sampling.model.as_deref(), Some("m"));
+    }
+
+    #[test]
+    fn images_are_refused_by_name() {
+        let body = r#"{"messages":[{"role":"user","content":[{"type":"image_url","image_url":{}}]}]}"#;
+        let request: ChatRequest = serde_json::from_str(body).unwrap();
+        assert!(request.tokens().unwrap_err().message.contains("image_url"));
+    }
+
+    #[test]
+    fn limits_are_vllms() {
+        let sampling = |max: Option<u32>| Sampling { max_tokens: max, ..Sampling::default() };
+        assert_eq!(sampling(None).limit(10, 100, None).unwrap(), 90);
+        assert_eq!(sampling(None).limit(10, 100, Some(16)).unwrap(), 16);
+        assert_eq!(sampling(Some(7)).limit(10, 100, Some(16)).unwrap(), 7);
+        let e = sampling(Some(91)).limit(10, 100, None).unwrap_err();
+        assert!(e.message.contains("(91 > 100 - 10)"), "{}", e.message);
+        let e = sampling(None).limit(100, 100, None).unwrap_err();
+        assert!(e.message.starts_with("This model's maximum context length is 100 tokens."), "{}", e.message);
+        assert!(sampling(Some(0)).limit(1, 100, None).is_err());
+    }
+
+    #[test]
+    fn prompts_have_four_forms() {
+        let tokens = |json: &str| serde_json::from_str::<Prompt>(json).unwrap().tokens().map(|t| t.len());
+        assert_eq!(tokens(r#""12345""#), Ok(2));
+        assert_eq!(tokens(r#"["12345"]"#), Ok(2));
+        assert_eq!(tokens("[1,2,3]"), Ok(3));
+        assert_eq!(tokens("[[1,2,3]]"), Ok(3));
+        assert!(tokens(r#"["a","b"]"#).is_err());
+        assert!(tokens(r#""""#).is_err());
+    }
+}

@@ -1,0 +1,237 @@
+//! The engine behind the server, as a pure state machine in virtual time: requests in, token events out.
+
+use std::collections::{BTreeMap, HashMap};
+
+use plimsoll_engine::sim::{Replica, SimRequest, SimStats, StepOutcome};
+
+use super::metrics::{EngineMetrics, Finished};
+
+/// Steps that one call of [`Core::advance`] takes at most, so that a server that lags lets others run in between.
+const MAX_STEPS_PER_CALL: usize = 256;
+
+/// No step is shorter: time always advances.
+const MIN_STEP_MS: f64 = 0.001;
+
+/// A request's progress, as a step's end brought it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Delivery {
+    /// The request.
+    pub(super) id: u64,
+    /// Tokens it has received in all.
+    pub(super) tokens: u32,
+    /// Prompt tokens that were in the prefix cache.
+    pub(super) cached_tokens: u32,
+    /// What became of it.
+    pub(super) state: State,
+}
+
+/// Where a request stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum State {
+    /// More tokens will come.
+    Going,
+    /// The last token came.
+    Done,
+    /// The engine cannot serve it.
+    Refused,
+}
+
+/// When to call [`Core::advance`] again.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Next {
+    /// At once: there was more to catch up with than one call may do.
+    Now,
+    /// At this virtual time.
+    At(f64),
+    /// When a request comes.
+    Idle,
+}
+
+/// A request that has not ended.
+struct Live {
+    arrival_ms: f64,
+    first_ms: Option<f64>,
+    last_ms: f64,
+    prompt_tokens: u32,
+    tokens: u32,
+    cached_tokens: u32,
+    /// What the answer's length means: reached by itself or cut by `max_tokens`.
+    ends: Finished,
+}
+
+/// A step under way.
+struct Pending {
+    end_ms: f64,
+    outcome: StepOutcome,
+}
+
+/// A request and what the server knows of it.
+pub(super) struct Arrival {
+    /// What the replica is asked.
+    pub(super) request: SimRequest,
+    /// When the HTTP request came, virtual milliseconds.
+    pub(super) arrival_ms: f64,
+    /// When the engine may see it: after API time and an adapter's load.
+    pub(super) ready_ms: f64,
+    /// How its end is counted.
+    pub(super) ends: Finished,
+}
+
+/// The engine: a replica, the requests on their way to it, and the step under way.
+pub(super) struct Core {
+    replica: Replica,
+    /// Requests that the replica must not see yet, by the time when it may (bits of a non-negative float order as it does).
+    inbox: BTreeMap<(u64, u64), SimRequest>,
+    pending: Option<Pending>,
+    live: HashMap<u64, Live>,
+    /// The latest step boundary, virtual milliseconds.
+    time_ms: f64,
+    metrics: EngineMetrics,
+}
+
+impl Core {
+    pub(super) fn new(replica: Replica) -> Self {
+        Self {
+            replica,
+            inbox: BTreeMap::new(),
+            pending: None,
+            live: HashMap::new(),
+            time_ms: 0.0,
+            metrics: EngineMetrics::default(),
+        }
+    }
+
+    /// What it has counted.
+    pub(super) fn metrics(&self) -> &EngineMetrics {
+        &self.metrics
+    }
+
+    /// The replica's counters and gauges; requests that could be in its queue by `now_ms` count as waiting.
+    pub(super) fn stats(&self, now_ms: f64) -> SimStats {
+        let mut stats = self.replica.stats();
+        stats.waiting += self.inbox.range(..=(now_ms.max(0.0).to_bits(), u64::MAX)).count();
+        stats
+    }
+
+    /// Takes a request.
+    pub(super) fn submit(&mut self, arrival: Arrival) {
+        let Arrival { request, arrival_ms, ready_ms, ends } = arrival;
+        self.live.insert(
+            request.id,
+            Live {
+                arrival_ms,
+                first_ms: None,
+                last_ms: arrival_ms,
+                prompt_tokens: request.prompt_tokens,
+                tokens: 0,
+                cached_tokens: 0,
+                ends,
+            },
+        );
+        self.inbox.insert((ready_ms.max(0.0).to_bits(), request.id), request);
+    }
+
+    /// Forgets a request whose client went away; its KV cache is free at once.
+    pub(super) fn cancel(&mut self, id: u64) {
+        if self.live.remove(&id).is_none() {
+            return;
+        }
+        self.inbox.retain(|(_, waiting), _| *waiting != id);
+        self.replica.cancel(id);
+        self.metrics.count_finished(Finished::Abort);
+    }
+
+    /// Nothing happened for a while until `now_ms`: what was under way ends that much later.
+    pub(super) fn skip(&mut self, stalled_ms: f64, now_ms: f64) {
+        match &mut self.pending {
+            Some(pending) => pending.end_ms += stalled_ms,
+            None => self.time_ms = self.time_ms.max(now_ms),
+        }
+    }
+
+    /// Does all that is due by `now_ms` and says when more is. A caller that comes late changes no time within: steps follow
+    /// each other in virtual time.
+    pub(super) fn advance(&mut self, now_ms: f64, deliveries: &mut Vec<Delivery>) -> Next {
+        for _ in 0..MAX_STEPS_PER_CALL {
+            match self.pending.take() {
+                Some(pending) if pending.end_ms > now_ms => {
+                    let at = pending.end_ms;
+                    self.pending = Some(pending);
+                    return Next::At(at);
+                }
+                Some(pending) => {
+                    self.time_ms = pending.end_ms;
+                    self.finish_step(&pending, deliveries);
+                }
+                None => {}
+            }
+            self.admit(deliveries);
+            let start_ms = self.time_ms;
+            if let Some(outcome) = self.replica.step(start_ms) {
+                let end_ms = start_ms + outcome.duration_ms.max(MIN_STEP_MS);
+                self.pending = Some(Pending { end_ms, outcome });
+                continue;
+            }
+            // Nothing to do until the next arrival.
+            let Some(((bits, _), _)) = self.inbox.first_key_value() else { return Next::Idle };
+            let ready_ms = f64::from_bits(*bits);
+            if ready_ms > now_ms {
+                return Next::At(ready_ms);
+            }
+            self.time_ms = self.time_ms.max(ready_ms);
+        }
+        Next::Now
+    }
+
+    /// Gives the replica what it may see by now.
+    fn admit(&mut self, deliveries: &mut Vec<Delivery>) {
+        while let Some(entry) = self.inbox.first_entry() {
+            if f64::from_bits(entry.key().0) > self.time_ms {
+                return;
+            }
+            let ready_ms = f64::from_bits(entry.key().0);
+            let request = entry.remove();
+            let id = request.id;
+            if let Err(error) = self.replica.submit(ready_ms, request) {
+                tracing::warn!(id, %error, "the engine refused a request");
+                self.live.remove(&id);
+                deliveries.push(Delivery { id, tokens: 0, cached_tokens: 0, state: State::Refused });
+            }
+        }
+    }
+
+    fn finish_step(&mut self, pending: &Pending, deliveries: &mut Vec<Delivery>) {
+        let now = pending.end_ms;
+        for event in &pending.outcome.tokens {
+            let Some(live) = self.live.get_mut(&event.id) else { continue };
+            self.metrics.generation_tokens += 1;
+            live.tokens += 1;
+            if live.first_ms.is_none() {
+                live.cached_tokens = event.cached_tokens;
+                live.first_ms = Some(now);
+                self.metrics.prompt_tokens += u64::from(live.prompt_tokens);
+                self.metrics.ttft.record_ms(now - live.arrival_ms);
+                self.metrics.queue.record_ms(event.queue_ms);
+            } else {
+                self.metrics.itl.record_ms(now - live.last_ms);
+            }
+            live.last_ms = now;
+            let state = if event.finished { State::Done } else { State::Going };
+            deliveries.push(Delivery {
+                id: event.id,
+                tokens: live.tokens,
+                cached_tokens: live.cached_tokens,
+                state,
+            });
+            if event.finished {
+                self.metrics.e2e.record_ms(now - live.arrival_ms);
+                if live.tokens > 1 {
+                    let decode_ms = now - live.first_ms.unwrap_or(now);
+                    self.metrics.tpot.record_ms(decode_ms / f64::from(live.tokens - 1));
+                }
+                self.metrics.count_finished(live.ends);
+                self.live.remove(&event.id);
+            }
+        }
+    }
+}
