@@ -5,7 +5,7 @@ use std::sync::Arc;
 use plimsoll_fleet::{Percentile, RequestClass};
 
 use crate::mix::{ClassWork, Mix};
-use crate::quantile::{Wait, gamma, normal, survival, wait_quantile};
+use crate::quantile::{Wait, gamma, normal, of_sum};
 use crate::queue::{State, burst_size};
 use crate::{ReplicaModel, Resource};
 
@@ -18,16 +18,18 @@ const LIFETIME_AVERAGING: f64 = 0.816_496_580_927_726;
 pub(crate) struct Shared {
     /// Requests per millisecond.
     pub(crate) rate: f64,
-    /// Mean burst.
-    pub(crate) burst: f64,
+    /// Index of dispersion of arrivals: 1 for Poisson.
+    dispersion: f64,
     /// Time between tokens while nothing is prefilled, at the mean batch, milliseconds.
     pub(crate) decode_ms: f64,
     /// Share of time taken by prefill.
     pub(crate) prefill_share: f64,
     /// Second moment of prefill work, ms².
     pub(crate) work_square: f64,
-    /// The step that an arrival finds under way, times the chance that there is one, milliseconds.
+    /// Decode step that an arrival finds under way, times the chance that there is one, milliseconds.
     residual_ms: f64,
+    /// Mean and variance of the wait for the step under way and for prompts that share the next one, milliseconds.
+    gate: (f64, f64),
     /// Prompt tokens that fit into a step beside the mean batch.
     pub(crate) token_budget: f64,
     /// Wait for a place in the batch.
@@ -58,13 +60,16 @@ impl Shared {
         let mean = (0.5 * rate * s2 + (burst - 1.0) * s1) / (1.0 - busy);
         let p = 1.0 - (1.0 - busy) / burst;
         let prefill_wait = Wait { p, mean_ms: if p > 0.0 { mean / p } else { 0.0 } };
+        let prefill_share = rate * mix.work_ms;
         Some(Self {
             rate,
-            burst,
+            dispersion: 2.0 * burst - 1.0,
             decode_ms,
-            prefill_share: rate * mix.work_ms,
+            prefill_share,
             work_square,
             residual_ms: decode_ms * state.busy,
+            gate: Gate { rate, burst, decode_ms, prefill_share, work_square, busy: state.busy }
+                .moments(mix, token_budget),
             token_budget,
             batch_wait: state.wait,
             prefill_wait,
@@ -76,23 +81,26 @@ impl Shared {
         self.decode_ms / (1.0 - self.prefill_share)
     }
 
-    /// TTFT without waiting for others, milliseconds; the rest of the step under way is uniform.
-    fn ttft_fixed(&self, api_ms: f64, c: &ClassWork, p: f64) -> f64 {
-        let steps = (c.new / self.token_budget).ceil();
-        api_ms + p * self.residual_ms + c.prefill_ms + steps * self.decode_ms
+    /// TTFT without waiting for others, milliseconds.
+    fn ttft_alone(&self, api_ms: f64, c: &ClassWork) -> f64 {
+        api_ms + c.prefill_ms + (c.new / self.token_budget).ceil() * self.decode_ms
+    }
+
+    /// Mean wait between arrival and the step that completes the prompt, batch places aside.
+    fn turn_mean(&self) -> f64 {
+        self.gate.0.max(0.5 * self.residual_ms + self.prefill_wait.mean())
     }
 
     pub(crate) fn ttft(&self, api_ms: f64, c: &ClassWork, p: f64) -> f64 {
-        self.ttft_fixed(api_ms, c, p) + wait_quantile(self.batch_wait, self.prefill_wait, p)
-    }
-
-    /// Share of requests whose TTFT is above `ms`; `p` sets how much of a step under way is counted.
-    pub(crate) fn ttft_above(&self, api_ms: f64, c: &ClassWork, ms: f64, p: f64) -> f64 {
-        survival(self.batch_wait, self.prefill_wait, ms - self.ttft_fixed(api_ms, c, p))
+        // Short prompts share steps; long ones take turns. Each view is right at its end, and too small at the other.
+        let turn = gamma(self.gate.0, self.gate.1, normal(p))
+            .max(p * self.residual_ms + self.prefill_wait.quantile(p));
+        let place = (self.batch_wait.mean(), self.batch_wait.quantile(p));
+        self.ttft_alone(api_ms, c) + of_sum((self.turn_mean(), turn), place)
     }
 
     pub(crate) fn ttft_mean(&self, api_ms: f64, c: &ClassWork) -> f64 {
-        self.ttft_fixed(api_ms, c, 0.5) + self.batch_wait.mean() + self.prefill_wait.mean()
+        self.ttft_alone(api_ms, c) + self.turn_mean() + self.batch_wait.mean()
     }
 
     /// A request's own mean time per token at percentile `p`, milliseconds.
@@ -101,10 +109,16 @@ impl Shared {
         let batch = (mean + LIFETIME_AVERAGING * (state.batch_quantile(p) - mean)).max(1.0);
         let decode = model.times.decode(batch, batch * mix.context);
         let steps = c.decode_steps.max(1.0);
-        // Prompts that join while it decodes: a Poisson number of bursts, each with its work.
-        let lifetime = steps * decode / (1.0 - self.prefill_share);
-        let mean_work = self.prefill_share * lifetime;
-        let variance = self.rate * self.work_square * lifetime * self.burst;
+        // Prompts computed while it decodes: those it left waiting behind it, and those that come meanwhile, each
+        // of which prolongs its stay for more to come. The mean and variance are those of a busy period that
+        // begins with the request's own decode steps.
+        let free = 1.0 - self.prefill_share;
+        let own = steps * decode;
+        let mean_work = self.prefill_share * (own / free + self.prefill_wait.mean());
+        // Variance λ E[w²] c²/(1 − ρ)³ for each unit of own steps. Where ρ > ½ the ratio of squared mean to variance
+        // would fall again and low percentiles with it, so it is held: more load is never faster.
+        let held = if self.prefill_share < 0.5 { 1.0 } else { 4.0 * self.prefill_share * free };
+        let variance = held * self.rate * self.work_square * self.dispersion * own / free.powi(3);
         decode + gamma(mean_work, variance, normal(p)) / steps
     }
 
@@ -123,9 +137,49 @@ impl Shared {
             return ttft;
         }
         let decode = c.decode_steps * self.tpot(model, mix, state, c, p);
-        let (mean_ttft, mean_decode) = (self.ttft_mean(api_ms, c), c.decode_steps * self.tpot_mean());
-        let (a, b) = (ttft - mean_ttft, decode - mean_decode);
-        if a > 0.0 && b > 0.0 { mean_ttft + mean_decode + a.hypot(b) } else { ttft + decode }
+        of_sum((self.ttft_mean(api_ms, c), ttft), (c.decode_steps * self.tpot_mean(), decode))
+    }
+}
+
+/// Prompts that arrive during one step share the next: a gated queue.
+struct Gate {
+    rate: f64,
+    burst: f64,
+    decode_ms: f64,
+    prefill_share: f64,
+    work_square: f64,
+    busy: f64,
+}
+
+impl Gate {
+    /// Mean and variance of the rest of the step under way and of the prompts that come with one's own.
+    ///
+    /// A step lasts `X = D + work of prompts that arrived in the one before`, so `E[X] = D/(1 − ρ)` and
+    /// `Var[X] = λ E[w²] E[X]/(1 − ρ²)`. An arrival finds a length-biased step, waits for a uniform part of it, and
+    /// is joined by all who arrived in it and in its own burst, as far as the token budget goes.
+    fn moments(&self, mix: &Mix, token_budget: f64) -> (f64, f64) {
+        let rho = self.prefill_share;
+        let dispersion = 2.0 * self.burst - 1.0;
+        let mean = self.decode_ms / (1.0 - rho);
+        let variance = self.rate * self.work_square * dispersion * mean / (1.0 - rho * rho);
+        let step = mean + variance / mean;
+        // Requests beside one's own: of the step, and of one's burst (a size-biased geometric).
+        let burst_mates = 2.0 * (self.burst - 1.0);
+        let mates = self.rate * step * self.busy + burst_mates;
+        let room = (token_budget / mix.new.max(1.0) - 1.0).max(0.0);
+        let fit = if mates > room { room / mates } else { 1.0 };
+        // The rest of the step, and its prompts' work; both grow with its length.
+        let part = 0.5 + fit * rho;
+        let wait = part * step;
+        let spread = variance * (1.0 / 3.0 + fit * rho * (1.0 + fit * rho))
+            + step * step / 12.0
+            + fit * self.rate * self.work_square * step;
+        let work = mix.work_ms;
+        (
+            self.busy * wait + fit * burst_mates * work,
+            self.busy * (spread + wait * wait) - (self.busy * wait).powi(2)
+                + fit * self.burst * burst_mates * work * work,
+        )
     }
 }
 

@@ -68,45 +68,18 @@ impl Wait {
     pub(crate) fn mean(&self) -> f64 {
         self.p * self.mean_ms
     }
+
+    /// The wait that a share `p` of requests stays within.
+    pub(crate) fn quantile(&self, p: f64) -> f64 {
+        let tail = 1.0 - p;
+        if self.p > tail { self.mean_ms * (self.p / tail.max(1e-12)).ln() } else { 0.0 }
+    }
 }
 
-/// `P(a + b > t)` of two independent waits.
-pub(crate) fn survival(a: Wait, b: Wait, t: f64) -> f64 {
-    if t < 0.0 {
-        return 1.0;
-    }
-    let tail = |w: Wait| if w.mean_ms > 0.0 { (-t / w.mean_ms).exp() } else { 0.0 };
-    let (ta, tb) = (tail(a), tail(b));
-    // Both wait: a hypo-exponential; where the means meet, an Erlang.
-    let both = if (a.mean_ms - b.mean_ms).abs() > 1e-6 * (a.mean_ms + b.mean_ms) {
-        (a.mean_ms * ta - b.mean_ms * tb) / (a.mean_ms - b.mean_ms)
-    } else if a.mean_ms > 0.0 {
-        ta * (1.0 + t / a.mean_ms)
-    } else {
-        0.0
-    };
-    a.p * (1.0 - b.p) * ta + b.p * (1.0 - a.p) * tb + a.p * b.p * both
-}
-
-/// The `t` at which `P(a + b > t)` falls to `1 − p`.
-pub(crate) fn wait_quantile(a: Wait, b: Wait, p: f64) -> f64 {
-    let tail = 1.0 - p;
-    if survival(a, b, 0.0) <= tail {
-        return 0.0;
-    }
-    let slow = a.mean_ms.max(b.mean_ms);
-    let mut low = 0.0;
-    let mut high = slow;
-    // `slow` sets the decay: P < (1 + t/slow)·exp(−t/slow).
-    while survival(a, b, high) > tail && high < 1e3 * slow {
-        low = high;
-        high *= 2.0;
-    }
-    for _ in 0..40 {
-        let mid = 0.5 * (low + high);
-        if survival(a, b, mid) > tail { low = mid } else { high = mid }
-    }
-    high
+/// Quantile of a sum from the means and quantiles of its two parts, their deviations combined as if independent.
+pub(crate) fn of_sum(a: (f64, f64), b: (f64, f64)) -> f64 {
+    let (da, db) = (a.1 - a.0, b.1 - b.0);
+    if da > 0.0 && db > 0.0 { a.0 + b.0 + da.hypot(db) } else { a.1 + b.1 }
 }
 
 #[cfg(test)]
@@ -122,15 +95,17 @@ mod tests {
 
     #[test]
     fn exponential_wait() {
-        let none = Wait { p: 0.0, mean_ms: 0.0 };
         let w = Wait { p: 0.5, mean_ms: 100.0 };
         // P(W > t) = 0.5 exp(−t/100) = 0.05 at t = 100 ln 10.
-        assert!((wait_quantile(w, none, 0.95) - 100.0 * 10f64.ln()).abs() < 1e-3);
-        assert_eq!(wait_quantile(w, none, 0.4), 0.0);
-        let sum = Wait { p: 1.0, mean_ms: 100.0 };
-        // Erlang-2: P = (1 + t/m) exp(−t/m).
-        let t = wait_quantile(sum, sum, 0.9);
-        assert!(((1.0 + t / 100.0) * (-t / 100.0).exp() - 0.1).abs() < 1e-6);
+        assert!((w.quantile(0.95) - 100.0 * 10f64.ln()).abs() < 1e-9);
+        assert_eq!(w.quantile(0.4), 0.0);
+        assert_eq!(Wait::default().quantile(0.99), 0.0);
+    }
+
+    #[test]
+    fn sums_combine_deviations() {
+        assert_eq!(of_sum((10.0, 13.0), (20.0, 24.0)), 35.0);
+        assert_eq!(of_sum((10.0, 8.0), (20.0, 24.0)), 32.0);
     }
 
     #[test]
