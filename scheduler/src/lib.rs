@@ -3,3 +3,4 @@
 pub mod explain;
 pub mod place;
 pub mod plan;
+pub mod routes;

@@ -174,4 +174,4 @@ fn solve_group<'a>(
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -1,0 +1,288 @@
+//! Routes: what agents need to know, derived from a plan and what runs.
+//!
+//! Ready replicas take requests. One that the plan no longer wants takes none from the moment that all wanted ones
+//! are ready; until then it helps out, so that a change of shape never leaves a gap.
+
+use std::collections::BTreeMap;
+
+use plimsoll_fleet::plan::PoolOutcome;
+use plimsoll_fleet::pool::Mode;
+use plimsoll_fleet::{
+    ClusterSnapshot, Endpoint, ModelPool, NodeName, Plan, PoolPlan, PoolRoute, ReplicaPhase, ReplicaStatus,
+    RequestClass, RouteTable, Shape, StepCoefficients,
+};
+
+use crate::plan::EngineModel;
+use crate::plan::candidates::planned_classes;
+use crate::plan::performance::{Performance, Query};
+
+/// For a replica whose shape the engine model cannot describe (adopted, or its class is gone): a mid-size model on a
+/// mid-size accelerator, so that choosing among replicas still works.
+const UNKNOWN: StepCoefficients = StepCoefficients {
+    base_ms: 30.0,
+    per_request_ms: 0.05,
+    per_context_token_ms: 1e-4,
+    per_prefill_token_ms: 0.05,
+    api_overhead_ms: 17.0,
+    kv_tokens: 100_000.0,
+    max_running: 256,
+    max_batched_tokens: 8192,
+};
+
+/// Derives the route table of a plan. `agents` gives the address of each node's agent; `previous_version` is the
+/// version of the table in force.
+///
+/// Pools of the snapshot that have no endpoint are listed with the reason; pools that are gone are not. O(replicas).
+pub fn routes(
+    plan: &Plan,
+    snapshot: &ClusterSnapshot,
+    agents: &BTreeMap<NodeName, String>,
+    previous_version: u64,
+) -> RouteTable {
+    let mut pools: Vec<&ModelPool> = snapshot.pools.iter().collect();
+    pools.sort_by(|a, b| a.id.cmp(&b.id));
+    pools.dedup_by(|a, b| a.id == b.id);
+    RouteTable {
+        version: previous_version.saturating_add(1),
+        plan: plan.number,
+        pools: pools.into_iter().map(|p| route(plan.pool(&p.id), snapshot, agents, p)).collect(),
+    }
+}
+
+fn route(
+    plan: Option<&PoolPlan>,
+    snapshot: &ClusterSnapshot,
+    agents: &BTreeMap<NodeName, String>,
+    pool: &ModelPool,
+) -> PoolRoute {
+    let replicas: Vec<&ReplicaStatus> = snapshot.replicas.iter().filter(|r| r.pool == pool.id).collect();
+    let wanted = |r: &ReplicaStatus| plan.is_none_or(|p| p.replicas.iter().any(|w| w.id == r.id));
+    let ready =
+        |r: &&&ReplicaStatus| r.phase == ReplicaPhase::Ready && r.address.is_some() && !r.nodes.is_empty();
+    let wanted_ready = replicas.iter().filter(ready).filter(|r| wanted(r)).count();
+    let want = plan.map_or(0, |p| p.replicas.len());
+    let settled = plan.is_some() && wanted_ready == want;
+    let mix = plan.map(|p| planned_classes(pool, &p.demand.classes)).unwrap_or_default();
+    let mut coefficients: BTreeMap<Shape, StepCoefficients> = BTreeMap::new();
+    let mut endpoints = Vec::new();
+    for r in &replicas {
+        let serving = r.phase == ReplicaPhase::Ready;
+        let (Some(address), Some(node)) = (&r.address, r.nodes.first()) else { continue };
+        if !serving && r.phase != ReplicaPhase::Draining {
+            continue;
+        }
+        let step = *coefficients
+            .entry(r.shape.clone())
+            .or_insert_with(|| step(snapshot, pool, &r.shape, &mix).unwrap_or(UNKNOWN));
+        endpoints.push(Endpoint {
+            replica: r.id.clone(),
+            node: node.clone(),
+            zone: snapshot.nodes.iter().find(|n| &n.name == node).map(|n| n.zone.clone()).unwrap_or_default(),
+            role: r.shape.role,
+            agent_address: agents.get(node).cloned(),
+            engine_address: address.clone(),
+            engine_model: pool.served_name.clone(),
+            weights: Vec::new(),
+            coefficients: step,
+            draining: !serving || (settled && pool.mode == Mode::Enforce && !wanted(r)),
+        });
+    }
+    endpoints.sort_by(|a, b| a.replica.cmp(&b.replica));
+    // While a change is under way every ready replica helps alike; weights are for the fleet as planned.
+    if let Some(p) = plan.filter(|_| settled) {
+        weigh(p, &replicas, &mut endpoints);
+    }
+    let open = endpoints.iter().any(|e| !e.draining);
+    let waking = match plan.map(|p| p.outcome) {
+        Some(PoolOutcome::ScaledToZero) => true,
+        _ => want > 0,
+    };
+    let cold = pool.engine.cold_start_seconds;
+    let cold_ms = if cold.is_finite() { cold.clamp(0.0, 3600.0) * 1e3 } else { 60_000.0 };
+    PoolRoute {
+        pool: pool.id.clone(),
+        served_name: pool.served_name.clone(),
+        slo_classes: pool.slo_classes.clone(),
+        priority: pool.priority,
+        max_context_tokens: pool
+            .max_context_tokens
+            .map_or(pool.architecture.max_context_tokens, |m| m.min(pool.architecture.max_context_tokens)),
+        usd_per_million_tokens: plan
+            .and_then(|p| token_prices(p, &mix, coefficients.values().next()?))
+            .unwrap_or((0.0, 0.0)),
+        endpoints,
+        // Half again as long as a start is expected to take, and the loops' own delays.
+        wake_wait_ms: if waking { 1.5 * cold_ms + 10_000.0 } else { 0.0 },
+        unavailable_reason: if open { String::new() } else { unavailable(plan, &replicas, pool) },
+    }
+}
+
+fn step(
+    snapshot: &ClusterSnapshot,
+    pool: &ModelPool,
+    shape: &Shape,
+    classes: &[RequestClass],
+) -> Option<StepCoefficients> {
+    let accelerator = snapshot.accelerators.iter().find(|a| a.name == shape.accelerator)?;
+    let variant = pool.variant(&shape.variant)?;
+    EngineModel::default().coefficients(&Query {
+        pool,
+        variant,
+        accelerator,
+        shape,
+        classes,
+        arrival_scv: 1.0,
+        margin: 0.0,
+    })
+}
+
+/// Gives each endpoint its share of each class's planned flow; classes of which no flow reaches a ready replica keep
+/// an even share.
+fn weigh(plan: &PoolPlan, replicas: &[&ReplicaStatus], endpoints: &mut [Endpoint]) {
+    let shape_of = |e: &Endpoint| replicas.iter().find(|r| r.id == e.replica).map(|r| r.shape.clone());
+    let shapes: Vec<Option<Shape>> = endpoints.iter().map(shape_of).collect();
+    let open: Vec<bool> = endpoints.iter().map(|e| !e.draining).collect();
+    let mut classes: Vec<&str> = plan.flows.iter().map(|f| f.class.as_str()).collect();
+    classes.sort_unstable();
+    classes.dedup();
+    for class in classes {
+        let mut weights = vec![0.0; endpoints.len()];
+        for flow in plan.flows.iter().filter(|f| f.class == class) {
+            let members: Vec<usize> = (0..endpoints.len())
+                .filter(|i| open[*i] && shapes[*i].as_ref() == Some(&flow.shape))
+                .collect();
+            for i in &members {
+                weights[*i] += flow.rps / members.len() as f64;
+            }
+        }
+        let total: f64 = weights.iter().sum();
+        if total > 0.0 {
+            for (endpoint, weight) in endpoints.iter_mut().zip(&weights) {
+                endpoint.weights.push((class.to_owned(), weight / total));
+            }
+        }
+    }
+}
+
+/// Splits the pool's cost over prompt and answer tokens by the engine time each takes, $ per million. With no demand
+/// the pool counts as loaded to its line.
+fn token_prices(plan: &PoolPlan, mix: &[RequestClass], step: &StepCoefficients) -> Option<(f64, f64)> {
+    let rps: f64 = plan.flows.iter().map(|f| f.rps).sum();
+    let full: f64 = plan
+        .by_shape()
+        .iter()
+        .map(|(s, n)| {
+            plan.load_lines.iter().find(|(l, _)| l == s).map_or(0.0, |(_, line)| line * f64::from(*n))
+        })
+        .sum();
+    let rate = if rps > 1e-9 { rps } else { full };
+    let replicas = plan.replicas.len() as f64;
+    if rate <= 0.0 || replicas <= 0.0 || mix.is_empty() {
+        return None;
+    }
+    let total: f64 = mix.iter().map(|c| c.rps).sum();
+    let share = |c: &RequestClass| if total > 0.0 { c.rps / total } else { 1.0 / mix.len() as f64 };
+    let input: f64 =
+        mix.iter().map(|c| share(c) * c.input_tokens * (1.0 - c.cached_fraction.clamp(0.0, 1.0))).sum();
+    let output: f64 = mix.iter().map(|c| share(c) * c.output_tokens).sum();
+    let context: f64 = mix.iter().map(|c| share(c) * (c.input_tokens + 0.5 * c.output_tokens)).sum();
+    // Requests running in one replica, by Little's law.
+    let tpot_s = plan.prediction.tpot_ms.unwrap_or(step.base_ms) / 1e3;
+    let running = (rate / replicas * output * tpot_s).max(1.0);
+    let prompt_ms = step.per_prefill_token_ms;
+    let answer_ms = step.base_ms / running + step.per_request_ms + context * step.per_context_token_ms;
+    let work_per_hour = 3600.0 * rate * (input * prompt_ms + output * answer_ms);
+    let usd_per_ms = plan.usd_per_hour / work_per_hour;
+    usd_per_ms.is_finite().then_some((1e6 * usd_per_ms * prompt_ms, 1e6 * usd_per_ms * answer_ms))
+}
+
+fn unavailable(plan: Option<&PoolPlan>, replicas: &[&ReplicaStatus], pool: &ModelPool) -> String {
+    let Some(plan) = plan else { return "the pool has not been planned yet".to_owned() };
+    if plan.outcome == PoolOutcome::ScaledToZero {
+        return format!("scaled to zero: {}", plan.why.summary);
+    }
+    if pool.mode == Mode::Advise {
+        return "spec.mode is Advise: the plan is shown, no replica is started".to_owned();
+    }
+    if plan.replicas.is_empty() {
+        return format!("{}: {}", plan.outcome, plan.why.summary);
+    }
+    let message = replicas
+        .iter()
+        .find(|r| r.phase != ReplicaPhase::Ready && !r.message.is_empty())
+        .map(|r| format!(" ({}: {})", r.id, r.message))
+        .unwrap_or_default();
+    format!("starting: 0 of {} replicas ready{message}", plan.replicas.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::tests::support::*;
+
+    fn world() -> (World, Plan) {
+        let mut w = World::up();
+        w.add(pool("chat", "llama-3.1-8b", 800.0, 50.0), demand(vec![class("a", 30.0, 1200.0, 250.0)]));
+        let p = w.run();
+        (w, p)
+    }
+
+    fn agents() -> BTreeMap<NodeName, String> {
+        [(NodeName::new("h-0").unwrap(), "10.0.0.1:80".to_owned())].into()
+    }
+
+    #[test]
+    fn ready_replicas_get_their_share_of_each_class() {
+        let (w, p) = world();
+        let t = routes(&p, &w.snapshot, &agents(), 6);
+        assert_eq!((t.version, t.plan), (7, p.number));
+        let r = &t.pools[0];
+        assert_eq!(r.endpoints.len(), p.pools[0].replicas.len());
+        let total: f64 = r.endpoints.iter().flat_map(|e| &e.weights).map(|(_, w)| w).sum();
+        assert!((total - 1.0).abs() < 1e-9, "{total}");
+        assert!(
+            r.endpoints
+                .iter()
+                .all(|e| !e.draining && e.coefficients.base_ms > 0.0 && e.engine_model == "chat")
+        );
+        assert!(r.usd_per_million_tokens.0 > 0.0 && r.usd_per_million_tokens.1 > r.usd_per_million_tokens.0);
+        assert_eq!(r.unavailable_reason, "");
+    }
+
+    #[test]
+    fn unwanted_replicas_serve_until_the_wanted_ones_are_ready() {
+        let (mut w, p) = world();
+        let mut old = w.snapshot.replicas[0].clone();
+        old.id = plimsoll_fleet::ReplicaId::new("chat-old").unwrap();
+        w.snapshot.replicas.push(old);
+        let draining = |w: &World| {
+            let t = routes(&p, &w.snapshot, &agents(), 0);
+            t.pools[0].endpoints.iter().find(|e| e.replica.as_str() == "chat-old").map(|e| e.draining)
+        };
+        assert_eq!(draining(&w), Some(true));
+        w.snapshot.replicas[0].phase = ReplicaPhase::Starting;
+        assert_eq!(draining(&w), Some(false), "a wanted one is not ready: the old one helps out");
+        if let Some(old) = w.snapshot.replicas.iter_mut().find(|r| r.id.as_str() == "chat-old") {
+            old.phase = ReplicaPhase::Draining;
+        }
+        assert_eq!(draining(&w), Some(true));
+    }
+
+    #[test]
+    fn a_pool_without_endpoint_says_why() {
+        let (mut w, p) = world();
+        w.snapshot.replicas.iter_mut().for_each(|r| r.phase = ReplicaPhase::Starting);
+        let t = routes(&p, &w.snapshot, &agents(), 0);
+        assert!(
+            t.pools[0].unavailable_reason.starts_with("starting: 0 of"),
+            "{}",
+            t.pools[0].unavailable_reason
+        );
+        assert!(t.pools[0].wake_wait_ms > 60_000.0);
+        w.add(pool("new", "llama-3.1-8b", 800.0, 50.0), demand(vec![]));
+        let t = routes(&p, &w.snapshot, &agents(), 0);
+        assert_eq!(t.pools[1].unavailable_reason, "the pool has not been planned yet");
+        w.snapshot.pools.clear();
+        assert!(routes(&p, &w.snapshot, &agents(), 0).pools.is_empty());
+    }
+}
