@@ -201,6 +201,9 @@ impl Plan {
 /// A record of one scaling decision, kept per pool for `explain` and Events.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ScalingRecord {
+    /// Pool (`None` in records of a whole fleet).
+    #[serde(default)]
+    pub pool: Option<PoolId>,
     /// When.
     pub at: jiff::Timestamp,
     /// Plan that decided it.
