@@ -65,6 +65,11 @@ fn main() {
     median("load_line, 6 classes, one objective each way", 2000, || {
         model.load_line(&mix, &|_| slo, 1.5, 0.1)
     });
+    let line = model.load_line(&mix, &|_| slo, 1.5, 0.1);
+    println!("  which is {:.2} of {:.2} rps: {:?}", line.rps, line.saturation_rps, line.binding);
+    median("load_line, 6 classes, no objective", 2000, || {
+        model.load_line(&mix, &|_| Slo::default(), 1.5, 0.1)
+    });
     median("predict, 6 classes, three percentiles each", 2000, || {
         let p = model.predict(&mix, 3.0, 1.0);
         p.classes

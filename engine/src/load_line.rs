@@ -5,7 +5,7 @@ use std::fmt;
 use plimsoll_fleet::{Objective, RequestClass, Slo};
 
 use crate::mix::{ClassWork, Mix};
-use crate::predict::{Shared, binding_resource};
+use crate::predict::{Point, Shared, binding_resource};
 use crate::queue::{State, burst_size};
 use crate::{ReplicaModel, Resource};
 
@@ -151,13 +151,16 @@ struct Judge<'a> {
 }
 
 impl Judge<'_> {
-    fn latency(&self, shared: &Shared, state: &State, c: &ClassWork, limit: Limit, p: f64) -> f64 {
-        let api = self.model.api_overhead_ms();
+    fn at(&self, shared: &Shared, state: &State, p: f64) -> Point {
+        shared.at(self.model, self.mix, state, p)
+    }
+
+    fn latency(&self, shared: &Shared, c: &ClassWork, limit: Limit, at: &Point) -> f64 {
         self.stretch
             * match limit {
-                Limit::Ttft(_) => shared.ttft(api, c, p),
-                Limit::Tpot(_) => shared.tpot(self.model, self.mix, state, c, p),
-                Limit::E2e(_) => shared.e2e(self.model, self.mix, state, c, api, p),
+                Limit::Ttft(_) => shared.ttft(c, at),
+                Limit::Tpot(_) => shared.tpot(c, at),
+                Limit::E2e(_) => shared.e2e(c, at),
                 Limit::Saturation => 0.0,
             }
     }
@@ -165,29 +168,36 @@ impl Judge<'_> {
     /// Share of a class's requests that miss an objective, within 0.1 %.
     fn missed(&self, shared: &Shared, state: &State, c: &ClassWork, j: &Judged) -> f64 {
         const EDGE: f64 = 0.0005;
-        let late = |p: f64| self.latency(shared, state, c, j.limit, p) > j.objective.ms;
+        let excess = |p: f64| self.latency(shared, c, j.limit, &self.at(shared, state, p)) - j.objective.ms;
         // Most classes lie well on one side.
-        if !late(1.0 - EDGE) {
+        let (mut low, mut high) = ((EDGE, excess(EDGE)), (1.0 - EDGE, excess(1.0 - EDGE)));
+        if high.1 <= 0.0 {
             return 0.0;
         }
-        if late(EDGE) {
+        if low.1 > 0.0 {
             return 1.0;
         }
-        let (mut low, mut high) = (EDGE, 1.0 - EDGE);
-        while high - low > 0.001 {
-            let mid = 0.5 * (low + high);
-            if late(mid) { high = mid } else { low = mid }
+        // Regula falsi, with bisection's pace as its worst case.
+        let mut bisect = false;
+        while high.0 - low.0 > 0.001 {
+            let chord = (low.0 * high.1 - high.0 * low.1) / (high.1 - low.1);
+            let p = if bisect || !chord.is_finite() { 0.5 * (low.0 + high.0) } else { chord };
+            let p = p.clamp(low.0 + EDGE, (high.0 - EDGE).max(low.0 + EDGE));
+            bisect = !bisect;
+            let e = excess(p);
+            if e > 0.0 { high = (p, e) } else { low = (p, e) }
         }
-        1.0 - low
+        1.0 - low.0
     }
 
     fn holds(&self, shared: &Shared, state: &State, j: &Judged) -> bool {
         let p = j.objective.percentile.fraction();
+        let at = self.at(shared, state, p);
         let late = |i: &usize| {
             self.mix
                 .classes
                 .get(*i)
-                .filter(|c| self.latency(shared, state, c, j.limit, p) > j.objective.ms)
+                .filter(|c| self.latency(shared, c, j.limit, &at) > j.objective.ms)
                 .is_some()
         };
         let misses = j.members.iter().filter(|i| late(i)).count();
@@ -276,11 +286,11 @@ fn infeasible(
     shared: &Shared,
     state: &State,
 ) -> InfeasibleReason {
-    let p = j.objective.percentile.fraction();
+    let at = judge.at(shared, state, j.objective.percentile.fraction());
     let (predicted_ms, worst) = j
         .members
         .iter()
-        .filter_map(|i| judge.mix.classes.get(*i).map(|c| (judge.latency(shared, state, c, j.limit, p), *i)))
+        .filter_map(|i| judge.mix.classes.get(*i).map(|c| (judge.latency(shared, c, j.limit, &at), *i)))
         .fold((f64::NEG_INFINITY, 0), |best, next| if next.0 > best.0 { next } else { best });
     let class = mix.get(worst).map(|c| c.name.clone()).unwrap_or_default();
     let (metric, objective) = (metric(j.limit), j.objective);
@@ -340,10 +350,10 @@ pub(crate) fn load_line(
     if state.solve(&work, tiny, 1.0)
         && let Some(shared) = Shared::new(model, &work, &state, tiny, 1.0)
     {
-        let api = model.api_overhead_ms();
+        let at = shared.at(model, &work, &state, 0.5);
         unloaded.extend(mix.iter().zip(&work.classes).map(|(class, c)| {
             let tpot_ms = model.decode_ms(1.0, c.context);
-            let ttft_ms = shared.ttft(api, c, 0.5);
+            let ttft_ms = shared.ttft(c, &at);
             UnloadedLatency {
                 class: class.name.clone(),
                 ttft_ms,

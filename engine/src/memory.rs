@@ -31,16 +31,14 @@ pub struct MemoryFit {
 pub enum DoesNotFit {
     /// The weights leave no room.
     #[error(
-        "{model} as {shape} needs {:.0} GB of weights ({:.1} GB on each GPU), {gpus}× {accelerator} hold {:.0} GB \
+        "{subject} needs {:.0} GB of weights ({:.1} GB on each GPU), {gpus}× {accelerator} hold {:.0} GB \
          usable ({:.1} GB each); {remedy}",
         needed_bytes / 1e9, needed_bytes_per_gpu / 1e9,
         available_bytes_per_gpu * f64::from(*gpus) / 1e9, available_bytes_per_gpu / 1e9
     )]
     Weights {
-        /// Model name.
-        model: String,
-        /// The shape, as displayed.
-        shape: String,
+        /// Model and shape, e.g. `llama-3.1-70b as fp8 TP2 H100`.
+        subject: String,
         /// Accelerator class.
         accelerator: String,
         /// GPUs of the shape.
@@ -56,14 +54,12 @@ pub enum DoesNotFit {
     },
     /// The weights fit, but a request of the longest context does not.
     #[error(
-        "{model} as {shape} has room for {kv_tokens:.0} tokens of KV cache, fewer than one request of \
+        "{subject} has room for {kv_tokens:.0} tokens of KV cache, fewer than one request of \
          {max_context_tokens} tokens needs; {remedy}"
     )]
     KvCache {
-        /// Model name.
-        model: String,
-        /// The shape, as displayed.
-        shape: String,
+        /// Model and shape, e.g. `llama-3.1-70b as fp8 TP2 H100`.
+        subject: String,
         /// Tokens of KV cache that would fit.
         kv_tokens: f64,
         /// Longest request, tokens.
@@ -402,8 +398,7 @@ pub(crate) fn fit(
     let free = available - per_gpu;
     if free <= 0.0 {
         return Err(DoesNotFit::Weights {
-            model: arch.name.clone(),
-            shape: shape.to_string(),
+            subject: format!("{} as {shape}", arch.name),
             accelerator: acc.name.clone(),
             gpus: shape.gpus(),
             needed_bytes: weights.total(),
@@ -428,8 +423,7 @@ pub(crate) fn fit(
             if fp8_helps { ", use an fp8 KV cache" } else { "" }
         );
         return Err(DoesNotFit::KvCache {
-            model: arch.name.clone(),
-            shape: shape.to_string(),
+            subject: format!("{} as {shape}", arch.name),
             kv_tokens,
             max_context_tokens: arch.max_context_tokens,
             remedy,

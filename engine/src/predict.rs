@@ -16,6 +16,7 @@ const LIFETIME_AVERAGING: f64 = 0.816_496_580_927_726;
 /// What all classes share at one rate.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Shared {
+    api_ms: f64,
     /// Requests per millisecond.
     pub(crate) rate: f64,
     /// Index of dispersion of arrivals: 1 for Poisson.
@@ -36,6 +37,17 @@ pub(crate) struct Shared {
     pub(crate) batch_wait: Wait,
     /// Wait for prompts ahead in the batch.
     pub(crate) prefill_wait: Wait,
+}
+
+/// A percentile, as far as it is common to all classes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Point {
+    /// The normal distribution's quantile.
+    z: f64,
+    /// Wait between arrival and the step that completes the prompt, milliseconds.
+    wait_ms: f64,
+    /// Decode step at the batch that a request sees over its life, milliseconds.
+    decode_ms: f64,
 }
 
 impl Shared {
@@ -62,6 +74,7 @@ impl Shared {
         let prefill_wait = Wait { p, mean_ms: if p > 0.0 { mean / p } else { 0.0 } };
         let prefill_share = rate * mix.work_ms;
         Some(Self {
+            api_ms: model.api_overhead_ms(),
             rate,
             dispersion: 2.0 * burst - 1.0,
             decode_ms,
@@ -82,8 +95,8 @@ impl Shared {
     }
 
     /// TTFT without waiting for others, milliseconds.
-    fn ttft_alone(&self, api_ms: f64, c: &ClassWork) -> f64 {
-        api_ms + c.prefill_ms + (c.new / self.token_budget).ceil() * self.decode_ms
+    fn ttft_alone(&self, c: &ClassWork) -> f64 {
+        self.api_ms + c.prefill_ms + (c.new / self.token_budget).ceil() * self.decode_ms
     }
 
     /// Mean wait between arrival and the step that completes the prompt, batch places aside.
@@ -91,53 +104,54 @@ impl Shared {
         self.gate.0.max(0.5 * self.residual_ms + self.prefill_wait.mean())
     }
 
-    pub(crate) fn ttft(&self, api_ms: f64, c: &ClassWork, p: f64) -> f64 {
+    /// What percentile `p` means for every class.
+    pub(crate) fn at(&self, model: &ReplicaModel, mix: &Mix, state: &State, p: f64) -> Point {
+        let z = normal(p);
         // Short prompts share steps; long ones take turns. Each view is right at its end, and too small at the other.
-        let turn = gamma(self.gate.0, self.gate.1, normal(p))
-            .max(p * self.residual_ms + self.prefill_wait.quantile(p));
+        let turn =
+            gamma(self.gate.0, self.gate.1, z).max(p * self.residual_ms + self.prefill_wait.quantile(p));
         let place = (self.batch_wait.mean(), self.batch_wait.quantile(p));
-        self.ttft_alone(api_ms, c) + of_sum((self.turn_mean(), turn), place)
-    }
-
-    pub(crate) fn ttft_mean(&self, api_ms: f64, c: &ClassWork) -> f64 {
-        self.ttft_alone(api_ms, c) + self.turn_mean() + self.batch_wait.mean()
-    }
-
-    /// A request's own mean time per token at percentile `p`, milliseconds.
-    pub(crate) fn tpot(&self, model: &ReplicaModel, mix: &Mix, state: &State, c: &ClassWork, p: f64) -> f64 {
         let mean = state.mean_batch;
         let batch = (mean + LIFETIME_AVERAGING * (state.batch_quantile(p) - mean)).max(1.0);
-        let decode = model.times.decode(batch, batch * mix.context);
+        Point {
+            z,
+            wait_ms: of_sum((self.turn_mean(), turn), place),
+            decode_ms: model.times.decode(batch, batch * mix.context),
+        }
+    }
+
+    pub(crate) fn ttft(&self, c: &ClassWork, at: &Point) -> f64 {
+        self.ttft_alone(c) + at.wait_ms
+    }
+
+    pub(crate) fn ttft_mean(&self, c: &ClassWork) -> f64 {
+        self.ttft_alone(c) + self.turn_mean() + self.batch_wait.mean()
+    }
+
+    /// A request's own mean time per token, milliseconds.
+    pub(crate) fn tpot(&self, c: &ClassWork, at: &Point) -> f64 {
         let steps = c.decode_steps.max(1.0);
         // Prompts computed while it decodes: those it left waiting behind it, and those that come meanwhile, each
         // of which prolongs its stay for more to come. The mean and variance are those of a busy period that
         // begins with the request's own decode steps.
         let free = 1.0 - self.prefill_share;
-        let own = steps * decode;
+        let own = steps * at.decode_ms;
         let mean_work = self.prefill_share * (own / free + self.prefill_wait.mean());
         // Variance λ E[w²] c²/(1 − ρ)³ for each unit of own steps. Where ρ > ½ the ratio of squared mean to variance
         // would fall again and low percentiles with it, so it is held: more load is never faster.
         let held = if self.prefill_share < 0.5 { 1.0 } else { 4.0 * self.prefill_share * free };
         let variance = held * self.rate * self.work_square * self.dispersion * own / free.powi(3);
-        decode + gamma(mean_work, variance, normal(p)) / steps
+        at.decode_ms + gamma(mean_work, variance, at.z) / steps
     }
 
-    /// End to end at percentile `p`: means, and the two deviations as if independent.
-    pub(crate) fn e2e(
-        &self,
-        model: &ReplicaModel,
-        mix: &Mix,
-        state: &State,
-        c: &ClassWork,
-        api_ms: f64,
-        p: f64,
-    ) -> f64 {
-        let ttft = self.ttft(api_ms, c, p);
+    /// End to end: means, and the two deviations as if independent.
+    pub(crate) fn e2e(&self, c: &ClassWork, at: &Point) -> f64 {
+        let ttft = self.ttft(c, at);
         if c.decode_steps <= 0.0 {
             return ttft;
         }
-        let decode = c.decode_steps * self.tpot(model, mix, state, c, p);
-        of_sum((self.ttft_mean(api_ms, c), ttft), (c.decode_steps * self.tpot_mean(), decode))
+        let decode = c.decode_steps * self.tpot(c, at);
+        of_sum((self.ttft_mean(c), ttft), (c.decode_steps * self.tpot_mean(), decode))
     }
 }
 
@@ -207,36 +221,41 @@ pub struct ClassPrediction {
 }
 
 impl ClassPrediction {
-    fn with(&self, f: impl Fn(&Inner, &Shared, &ClassWork) -> f64) -> f64 {
+    fn with(&self, f: impl Fn(&Shared, &ClassWork) -> f64) -> f64 {
         match (&self.inner.shared, self.inner.mix.classes.get(self.index)) {
-            (Some(shared), Some(class)) => f(&self.inner, shared, class),
+            (Some(shared), Some(class)) => f(shared, class),
             _ => f64::INFINITY,
         }
     }
 
+    fn at(&self, p: Percentile, f: impl Fn(&Shared, &ClassWork, &Point) -> f64) -> f64 {
+        let Inner { model, mix, state, .. } = self.inner.as_ref();
+        self.with(|s, c| f(s, c, &s.at(model, mix, state, p.fraction())))
+    }
+
     /// Time to first token at this percentile, milliseconds, API time included; infinite when saturated.
     pub fn ttft_ms(&self, p: Percentile) -> f64 {
-        self.with(|i, s, c| s.ttft(i.model.api_overhead_ms(), c, p.fraction()))
+        self.at(p, Shared::ttft)
     }
 
     /// A request's own mean time per output token after the first at this percentile, milliseconds.
     pub fn tpot_ms(&self, p: Percentile) -> f64 {
-        self.with(|i, s, c| s.tpot(&i.model, &i.mix, &i.state, c, p.fraction()))
+        self.at(p, Shared::tpot)
     }
 
     /// End to end at this percentile, milliseconds, for an answer of the class's mean length.
     pub fn e2e_ms(&self, p: Percentile) -> f64 {
-        self.with(|i, s, c| s.e2e(&i.model, &i.mix, &i.state, c, i.model.api_overhead_ms(), p.fraction()))
+        self.at(p, Shared::e2e)
     }
 
     /// Mean time to first token, milliseconds.
     pub fn mean_ttft_ms(&self) -> f64 {
-        self.with(|i, s, c| s.ttft_mean(i.model.api_overhead_ms(), c))
+        self.with(Shared::ttft_mean)
     }
 
     /// Mean time per output token, milliseconds.
     pub fn mean_tpot_ms(&self) -> f64 {
-        self.with(|_, s, _| s.tpot_mean())
+        self.with(|s, _| s.tpot_mean())
     }
 }
 

@@ -36,8 +36,10 @@ impl State {
     /// would grow for ever.
     pub(crate) fn solve(&mut self, mix: &Mix, rate: f64, burst: f64) -> bool {
         const TOO_LARGE: f64 = 1e150;
+        const NEGLIGIBLE: f64 = 1e-16;
         let stay = 1.0 - 1.0 / burst;
         let burst_rate = rate / burst;
+        let leaving = 0.9 / burst;
         let Some(&slowest) = mix.completion_ms.get(mix.limit) else { return false };
         let ratio = burst_rate * slowest + stay;
         if !(rate >= 0.0 && ratio < 1.0) {
@@ -55,6 +57,11 @@ impl State {
             busy += n as f64 * p;
             total += p;
             self.batch.push(busy);
+            if a < NEGLIGIBLE * seen && ms * burst_rate < leaving {
+                // The rest is too unlikely to matter, and growing more so.
+                a = 0.0;
+                break;
+            }
             if a > TOO_LARGE {
                 let s = 1.0 / TOO_LARGE;
                 (a, idle, seen, busy, total) = (a * s, idle * s, seen * s, busy * s, total * s);

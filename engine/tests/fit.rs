@@ -1,5 +1,7 @@
 //! Memory: worked examples, and what people read when a model does not fit.
 
+#![allow(clippy::unwrap_used, reason = "a test may stop at once")]
+
 mod common;
 
 use common::{arch, shape, variant};

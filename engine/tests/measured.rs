@@ -1,6 +1,8 @@
 //! The model against measurements, where the folder of measured data lies beside the workspace. Every test prints its
 //! figures (`cargo test -p plimsoll-engine --test measured -- --nocapture`); the bounds only catch gross breakage.
 
+#![allow(clippy::unwrap_used, reason = "a test may stop at once")]
+
 mod common;
 
 use std::collections::HashMap;

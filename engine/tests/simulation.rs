@@ -1,5 +1,7 @@
 //! The simulated engine follows vLLM's rules.
 
+#![allow(clippy::unwrap_used, reason = "a test may stop at once")]
+
 mod common;
 
 use common::{arch, arrivals, class, replica, shape, variant};
