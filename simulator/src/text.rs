@@ -65,7 +65,10 @@ impl Tokens {
 
     /// The tokens' ids.
     pub fn ids(&self) -> Vec<u32> {
-        self.bytes.chunks_exact(BYTES_PER_TOKEN).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+        self.bytes
+            .chunks_exact(BYTES_PER_TOKEN)
+            .map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+            .collect()
     }
 
     /// Identities of the full blocks of `block_tokens` tokens: each depends on all before it and on `salt`, so that equal
@@ -95,16 +98,16 @@ pub fn detokenize(ids: &[u32]) -> String {
 
 /// Words of three letters: one token each with the blank after them.
 const SHORT: [&str; 64] = [
-    "the ", "and ", "for ", "are ", "but ", "not ", "you ", "all ", "any ", "can ", "had ", "her ", "was ", "one ", "our ",
-    "out ", "day ", "get ", "has ", "him ", "his ", "how ", "man ", "new ", "now ", "old ", "see ", "two ", "way ", "who ",
-    "did ", "its ", "let ", "put ", "say ", "she ", "too ", "use ", "sea ", "air ", "sky ", "sun ", "ice ", "map ", "bay ",
-    "oil ", "tar ", "log ", "net ", "oar ", "row ", "run ", "set ", "top ", "low ", "far ", "off ", "own ", "big ", "few ",
-    "yet ", "may ", "end ", "add ",
+    "the ", "and ", "for ", "are ", "but ", "not ", "you ", "all ", "any ", "can ", "had ", "her ", "was ",
+    "one ", "our ", "out ", "day ", "get ", "has ", "him ", "his ", "how ", "man ", "new ", "now ", "old ",
+    "see ", "two ", "way ", "who ", "did ", "its ", "let ", "put ", "say ", "she ", "too ", "use ", "sea ",
+    "air ", "sky ", "sun ", "ice ", "map ", "bay ", "oil ", "tar ", "log ", "net ", "oar ", "row ", "run ",
+    "set ", "top ", "low ", "far ", "off ", "own ", "big ", "few ", "yet ", "may ", "end ", "add ",
 ];
 /// Words of seven letters: two tokens each with the blank after them.
 const LONG: [&str; 16] = [
-    "balance ", "captain ", "current ", "measure ", "morning ", "nothing ", "passage ", "present ", "quarter ", "through ",
-    "thunder ", "tonnage ", "weather ", "western ", "without ", "whisper ",
+    "balance ", "captain ", "current ", "measure ", "morning ", "nothing ", "passage ", "present ",
+    "quarter ", "through ", "thunder ", "tonnage ", "weather ", "western ", "without ", "whisper ",
 ];
 /// Ends of sentences, four tokens each.
 const ENDS: [&str; 4] = ["at the harbour. ", "by the lantern. ", "in the current. ", "on quiet water. "];
@@ -198,7 +201,7 @@ mod tests {
             t.push_text(text);
             t.block_hashes(4, 0)
         };
-        let (a, b) = (make("0123456789abcdef and so on"), make("0123456789abcdef but not  "));
+        let (a, b) = (make("0123456789abcdef and so on and on"), make("0123456789abcdef but not so and on"));
         assert_eq!(a[..2], b[..2]);
         assert_ne!(a[2], b[2]);
         assert_eq!(a.len(), 3, "the partial last block has no identity");

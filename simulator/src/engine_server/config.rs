@@ -3,11 +3,9 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use plimsoll_engine::{DoesNotFit, EngineConfig};
+use plimsoll_engine::{DoesNotFit, EngineConfig, ReplicaModel};
 use plimsoll_fleet::shape::Variant;
-use plimsoll_fleet::{
-    AcceleratorClass, Dtype, LengthDistribution, ModelArchitecture, Role, Shape, presets,
-};
+use plimsoll_fleet::{AcceleratorClass, Dtype, LengthDistribution, ModelArchitecture, Role, Shape, presets};
 
 /// Configuration of an [`EngineServer`](super::EngineServer).
 #[derive(Debug, Clone, PartialEq)]
@@ -38,7 +36,7 @@ pub struct EngineServerConfig {
     pub answer: LengthDistribution,
     /// Largest request body, bytes.
     pub max_body_bytes: usize,
-    /// Longest context, tokens (`--max-model-len`); `None`: what the model and the KV cache allow.
+    /// Longest context, tokens (`--max-model-len`); `None`: the model's, or as much of it as the KV cache holds (`--max-model-len auto`).
     pub max_model_len: Option<u32>,
     /// Seed of answers: the same seed and prompt give the same answer.
     pub seed: u64,
@@ -66,15 +64,8 @@ pub enum EngineServerError {
         problem: String,
     },
     /// The model does not fit.
-    #[error("{model} on {shape} does not fit: {source}")]
-    DoesNotFit {
-        /// The model.
-        model: String,
-        /// The shape.
-        shape: String,
-        /// Why.
-        source: DoesNotFit,
-    },
+    #[error(transparent)]
+    DoesNotFit(Box<DoesNotFit>),
     /// The address cannot be listened on.
     #[error("listen address {addr}: {source}; choose another port, or 0 for any free one")]
     Listen {
@@ -102,11 +93,17 @@ impl EngineServerConfig {
         tensor_parallel: u32,
         dtype: &str,
     ) -> Result<Self, EngineServerError> {
-        let unknown = |what, name: &str, known| EngineServerError::UnknownPreset { what, name: name.to_owned(), known };
-        let architecture = presets::model(model)
-            .ok_or_else(|| unknown("model", model, known(presets::models().iter().map(|m| m.name.as_str()))))?;
+        let unknown =
+            |what, name: &str, known| EngineServerError::UnknownPreset { what, name: name.to_owned(), known };
+        let architecture = presets::model(model).ok_or_else(|| {
+            unknown("model", model, known(presets::models().iter().map(|m| m.name.as_str())))
+        })?;
         let class = presets::accelerator(accelerator).ok_or_else(|| {
-            unknown("accelerator", accelerator, known(presets::accelerators().iter().map(|a| a.name.as_str())))
+            unknown(
+                "accelerator",
+                accelerator,
+                known(presets::accelerators().iter().map(|a| a.name.as_str())),
+            )
         })?;
         let weights = dtype
             .parse::<Dtype>()
@@ -134,13 +131,7 @@ impl EngineServerConfig {
         Ok(Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             served_model: model.to_owned(),
-            variant: Variant {
-                name: dtype.to_owned(),
-                weights,
-                kv: Dtype::Bf16,
-                quality: 1.0,
-                source: None,
-            },
+            variant: Variant { name: dtype.to_owned(), weights, kv: Dtype::Bf16, quality: 1.0, source: None },
             shape: Shape {
                 variant: dtype.to_owned(),
                 accelerator: accelerator.to_owned(),
@@ -162,12 +153,50 @@ impl EngineServerConfig {
         })
     }
 
+    /// The performance model of the replica, with the context length decided.
+    pub(super) fn replica_model(&self) -> Result<ReplicaModel, EngineServerError> {
+        let mut architecture = self.architecture.clone();
+        if let Some(wanted) = self.max_model_len {
+            if wanted == 0 || wanted > architecture.max_context_tokens {
+                return Err(EngineServerError::Invalid {
+                    field: "max model len",
+                    problem: format!(
+                        "{wanted} is not between 1 and the {} tokens of {}",
+                        architecture.max_context_tokens, architecture.name
+                    ),
+                });
+            }
+            architecture.max_context_tokens = wanted;
+        }
+        let build = |architecture: &ModelArchitecture| {
+            ReplicaModel::new(architecture, &self.variant, &self.accelerator, &self.shape, &self.engine)
+        };
+        let model = match build(&architecture) {
+            // The cast saturates; a cache of no token at all stays an error.
+            Err(DoesNotFit::KvCache { kv_tokens, .. })
+                if self.max_model_len.is_none() && kv_tokens >= 1.0 =>
+            {
+                architecture.max_context_tokens = kv_tokens as u32;
+                tracing::info!(
+                    max_model_len = architecture.max_context_tokens,
+                    "context shortened to the KV cache"
+                );
+                build(&architecture)
+            }
+            other => other,
+        };
+        model.map_err(|e| EngineServerError::DoesNotFit(Box::new(e)))
+    }
+
     /// Checks what types do not.
     pub(super) fn validate(&self) -> Result<(), EngineServerError> {
         if !(self.speed.is_finite() && self.speed > 0.0) {
             return Err(EngineServerError::Invalid {
                 field: "speed",
-                problem: format!("{} is not a positive number of virtual seconds a second, such as 1 or 20", self.speed),
+                problem: format!(
+                    "{} is not a positive number of virtual seconds a second, such as 1 or 20",
+                    self.speed
+                ),
             });
         }
         if self.served_model.is_empty() {
@@ -192,7 +221,13 @@ mod tests {
     #[case("llama-3.1-8b", "h100", 1, "bf17", "unknown dtype \"bf17\"; known: fp32, bf16")]
     #[case("llama-3.1-8b", "h100", 3, "bf16", "tensor parallel: 3 does not divide the 32 attention heads")]
     #[case("llama-3.1-8b", "h100", 0, "bf16", "tensor parallel: 0 does not divide")]
-    #[case("llama-3.1-8b", "l4", 2, "bf16", "tensor parallel: 2 is more than the 1 l4 of one node; use up to 1")]
+    #[case(
+        "llama-3.1-8b",
+        "l4",
+        2,
+        "bf16",
+        "tensor parallel: 2 is more than the 1 l4 of one node; use up to 1"
+    )]
     fn wrong_presets_say_what_there_is(
         #[case] model: &str,
         #[case] accelerator: &str,
@@ -202,6 +237,20 @@ mod tests {
     ) {
         let e = EngineServerConfig::from_presets(model, accelerator, tp, dtype).unwrap_err().to_string();
         assert!(e.starts_with(expected), "{e}");
+    }
+
+    #[test]
+    fn the_context_is_shortened_to_the_cache_unless_a_length_is_asked_for() {
+        let mut config = EngineServerConfig::from_presets("llama-3.1-8b", "l4", 1, "bf16").unwrap();
+        let auto = config.replica_model().unwrap();
+        assert!(auto.max_context_tokens() < config.architecture.max_context_tokens);
+        assert!(f64::from(auto.max_context_tokens()) <= auto.memory().kv_tokens);
+        config.max_model_len = Some(8192);
+        assert_eq!(config.replica_model().unwrap().max_context_tokens(), 8192);
+        config.max_model_len = Some(100_000);
+        assert!(matches!(config.replica_model(), Err(EngineServerError::DoesNotFit(_))));
+        config.max_model_len = Some(1 << 20);
+        assert!(matches!(config.replica_model(), Err(EngineServerError::Invalid { .. })));
     }
 
     #[test]

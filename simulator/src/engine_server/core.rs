@@ -235,3 +235,88 @@ impl Core {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use plimsoll_engine::sim::SimPolicy;
+
+    use super::super::EngineServerConfig;
+    use super::*;
+
+    fn core() -> Core {
+        let c = EngineServerConfig::from_presets("llama-3.1-8b", "l4", 1, "bf16").unwrap();
+        Core::new(Replica::new(c.replica_model().unwrap(), SimPolicy::default()))
+    }
+
+    fn arrival(id: u64, at_ms: f64) -> Arrival {
+        let request = SimRequest { id, prompt_tokens: 500, output_tokens: 20, ..SimRequest::default() };
+        Arrival { request, arrival_ms: at_ms, ready_ms: at_ms + 17.0, ends: Finished::Length }
+    }
+
+    /// Requests arrive every 100 ms, whenever the caller comes to look: after every `tick` ms.
+    fn run(tick: f64) -> (Vec<Delivery>, EngineMetrics) {
+        let mut core = core();
+        let mut deliveries = Vec::new();
+        let mut now = 0.0;
+        let mut next = 0u32;
+        while now < 60_000.0 {
+            now += tick;
+            while next < 30 && f64::from(next) * 100.0 <= now {
+                core.submit(arrival(u64::from(next), f64::from(next) * 100.0));
+                next += 1;
+            }
+            while core.advance(now, &mut deliveries) == Next::Now {}
+        }
+        (deliveries, core.metrics().clone())
+    }
+
+    #[test]
+    fn a_late_caller_changes_no_time() {
+        let (often, exact) = run(1.0);
+        let (seldom, late) = run(50.0);
+        assert_eq!(often, seldom);
+        assert_eq!(often.iter().filter(|d| d.state == State::Done).count(), 30);
+        assert_eq!(often.len(), 600);
+        assert_eq!(format!("{exact:?}"), format!("{late:?}"));
+    }
+
+    #[test]
+    fn a_stall_moves_what_was_under_way() {
+        let mut core = core();
+        let mut deliveries = Vec::new();
+        core.submit(arrival(1, 0.0));
+        assert_eq!(core.advance(0.0, &mut deliveries), Next::At(17.0));
+        let Next::At(end) = core.advance(17.0, &mut deliveries) else { panic!("a step is under way") };
+        core.skip(1000.0, 1017.0);
+        assert_eq!(core.advance(1017.0, &mut deliveries), Next::At(end + 1000.0));
+        assert!(deliveries.is_empty());
+    }
+
+    #[test]
+    fn cancelling_frees_and_counts_once() {
+        let mut core = core();
+        let mut deliveries = Vec::new();
+        core.submit(arrival(1, 0.0));
+        core.submit(arrival(2, 5000.0));
+        core.advance(30.0, &mut deliveries);
+        assert_eq!(core.stats(30.0).running, 1);
+        for id in [1, 1, 2, 3] {
+            core.cancel(id);
+        }
+        assert_eq!(core.stats(1e9).running + core.stats(1e9).waiting, 0);
+        assert_eq!(core.metrics().finished, [0, 0, 2]);
+        while core.advance(1e9, &mut deliveries) != Next::Idle {}
+        assert!(deliveries.is_empty());
+    }
+
+    #[test]
+    fn what_the_engine_refuses_is_reported() {
+        let mut core = core();
+        let mut deliveries = Vec::new();
+        let mut a = arrival(1, 0.0);
+        a.request.prompt_tokens = 0;
+        core.submit(a);
+        assert_eq!(core.advance(20.0, &mut deliveries), Next::Idle);
+        assert_eq!(deliveries[0].state, State::Refused);
+    }
+}

@@ -9,7 +9,9 @@ pub(super) enum LoraError {
     Disabled,
     #[error("Both 'lora_name' and 'lora_path' must be provided.")]
     Incomplete,
-    #[error("The lora adapter '{0}' has already been loaded. If you want to load the adapter in place, set 'load_inplace' to True.")]
+    #[error(
+        "The lora adapter '{0}' has already been loaded. If you want to load the adapter in place, set 'load_inplace' to True."
+    )]
     AlreadyLoaded(String),
     #[error("'{0}' is the name of the base model; give the adapter another one.")]
     BaseName(String),
@@ -52,7 +54,13 @@ impl Adapters {
     }
 
     /// Whether an adapter could be registered. Paths that begin with `missing:` cannot be found, for tests of that case.
-    pub(super) fn check_load(&self, base: &str, name: &str, path: &str, in_place: bool) -> Result<(), LoraError> {
+    pub(super) fn check_load(
+        &self,
+        base: &str,
+        name: &str,
+        path: &str,
+        in_place: bool,
+    ) -> Result<(), LoraError> {
         if self.slots == 0 {
             return Err(LoraError::Disabled);
         }
@@ -72,11 +80,18 @@ impl Adapters {
     }
 
     /// Registers an adapter, and puts it in a slot.
-    pub(super) fn load(&mut self, base: &str, name: &str, path: &str, in_place: bool) -> Result<(), LoraError> {
+    pub(super) fn load(
+        &mut self,
+        base: &str,
+        name: &str,
+        path: &str,
+        in_place: bool,
+    ) -> Result<(), LoraError> {
         self.check_load(base, name, path, in_place)?;
         self.clock += 1;
         let requests = self.by_name.get(name).map_or(0, |a| a.requests);
-        let adapter = Adapter { path: path.to_owned(), id: self.clock, resident: false, used: self.clock, requests };
+        let adapter =
+            Adapter { path: path.to_owned(), id: self.clock, resident: false, used: self.clock, requests };
         self.by_name.insert(name.to_owned(), adapter);
         self.make_resident(name);
         Ok(())
@@ -114,7 +129,8 @@ impl Adapters {
         let resident = self.by_name.values().filter(|a| a.resident).count();
         if resident >= self.slots {
             // Idle ones first, then by time of use.
-            let oldest = self.by_name.values_mut().filter(|a| a.resident).min_by_key(|a| (a.requests > 0, a.used));
+            let oldest =
+                self.by_name.values_mut().filter(|a| a.resident).min_by_key(|a| (a.requests > 0, a.used));
             if let Some(oldest) = oldest {
                 oldest.resident = false;
             }

@@ -4,15 +4,15 @@ use std::fmt::Write as _;
 
 /// Upper bounds of vLLM's buckets, seconds.
 const TTFT: &[f64] = &[
-    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0,
-    640.0, 2560.0,
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0,
+    80.0, 160.0, 640.0, 2560.0,
 ];
 const PER_TOKEN: &[f64] = &[
     0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
 ];
 const REQUEST: &[f64] = &[
-    0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0, 1920.0,
-    7680.0,
+    0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0,
+    960.0, 1920.0, 7680.0,
 ];
 
 /// A Prometheus histogram of seconds.
@@ -125,8 +125,18 @@ pub(super) fn render(model: &str, m: &EngineMetrics, g: &Gauges) -> String {
     let mut single = |name: &str, kind: &str, help: &str, value: f64| {
         let _ = write!(out, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name}{{{labels}}} {value:?}\n");
     };
-    single("vllm:num_requests_running", "gauge", "Number of requests in model execution batches.", g.running as f64);
-    single("vllm:num_requests_waiting", "gauge", "Number of requests waiting to be processed.", g.waiting as f64);
+    single(
+        "vllm:num_requests_running",
+        "gauge",
+        "Number of requests in model execution batches.",
+        g.running as f64,
+    );
+    single(
+        "vllm:num_requests_waiting",
+        "gauge",
+        "Number of requests waiting to be processed.",
+        g.waiting as f64,
+    );
     single("vllm:kv_cache_usage_perc", "gauge", "KV-cache usage. 1 means 100 percent usage.", g.kv_usage);
     single(
         "vllm:prefix_cache_queries_total",
@@ -140,8 +150,18 @@ pub(super) fn render(model: &str, m: &EngineMetrics, g: &Gauges) -> String {
         "Prefix cache hits, in terms of number of cached tokens.",
         g.prefix_hits_tokens as f64,
     );
-    single("vllm:num_preemptions_total", "counter", "Cumulative number of preemptions.", g.preemptions as f64);
-    single("vllm:prompt_tokens_total", "counter", "Number of prefill tokens processed.", m.prompt_tokens as f64);
+    single(
+        "vllm:num_preemptions_total",
+        "counter",
+        "Cumulative number of preemptions.",
+        g.preemptions as f64,
+    );
+    single(
+        "vllm:prompt_tokens_total",
+        "counter",
+        "Number of prefill tokens processed.",
+        m.prompt_tokens as f64,
+    );
     single(
         "vllm:generation_tokens_total",
         "counter",
@@ -163,7 +183,11 @@ pub(super) fn render(model: &str, m: &EngineMetrics, g: &Gauges) -> String {
             &m.tpot,
         ),
         ("vllm:e2e_request_latency_seconds", "Histogram of e2e request latency in seconds.", &m.e2e),
-        ("vllm:request_queue_time_seconds", "Histogram of time spent in WAITING phase for request.", &m.queue),
+        (
+            "vllm:request_queue_time_seconds",
+            "Histogram of time spent in WAITING phase for request.",
+            &m.queue,
+        ),
     ] {
         histogram.write(&mut out, name, help, &labels);
     }

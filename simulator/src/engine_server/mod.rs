@@ -23,7 +23,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use plimsoll_engine::ReplicaModel;
 use plimsoll_engine::sim::{Replica, SimPolicy, SimStats};
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
@@ -56,21 +55,8 @@ impl EngineServer {
     /// [`EngineServerError`] if a setting makes no sense, the model does not fit, or the address cannot be listened on.
     pub async fn start(config: EngineServerConfig) -> Result<Self, EngineServerError> {
         config.validate()?;
-        let model = ReplicaModel::new(
-            &config.architecture,
-            &config.variant,
-            &config.accelerator,
-            &config.shape,
-            &config.engine,
-        )
-        .map_err(|source| EngineServerError::DoesNotFit {
-            model: config.architecture.name.clone(),
-            shape: config.shape.to_string(),
-            source,
-        })?;
-        // One token less than the cache holds for the answer's last, which needs no place.
-        let longest = model.max_context_tokens().min(model.memory().kv_tokens as u32);
-        let max_model_len = config.max_model_len.map_or(longest, |wanted| wanted.min(longest));
+        let model = config.replica_model()?;
+        let max_model_len = model.max_context_tokens();
         let listen_error = |source| EngineServerError::Listen { addr: config.listen, source };
         let listener = TcpListener::bind(config.listen).await.map_err(listen_error)?;
         let addr = listener.local_addr().map_err(listen_error)?;
@@ -162,3 +148,6 @@ impl Drop for EngineServer {
         self.stop.now.cancel();
     }
 }
+
+#[cfg(test)]
+mod tests;

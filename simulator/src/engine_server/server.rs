@@ -31,7 +31,13 @@ pub(super) struct Stop {
 }
 
 /// Accepts connections until told to stop.
-pub(super) async fn serve(listener: TcpListener, router: Router, shared: Arc<Shared>, stop: Stop, tasks: TaskTracker) {
+pub(super) async fn serve(
+    listener: TcpListener,
+    router: Router,
+    shared: Arc<Shared>,
+    stop: Stop,
+    tasks: TaskTracker,
+) {
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -85,7 +91,10 @@ async fn connection(stream: TcpStream, router: Router, shared: Arc<Shared>, stop
 async fn answer(router: Router, shared: &Shared, mut request: Request<Body>) -> Response {
     let id = request.headers().get(&REQUEST_ID).cloned().unwrap_or_else(|| {
         let number = shared.next_id.fetch_add(1, Ordering::Relaxed);
-        let hash = xxhash_rust::xxh3::xxh3_128_with_seed(&number.to_le_bytes(), shared.started_unix_s.cast_unsigned());
+        let hash = xxhash_rust::xxh3::xxh3_128_with_seed(
+            &number.to_le_bytes(),
+            shared.started_unix_s.cast_unsigned(),
+        );
         HeaderValue::from_str(&format!("{hash:032x}")).unwrap_or(HeaderValue::from_static("request"))
     });
     request.headers_mut().insert(&REQUEST_ID, id.clone());

@@ -76,7 +76,10 @@ pub(super) async fn load_lora(Shares(shared): Shares<Arc<Shared>>, body: Body) -
     Ok(format!("Success: LoRA adapter '{}' added successfully.", r.lora_name).into_response())
 }
 
-pub(super) async fn unload_lora(Shares(shared): Shares<Arc<Shared>>, body: Body) -> Result<Response, ApiError> {
+pub(super) async fn unload_lora(
+    Shares(shared): Shares<Arc<Shared>>,
+    body: Body,
+) -> Result<Response, ApiError> {
     let r: LoraRequest = read_json(&shared, body).await?;
     shared.adapters.lock().unload(&r.lora_name)?;
     tracing::info!(adapter = r.lora_name, "adapter unloaded");

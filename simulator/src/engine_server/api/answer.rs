@@ -26,7 +26,12 @@ pub(in super::super) struct Answer {
 impl Answer {
     /// Decides length and text. With `ignore_eos` the answer is as long as the limit says; else its length is drawn from
     /// `lengths`, at least `min_tokens`, and cut at the limit.
-    pub(in super::super) fn decide(sampling: &Sampling, limit: u32, lengths: &LengthDistribution, seed: u64) -> Self {
+    pub(in super::super) fn decide(
+        sampling: &Sampling,
+        limit: u32,
+        lengths: &LengthDistribution,
+        seed: u64,
+    ) -> Self {
         let seed = seed ^ sampling.seed.unwrap_or(0).cast_unsigned();
         let min = sampling.min_tokens.unwrap_or(0).max(1);
         let own = if sampling.ignore_eos {

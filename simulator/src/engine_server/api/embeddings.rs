@@ -157,9 +157,7 @@ mod tests {
 
     #[test]
     fn vectors_are_units_and_near_when_words_are_shared() {
-        let dot = |a: &str, b: &str| {
-            embed(a, 512).iter().zip(embed(b, 512)).map(|(x, y)| x * y).sum::<f32>()
-        };
+        let dot = |a: &str, b: &str| embed(a, 512).iter().zip(embed(b, 512)).map(|(x, y)| x * y).sum::<f32>();
         let near = dot("the load line of a ship", "the load line of a boat");
         assert!((dot("a b", "a b") - 1.0).abs() < 1e-5);
         assert!(near > 0.5 && near > dot("the load line of a ship", "quite another matter"), "{near}");

@@ -35,7 +35,9 @@ impl ApiError {
             status: StatusCode::PAYLOAD_TOO_LARGE,
             kind: "RequestEntityTooLarge",
             param: None,
-            message: format!("The request body is larger than the limit of {limit_bytes} bytes; shorten the prompt."),
+            message: format!(
+                "The request body is larger than the limit of {limit_bytes} bytes; shorten the prompt."
+            ),
         }
     }
 

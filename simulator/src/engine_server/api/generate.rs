@@ -41,7 +41,10 @@ pub(super) async fn completions(
     let request: CompletionRequest = read_json(&shared, body).await?;
     request.sampling.check(request.logprobs.is_some())?;
     if request.echo {
-        return Err(ApiError::bad(Some("echo"), "echo: this engine does not repeat prompts; leave echo out."));
+        return Err(ApiError::bad(
+            Some("echo"),
+            "echo: this engine does not repeat prompts; leave echo out.",
+        ));
     }
     let tokens = request.prompt.tokens()?;
     let id = format!("cmpl-{}", request_id(&headers));
@@ -50,7 +53,10 @@ pub(super) async fn completions(
 }
 
 /// The model of a request: the base model (`None`) or an adapter, whose use this counts.
-pub(super) fn adapter_of(shared: &Shared, model: Option<&str>) -> Result<Option<(String, u64, bool)>, ApiError> {
+pub(super) fn adapter_of(
+    shared: &Shared,
+    model: Option<&str>,
+) -> Result<Option<(String, u64, bool)>, ApiError> {
     match model {
         None => Ok(None),
         Some(name) if name == shared.config.served_model => Ok(None),
@@ -153,10 +159,8 @@ fn stream_answer(generation: Generation, answer: Answer, envelope: Envelope, usa
         let frame = s.next_frame().await;
         Some((frame, s))
     });
-    let headers = [
-        (header::CONTENT_TYPE, "text/event-stream; charset=utf-8"),
-        (header::CACHE_CONTROL, "no-cache"),
-    ];
+    let headers =
+        [(header::CONTENT_TYPE, "text/event-stream; charset=utf-8"), (header::CACHE_CONTROL, "no-cache")];
     (headers, Body::from_stream(frames)).into_response()
 }
 

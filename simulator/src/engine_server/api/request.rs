@@ -178,7 +178,10 @@ impl Sampling {
             ));
         }
         if let Some(t) = self.temperature.filter(|t| !t.is_finite() || *t < 0.0) {
-            return Err(ApiError::bad(Some("temperature"), format!("temperature must be non-negative, got {t}.")));
+            return Err(ApiError::bad(
+                Some("temperature"),
+                format!("temperature must be non-negative, got {t}."),
+            ));
         }
         if let Some(p) = self.top_p.filter(|p| !(*p > 0.0 && *p <= 1.0)) {
             return Err(ApiError::bad(Some("top_p"), format!("top_p must be in (0, 1], got {p}.")));
