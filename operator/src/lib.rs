@@ -1,1 +1,29 @@
 //! Kubernetes operator: reads resources, applies plans, writes status.
+//!
+//! One pipeline, a module a step: [`watch`] reads the cluster into a [`world::World`]; [`validate`] turns resources into
+//! the domain; [`observe`] turns pods and nodes into replicas and capacity; [`build`] decides, purely, what to change
+//! so that the cluster follows the plan; [`apply`] does it; [`status`] says what was done and why. The scheduler is
+//! reached through [`brain::Brain`], over gRPC in production ([`grpc`]). Only the holder of the Lease ([`lease`]) acts.
+
+pub mod apply;
+pub mod backoff;
+pub mod brain;
+pub mod build;
+pub mod config;
+pub mod events;
+pub mod grpc;
+pub mod lease;
+pub mod names;
+pub mod observe;
+pub mod record;
+pub mod run;
+pub mod snapshot;
+pub mod status;
+pub mod validate;
+pub mod watch;
+pub mod world;
+
+pub use brain::{Brain, BrainError, FleetUpdate, Observations, PoolObservation};
+pub use config::{EngineImages, OperatorConfig};
+pub use record::ReplicaRecord;
+pub use run::{Operator, OperatorError};

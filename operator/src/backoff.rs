@@ -1,0 +1,52 @@
+//! Exponential backoff with jitter.
+
+use std::time::Duration;
+
+/// Delays that double from `base` to `limit`, each shortened at random by up to half so that many clients do not retry
+/// at one moment.
+#[derive(Debug, Clone)]
+pub struct Backoff {
+    base: Duration,
+    limit: Duration,
+    failures: u32,
+    state: u64,
+}
+
+impl Backoff {
+    /// From `base`, up to `limit`; `seed` makes the jitter differ between users.
+    pub fn new(base: Duration, limit: Duration, seed: u64) -> Self {
+        Self { base, limit, failures: 0, state: seed | 1 }
+    }
+
+    /// The delay before the next try.
+    pub fn next_delay(&mut self) -> Duration {
+        let full = self.base.saturating_mul(2_u32.saturating_pow(self.failures)).min(self.limit);
+        self.failures = self.failures.saturating_add(1);
+        // xorshift64: enough to spread retries.
+        self.state ^= self.state << 13;
+        self.state ^= self.state >> 7;
+        self.state ^= self.state << 17;
+        let share = 0.5 + 0.5 * (self.state >> 11) as f64 / (1_u64 << 53) as f64;
+        full.mul_f64(share)
+    }
+
+    /// Starts over after a success.
+    pub fn reset(&mut self) {
+        self.failures = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn delays_grow_to_the_limit_and_start_over() {
+        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5), 7);
+        let delays: Vec<Duration> = (0..12).map(|_| backoff.next_delay()).collect();
+        assert!(delays[0] >= Duration::from_millis(50) && delays[0] <= Duration::from_millis(100));
+        assert!(delays[11] >= Duration::from_millis(2500) && delays[11] <= Duration::from_secs(5));
+        backoff.reset();
+        assert!(backoff.next_delay() <= Duration::from_millis(100));
+    }
+}

@@ -1,0 +1,292 @@
+//! How each engine is started. Pure.
+
+use k8s_openapi::api::core::v1::EnvVar;
+use plimsoll_crds::presets;
+use plimsoll_fleet::shape::Variant;
+use plimsoll_fleet::{AcceleratorClass, Adapter, Dtype, EngineKind, ModelPool, Shape, Vendor};
+
+use super::pod::{WEIGHTS, literal};
+use crate::config::EngineImages;
+use crate::names::ENGINE_PORT;
+
+/// Where weights come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Weights {
+    /// Hugging Face: the engine downloads `repository`.
+    HuggingFace {
+        /// `org/repo`.
+        repository: String,
+    },
+    /// A URL that the engine streams from, e.g. `s3://…`.
+    Remote {
+        /// The URL.
+        url: String,
+    },
+    /// A PersistentVolumeClaim, mounted read-only.
+    Claim {
+        /// Name of the claim.
+        claim: String,
+        /// Path within it.
+        path: String,
+    },
+    /// A container image that holds the weights, mounted as a volume.
+    Image {
+        /// Image reference.
+        reference: String,
+    },
+    /// None needed.
+    None,
+}
+
+impl Weights {
+    /// What the engine is told to load.
+    fn argument(&self) -> Option<String> {
+        match self {
+            Self::HuggingFace { repository } => Some(repository.clone()),
+            Self::Remote { url } => Some(url.clone()),
+            Self::Claim { path, .. } if path.is_empty() => Some(WEIGHTS.to_owned()),
+            Self::Claim { path, .. } => Some(format!("{WEIGHTS}/{path}")),
+            Self::Image { .. } => Some(WEIGHTS.to_owned()),
+            Self::None => None,
+        }
+    }
+}
+
+/// Reads a source such as `hf://org/repo`.
+pub fn weights(source: Option<&str>) -> Weights {
+    let Some(source) = source else { return Weights::None };
+    match source.split_once("://") {
+        Some(("hf", repository)) => Weights::HuggingFace { repository: repository.to_owned() },
+        Some(("pvc", rest)) => {
+            let (claim, path) = rest.split_once('/').unwrap_or((rest, ""));
+            Weights::Claim { claim: claim.to_owned(), path: path.trim_matches('/').to_owned() }
+        }
+        Some(("oci", reference)) => Weights::Image { reference: reference.to_owned() },
+        _ => Weights::Remote { url: source.to_owned() },
+    }
+}
+
+/// How a container starts an engine.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Launch {
+    /// Default image.
+    pub image: String,
+    /// Command (empty: the image's own).
+    pub command: Vec<String>,
+    /// Arguments.
+    pub args: Vec<String>,
+    /// Environment.
+    pub env: Vec<EnvVar>,
+}
+
+/// The launch of one replica.
+pub fn launch(
+    images: &EngineImages,
+    pool: &ModelPool,
+    shape: &Shape,
+    variant: &Variant,
+    class: &AcceleratorClass,
+    weights: &Weights,
+    adapters: &[&Adapter],
+) -> Launch {
+    match pool.engine.kind {
+        EngineKind::Vllm => vllm(images, pool, shape, variant, weights, adapters),
+        EngineKind::Sglang => sglang(images, pool, shape, variant, weights, adapters),
+        EngineKind::Llamacpp => llamacpp(images, pool, shape, variant, class, weights),
+        EngineKind::Simulated => simulated(images, pool, shape, variant, adapters),
+        EngineKind::External => Launch::default(),
+    }
+}
+
+fn words<'a>(parts: impl IntoIterator<Item = &'a str>) -> Vec<String> {
+    parts.into_iter().map(str::to_owned).collect()
+}
+
+/// Adds `--flag value`.
+fn flag(args: &mut Vec<String>, name: &str, value: impl ToString) {
+    args.push(name.to_owned());
+    args.push(value.to_string());
+}
+
+/// Whether the engine has to quantise the weights to fp8 itself while loading.
+fn quantised_at_load(pool: &ModelPool, variant: &Variant) -> bool {
+    let published = presets::checkpoint(&pool.architecture.name)
+        .filter(|c| pool.source.as_deref() == Some(c.source))
+        .map_or(Dtype::Bf16, |c| c.weights);
+    variant.weights == Dtype::Fp8 && variant.source.is_none() && published != Dtype::Fp8
+}
+
+/// The compute type to ask for, where the weights' own would not do.
+fn compute_type(variant: &Variant) -> &'static str {
+    match variant.weights {
+        Dtype::Fp32 => "float32",
+        Dtype::Bf16 => "bfloat16",
+        Dtype::Fp16 => "float16",
+        Dtype::Fp8 | Dtype::Int8 | Dtype::Fp4 | Dtype::Int4 => "auto",
+    }
+}
+
+/// Largest rank and number of the adapters.
+fn lora(adapters: &[&Adapter]) -> Option<(u32, usize)> {
+    adapters.iter().map(|a| a.rank).max().map(|rank| (rank, adapters.len()))
+}
+
+fn vllm(
+    images: &EngineImages,
+    pool: &ModelPool,
+    shape: &Shape,
+    variant: &Variant,
+    weights: &Weights,
+    adapters: &[&Adapter],
+) -> Launch {
+    let mut args = Vec::new();
+    args.extend(weights.argument());
+    flag(&mut args, "--served-model-name", &pool.served_name);
+    flag(&mut args, "--host", "0.0.0.0");
+    flag(&mut args, "--port", ENGINE_PORT);
+    flag(&mut args, "--tensor-parallel-size", shape.tensor_parallel);
+    if shape.pipeline_parallel > 1 {
+        flag(&mut args, "--pipeline-parallel-size", shape.pipeline_parallel);
+    }
+    flag(&mut args, "--dtype", compute_type(variant));
+    if quantised_at_load(pool, variant) {
+        flag(&mut args, "--quantization", "fp8");
+    }
+    flag(&mut args, "--kv-cache-dtype", if variant.kv == Dtype::Fp8 { "fp8" } else { "auto" });
+    if let Some(tokens) = pool.max_context_tokens {
+        flag(&mut args, "--max-model-len", tokens);
+    }
+    args.push("--enable-prefix-caching".to_owned());
+    if matches!(weights, Weights::Remote { .. }) {
+        flag(&mut args, "--load-format", "runai_streamer");
+    }
+    let mut env = Vec::new();
+    if let Some((rank, count)) = lora(adapters) {
+        args.push("--enable-lora".to_owned());
+        // vLLM accepts these ranks only.
+        let rank = [8, 16, 32, 64, 128, 256, 320, 512].into_iter().find(|r| *r >= rank).unwrap_or(512);
+        flag(&mut args, "--max-lora-rank", rank);
+        flag(&mut args, "--max-loras", count.clamp(1, 8));
+        env.push(literal("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "True"));
+    }
+    Launch { image: images.vllm.clone(), command: words(["vllm", "serve"]), args, env }
+}
+
+fn sglang(
+    images: &EngineImages,
+    pool: &ModelPool,
+    shape: &Shape,
+    variant: &Variant,
+    weights: &Weights,
+    adapters: &[&Adapter],
+) -> Launch {
+    let mut args = Vec::new();
+    if let Some(path) = weights.argument() {
+        flag(&mut args, "--model-path", path);
+    }
+    flag(&mut args, "--served-model-name", &pool.served_name);
+    flag(&mut args, "--host", "0.0.0.0");
+    flag(&mut args, "--port", ENGINE_PORT);
+    flag(&mut args, "--tensor-parallel-size", shape.tensor_parallel);
+    if shape.pipeline_parallel > 1 {
+        flag(&mut args, "--pipeline-parallel-size", shape.pipeline_parallel);
+    }
+    flag(&mut args, "--dtype", compute_type(variant));
+    if quantised_at_load(pool, variant) {
+        flag(&mut args, "--quantization", "fp8");
+    }
+    flag(&mut args, "--kv-cache-dtype", if variant.kv == Dtype::Fp8 { "fp8_e4m3" } else { "auto" });
+    if let Some(tokens) = pool.max_context_tokens {
+        flag(&mut args, "--context-length", tokens);
+    }
+    args.push("--enable-metrics".to_owned());
+    if let Some((rank, count)) = lora(adapters) {
+        args.push("--enable-lora".to_owned());
+        flag(&mut args, "--max-lora-rank", rank);
+        flag(&mut args, "--max-loras-per-batch", count.clamp(1, 8));
+    }
+    Launch {
+        image: images.sglang.clone(),
+        command: words(["python3", "-m", "sglang.launch_server"]),
+        args,
+        env: Vec::new(),
+    }
+}
+
+fn llamacpp(
+    images: &EngineImages,
+    pool: &ModelPool,
+    shape: &Shape,
+    variant: &Variant,
+    class: &AcceleratorClass,
+    weights: &Weights,
+) -> Launch {
+    let cpu = class.vendor == Vendor::Cpu;
+    let mut args = Vec::new();
+    match weights {
+        Weights::HuggingFace { repository } => flag(&mut args, "--hf-repo", repository),
+        Weights::Remote { url } => flag(&mut args, "--model-url", url),
+        Weights::Claim { .. } | Weights::Image { .. } | Weights::None => {
+            if let Some(path) = weights.argument() {
+                flag(&mut args, "--model", path);
+            }
+        }
+    }
+    flag(&mut args, "--alias", &pool.served_name);
+    flag(&mut args, "--host", "0.0.0.0");
+    flag(&mut args, "--port", ENGINE_PORT);
+    args.push("--metrics".to_owned());
+    if !cpu {
+        flag(&mut args, "--n-gpu-layers", 999);
+        if shape.tensor_parallel > 1 {
+            flag(&mut args, "--split-mode", "row");
+        }
+    }
+    let kv = match variant.kv {
+        Dtype::Fp8 | Dtype::Int8 => Some("q8_0"),
+        Dtype::Fp4 | Dtype::Int4 => Some("q4_0"),
+        Dtype::Fp32 | Dtype::Bf16 | Dtype::Fp16 => None,
+    };
+    if let Some(kv) = kv {
+        flag(&mut args, "--cache-type-k", kv);
+        flag(&mut args, "--cache-type-v", kv);
+    }
+    if let Some(tokens) = pool.max_context_tokens {
+        flag(&mut args, "--ctx-size", tokens);
+    }
+    let image = if cpu { &images.llamacpp_cpu } else { &images.llamacpp };
+    Launch { image: image.clone(), command: Vec::new(), args, env: Vec::new() }
+}
+
+/// The simulated engine reads everything else from the replica's record.
+fn simulated(
+    images: &EngineImages,
+    pool: &ModelPool,
+    shape: &Shape,
+    variant: &Variant,
+    adapters: &[&Adapter],
+) -> Launch {
+    let mut args = Vec::new();
+    flag(&mut args, "--listen", format!("0.0.0.0:{ENGINE_PORT}"));
+    flag(&mut args, "--served-model-name", &pool.served_name);
+    flag(&mut args, "--model", &pool.architecture.name);
+    flag(&mut args, "--gpu", &shape.accelerator);
+    flag(&mut args, "--tensor-parallel-size", shape.tensor_parallel);
+    if shape.pipeline_parallel > 1 {
+        flag(&mut args, "--pipeline-parallel-size", shape.pipeline_parallel);
+    }
+    flag(&mut args, "--weights", variant.weights);
+    flag(&mut args, "--kv-cache-dtype", variant.kv);
+    if let Some(tokens) = pool.max_context_tokens {
+        flag(&mut args, "--max-model-len", tokens);
+    }
+    if let Some((_, count)) = lora(adapters) {
+        flag(&mut args, "--max-loras", count);
+    }
+    Launch {
+        image: images.plimsoll.clone(),
+        command: words(["plimsoll", "engine-sim"]),
+        args,
+        env: Vec::new(),
+    }
+}

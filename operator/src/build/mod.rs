@@ -1,0 +1,270 @@
+//! What to change so that the cluster follows the plan. Pure, and idempotent: once the changes are visible, building again
+//! yields none.
+
+pub mod engine;
+pub mod pod;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt;
+use plimsoll_crds::ModelPool;
+use plimsoll_crds::model_pool::EngineKind;
+use plimsoll_fleet::pool::Mode;
+use plimsoll_fleet::{Plan, PoolId, PoolPlan, ReplicaId, ReplicaPhase};
+
+use crate::config::OperatorConfig;
+use crate::names;
+use crate::observe::{self, Observed};
+use crate::validate::{Accepted, Validated};
+
+/// Why a replica's pod is deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeleteReason {
+    /// Its agent acknowledged that every request is finished.
+    Drained,
+    /// It took longer than the drain timeout.
+    DrainTimeout,
+    /// It never served.
+    NeverServed,
+    /// It failed.
+    Failed,
+}
+
+impl DeleteReason {
+    /// As people read it.
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::Drained => "drained",
+            Self::DrainTimeout => "the drain timed out",
+            Self::NeverServed => "it had not served yet",
+            Self::Failed => "it had failed",
+        }
+    }
+}
+
+/// One change to the cluster.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Action {
+    /// Create a replica's pod.
+    CreatePod {
+        /// Pool.
+        pool: PoolId,
+        /// UID of the ModelPool that must own a pod which exists already.
+        owner_uid: String,
+        /// The pod.
+        pod: Box<Pod>,
+    },
+    /// Mark a replica as draining.
+    MarkDraining {
+        /// Pool.
+        pool: PoolId,
+        /// Replica, in the pool's namespace.
+        replica: ReplicaId,
+        /// UID of the pod meant.
+        pod_uid: String,
+        /// Since when.
+        at: Timestamp,
+    },
+    /// Delete a replica's pod.
+    DeletePod {
+        /// Pool.
+        pool: PoolId,
+        /// Replica, in the pool's namespace.
+        replica: ReplicaId,
+        /// UID of the pod meant.
+        pod_uid: String,
+        /// Why.
+        reason: DeleteReason,
+    },
+    /// Set a ModelPool's finalizers.
+    SetFinalizers {
+        /// Pool.
+        pool: PoolId,
+        /// Version of the resource that the decision rests on.
+        resource_version: String,
+        /// The finalizers.
+        finalizers: Vec<String>,
+    },
+}
+
+impl Action {
+    /// The pool it is about.
+    pub fn pool(&self) -> &PoolId {
+        match self {
+            Self::CreatePod { pool, .. }
+            | Self::MarkDraining { pool, .. }
+            | Self::DeletePod { pool, .. }
+            | Self::SetFinalizers { pool, .. } => pool,
+        }
+    }
+}
+
+/// Changes decided and not yet made. [`crate::apply::apply`] turns it into [`crate::apply::Applied`], which alone the
+/// status is made from.
+#[derive(Debug, Default, PartialEq)]
+pub struct Prepared {
+    /// Changes, in order.
+    pub actions: Vec<Action>,
+    /// What the plan wants and cannot be built, by pool.
+    pub problems: BTreeMap<PoolId, Vec<String>>,
+}
+
+/// What the decision rests on.
+#[derive(Debug, Clone, Copy)]
+pub struct Inputs<'a> {
+    /// Resources.
+    pub validated: &'a Validated,
+    /// Replicas that exist.
+    pub replicas: &'a [Observed],
+    /// Plan in force.
+    pub plan: Option<&'a Plan>,
+    /// Replicas whose drain was acknowledged.
+    pub drained: &'a BTreeSet<ReplicaId>,
+    /// Configuration.
+    pub config: &'a OperatorConfig,
+    /// Now.
+    pub now: Timestamp,
+}
+
+/// The plan for a pool, if it was made for exactly this resource and spec: a plan for an older generation, or for a pool
+/// of the same name that is gone, must not touch anything.
+pub fn current_plan<'a>(plan: Option<&'a Plan>, accepted: &Accepted) -> Option<&'a PoolPlan> {
+    plan?
+        .pool(&accepted.pool.id)
+        .filter(|p| p.uid == accepted.pool.uid && p.generation == accepted.pool.generation)
+}
+
+/// Decides every change.
+pub fn build(inputs: Inputs<'_>) -> Prepared {
+    let mut prepared = Prepared::default();
+    for (resource, accepted) in inputs.validated.accepted() {
+        hold_finalizer(resource, &accepted.pool.id, &mut prepared);
+        if accepted.pool.mode == Mode::Advise || resource.spec.engine.kind == EngineKind::External {
+            continue;
+        }
+        let plan = current_plan(inputs.plan, accepted);
+        pool(&inputs, resource, accepted, plan, &mut prepared);
+    }
+    for resource in &inputs.validated.deleting {
+        if let Ok(id) = PoolId::new(resource.namespace().unwrap_or_default(), resource.name_any()) {
+            delete_pool(&inputs, resource, &id, &mut prepared);
+        }
+    }
+    prepared
+}
+
+fn hold_finalizer(resource: &ModelPool, id: &PoolId, prepared: &mut Prepared) {
+    if !resource.finalizers().iter().any(|f| f == names::FINALIZER) {
+        let mut finalizers = resource.finalizers().to_vec();
+        finalizers.push(names::FINALIZER.to_owned());
+        set_finalizers(resource, id, finalizers, prepared);
+    }
+}
+
+fn set_finalizers(resource: &ModelPool, id: &PoolId, finalizers: Vec<String>, prepared: &mut Prepared) {
+    prepared.actions.push(Action::SetFinalizers {
+        pool: id.clone(),
+        resource_version: resource.resource_version().unwrap_or_default(),
+        finalizers,
+    });
+}
+
+fn pool(
+    inputs: &Inputs<'_>,
+    resource: &ModelPool,
+    accepted: &Accepted,
+    plan: Option<&PoolPlan>,
+    prepared: &mut Prepared,
+) {
+    let id = &accepted.pool.id;
+    // Pods of an earlier pool of the same name are not this pool's; owner references end them.
+    let existing: BTreeMap<&ReplicaId, &Observed> = observe::of_pool(inputs.replicas, id)
+        .filter(|r| r.owner_uid.is_empty() || r.owner_uid == accepted.pool.uid)
+        .map(|r| (&r.status.id, r))
+        .collect();
+    // Replicas on their way out go on draining whatever the plan says now.
+    for replica in existing.values().filter(|r| r.draining_since.is_some()) {
+        drain(inputs, replica, prepared);
+    }
+    let (Some(plan), Some(number)) = (plan, inputs.plan.map(|p| p.number)) else { return };
+    let wanted: BTreeSet<&ReplicaId> = plan.replicas.iter().map(|r| &r.id).collect();
+    for replica in existing.values() {
+        if replica.draining_since.is_none() && !wanted.contains(&replica.status.id) {
+            drain(inputs, replica, prepared);
+        }
+    }
+    for assignment in plan.replicas.iter().filter(|a| !existing.contains_key(&a.id)) {
+        match pod::pod(inputs, resource, &accepted.pool, assignment, number) {
+            Ok(pod) => prepared.actions.push(Action::CreatePod {
+                pool: id.clone(),
+                owner_uid: resource.metadata.uid.clone().unwrap_or_default(),
+                pod: Box::new(pod),
+            }),
+            Err(problem) => prepared.problems.entry(id.clone()).or_default().push(problem.to_string()),
+        }
+    }
+}
+
+/// One step of ending a replica: mark it, wait for the acknowledgement or the timeout, delete it.
+fn drain(inputs: &Inputs<'_>, replica: &Observed, prepared: &mut Prepared) {
+    if replica.terminating {
+        return;
+    }
+    let status = &replica.status;
+    let delete = |reason| Action::DeletePod {
+        pool: status.pool.clone(),
+        replica: status.id.clone(),
+        pod_uid: replica.pod_uid.clone(),
+        reason,
+    };
+    let action = if status.phase == ReplicaPhase::Failed {
+        Some(delete(DeleteReason::Failed))
+    } else if !replica.may_hold_requests() {
+        Some(delete(DeleteReason::NeverServed))
+    } else {
+        match replica.draining_since {
+            None => Some(Action::MarkDraining {
+                pool: status.pool.clone(),
+                replica: status.id.clone(),
+                pod_uid: replica.pod_uid.clone(),
+                at: inputs.now,
+            }),
+            Some(_) if inputs.drained.contains(&status.id) => Some(delete(DeleteReason::Drained)),
+            Some(since) if elapsed(since, inputs.now) >= timeout(inputs) => {
+                Some(delete(DeleteReason::DrainTimeout))
+            }
+            Some(_) => None,
+        }
+    };
+    prepared.actions.extend(action);
+}
+
+fn elapsed(since: Timestamp, now: Timestamp) -> SignedDuration {
+    now.duration_since(since)
+}
+
+fn timeout(inputs: &Inputs<'_>) -> SignedDuration {
+    SignedDuration::try_from(inputs.config.drain_timeout).unwrap_or(SignedDuration::MAX)
+}
+
+/// Drains and deletes the replicas of a pool that is being deleted, then lets it go; after twice the drain timeout it is let
+/// go whatever its pods do (owner references then end them).
+fn delete_pool(inputs: &Inputs<'_>, resource: &ModelPool, id: &PoolId, prepared: &mut Prepared) {
+    if !resource.finalizers().iter().any(|f| f == names::FINALIZER) {
+        return;
+    }
+    let uid = resource.metadata.uid.clone().unwrap_or_default();
+    let own: Vec<&Observed> = observe::of_pool(inputs.replicas, id).filter(|r| r.owner_uid == uid).collect();
+    let since = resource.metadata.deletion_timestamp.as_ref().map_or(inputs.now, |t| t.0);
+    let overdue = elapsed(since, inputs.now) >= timeout(inputs).saturating_mul(2);
+    if own.is_empty() || overdue {
+        let finalizers = resource.finalizers().iter().filter(|f| *f != names::FINALIZER).cloned().collect();
+        set_finalizers(resource, id, finalizers, prepared);
+        return;
+    }
+    for replica in own {
+        drain(inputs, replica, prepared);
+    }
+}

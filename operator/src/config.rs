@@ -1,0 +1,76 @@
+//! What an installation chooses.
+
+use std::time::Duration;
+
+/// Default container images by engine kind.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EngineImages {
+    /// vLLM.
+    pub vllm: String,
+    /// SGLang.
+    pub sglang: String,
+    /// llama.cpp's server with CUDA.
+    pub llamacpp: String,
+    /// llama.cpp's server for CPUs.
+    pub llamacpp_cpu: String,
+    /// Plimsoll itself, for simulated engines.
+    pub plimsoll: String,
+}
+
+impl Default for EngineImages {
+    fn default() -> Self {
+        Self {
+            vllm: "docker.io/vllm/vllm-openai:v0.11.0".to_owned(),
+            sglang: "docker.io/lmsysorg/sglang:v0.5.4".to_owned(),
+            llamacpp: "ghcr.io/ggml-org/llama.cpp:server-cuda".to_owned(),
+            llamacpp_cpu: "ghcr.io/ggml-org/llama.cpp:server".to_owned(),
+            plimsoll: concat!("ghcr.io/plimsoll/plimsoll:v", env!("CARGO_PKG_VERSION")).to_owned(),
+        }
+    }
+}
+
+/// Configuration of the operator.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OperatorConfig {
+    /// Name under which it owns fields; `/status` and the like are appended per use.
+    pub field_manager: String,
+    /// Namespace of the leader-election Lease.
+    pub lease_namespace: String,
+    /// Name of the leader-election Lease.
+    pub lease_name: String,
+    /// This instance's name in the Lease.
+    pub identity: String,
+    /// How long others must not take a Lease that is not renewed.
+    pub lease_duration: Duration,
+    /// Longest time a replica may take to finish its requests before it is deleted all the same.
+    pub drain_timeout: Duration,
+    /// Quiet time after a change before the cluster is looked at again.
+    pub debounce: Duration,
+    /// Longest time between two looks at the cluster.
+    pub resync: Duration,
+    /// Least time between two writes of observed latencies that changed little.
+    pub observed_interval: Duration,
+    /// Time between SIGTERM and SIGKILL for an engine that was drained.
+    pub termination_grace: Duration,
+    /// Default container images.
+    pub images: EngineImages,
+}
+
+impl Default for OperatorConfig {
+    fn default() -> Self {
+        Self {
+            field_manager: "plimsoll-operator".to_owned(),
+            lease_namespace: "default".to_owned(),
+            lease_name: "plimsoll-operator".to_owned(),
+            // Distinct per process and per start; in a cluster the pod's name is used instead.
+            identity: format!("operator-{}-{}", std::process::id(), jiff::Timestamp::now().as_millisecond()),
+            lease_duration: Duration::from_secs(15),
+            drain_timeout: Duration::from_secs(120),
+            debounce: Duration::from_millis(100),
+            resync: Duration::from_secs(2),
+            observed_interval: Duration::from_secs(30),
+            termination_grace: Duration::from_secs(30),
+            images: EngineImages::default(),
+        }
+    }
+}

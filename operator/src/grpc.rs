@@ -1,0 +1,138 @@
+//! The scheduler over gRPC.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use plimsoll_fleet::{ClusterSnapshot, Plan, PoolId, ReplicaId};
+use plimsoll_proto::v1::plan_service_client::PlanServiceClient;
+use plimsoll_proto::{document, v1};
+use tonic::transport::{Channel, Endpoint};
+use tracing::warn;
+
+use crate::brain::{Brain, BrainError, FleetUpdate, Observations, PoolObservation};
+
+/// Plans of large fleets pass gRPC's default limit of 4 MiB.
+const MAX_MESSAGE_BYTES: usize = 256 * 1024 * 1024;
+
+/// A scheduler behind a gRPC channel.
+#[derive(Debug, Clone)]
+pub struct GrpcBrain {
+    client: PlanServiceClient<Channel>,
+    identity: String,
+}
+
+impl GrpcBrain {
+    /// A scheduler at an address such as `http://scheduler:9090`. Connects when first used, and again as often as needed.
+    ///
+    /// # Errors
+    /// [`BrainError::Unreachable`] if the address is not a URI.
+    pub fn new(address: &str, identity: &str) -> Result<Self, BrainError> {
+        let endpoint = Endpoint::from_shared(address.to_owned())
+            .map_err(|e| {
+                BrainError::Unreachable(format!("{address:?} is not an address ({e}); use http://host:port"))
+            })?
+            .connect_timeout(Duration::from_secs(5))
+            // Dead peers are noticed although the stream of updates may be quiet.
+            .http2_keep_alive_interval(Duration::from_secs(10))
+            .keep_alive_timeout(Duration::from_secs(10))
+            .keep_alive_while_idle(true);
+        Ok(Self::over(endpoint.connect_lazy(), identity))
+    }
+
+    /// A scheduler behind a channel that exists.
+    pub fn over(channel: Channel, identity: &str) -> Self {
+        let client = PlanServiceClient::new(channel)
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES);
+        Self { client, identity: identity.to_owned() }
+    }
+}
+
+fn refused(request: &'static str) -> impl FnOnce(tonic::Status) -> BrainError {
+    move |status| match status.code() {
+        tonic::Code::Unavailable | tonic::Code::Unknown | tonic::Code::Cancelled => {
+            BrainError::Unreachable(status.message().to_owned())
+        }
+        _ => BrainError::Refused { request, reason: status.message().to_owned() },
+    }
+}
+
+impl Brain for GrpcBrain {
+    async fn push(&self, snapshot: Arc<ClusterSnapshot>, sequence: u64) -> Result<(), BrainError> {
+        let document = document::encode("snapshot", &*snapshot)
+            .map_err(|e| BrainError::Unreadable { what: "snapshot", reason: e.to_string() })?;
+        let mut request = tonic::Request::new(v1::PushSnapshotRequest {
+            snapshot: Some(document),
+            operator: self.identity.clone(),
+            sequence,
+        });
+        request.set_timeout(Duration::from_secs(30));
+        self.client.clone().push_snapshot(request).await.map_err(refused("the snapshot"))?;
+        Ok(())
+    }
+
+    async fn watch(&self) -> Result<BoxStream<'static, Result<FleetUpdate, BrainError>>, BrainError> {
+        let request = v1::WatchFleetRequest { plans_only: false };
+        let stream =
+            self.client.clone().watch_fleet(request).await.map_err(refused("to stream plans"))?.into_inner();
+        Ok(stream
+            .filter_map(|message| async move {
+                match message {
+                    Ok(message) => update(message),
+                    Err(status) => Some(Err(refused("to go on streaming plans")(status))),
+                }
+            })
+            .boxed())
+    }
+}
+
+fn update(message: v1::FleetUpdate) -> Option<Result<FleetUpdate, BrainError>> {
+    match message.update? {
+        v1::fleet_update::Update::Plan(plan) => Some(
+            document::decode::<Plan>("plan", Some(&plan))
+                .map(|plan| FleetUpdate::Plan(Arc::new(plan)))
+                .map_err(|e| BrainError::Unreadable { what: "plan", reason: e.to_string() }),
+        ),
+        v1::fleet_update::Update::Observations(o) => {
+            Some(Ok(FleetUpdate::Observations(Arc::new(observations(o)))))
+        }
+    }
+}
+
+fn replica_ids(ids: Vec<String>) -> std::collections::BTreeSet<ReplicaId> {
+    ids.into_iter()
+        .filter_map(|id| {
+            ReplicaId::new(id).inspect_err(|e| warn!(error = %e, "ignored a replica's name")).ok()
+        })
+        .collect()
+}
+
+fn observations(o: v1::Observations) -> Observations {
+    let finite = |v: Option<f64>| v.filter(|v| v.is_finite());
+    Observations {
+        pools: o
+            .pools
+            .into_iter()
+            .filter_map(|p| {
+                let id = p
+                    .pool
+                    .parse::<PoolId>()
+                    .inspect_err(|e| warn!(error = %e, "ignored a pool's name"))
+                    .ok()?;
+                let observation = PoolObservation {
+                    rps: finite(Some(p.rps)).unwrap_or(0.0),
+                    ttft_ms: finite(p.ttft_ms),
+                    tpot_ms: finite(p.tpot_ms),
+                    e2e_ms: finite(p.e2e_ms),
+                    attainment: finite(p.attainment),
+                };
+                Some((id, observation))
+            })
+            .collect(),
+        drained: replica_ids(o.drained_replicas),
+        stalled: replica_ids(o.stalled_replicas),
+        agents: o.agents,
+    }
+}

@@ -1,0 +1,62 @@
+//! Labels, annotations and other names the operator writes.
+
+/// Label: name of the ModelPool.
+pub const POOL: &str = "plimsoll.dev/pool";
+/// Label: the replica's identity; annotation of the same name: the replica's [`crate::ReplicaRecord`] as JSON.
+pub const REPLICA: &str = "plimsoll.dev/replica";
+/// Label: name of the variant.
+pub const VARIANT: &str = "plimsoll.dev/variant";
+/// Label: name of the accelerator class.
+pub const ACCELERATOR: &str = "plimsoll.dev/accelerator";
+/// Label: mixed, prefill or decode.
+pub const ROLE: &str = "plimsoll.dev/role";
+/// Annotation: when the replica began to drain (RFC 3339).
+pub const DRAINING: &str = "plimsoll.dev/draining";
+/// Annotation: digest of the pod's template, to tell replicas that run an older engine configuration.
+pub const TEMPLATE: &str = "plimsoll.dev/template";
+/// Finalizer of ModelPools: their replicas drain before they go.
+pub const FINALIZER: &str = "plimsoll.dev/drain";
+/// Label: who manages an object.
+pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
+/// Value of [`MANAGED_BY`].
+pub const PLIMSOLL: &str = "plimsoll";
+/// Port of an engine's API on its pod.
+pub const ENGINE_PORT: i32 = 8000;
+
+/// FNV-1a, 64 bits: stable across builds and platforms.
+pub fn digest(text: &str) -> String {
+    let hash = text
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
+    format!("{hash:016x}")
+}
+
+/// A label value for a name: the name itself up to 63 characters, else its beginning and a digest of the whole.
+pub fn label_value(name: &str) -> String {
+    if name.len() <= 63 {
+        return name.to_owned();
+    }
+    let mut cut = 54;
+    while !name.is_char_boundary(cut) {
+        cut -= 1;
+    }
+    format!("{}-{}", name[..cut].trim_end_matches(['.', '-']), &digest(name)[..8])
+}
+
+/// The selector of a pool's pods.
+pub fn pool_selector(pool: &str) -> String {
+    format!("{MANAGED_BY}={PLIMSOLL},{POOL}={}", label_value(pool))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_names_become_distinct_label_values() {
+        let (a, b) = (format!("{}-a", "x".repeat(80)), format!("{}-b", "x".repeat(80)));
+        assert!(label_value(&a).len() <= 63);
+        assert_ne!(label_value(&a), label_value(&b));
+        assert_eq!(label_value("chat"), "chat");
+    }
+}

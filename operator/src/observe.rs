@@ -1,0 +1,322 @@
+//! From pods and nodes to replicas and capacity. Pure.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Node, Pod, PodSpec, PodStatus};
+use kube::ResourceExt;
+use plimsoll_fleet::{
+    AcceleratorClass, NodeInfo, NodeName, PoolId, ReplicaId, ReplicaPhase, ReplicaStatus, Role, Shape, Vendor,
+};
+
+use crate::names;
+use crate::record::ReplicaRecord;
+
+/// Restarts of a crashing engine after which the replica counts as failed.
+const CRASHES_UNTIL_FAILED: i32 = 3;
+
+/// A replica and what only the operator needs to know of it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Observed {
+    /// As the planner sees it.
+    pub status: ReplicaStatus,
+    /// Pod's UID.
+    pub pod_uid: String,
+    /// UID of the ModelPool that owns the pod.
+    pub owner_uid: String,
+    /// Since when it drains.
+    pub draining_since: Option<Timestamp>,
+    /// Kubernetes is ending the pod.
+    pub terminating: bool,
+    /// Digest of the template it was made from.
+    pub template: String,
+}
+
+impl Observed {
+    /// Whether it may hold requests: it has served, or may have.
+    pub fn may_hold_requests(&self) -> bool {
+        match self.status.phase {
+            ReplicaPhase::Ready => true,
+            ReplicaPhase::Draining => self.status.address.is_some(),
+            ReplicaPhase::Pending | ReplicaPhase::Starting | ReplicaPhase::Failed => {
+                self.status.ready_at.is_some()
+            }
+        }
+    }
+}
+
+/// Why a pod that claims to be a replica is not one.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "pod {namespace}/{name} is labelled as a replica but {problem}; delete it, or remove the label plimsoll.dev/replica"
+)]
+pub struct Unadoptable {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// What is wrong.
+    pub problem: String,
+}
+
+/// The replica that a pod is.
+///
+/// # Errors
+/// [`Unadoptable`] if it lacks a readable record or a valid name.
+pub fn replica(pod: &Pod) -> Result<Observed, Unadoptable> {
+    let (namespace, name) = (pod.namespace().unwrap_or_default(), pod.name_any());
+    let unadoptable =
+        |problem: String| Unadoptable { namespace: namespace.clone(), name: name.clone(), problem };
+    let id = ReplicaId::new(name.clone()).map_err(|e| unadoptable(e.to_string()))?;
+    let text = pod
+        .annotations()
+        .get(names::REPLICA)
+        .ok_or_else(|| unadoptable(format!("has no annotation {}", names::REPLICA)))?;
+    let record: ReplicaRecord = serde_json::from_str(text)
+        .map_err(|e| unadoptable(format!("its annotation {} cannot be read ({e})", names::REPLICA)))?;
+    let empty_status = PodStatus::default();
+    let status = pod.status.as_ref().unwrap_or(&empty_status);
+    let created_at = pod.metadata.creation_timestamp.as_ref().map_or(Timestamp::UNIX_EPOCH, |t| t.0);
+    let draining_since = pod.annotations().get(names::DRAINING).map(|t| t.parse().unwrap_or(created_at));
+    let terminating = pod.metadata.deletion_timestamp.is_some();
+    let condition = |type_: &str| status.conditions.iter().flatten().find(|c| c.type_ == type_);
+    let ready = condition("Ready").filter(|c| c.status == "True");
+    let ready_at = ready.map(|c| c.last_transition_time.as_ref().map_or(created_at, |t| t.0));
+    let (bare_phase, message) = phase(status, ready.is_some());
+    let phase = if terminating || draining_since.is_some() { ReplicaPhase::Draining } else { bare_phase };
+    let since = match phase {
+        ReplicaPhase::Draining => {
+            draining_since.or(pod.metadata.deletion_timestamp.as_ref().map(|t| t.0)).unwrap_or(created_at)
+        }
+        ReplicaPhase::Ready => ready_at.unwrap_or(created_at),
+        ReplicaPhase::Starting => status.start_time.as_ref().map_or(created_at, |t| t.0),
+        ReplicaPhase::Pending => created_at,
+        ReplicaPhase::Failed => {
+            condition("Ready").and_then(|c| c.last_transition_time.as_ref()).map_or(created_at, |t| t.0)
+        }
+    };
+    let bound = pod.spec.as_ref().and_then(|s| s.node_name.clone()).filter(|n| !n.is_empty());
+    let nodes = match bound.map(NodeName::new) {
+        Some(Ok(node)) => vec![node],
+        // Not bound yet: where it was placed, so that nobody else is placed there.
+        _ => record.nodes.clone(),
+    };
+    let address = status.pod_ip.as_deref().filter(|ip| !ip.is_empty()).map(|ip| {
+        if ip.contains(':') {
+            format!("[{ip}]:{}", names::ENGINE_PORT)
+        } else {
+            format!("{ip}:{}", names::ENGINE_PORT)
+        }
+    });
+    Ok(Observed {
+        status: ReplicaStatus {
+            id,
+            pool: record.pool,
+            shape: record.shape,
+            nodes,
+            phase,
+            address,
+            plan: record.plan,
+            since,
+            created_at,
+            ready_at,
+            message,
+        },
+        pod_uid: pod.metadata.uid.clone().unwrap_or_default(),
+        owner_uid: pod
+            .metadata
+            .owner_references
+            .iter()
+            .flatten()
+            .find(|o| o.kind == "ModelPool")
+            .map(|o| o.uid.clone())
+            .unwrap_or_default(),
+        draining_since,
+        terminating,
+        template: pod.annotations().get(names::TEMPLATE).cloned().unwrap_or_default(),
+    })
+}
+
+/// Phase of a pod that is not draining, and what the cluster says of it.
+fn phase(status: &PodStatus, ready: bool) -> (ReplicaPhase, String) {
+    if ready {
+        return (ReplicaPhase::Ready, String::new());
+    }
+    if matches!(status.phase.as_deref(), Some("Failed" | "Succeeded")) {
+        let said = status.message.clone().or_else(|| status.reason.clone());
+        return (ReplicaPhase::Failed, said.unwrap_or_else(|| "the engine's pod ended".to_owned()));
+    }
+    for container in status.container_statuses.iter().flatten() {
+        if let Some(waiting) = container.state.as_ref().and_then(|s| s.waiting.as_ref()) {
+            let reason = waiting.reason.clone().unwrap_or_default();
+            let message =
+                match (&waiting.message, container.last_state.as_ref().and_then(|s| s.terminated.as_ref())) {
+                    (_, Some(end)) => {
+                        format!("{reason}: exit code {}, {} restarts", end.exit_code, container.restart_count)
+                    }
+                    (Some(message), None) => format!("{reason}: {message}"),
+                    (None, None) => reason.clone(),
+                };
+            match reason.as_str() {
+                "ImagePullBackOff"
+                | "InvalidImageName"
+                | "CreateContainerConfigError"
+                | "CreateContainerError" => {
+                    return (ReplicaPhase::Failed, message);
+                }
+                "CrashLoopBackOff" if container.restart_count >= CRASHES_UNTIL_FAILED => {
+                    return (ReplicaPhase::Failed, message);
+                }
+                "ContainerCreating" | "PodInitializing" | "" => {}
+                _ => return (ReplicaPhase::Starting, message),
+            }
+        }
+        if container.state.as_ref().is_some_and(|s| s.running.is_some()) {
+            return (ReplicaPhase::Starting, "the engine loads its weights".to_owned());
+        }
+    }
+    let unscheduled =
+        status.conditions.iter().flatten().find(|c| c.type_ == "PodScheduled" && c.status == "False");
+    match unscheduled {
+        Some(c) => {
+            (ReplicaPhase::Pending, c.message.clone().unwrap_or_else(|| "waits for a node".to_owned()))
+        }
+        None if status.phase.as_deref() == Some("Running") => (ReplicaPhase::Starting, String::new()),
+        None => (ReplicaPhase::Pending, String::new()),
+    }
+}
+
+/// An endpoint of an external pool as a replica: always ready, on no node.
+pub fn external_replicas(
+    pool: &plimsoll_fleet::ModelPool,
+    endpoints: &[String],
+    created_at: Timestamp,
+) -> Vec<ReplicaStatus> {
+    let variant = pool.variants.first().map(|v| v.name.clone()).unwrap_or_default();
+    endpoints
+        .iter()
+        .enumerate()
+        .filter_map(|(i, endpoint)| {
+            Some(ReplicaStatus {
+                id: ReplicaId::new(format!("{}-external-{i}", pool.id.name())).ok()?,
+                pool: pool.id.clone(),
+                shape: Shape {
+                    variant: variant.clone(),
+                    accelerator: "external".to_owned(),
+                    tensor_parallel: 1,
+                    pipeline_parallel: 1,
+                    role: Role::Mixed,
+                },
+                nodes: Vec::new(),
+                phase: ReplicaPhase::Ready,
+                address: Some(endpoint.clone()),
+                plan: 0,
+                since: created_at,
+                created_at,
+                ready_at: Some(created_at),
+                message: String::new(),
+            })
+        })
+        .collect()
+}
+
+/// Accelerators of one resource that a pod holds (init containers run before the others, so the larger need counts).
+fn held(spec: &PodSpec, resource: &str) -> u32 {
+    let need = |c: &k8s_openapi::api::core::v1::Container| {
+        let resources = c.resources.as_ref();
+        resources
+            .and_then(|r| {
+                r.limits.as_ref().and_then(|l| l.get(resource)).or_else(|| r.requests.as_ref()?.get(resource))
+            })
+            .and_then(|q| plimsoll_crds::quantity::parse(&q.0))
+            .map_or(0, |n| n as u32)
+    };
+    let together: u32 = spec.containers.iter().map(need).sum();
+    let before: u32 = spec.init_containers.iter().flatten().map(need).max().unwrap_or(0);
+    together.max(before)
+}
+
+/// Whether a pod still holds its resources.
+fn holds_resources(pod: &Pod) -> bool {
+    !matches!(pod.status.as_ref().and_then(|s| s.phase.as_deref()), Some("Succeeded" | "Failed"))
+}
+
+/// Accelerators held on each node by pods that are not replicas, by `(node, resource)`.
+pub fn foreign_use(pods: &[Arc<Pod>]) -> BTreeMap<(String, &'static str), u32> {
+    let mut used = BTreeMap::new();
+    for pod in pods.iter().filter(|p| holds_resources(p)) {
+        let Some(spec) = &pod.spec else { continue };
+        let Some(node) = spec.node_name.clone().filter(|n| !n.is_empty()) else { continue };
+        for resource in
+            [Vendor::Nvidia, Vendor::Amd, Vendor::Intel].into_iter().filter_map(Vendor::resource_name)
+        {
+            let n = held(spec, resource);
+            if n > 0 {
+                *used.entry((node.clone(), resource)).or_insert(0) += n;
+            }
+        }
+    }
+    used
+}
+
+const SPOT_LABELS: &[(&str, &str)] = &[
+    ("plimsoll.dev/spot", "true"),
+    ("karpenter.sh/capacity-type", "spot"),
+    ("eks.amazonaws.com/capacityType", "SPOT"),
+    ("cloud.google.com/gke-spot", "true"),
+    ("cloud.google.com/gke-preemptible", "true"),
+    ("kubernetes.azure.com/scalesetpriority", "spot"),
+];
+
+/// A node as the planner sees it; `None` if it is of no accelerator class. Where several classes fit, the one that demands
+/// the most labels wins, then the first by name.
+pub fn node<'a>(
+    node: &Node,
+    classes: impl Iterator<Item = &'a AcceleratorClass>,
+    foreign: &BTreeMap<(String, &'static str), u32>,
+) -> Option<NodeInfo> {
+    let labels = node.labels();
+    let class = classes
+        .filter(|c| c.matches_labels(labels))
+        .max_by(|a, b| a.node_selector.len().cmp(&b.node_selector.len()).then_with(|| b.name.cmp(&a.name)))?;
+    let name = NodeName::new(node.name_any()).ok()?;
+    let status = node.status.as_ref();
+    let (allocatable_gpus, foreign_gpus) = match class.vendor.resource_name() {
+        Some(resource) => {
+            let allocatable = status
+                .and_then(|s| s.allocatable.as_ref()?.get(resource))
+                .and_then(|q| plimsoll_crds::quantity::parse(&q.0))
+                .map_or(0, |n| n as u32);
+            (allocatable, foreign.get(&(name.to_string(), resource)).copied().unwrap_or(0))
+        }
+        // A CPU node serves as one accelerator: its engines share memory bandwidth anyway.
+        None => (1, 0),
+    };
+    let ready = status
+        .and_then(|s| s.conditions.as_ref())
+        .is_some_and(|c| c.iter().any(|c| c.type_ == "Ready" && c.status == "True"));
+    let spec = node.spec.as_ref();
+    Some(NodeInfo {
+        name,
+        accelerator: class.name.clone(),
+        allocatable_gpus,
+        foreign_gpus,
+        zone: labels.get("topology.kubernetes.io/zone").cloned().unwrap_or_default(),
+        labels: labels.clone(),
+        taints: spec
+            .and_then(|s| s.taints.as_ref())
+            .into_iter()
+            .flatten()
+            .map(|t| format!("{}={}:{}", t.key, t.value.as_deref().unwrap_or_default(), t.effect))
+            .collect(),
+        spot: SPOT_LABELS.iter().any(|(key, value)| labels.get(*key).is_some_and(|v| v == value)),
+        schedulable: ready && !spec.and_then(|s| s.unschedulable).unwrap_or(false),
+        ready,
+    })
+}
+
+/// The replicas of one pool.
+pub fn of_pool<'a>(replicas: &'a [Observed], pool: &'a PoolId) -> impl Iterator<Item = &'a Observed> {
+    replicas.iter().filter(move |r| &r.status.pool == pool)
+}

@@ -1,0 +1,33 @@
+//! What a replica's pod says of itself.
+
+use plimsoll_fleet::shape::Variant;
+use plimsoll_fleet::{AcceleratorClass, EngineKind, ModelArchitecture, NodeName, PoolId, Shape};
+use serde::{Deserialize, Serialize};
+
+/// Annotation `plimsoll.dev/replica` of every replica's pod, as JSON: all that is needed to adopt the replica without any
+/// other state, and to start a (simulated) engine of the right kind for it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ReplicaRecord {
+    /// Pool.
+    pub pool: PoolId,
+    /// Shape.
+    pub shape: Shape,
+    /// Nodes it was placed on (empty: wherever capacity appears).
+    pub nodes: Vec<NodeName>,
+    /// Whether it was placed on interruptible capacity.
+    pub spot: bool,
+    /// Plan that created it.
+    pub plan: u64,
+    /// Engine.
+    pub engine: EngineKind,
+    /// The model name in requests.
+    pub served_name: String,
+    /// Variant.
+    pub variant: Variant,
+    /// Architecture.
+    pub architecture: ModelArchitecture,
+    /// Accelerator class.
+    pub accelerator: AcceleratorClass,
+    /// Longest request, tokens.
+    pub max_context_tokens: Option<u32>,
+}

@@ -1,0 +1,76 @@
+//! The cluster's state as handed to the scheduler. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::Timestamp;
+use plimsoll_crds::model_pool::EngineKind;
+use plimsoll_fleet::{ClusterSnapshot, ReplicaPhase};
+
+use crate::observe::{self, Observed, Unadoptable};
+use crate::validate::Validated;
+use crate::world::World;
+
+/// The replicas among the pods, in order of pool and identity, and the pods that only claim to be.
+pub fn replicas(world: &World) -> (Vec<Observed>, Vec<Unadoptable>) {
+    let mut replicas = Vec::new();
+    let mut unadoptable = Vec::new();
+    for pod in &world.pods {
+        match observe::replica(pod) {
+            Ok(replica) => replicas.push(replica),
+            Err(why) => unadoptable.push(why),
+        }
+    }
+    replicas.sort_by(|a, b| (&a.status.pool, &a.status.id).cmp(&(&b.status.pool, &b.status.id)));
+    (replicas, unadoptable)
+}
+
+/// The snapshot: accepted resources, accelerator nodes, and every replica, those of pools being deleted or rejected
+/// included (they hold accelerators).
+pub fn snapshot(world: &World, validated: &Validated, replicas: &[Observed]) -> ClusterSnapshot {
+    let adopted: BTreeSet<&str> = replicas.iter().map(|r| r.pod_uid.as_str()).collect();
+    // What claims to be a replica and is not holds accelerators all the same.
+    let strangers =
+        world.pods.iter().filter(|p| !adopted.contains(p.metadata.uid.as_deref().unwrap_or_default()));
+    let foreign_pods: Vec<_> = world.foreign_pods.iter().chain(strangers).cloned().collect();
+    let foreign = observe::foreign_use(&foreign_pods);
+    let mut nodes: Vec<_> = world
+        .nodes
+        .iter()
+        .filter_map(|n| observe::node(n, validated.accelerator_classes(), &foreign))
+        .collect();
+    nodes.sort_by(|a, b| a.name.cmp(&b.name));
+    let uids: BTreeMap<_, _> = validated.accepted().map(|(_, a)| (&a.pool.id, a.pool.uid.as_str())).collect();
+    let mut statuses: Vec<_> = replicas
+        .iter()
+        .map(|r| {
+            let mut status = r.status.clone();
+            // Left over from a pool of the same name that is gone: on its way out.
+            if uids.get(&status.pool).is_some_and(|uid| !r.owner_uid.is_empty() && *uid != r.owner_uid) {
+                status.phase = ReplicaPhase::Draining;
+            }
+            status
+        })
+        .collect();
+    for (resource, accepted) in validated.accepted() {
+        if resource.spec.engine.kind == EngineKind::External {
+            let created =
+                resource.metadata.creation_timestamp.as_ref().map_or(Timestamp::UNIX_EPOCH, |t| t.0);
+            statuses.extend(observe::external_replicas(
+                &accepted.pool,
+                &resource.spec.engine.endpoints,
+                created,
+            ));
+        }
+    }
+    let mut pools: Vec<_> = validated.accepted().map(|(_, a)| a.pool.clone()).collect();
+    pools.sort_by(|a, b| a.id.cmp(&b.id));
+    ClusterSnapshot {
+        pools,
+        accelerators: validated.accelerator_classes().cloned().collect(),
+        nodes,
+        replicas: statuses,
+        budgets: validated.budgets.iter().filter_map(|j| j.verdict.as_ref().ok().cloned()).collect(),
+        tenants: validated.tenants.iter().filter_map(|j| j.verdict.as_ref().ok().cloned()).collect(),
+        adapters: validated.adapters.iter().filter_map(|j| j.verdict.as_ref().ok().cloned()).collect(),
+    }
+}

@@ -1,0 +1,181 @@
+//! Statuses of the other kinds, and the FleetPlan. Pure.
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use plimsoll_crds::conditions::{self, condition};
+use plimsoll_crds::fleet_plan::{Binding, Change, FleetPlanSpec, Totals};
+use plimsoll_crds::quantity::format_bytes;
+use plimsoll_crds::{
+    AcceleratorClass, AcceleratorClassStatus, Budget, BudgetStatus, LoraAdapter, LoraAdapterStatus, Tenant,
+    TenantStatus,
+};
+use plimsoll_fleet as fleet;
+use plimsoll_fleet::plan::PoolOutcome;
+use plimsoll_fleet::{ClusterSnapshot, Plan, ReplicaPhase, ReplicaStatus, Vendor};
+
+use super::NONE;
+use crate::validate::{Judged, Rejection};
+
+fn accepted<T>(verdict: &Result<T, Rejection>, generation: Option<i64>, now: Timestamp) -> Condition {
+    match verdict {
+        Ok(_) => condition(conditions::ACCEPTED, Some(true), "Valid", "", generation, now),
+        Err(r) => condition(conditions::ACCEPTED, Some(false), r.reason, r.message.clone(), generation, now),
+    }
+}
+
+fn carried(before: Option<&[Condition]>, mut conditions: Vec<Condition>) -> Vec<Condition> {
+    conditions::carry_transition_times(before.unwrap_or_default(), &mut conditions);
+    conditions
+}
+
+/// Status of an AcceleratorClass.
+pub fn accelerator(
+    judged: &Judged<AcceleratorClass, fleet::AcceleratorClass>,
+    snapshot: &ClusterSnapshot,
+    now: Timestamp,
+) -> AcceleratorClassStatus {
+    let meta = &judged.resource.metadata;
+    let name = meta.name.as_deref().unwrap_or_default();
+    let before = judged.resource.status.as_ref().map(|s| s.conditions.as_slice());
+    let class = judged.verdict.as_ref().ok();
+    let nodes: Vec<_> = snapshot.nodes.iter().filter(|n| n.accelerator == name).collect();
+    let held: u32 =
+        snapshot.replicas.iter().filter(|r| r.shape.accelerator == name).map(|r| r.shape.gpus()).sum();
+    AcceleratorClassStatus {
+        observed_generation: meta.generation,
+        conditions: carried(before, vec![accepted(&judged.verdict, meta.generation, now)]),
+        vendor: class.map(|c| {
+            match c.vendor {
+                Vendor::Nvidia => "nvidia",
+                Vendor::Amd => "amd",
+                Vendor::Intel => "intel",
+                Vendor::Cpu => "cpu",
+            }
+            .to_owned()
+        }),
+        memory: class.map(|c| format_bytes(c.memory_bytes)),
+        usd_per_hour: class.map(|c| format!("{:.2}", c.usd_per_hour)),
+        nodes: nodes.len() as i32,
+        accelerators: nodes.iter().map(|n| n.allocatable_gpus).sum::<u32>() as i32,
+        used: (held + nodes.iter().map(|n| n.foreign_gpus).sum::<u32>()) as i32,
+    }
+}
+
+/// Status of a Budget.
+pub fn budget(judged: &Judged<Budget, fleet::Budget>, plan: Option<&Plan>, now: Timestamp) -> BudgetStatus {
+    let meta = &judged.resource.metadata;
+    let before = judged.resource.status.as_ref();
+    let mut all = vec![accepted(&judged.verdict, meta.generation, now)];
+    let mut status = BudgetStatus { observed_generation: meta.generation, ..BudgetStatus::default() };
+    if let Ok(budget) = &judged.verdict {
+        status.cap_usd_per_hour = budget.effective_usd_per_hour().map(|cap| format!("{cap:.2}"));
+        let covered = |plan: &Plan| -> f64 {
+            plan.pools.iter().filter(|p| budget.scope.covers(&p.pool)).map(|p| p.usd_per_hour).sum()
+        };
+        status.planned_usd_per_hour = plan.map(|p| format!("{:.2}", covered(p)));
+        let named = |constraint: &str| {
+            let mut words = constraint.split_whitespace();
+            words.next() == Some("budget") && words.next() == Some(budget.name.as_str())
+        };
+        let price = plan.and_then(|p| p.binding.iter().find(|b| named(&b.constraint)));
+        status.binding = plan.map(|_| match price {
+            Some(b) => format!("yes, ${:.2}/h a {}", b.usd_per_hour_per_unit, b.unit),
+            None => "no".to_owned(),
+        });
+        all.push(match (plan, price) {
+            (None, _) => {
+                condition(conditions::BUDGET_LIMITED, None, "AwaitingPlan", "", meta.generation, now)
+            }
+            (Some(_), None) => {
+                condition(conditions::BUDGET_LIMITED, Some(false), "NotBinding", "", meta.generation, now)
+            }
+            (Some(_), Some(b)) => {
+                let message =
+                    format!("{} binds; demand goes unserved or is served dearer because of it", b.constraint);
+                condition(conditions::BUDGET_LIMITED, Some(true), "Binding", message, meta.generation, now)
+            }
+        });
+    }
+    status.conditions = carried(before.map(|s| s.conditions.as_slice()), all);
+    status
+}
+
+/// Status of a Tenant.
+pub fn tenant(judged: &Judged<Tenant, fleet::Tenant>, now: Timestamp) -> TenantStatus {
+    let meta = &judged.resource.metadata;
+    let before = judged.resource.status.as_ref().map(|s| s.conditions.as_slice());
+    TenantStatus {
+        observed_generation: meta.generation,
+        conditions: carried(before, vec![accepted(&judged.verdict, meta.generation, now)]),
+        api_keys: judged.verdict.as_ref().map_or(0, |t| t.api_key_sha256.len() as i32),
+    }
+}
+
+/// Status of a LoraAdapter.
+pub fn adapter(judged: &Judged<LoraAdapter, fleet::Adapter>, now: Timestamp) -> LoraAdapterStatus {
+    let meta = &judged.resource.metadata;
+    let before = judged.resource.status.as_ref();
+    LoraAdapterStatus {
+        observed_generation: meta.generation,
+        conditions: carried(
+            before.map(|s| s.conditions.as_slice()),
+            vec![accepted(&judged.verdict, meta.generation, now)],
+        ),
+        ..before.cloned().unwrap_or_default()
+    }
+}
+
+/// The FleetPlan's content.
+pub fn fleet_plan(plan: &Plan, replicas: &[ReplicaStatus]) -> FleetPlanSpec {
+    let wanted = |p: &fleet::PoolPlan| p.replicas.iter().map(|r| r.shape.gpus()).sum::<u32>();
+    let changes = plan
+        .pools
+        .iter()
+        .filter_map(|p| {
+            let of_pool = || replicas.iter().filter(|r| r.pool == p.pool);
+            let starting = p
+                .replicas
+                .iter()
+                .filter(|a| !of_pool().any(|r| r.id == a.id && r.phase == ReplicaPhase::Ready))
+                .count() as i32;
+            let draining = of_pool().filter(|r| !p.replicas.iter().any(|a| a.id == r.id)).count() as i32;
+            (starting + draining > 0).then(|| Change {
+                pool: p.pool.to_string(),
+                starting,
+                draining,
+                to: p.fleet_text(),
+            })
+        })
+        .collect();
+    let unserved = |p: &&fleet::PoolPlan| {
+        matches!(
+            p.outcome,
+            PoolOutcome::BudgetLimited | PoolOutcome::CapacityLimited | PoolOutcome::Infeasible
+        )
+    };
+    FleetPlanSpec {
+        number: i64::try_from(plan.number).unwrap_or(i64::MAX),
+        created_at: plan.created_at.to_string(),
+        trigger: plan.trigger.clone(),
+        totals: Totals {
+            pools: plan.pools.len() as i32,
+            unserved_pools: plan.pools.iter().filter(unserved).count() as i32,
+            replicas: plan.pools.iter().map(|p| p.replicas.len()).sum::<usize>() as i32,
+            accelerators: plan.pools.iter().map(wanted).sum::<u32>() as i32,
+            usd_per_hour: format!("{:.2}", plan.usd_per_hour),
+            gap: format!("{:.1} %", 100.0 * plan.quality.gap),
+            solve_ms: plan.quality.solve_ms,
+            binding: plan.binding.first().map_or_else(|| NONE.to_owned(), |b| b.constraint.clone()),
+        },
+        binding: plan
+            .binding
+            .iter()
+            .map(|b| Binding {
+                constraint: b.constraint.clone(),
+                unit: b.unit.clone(),
+                usd_per_hour_per_unit: b.usd_per_hour_per_unit,
+            })
+            .collect(),
+        changes,
+    }
+}
