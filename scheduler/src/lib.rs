@@ -1,6 +1,15 @@
 //! Demand forecast, plan, placement, explanation; then the service around them.
 
+pub mod clock;
+pub mod demand;
+pub mod drain;
 pub mod explain;
+pub mod fast;
+pub mod ledger;
 pub mod place;
 pub mod plan;
+pub mod planner;
+pub mod records;
 pub mod routes;
+pub mod service;
+pub mod store;

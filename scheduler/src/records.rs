@@ -1,0 +1,130 @@
+//! From plan to plan: what changed enough to count, and the record of it.
+
+use jiff::Timestamp;
+use plimsoll_fleet::plan::{PoolOutcome, ScalingRecord};
+use plimsoll_fleet::{ClusterSnapshot, Plan, PoolId, PoolPlan};
+
+/// Whether a new plan differs from the one in force in anything that somebody acts on or that a person would notice.
+pub fn differs(old: &Plan, new: &Plan) -> bool {
+    old.pools.len() != new.pools.len()
+        || old.pools.iter().zip(&new.pools).any(|(a, b)| a.pool != b.pool || pool_differs(a, b))
+}
+
+fn pool_differs(a: &PoolPlan, b: &PoolPlan) -> bool {
+    let moved = |x: f64, y: f64| (x - y).abs() > 0.2 * x.abs().max(y.abs()).max(1e-6);
+    let mut old: Vec<_> = a.replicas.iter().collect();
+    let mut new: Vec<_> = b.replicas.iter().collect();
+    old.sort_by(|x, y| x.id.cmp(&y.id));
+    new.sort_by(|x, y| x.id.cmp(&y.id));
+    a.uid != b.uid
+        || a.generation != b.generation
+        || a.outcome != b.outcome
+        || a.envelope != b.envelope
+        || old != new
+        || moved(a.demand.total_rps(), b.demand.total_rps())
+        || moved(a.unserved_rps, b.unserved_rps)
+        || (a.usd_per_hour - b.usd_per_hour).abs() > 1e-9
+        || shapes_differ(a, b)
+}
+
+/// Whether a share of traffic above a tenth goes to another shape.
+fn shapes_differ(a: &PoolPlan, b: &PoolPlan) -> bool {
+    let share = |p: &PoolPlan, shape: &plimsoll_fleet::Shape| {
+        let total: f64 = p.flows.iter().map(|f| f.rps).sum();
+        p.flows.iter().filter(|f| &f.shape == shape).map(|f| f.rps).sum::<f64>() / total.max(1e-9)
+    };
+    a.flows.iter().chain(&b.flows).any(|f| (share(a, &f.shape) - share(b, &f.shape)).abs() > 0.1)
+}
+
+/// Records of the pools whose fleet changed from `old` to `new`.
+pub fn scaling_records(old: Option<&Plan>, new: &Plan, at: Timestamp) -> Vec<(PoolId, ScalingRecord)> {
+    let mut out = Vec::new();
+    for pool in &new.pools {
+        let before = old.and_then(|p| p.pool(&pool.pool)).filter(|b| b.uid == pool.uid);
+        let same_fleet = before.map_or(pool.replicas.is_empty(), |b| b.by_shape() == pool.by_shape());
+        let same_outcome = before.is_some_and(|b| b.outcome == pool.outcome);
+        if same_fleet && (same_outcome || pool.replicas.is_empty() && before.is_none()) {
+            continue;
+        }
+        let to = pool.demand.total_rps();
+        let mut reason = match before.map(|b| b.demand.total_rps()) {
+            Some(from) if (from - to).abs() > 0.05 => format!("demand {from:.1} → {to:.1} rps"),
+            Some(_) => format!("demand {to:.1} rps"),
+            None => format!("first plan, demand {to:.1} rps"),
+        };
+        if !pool.demand.source.is_empty() {
+            reason = format!("{reason} ({})", pool.demand.source);
+        }
+        if pool.outcome != PoolOutcome::Served {
+            reason = format!("{reason}; {}", pool.outcome);
+        }
+        if new.trigger.contains(&pool.pool.to_string()) {
+            reason = format!("{}; {reason}", new.trigger);
+        }
+        if !pool.why.summary.is_empty() {
+            reason = format!("{reason}; {}", pool.why.summary);
+        }
+        out.push((
+            pool.pool.clone(),
+            ScalingRecord {
+                pool: Some(pool.pool.clone()),
+                at,
+                plan: new.number,
+                from: before.map_or_else(|| "–".to_owned(), PoolPlan::fleet_text),
+                to: pool.fleet_text(),
+                replicas: (before.map_or(0, |b| b.replicas.len() as u32), pool.replicas.len() as u32),
+                reason,
+            },
+        ));
+    }
+    out
+}
+
+/// What in a newer snapshot calls for a new plan (`None`: nothing; replicas that start or become ready do not).
+pub fn material_snapshot_change(old: Option<&ClusterSnapshot>, new: &ClusterSnapshot) -> Option<String> {
+    let Some(old) = old else { return Some("first look at the cluster".to_owned()) };
+    if let Some(pool) = new.pools.iter().find(|p| !old.pools.contains(p)) {
+        let known = old.pools.iter().any(|p| p.id == pool.id);
+        return Some(format!("{} {}", pool.id, if known { "changed" } else { "was added" }));
+    }
+    if let Some(pool) = old.pools.iter().find(|p| !new.pools.iter().any(|n| n.id == p.id)) {
+        return Some(format!("{} was deleted", pool.id));
+    }
+    // Labels change all the time and seldom matter, but which do is the planner's business.
+    if let Some(node) = new.nodes.iter().find(|n| !old.nodes.contains(n)) {
+        return Some(format!("node {} changed", node.name));
+    }
+    if let Some(node) = old.nodes.iter().find(|o| !new.nodes.iter().any(|n| n.name == o.name)) {
+        return Some(format!("node {} is gone", node.name));
+    }
+    if old.accelerators != new.accelerators {
+        return Some("accelerator classes changed".to_owned());
+    }
+    if old.budgets != new.budgets {
+        return Some("budgets changed".to_owned());
+    }
+    if old.adapters != new.adapters {
+        return Some("adapters changed".to_owned());
+    }
+    let failed = |s: &ClusterSnapshot, id: &plimsoll_fleet::ReplicaId| {
+        s.replicas.iter().any(|r| &r.id == id && r.phase == plimsoll_fleet::ReplicaPhase::Failed)
+    };
+    new.replicas
+        .iter()
+        .find(|r| failed(new, &r.id) && !failed(old, &r.id))
+        .map(|r| format!("replica {} of {} failed", r.id, r.pool))
+}
+
+/// The first serial number that no replica, existing or planned, can have: ids end in `-<serial>`.
+pub fn free_serial(stored: u64, snapshot: &ClusterSnapshot, plan: Option<&Plan>) -> u64 {
+    let ids = snapshot
+        .replicas
+        .iter()
+        .map(|r| r.id.as_str())
+        .chain(plan.iter().flat_map(|p| &p.pools).flat_map(|p| p.replicas.iter().map(|r| r.id.as_str())));
+    ids.filter_map(|id| id.rsplit_once('-')?.1.parse::<u64>().ok())
+        // Text that only looks like a serial must not use up the numbers.
+        .filter(|n| *n < 1 << 48)
+        .map(|n| n + 1)
+        .fold(stored.max(1), u64::max)
+}

@@ -1,0 +1,60 @@
+//! What the operator and people are shown, merged over all agents.
+
+use plimsoll_fleet::ReplicaPhase;
+use plimsoll_proto::v1;
+
+use super::state::{Shared, State};
+use crate::clock::seconds;
+
+/// Builds the observations of this moment.
+pub fn observations(shared: &Shared, state: &State) -> v1::Observations {
+    let wall = shared.wall_now();
+    let now = seconds(shared.clock.to_virtual(wall));
+    let timeout = shared.config.agent_timeout_signed();
+    let window = state.demand.config().window_seconds;
+    let agents = state.agents.values().filter(|a| wall.duration_since(a.last_seen) <= timeout).count();
+    let mut pools = Vec::new();
+    if let Some(snapshot) = &state.snapshot {
+        for pool in &snapshot.pools {
+            let seen = state.demand.seen(pool, window, now);
+            let (finished, refused, failed) = state.demand.totals(&pool.id);
+            let slo = pool.slo_classes.first().map(|c| c.slo).unwrap_or_default();
+            let own = snapshot.replicas.iter().filter(|r| r.pool == pool.id);
+            pools.push(v1::PoolObservation {
+                pool: pool.id.to_string(),
+                rps: state.demand.observed_rps(&pool.id).unwrap_or(0.0),
+                ttft_ms: seen.ttft_ms,
+                tpot_ms: seen.tpot_ms,
+                e2e_ms: seen.e2e_ms,
+                attainment: seen.attainment,
+                finished,
+                refused,
+                failed,
+                output_tokens_per_second: seen.output_tokens_per_second,
+                usd_total: state.usd.get(&pool.id).copied().unwrap_or(0.0),
+                holding: state.demand.holding(&pool.id),
+                ready_replicas: own.filter(|r| r.phase == ReplicaPhase::Ready).count() as u32,
+                wanted_replicas: state
+                    .plan
+                    .as_ref()
+                    .and_then(|p| p.pool(&pool.id))
+                    .map_or(0, |p| p.replicas.len() as u32),
+                served_name: pool.served_name.clone(),
+                ttft_objective_ms: slo.ttft.map(|o| o.ms),
+                tpot_objective_ms: slo.tpot.map(|o| o.ms),
+            });
+        }
+    }
+    let fresh = state.demand.config().stale_after_seconds;
+    v1::Observations {
+        pools,
+        drained_replicas: state.drain.drained.iter().map(ToString::to_string).collect(),
+        stalled_replicas: state
+            .engines
+            .iter()
+            .filter(|(_, e)| e.report.stalled && now - e.at <= fresh)
+            .map(|(id, _)| id.to_string())
+            .collect(),
+        agents: agents as u32,
+    }
+}

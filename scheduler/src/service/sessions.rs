@@ -1,0 +1,348 @@
+//! AgentService: one stream for each agent.
+//!
+//! A session sends what differs between what its agent holds and what is in force, whenever there is room: routes that
+//! change faster than an agent reads them are merged, and an agent that does not read at all is dropped and told so.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use plimsoll_fleet::telemetry::AgentReport;
+use plimsoll_fleet::{NodeName, ReplicaId, RouteTable};
+use plimsoll_proto::convert::{route_delta, route_table};
+use plimsoll_proto::v1;
+use plimsoll_proto::v1::agent_message::Message as Up;
+use plimsoll_proto::v1::agent_service_server::AgentService;
+use plimsoll_proto::v1::scheduler_message::Message as Down;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status, Streaming};
+use tracing::Instrument;
+
+use super::brain::lease_end_ms;
+use super::state::{Agent, EngineSeen, Shared};
+use crate::demand::Taken;
+
+/// Messages that may wait for one agent.
+const QUEUE: usize = 16;
+/// Wall time that a full queue may take to move before the agent is dropped.
+const SEND_TIMEOUT: Duration = Duration::from_secs(5);
+/// Wall time for the first message.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The service.
+pub struct Sessions {
+    shared: Arc<Shared>,
+    stop: CancellationToken,
+}
+
+impl Sessions {
+    /// Serves the shared state until `stop`.
+    pub fn new(shared: Arc<Shared>, stop: CancellationToken) -> Self {
+        Self { shared, stop }
+    }
+}
+
+#[tonic::async_trait]
+impl AgentService for Sessions {
+    type SessionStream = ReceiverStream<Result<v1::SchedulerMessage, Status>>;
+
+    async fn session(
+        &self,
+        request: Request<Streaming<v1::AgentMessage>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
+        let inbound = request.into_inner();
+        let (sender, receiver) = mpsc::channel(QUEUE + 1);
+        let (shared, stop) = (Arc::clone(&self.shared), self.stop.clone());
+        tokio::spawn(
+            async move {
+                // One place is kept for the last word, so that it can be said even to an agent that does not read.
+                let last_word = sender.clone().try_reserve_owned();
+                if let Err(status) = converse(&shared, inbound, &sender, &stop).await {
+                    tracing::info!(code = ?status.code(), message = status.message(), "session ends");
+                    if let Ok(permit) = last_word {
+                        permit.send(Err(status));
+                    }
+                }
+            }
+            .instrument(tracing::info_span!("session", agent = tracing::field::Empty)),
+        );
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+}
+
+type Sender = mpsc::Sender<Result<v1::SchedulerMessage, Status>>;
+
+async fn send(shared: &Shared, to: &Sender, message: Down) -> Result<(), Status> {
+    let message = Ok(v1::SchedulerMessage { message: Some(message) });
+    match to.send_timeout(message, SEND_TIMEOUT).await {
+        Ok(()) => Ok(()),
+        Err(mpsc::error::SendTimeoutError::Timeout(_)) => {
+            shared.metrics.agents_dropped.inc();
+            Err(Status::resource_exhausted("the agent does not keep up with its messages; reconnect"))
+        }
+        Err(mpsc::error::SendTimeoutError::Closed(_)) => Err(Status::cancelled("the agent hung up")),
+    }
+}
+
+async fn converse(
+    shared: &Arc<Shared>,
+    mut inbound: Streaming<v1::AgentMessage>,
+    to: &Sender,
+    stop: &CancellationToken,
+) -> Result<(), Status> {
+    let first = tokio::select! {
+        () = stop.cancelled() => return Err(Status::unavailable("the scheduler stops; reconnect")),
+        first = tokio::time::timeout(HELLO_TIMEOUT, inbound.message()) => first,
+    };
+    let Ok(first) = first else {
+        return Err(Status::deadline_exceeded("no hello came; send AgentMessage.hello first"));
+    };
+    let Some(v1::AgentMessage { message: Some(Up::Hello(hello)) }) = first? else {
+        return Err(Status::invalid_argument("the first message must be AgentMessage.hello"));
+    };
+    if hello.agent.is_empty() {
+        return Err(Status::invalid_argument("Hello.agent is empty; send the agent's name"));
+    }
+    let node = match hello.node.as_str() {
+        "" => None,
+        name => Some(NodeName::new(name).map_err(|e| Status::invalid_argument(format!("Hello.node: {e}")))?),
+    };
+    tracing::Span::current().record("agent", hello.agent.as_str());
+    tracing::info!(address = hello.address, incarnation = hello.incarnation, "agent says hello");
+
+    let (session, held) = {
+        let mut state = shared.state.lock();
+        state.sessions += 1;
+        let session = state.sessions;
+        let agent = Agent {
+            node: node.clone(),
+            address: hello.address.clone(),
+            last_seen: shared.wall_now(),
+            session,
+        };
+        state.agents.insert(hello.agent.clone(), agent);
+        state.routes_dirty = true;
+        // A version counts only within the store it came from, and only while its table is still at hand.
+        let held = (hello.route_epoch == shared.identity)
+            .then(|| state.tables.iter().find(|t| t.version == hello.route_version).cloned())
+            .flatten();
+        (session, held)
+    };
+    shared.wake.notify_one();
+
+    let mut routes = shared.routes.subscribe();
+    let mut drains = shared.drains.subscribe();
+    drains.mark_changed();
+    let mut sent_routes: Option<Arc<RouteTable>> = held;
+    let mut sent_drains: Option<BTreeSet<ReplicaId>> = None;
+    let mut sent_adapters: Option<v1::AdapterPlacement> = None;
+    let current = routes.borrow_and_update().clone();
+    if let Some(table) = current {
+        // Also when nothing changed: the agent then knows that what it holds is in force.
+        send_routes(shared, to, &mut sent_routes, table).await?;
+    }
+    let mut heard = true;
+    loop {
+        if heard && let Some(node) = &node {
+            let wanted = adapters(shared, node);
+            if sent_adapters.as_ref() != Some(&wanted)
+                && !(sent_adapters.is_none() && wanted.replicas.is_empty())
+            {
+                send(shared, to, Down::Adapters(wanted.clone())).await?;
+                sent_adapters = Some(wanted);
+            }
+        }
+        heard = false;
+        tokio::select! {
+            () = stop.cancelled() => return Err(Status::unavailable("the scheduler stops; reconnect")),
+            () = to.closed() => return Ok(()),
+            message = inbound.message() => {
+                let Some(message) = message? else { return Ok(()) };
+                match message.message {
+                    Some(Up::Report(report)) => {
+                        if report.agent != hello.agent {
+                            return Err(Status::invalid_argument(format!(
+                                "AgentReport.agent is {:?}, the session is {:?}'s", report.agent, hello.agent
+                            )));
+                        }
+                        for message in take_report(shared, report, session)? {
+                            send(shared, to, message).await?;
+                        }
+                        heard = true;
+                    }
+                    Some(Up::Hello(_)) => {
+                        return Err(Status::invalid_argument("a second hello; open a new session instead"));
+                    }
+                    None => {}
+                }
+            }
+            changed = routes.changed() => {
+                if changed.is_err() {
+                    return Ok(());
+                }
+                let table = routes.borrow_and_update().clone();
+                if let Some(table) = table {
+                    send_routes(shared, to, &mut sent_routes, table).await?;
+                }
+                heard = true;
+            }
+            changed = drains.changed() => {
+                if changed.is_err() {
+                    return Ok(());
+                }
+                let all = drains.borrow_and_update().clone();
+                let own = node.as_ref().and_then(|n| all.get(n)).cloned().unwrap_or_default();
+                if sent_drains.as_ref() != Some(&own) && !(sent_drains.is_none() && own.is_empty()) {
+                    let replicas = own.iter().map(ToString::to_string).collect();
+                    send(shared, to, Down::Drains(v1::Drains { replicas })).await?;
+                    sent_drains = Some(own);
+                }
+            }
+        }
+    }
+}
+
+async fn send_routes(
+    shared: &Shared,
+    to: &Sender,
+    sent: &mut Option<Arc<RouteTable>>,
+    table: Arc<RouteTable>,
+) -> Result<(), Status> {
+    let message = match sent.as_ref() {
+        Some(base) => Down::Delta(route_delta(base, &table)),
+        None => Down::Routes(route_table(&table, &shared.identity)),
+    };
+    send(shared, to, message).await?;
+    *sent = Some(table);
+    Ok(())
+}
+
+/// Pinned adapters belong on every replica of their base pool.
+fn adapters(shared: &Shared, node: &NodeName) -> v1::AdapterPlacement {
+    let state = shared.state.lock();
+    let Some(snapshot) = &state.snapshot else { return v1::AdapterPlacement::default() };
+    let replicas = snapshot
+        .replicas
+        .iter()
+        .filter(|r| r.nodes.first() == Some(node))
+        .filter_map(|r| {
+            let names: Vec<String> = snapshot
+                .adapters
+                .iter()
+                .filter(|a| a.base_pool == r.pool && a.pinned)
+                .map(|a| a.served_name.clone())
+                .collect();
+            (!names.is_empty()).then(|| v1::ReplicaAdapters { replica: r.id.to_string(), adapters: names })
+        })
+        .collect();
+    v1::AdapterPlacement { replicas }
+}
+
+/// Takes in a report and says what to answer.
+fn take_report(shared: &Shared, report: v1::AgentReport, session: u64) -> Result<Vec<Down>, Status> {
+    let sequence = report.sequence;
+    let ack = Down::Ack(v1::ReportAck { sequence });
+    let report = match AgentReport::try_from(report) {
+        Ok(report) => report,
+        Err(error) => {
+            // Acknowledged all the same: sent again it would be no better.
+            shared.metrics.reports_rejected.inc();
+            tracing::warn!(%error, sequence, "a report was left out");
+            return Ok(vec![ack]);
+        }
+    };
+    let wall = shared.wall_now();
+    let now = crate::clock::seconds(shared.clock.to_virtual(wall));
+    let mut state = shared.state.lock();
+    match state.agents.get_mut(&report.agent) {
+        Some(agent) if agent.session > session => {
+            return Err(Status::aborted("the agent has opened another session"));
+        }
+        Some(agent) => {
+            agent.last_seen = wall;
+            agent.session = session;
+            if !report.address.is_empty() {
+                agent.address.clone_from(&report.address);
+            }
+        }
+        None => {}
+    }
+    let interval = shared.clock.virtual_seconds(report.interval_seconds);
+    match state.demand.observe(&report, interval, now) {
+        Taken::Duplicate => {
+            shared.metrics.reports_duplicate.inc();
+            return Ok(vec![ack]);
+        }
+        Taken::Rejected(why) => {
+            shared.metrics.reports_rejected.inc();
+            tracing::warn!(why, "traffic of a report was left out");
+        }
+        Taken::New { active } => {
+            shared.metrics.reports.inc();
+            // Requests for a pool at zero cannot wait for the next look.
+            let wakes = active.iter().find(|pool| {
+                state.plan.as_ref().and_then(|p| p.pool(pool)).is_some_and(|p| {
+                    p.replicas.is_empty() && p.outcome == plimsoll_fleet::plan::PoolOutcome::ScaledToZero
+                })
+            });
+            if let Some(pool) = wakes {
+                let why = format!("requests wake {pool}");
+                shared.request_plan(&mut state, why);
+            }
+        }
+    }
+    let mut acknowledged = false;
+    for engine in &report.engines {
+        if engine.drained && state.drain.draining.contains_key(&engine.replica) {
+            acknowledged |= state.drain.acknowledged.insert(engine.replica.clone());
+        }
+        let seen = EngineSeen { report: engine.clone(), at: now, agent: report.agent.clone() };
+        state.engines.insert(engine.replica.clone(), seen);
+    }
+    // An engine that its agent no longer mentions is not there any more.
+    let mentioned: BTreeSet<&ReplicaId> = report.engines.iter().map(|e| &e.replica).collect();
+    state.engines.retain(|id, e| e.agent != report.agent || mentioned.contains(id));
+    if acknowledged {
+        shared.wake.notify_one();
+    }
+
+    let mut answers = vec![ack];
+    let budgets: Vec<_> = state
+        .snapshot
+        .iter()
+        .flat_map(|s| &s.budgets)
+        .filter(|b| b.tokens_per_minute.is_some())
+        .map(|b| (b.name.clone(), b.scope.clone()))
+        .collect();
+    if !budgets.is_empty() {
+        for (name, scope) in &budgets {
+            let tokens: f64 = report
+                .traffic
+                .iter()
+                .filter(|t| scope.covers(&t.pool))
+                .map(|t| t.input_tokens.sum + t.output_tokens.sum)
+                .sum();
+            state.ledger.spend(name, &report.agent, tokens, now);
+        }
+        state.ledger.reported(&report.agent, now);
+        let timeout = shared.config.agent_timeout_signed();
+        let sharing = state.agents.values().filter(|a| wall.duration_since(a.last_seen) <= timeout).count();
+        let leases: Vec<v1::BudgetLease> = state
+            .ledger
+            .grant(&report.agent, sharing, now)
+            .into_iter()
+            .map(|(budget, lease)| v1::BudgetLease {
+                epoch: lease.epoch,
+                budget,
+                amount: lease.amount,
+                expires_at_ms: lease_end_ms(shared, lease.expires_at),
+            })
+            .collect();
+        if !leases.is_empty() {
+            answers.push(Down::Leases(v1::Leases { leases }));
+        }
+    }
+    Ok(answers)
+}

@@ -1,0 +1,234 @@
+//! What the service's tasks share.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use jiff::{SignedDuration, Timestamp};
+use parking_lot::Mutex;
+use plimsoll_fleet::telemetry::EngineReport;
+use plimsoll_fleet::{ClusterSnapshot, DemandEstimate, NodeName, Plan, PoolId, ReplicaId, RouteTable, Shape};
+use plimsoll_proto::v1;
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+
+use super::SchedulerConfig;
+use super::metrics::SchedulerMetrics;
+use super::persist::Records;
+use crate::clock::{Clock, seconds};
+use crate::demand::DemandTracker;
+use crate::drain::DrainState;
+use crate::fast::FastState;
+use crate::ledger::Ledger;
+use crate::planner::Planner;
+use crate::store::Store;
+
+/// Route tables kept to send deltas from.
+const TABLES_KEPT: usize = 32;
+
+/// One agent.
+#[derive(Debug, Clone)]
+pub struct Agent {
+    /// Its node; `None` for a gateway.
+    pub node: Option<NodeName>,
+    /// Where it takes requests.
+    pub address: String,
+    /// When it last said anything, wall time.
+    pub last_seen: Timestamp,
+    /// Its newest session.
+    pub session: u64,
+}
+
+/// An engine as last reported.
+#[derive(Debug, Clone)]
+pub struct EngineSeen {
+    /// The report.
+    pub report: EngineReport,
+    /// When, virtual seconds.
+    pub at: f64,
+    /// Name of the agent that reported it.
+    pub agent: String,
+}
+
+/// Mutable state, behind one short-held lock.
+#[derive(Debug)]
+pub struct State {
+    /// Newest snapshot (virtual times).
+    pub snapshot: Option<Arc<ClusterSnapshot>>,
+    /// Whether the snapshot was pushed in this life; one from the store is only for looking at.
+    pub snapshot_is_current: bool,
+    /// Who pushed it, with its sequence number.
+    pub pushed: Option<(String, u64)>,
+    /// Demand.
+    pub demand: DemandTracker,
+    /// Engines by replica.
+    pub engines: BTreeMap<ReplicaId, EngineSeen>,
+    /// Plan in force (wall times).
+    pub plan: Option<Arc<Plan>>,
+    /// First free serial number.
+    pub next_serial: u64,
+    /// Newest route tables, newest last.
+    pub tables: VecDeque<Arc<RouteTable>>,
+    /// Agents by name.
+    pub agents: BTreeMap<String, Agent>,
+    /// Drains.
+    pub drain: DrainState,
+    /// Fast loop.
+    pub fast: FastState,
+    /// Leases.
+    pub ledger: Ledger,
+    /// Load lines by pool and shape as last planned.
+    pub load_lines: BTreeMap<(PoolId, Shape), f64>,
+    /// Scaling records.
+    pub records: Records,
+    /// Dollars spent by pool since the start.
+    pub usd: BTreeMap<PoolId, f64>,
+    /// Up to when they are counted, virtual seconds.
+    pub usd_until: f64,
+    /// Why to plan anew, if at all.
+    pub due: Option<String>,
+    /// Whether routes may have to change.
+    pub routes_dirty: bool,
+    /// Session numbers given out.
+    pub sessions: u64,
+}
+
+impl State {
+    /// Nodes with an agent that was heard of within `timeout`, and its (name, address).
+    pub fn live_agents(
+        &self,
+        now: Timestamp,
+        timeout: SignedDuration,
+    ) -> BTreeMap<NodeName, (String, String)> {
+        let mut newest: BTreeMap<NodeName, (&Timestamp, &String, &Agent)> = BTreeMap::new();
+        for (name, agent) in &self.agents {
+            let Some(node) = &agent.node else { continue };
+            if now.duration_since(agent.last_seen) > timeout || agent.address.is_empty() {
+                continue;
+            }
+            if newest.get(node).is_none_or(|(seen, ..)| **seen <= agent.last_seen) {
+                newest.insert(node.clone(), (&agent.last_seen, name, agent));
+            }
+        }
+        newest.into_iter().map(|(n, (_, name, a))| (n, (name.clone(), a.address.clone()))).collect()
+    }
+
+    /// Whether engines hold work for a pool, by what their agents said last.
+    pub fn is_busy(&self, pool: &PoolId) -> bool {
+        let Some(snapshot) = &self.snapshot else { return false };
+        snapshot.replicas.iter().filter(|r| &r.pool == pool).any(|r| {
+            self.engines.get(&r.id).is_some_and(|e| {
+                e.report.outstanding_tokens > 0.0
+                    || e.report.running.is_some_and(|n| n > 0.0)
+                    || e.report.waiting.is_some_and(|n| n > 0.0)
+            })
+        })
+    }
+
+    /// Demand of every pool of a snapshot, and their idle times.
+    pub fn demands(
+        &self,
+        snapshot: &ClusterSnapshot,
+        now: f64,
+    ) -> (BTreeMap<PoolId, DemandEstimate>, BTreeMap<PoolId, f64>) {
+        snapshot
+            .pools
+            .iter()
+            .map(|p| {
+                (
+                    (p.id.clone(), self.demand.estimate(p, now)),
+                    (p.id.clone(), self.demand.idle_seconds(&p.id)),
+                )
+            })
+            .unzip()
+    }
+
+    /// The route table in force.
+    pub fn table(&self) -> Option<&Arc<RouteTable>> {
+        self.tables.back()
+    }
+
+    /// Puts a table into force.
+    pub fn push_table(&mut self, table: Arc<RouteTable>) {
+        self.tables.push_back(table);
+        while self.tables.len() > TABLES_KEPT {
+            self.tables.pop_front();
+        }
+    }
+
+    /// The plan's load lines join those already known.
+    pub fn learn_load_lines(&mut self, plan: &Plan) {
+        self.load_lines.retain(|(pool, _), _| plan.pool(pool).is_some());
+        for pool in &plan.pools {
+            for (shape, rps) in &pool.load_lines {
+                self.load_lines.insert((pool.pool.clone(), shape.clone()), *rps);
+            }
+        }
+    }
+}
+
+/// Replicas to drain, by node.
+pub type Drains = BTreeMap<NodeName, BTreeSet<ReplicaId>>;
+
+/// Everything the tasks share.
+pub struct Shared {
+    /// Mutable state.
+    pub state: Mutex<State>,
+    /// Settings.
+    pub config: SchedulerConfig,
+    /// The store's name: route versions compare only within it.
+    pub identity: String,
+    /// Virtual time.
+    pub clock: Clock,
+    /// Planning functions.
+    pub planner: Arc<dyn Planner>,
+    /// Store.
+    pub store: Arc<dyn Store>,
+    /// Metrics.
+    pub metrics: SchedulerMetrics,
+    /// Wakes the loops.
+    pub wake: Notify,
+    /// Newest plan.
+    pub plans: watch::Sender<Option<Arc<Plan>>>,
+    /// Newest routes.
+    pub routes: watch::Sender<Option<Arc<RouteTable>>>,
+    /// Drains.
+    pub drains: watch::Sender<Arc<Drains>>,
+    /// Observations.
+    pub observations: watch::Sender<Arc<v1::Observations>>,
+    /// Wall time and instant of the start: wall time then goes on without leaps.
+    pub started: (Timestamp, Instant),
+}
+
+impl Shared {
+    /// Wall time.
+    pub fn wall_now(&self) -> Timestamp {
+        let (at, instant) = self.started;
+        SignedDuration::try_from(instant.elapsed()).ok().and_then(|d| at.checked_add(d).ok()).unwrap_or(at)
+    }
+
+    /// Virtual time.
+    pub fn now(&self) -> Timestamp {
+        self.clock.to_virtual(self.wall_now())
+    }
+
+    /// Virtual time in seconds.
+    pub fn now_seconds(&self) -> f64 {
+        seconds(self.now())
+    }
+
+    /// A snapshot's wall times as virtual times.
+    pub fn snapshot_in_virtual_time(&self, mut snapshot: ClusterSnapshot) -> ClusterSnapshot {
+        for r in &mut snapshot.replicas {
+            r.since = self.clock.to_virtual(r.since);
+            r.created_at = self.clock.to_virtual(r.created_at);
+            r.ready_at = r.ready_at.map(|t| self.clock.to_virtual(t));
+        }
+        snapshot
+    }
+
+    /// Asks for a new plan.
+    pub fn request_plan(&self, state: &mut State, why: String) {
+        state.due.get_or_insert(why);
+        self.wake.notify_one();
+    }
+}
