@@ -29,8 +29,8 @@ pub(crate) struct Shared {
     pub(crate) work_square: f64,
     /// Decode step that an arrival finds under way, times the chance that there is one, milliseconds.
     residual_ms: f64,
-    /// Mean and variance of the wait for the step under way and for prompts that share the next one, milliseconds.
-    gate: (f64, f64),
+    /// Wait for the step under way and for prompts that share the next one, milliseconds.
+    gate: Waits,
     /// Prompt tokens that fit into a step beside the mean batch.
     pub(crate) token_budget: f64,
     /// Wait for a place in the batch.
@@ -82,7 +82,7 @@ impl Shared {
             work_square,
             residual_ms: decode_ms * state.busy,
             gate: Gate { rate, burst, decode_ms, prefill_share, work_square, busy: state.busy }
-                .moments(mix, token_budget),
+                .waits(mix, model.batched_tokens()),
             token_budget,
             batch_wait: state.wait,
             prefill_wait,
@@ -101,15 +101,14 @@ impl Shared {
 
     /// Mean wait between arrival and the step that completes the prompt, batch places aside.
     fn turn_mean(&self) -> f64 {
-        self.gate.0.max(0.5 * self.residual_ms + self.prefill_wait.mean())
+        self.gate.mean().max(0.5 * self.residual_ms + self.prefill_wait.mean())
     }
 
     /// What percentile `p` means for every class.
     pub(crate) fn at(&self, model: &ReplicaModel, mix: &Mix, state: &State, p: f64) -> Point {
         let z = normal(p);
         // Short prompts share steps; long ones take turns. Each view is right at its end, and too small at the other.
-        let turn =
-            gamma(self.gate.0, self.gate.1, z).max(p * self.residual_ms + self.prefill_wait.quantile(p));
+        let turn = self.gate.quantile(z).max(p * self.residual_ms + self.prefill_wait.quantile(p));
         let place = (self.batch_wait.mean(), self.batch_wait.quantile(p));
         let mean = state.mean_batch;
         let batch = (mean + LIFETIME_AVERAGING * (state.batch_quantile(p) - mean)).max(1.0);
@@ -166,22 +165,25 @@ struct Gate {
 }
 
 impl Gate {
-    /// Mean and variance of the rest of the step under way and of the prompts that come with one's own.
+    /// The rest of the step under way, and the prompts that come with one's own.
     ///
     /// A step lasts `X = D + work of prompts that arrived in the one before`, so `E[X] = D/(1 − ρ)` and
     /// `Var[X] = λ E[w²] E[X]/(1 − ρ²)`. An arrival finds a length-biased step, waits for a uniform part of it, and
     /// is joined by all who arrived in it and in its own burst, as far as the token budget goes.
-    fn moments(&self, mix: &Mix, token_budget: f64) -> (f64, f64) {
+    fn waits(&self, mix: &Mix, token_budget: f64) -> Waits {
         let rho = self.prefill_share;
         let dispersion = 2.0 * self.burst - 1.0;
         let mean = self.decode_ms / (1.0 - rho);
         let variance = self.rate * self.work_square * dispersion * mean / (1.0 - rho * rho);
         let step = mean + variance / mean;
-        // Requests beside one's own: of the step, and of one's burst (a size-biased geometric).
-        let burst_mates = 2.0 * (self.burst - 1.0);
-        let mates = self.rate * step * self.busy + burst_mates;
+        // Requests beside one's own, as far as the step has room: first of one's burst (a size-biased geometric),
+        // then of the step.
         let room = (token_budget / mix.new.max(1.0) - 1.0).max(0.0);
-        let fit = if mates > room { room / mates } else { 1.0 };
+        let burst_mates = 2.0 * (self.burst - 1.0);
+        let burst_fit = if burst_mates > room { room / burst_mates } else { 1.0 };
+        let step_mates = self.rate * step * self.busy;
+        let left = room - burst_fit * burst_mates;
+        let fit = if step_mates > left { left / step_mates } else { 1.0 };
         // The rest of the step, and its prompts' work; both grow with its length.
         let part = 0.5 + fit * rho;
         let wait = part * step;
@@ -189,11 +191,31 @@ impl Gate {
             + step * step / 12.0
             + fit * self.rate * self.work_square * step;
         let work = mix.work_ms;
-        (
-            self.busy * wait + fit * burst_mates * work,
-            self.busy * (spread + wait * wait) - (self.busy * wait).powi(2)
-                + fit * self.burst * burst_mates * work * work,
-        )
+        let burst = burst_fit * burst_mates * work;
+        Waits {
+            step: (self.busy * wait, self.busy * (spread + wait * wait) - (self.busy * wait).powi(2)),
+            burst: (burst, self.burst * burst * work),
+        }
+    }
+}
+
+/// The gate's two waits, each with mean and variance.
+#[derive(Debug, Clone, Copy)]
+struct Waits {
+    /// The step under way and the prompts that arrived in it.
+    step: (f64, f64),
+    /// The rest of one's own burst.
+    burst: (f64, f64),
+}
+
+impl Waits {
+    fn mean(&self) -> f64 {
+        self.step.0 + self.burst.0
+    }
+
+    fn quantile(&self, z: f64) -> f64 {
+        let part = |(mean, variance)| (mean, gamma(mean, variance, z));
+        of_sum(part(self.step), part(self.burst))
     }
 }
 
@@ -233,7 +255,8 @@ impl ClassPrediction {
         self.with(|s, c| f(s, c, &s.at(model, mix, state, p.fraction())))
     }
 
-    /// Time to first token at this percentile, milliseconds, API time included; infinite when saturated.
+    /// Time to first token at this percentile, milliseconds, API time included; infinite when saturated. Below the
+    /// median, waits are those of the median.
     pub fn ttft_ms(&self, p: Percentile) -> f64 {
         self.at(p, Shared::ttft)
     }

@@ -46,12 +46,12 @@ pub(crate) fn normal(p: f64) -> f64 {
 }
 
 /// Quantile of a gamma-like sum with this mean and variance at the normal quantile `z` (Wilson–Hilferty), never
-/// negative. Used for the work of a Poisson number of prefills.
+/// negative. Below the median, where the approximation fails for rare large parts, the median.
 pub(crate) fn gamma(mean: f64, variance: f64, z: f64) -> f64 {
     if mean <= 0.0 || variance <= 0.0 {
         return mean.max(0.0);
     }
-    let k = mean * mean / variance;
+    let (k, z) = (mean * mean / variance, z.max(0.0));
     mean * (1.0 - 1.0 / (9.0 * k) + z / (3.0 * k.sqrt())).max(0.0).powi(3)
 }
 

@@ -20,7 +20,7 @@ pub(crate) struct State {
     pub(crate) mean_batch: f64,
     /// Mean running requests over time.
     pub(crate) mean_running: f64,
-    /// Chance that an arriving request finds the replica at work.
+    /// Chance that an arriving burst finds the replica at work.
     pub(crate) busy: f64,
     /// Wait for a place in the batch.
     pub(crate) wait: Wait,
@@ -79,7 +79,7 @@ impl State {
         let everyone = seen + waiting;
         self.wait = Wait { p: waiting / everyone, mean_ms: slowest / (1.0 - ratio) };
         self.mean_running = busy / total;
-        self.busy = 1.0 - idle / everyone;
+        self.busy = 1.0 - idle / total;
         if busy > 0.0 {
             let mut below = 0.0;
             let mut mean = 0.0;

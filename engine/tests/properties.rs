@@ -8,6 +8,7 @@ use common::{arch, class, shape, variant};
 use plimsoll_engine::{EngineConfig, ReplicaModel, StepLoad};
 use plimsoll_fleet::{Dtype, Objective, Percentile, RequestClass, Slo, presets};
 use proptest::prelude::*;
+use proptest::test_runner::RngSeed;
 
 const MODELS: [(&str, Dtype, &str, u32, u32); 7] = [
     ("llama-3.1-8b", Dtype::Bf16, "h100", 1, 1),
@@ -44,8 +45,17 @@ fn slo(ttft: f64, tpot: f64, e2e: f64, p: f64) -> Slo {
     Slo { ttft: objective(ttft), tpot: objective(tpot), e2e: objective(e2e) }
 }
 
+fn config() -> ProptestConfig {
+    ProptestConfig {
+        cases: 300,
+        failure_persistence: None,
+        rng_seed: RngSeed::Fixed(1),
+        ..ProptestConfig::default()
+    }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(config())]
 
     #[test]
     fn more_load_is_never_faster(
