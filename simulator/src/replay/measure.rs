@@ -196,6 +196,11 @@ impl Reading {
         if self.done || self.failure.is_some() {
             return;
         }
+        if self.first.is_some() && is_plain_token(data) {
+            self.tokens += 1;
+            self.last = Some(now);
+            return;
+        }
         if data.trim() == "[DONE]" {
             self.done = true;
             return;
@@ -218,6 +223,15 @@ impl Reading {
         }
         self.usage = event.usage.or(self.usage);
     }
+}
+
+/// Whether an event certainly is one more token in the middle of an answer, told without parsing it: most events are.
+fn is_plain_token(data: &str) -> bool {
+    let text = data.split_once("\"content\":\"").or_else(|| data.split_once("\"text\":\""));
+    text.is_some_and(|(_, text)| !text.starts_with('"'))
+        && data.contains("\"finish_reason\":null")
+        && data.ends_with("}]}")
+        && !data.contains("\"error\"")
 }
 
 async fn exchange(target: &Target, body: Bytes) -> Result<Measured, Failure> {
@@ -269,4 +283,26 @@ async fn exchange(target: &Target, body: Bytes) -> Result<Measured, Failure> {
 
 fn excerpt(text: &str) -> String {
     text.chars().take(300).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_certain_events_are_taken_unparsed() {
+        let chunk = |delta: &str, rest: &str| {
+            format!("{{\"id\":\"x\",\"choices\":[{{\"index\":0,{delta},{rest}}}]}}")
+        };
+        let none = "\"finish_reason\":null";
+        assert!(is_plain_token(&chunk("\"delta\":{\"content\":\"a\"}", none)));
+        assert!(is_plain_token(&chunk("\"text\":\"a\"", none)));
+        assert!(!is_plain_token(&chunk("\"delta\":{\"content\":\"\"}", none)));
+        assert!(!is_plain_token(&chunk("\"delta\":{\"content\":\"a\"}", "\"finish_reason\":\"stop\"")));
+        assert!(!is_plain_token("[DONE]"));
+        assert!(!is_plain_token(
+            "{\"error\":{\"message\":\"x\"},\"choices\":[{\"text\":\"a\",\"finish_reason\":null}]}"
+        ));
+        assert!(!is_plain_token("{\"choices\":[],\"usage\":{}}"));
+    }
 }
