@@ -1,1 +1,36 @@
 //! Routing, admission and budget spending; then the OpenAI proxy, telemetry and engine drivers around them.
+//!
+//! Pure decisions: [`route`] (which replica), [`admit`] (what runs, waits or is refused at an engine), [`spend`]
+//! (budget leases), [`liveness`], and the readers [`body`], [`sse`] and [`scrape`]. Around them an [`Agent`] serves
+//! OpenAI-compatible HTTP, probes the engines of its node and talks to the scheduler.
+//!
+//! One agent runs on each GPU node; the same code without a node is a gateway. Whoever takes a request from a client
+//! chooses the replica and forwards the request to the agent beside it, which alone admits or refuses; a refusal goes to
+//! the next choice. Nothing on the request path waits for the scheduler.
+//!
+//! Times in decisions and reports are *model time*: real time multiplied by [`AgentConfig::time_scale`].
+
+pub mod admit;
+mod agent;
+pub mod body;
+mod clock;
+mod config;
+mod engines;
+pub mod liveness;
+mod local;
+pub mod metrics;
+pub mod openai;
+pub mod persist;
+mod proxy;
+mod replica;
+pub mod route;
+pub mod scrape;
+mod session;
+mod shared;
+pub mod spend;
+pub mod sse;
+pub mod telemetry;
+
+pub use agent::{Agent, AgentHandle, StartError};
+pub use config::{AgentConfig, ProxyLimits};
+pub use metrics::AgentMetrics;

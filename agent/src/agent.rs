@@ -1,0 +1,166 @@
+//! Starting and stopping an agent.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use plimsoll_fleet::RouteTable;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::AgentConfig;
+use crate::proxy::handler::Proxy;
+use crate::proxy::server;
+use crate::proxy::upstream::Upstream;
+use crate::shared::Shared;
+use crate::{engines, persist, session};
+
+/// Why an agent did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The address is taken or not allowed.
+    #[error(
+        "agent {agent:?} cannot listen on {address}: {source}; choose another address or stop what uses it"
+    )]
+    Listen {
+        /// Agent.
+        agent: String,
+        /// Address.
+        address: SocketAddr,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The time scale is not a positive number.
+    #[error("time_scale is {0}; use 1 for real engines, or how many times faster the simulated ones run")]
+    TimeScale(f64),
+    /// The scheduler's address is no URL.
+    #[error("scheduler address {0:?} is not a URL; use one such as http://plimsoll-scheduler:7443")]
+    Scheduler(String),
+}
+
+/// An agent: proxy, admission and telemetry for one node, or a gateway without one.
+#[derive(Debug)]
+pub struct Agent;
+
+impl Agent {
+    /// Starts an agent: it listens, routes by the table kept on disk if there is one, and connects to the scheduler in
+    /// the background. It stops when `stop` is cancelled, after the requests under way or the grace period.
+    ///
+    /// # Errors
+    /// [`StartError`] if it cannot listen or the configuration makes no sense. A scheduler that is down is no error, nor
+    /// is a kept table that cannot be read (it is logged).
+    pub async fn start(config: AgentConfig, stop: CancellationToken) -> Result<AgentHandle, StartError> {
+        if !(config.time_scale.is_finite() && config.time_scale > 0.0) {
+            return Err(StartError::TimeScale(config.time_scale));
+        }
+        if let Some(scheduler) = &config.scheduler
+            && tonic::transport::Endpoint::from_shared(scheduler.clone()).is_err()
+        {
+            return Err(StartError::Scheduler(scheduler.clone()));
+        }
+        let fail = |source| StartError::Listen { agent: config.name.clone(), address: config.listen, source };
+        let listener = TcpListener::bind(config.listen).await.map_err(fail)?;
+        let address = listener.local_addr().map_err(fail)?;
+        let advertised = config.advertise.clone().unwrap_or_else(|| address.to_string());
+        let limits = &config.limits;
+        let upstream = Upstream::new(limits.connect_timeout, limits.first_byte_timeout, limits.idle_timeout);
+        // Microseconds since 1970: grows from start to start.
+        let incarnation = jiff::Timestamp::now().as_microsecond().unsigned_abs();
+        let shared = Arc::new(Shared::new(config, advertised, incarnation));
+        if let Some(dir) = &shared.config.state_dir {
+            match persist::load(dir) {
+                Ok(Some((table, epoch))) => {
+                    tracing::info!(version = table.version, "routing by the table kept on disk");
+                    shared.install(table, epoch);
+                }
+                Ok(None) => {}
+                Err(error) => tracing::warn!(%error, "starting without routes"),
+            }
+        }
+        let stop = stop.child_token();
+        // Probes and reports go on while requests finish, so that a drain is still seen.
+        let finished = CancellationToken::new();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(engines::run(shared.clone(), upstream.clone(), finished.clone()));
+        if let Some(scheduler) = shared.config.scheduler.clone() {
+            tasks.spawn(session::run(shared.clone(), scheduler, finished.clone()));
+        }
+        let proxy = Proxy { shared: shared.clone(), upstream };
+        let serving = {
+            let (stop, finished) = (stop.clone(), finished.clone());
+            tokio::spawn(async move {
+                server::serve(listener, proxy, stop).await;
+                finished.cancel();
+                while tasks.join_next().await.is_some() {}
+            })
+        };
+        tracing::info!(agent = %shared.config.name, %address, node = ?shared.config.node, "agent is listening");
+        Ok(AgentHandle { shared, address, stop, serving })
+    }
+}
+
+/// A running agent.
+#[derive(Debug)]
+pub struct AgentHandle {
+    shared: Arc<Shared>,
+    address: SocketAddr,
+    stop: CancellationToken,
+    serving: tokio::task::JoinHandle<()>,
+}
+
+impl AgentHandle {
+    /// Where it listens.
+    pub fn addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// `host:port` at which other agents reach it.
+    pub fn advertised(&self) -> &str {
+        &self.shared.address
+    }
+
+    /// Routes by this table from now on, whatever its version; the scheduler's next one replaces it.
+    pub fn set_routes(&self, table: RouteTable) {
+        self.shared.install(table, String::new());
+    }
+
+    /// The table it routes by.
+    pub fn routes(&self) -> RouteTable {
+        self.shared.table.load().routes.clone()
+    }
+
+    /// What it would report of its engines now.
+    pub fn engines(&self) -> Vec<plimsoll_fleet::telemetry::EngineReport> {
+        engines::reports(&self.shared)
+    }
+
+    /// Takes the traffic counts since the last call or report (for agents without a scheduler, and for tests).
+    pub fn take_traffic(&self) -> Vec<plimsoll_fleet::telemetry::TrafficReport> {
+        self.shared.book.lock().take()
+    }
+
+    /// Grants a budget lease by hand, as the scheduler would.
+    pub fn grant_lease(&self, lease: &plimsoll_fleet::lease::BudgetLease) {
+        self.shared.spend.lock().grant(
+            &lease.budget,
+            lease.epoch,
+            lease.amount,
+            lease.expires_at.as_millisecond(),
+        );
+    }
+
+    /// Asks it to stop; [`Self::join`] waits for it.
+    pub fn stop(&self) {
+        self.stop.cancel();
+    }
+
+    /// Waits until it has stopped.
+    pub async fn join(self) {
+        if let Err(error) = self.serving.await
+            && error.is_panic()
+        {
+            tracing::error!(%error, "the agent's server panicked");
+        }
+    }
+}

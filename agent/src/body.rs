@@ -1,0 +1,411 @@
+//! Request bodies: what the data plane reads of them, and the two edits it makes, without touching other bytes.
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+use bytes::Bytes;
+use serde::de::IgnoredAny;
+use serde_json::Value;
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+use crate::route::BLOCK_BYTES;
+
+/// Which API a body belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Api {
+    /// `/v1/chat/completions`.
+    Chat,
+    /// `/v1/completions`.
+    Completions,
+    /// `/v1/embeddings`.
+    Embeddings,
+    /// `/v1/responses`.
+    Responses,
+    /// `/tokenize`.
+    Tokenize,
+}
+
+impl Api {
+    /// The API at a path.
+    pub fn from_path(path: &str) -> Option<Self> {
+        Some(match path {
+            "/v1/chat/completions" => Self::Chat,
+            "/v1/completions" => Self::Completions,
+            "/v1/embeddings" => Self::Embeddings,
+            "/v1/responses" => Self::Responses,
+            "/tokenize" => Self::Tokenize,
+            _ => return None,
+        })
+    }
+
+    /// The members that hold the prompt, in the order in which engines lay them out.
+    fn prompt_members(self) -> &'static [&'static str] {
+        match self {
+            Self::Chat => &["tools", "messages"],
+            Self::Completions => &["prompt"],
+            Self::Embeddings => &["input"],
+            Self::Responses => &["instructions", "tools", "input"],
+            Self::Tokenize => &["messages", "prompt"],
+        }
+    }
+
+    /// Whether streams of this API end with `data: [DONE]` and may carry `stream_options`.
+    pub fn is_generation(self) -> bool {
+        matches!(self, Self::Chat | Self::Completions)
+    }
+}
+
+/// What is wrong with a body.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum BadBody {
+    /// Not UTF-8.
+    #[error("the body is not UTF-8: invalid byte at offset {offset}; send JSON encoded as UTF-8")]
+    NotUtf8 {
+        /// Offset of the first invalid byte.
+        offset: usize,
+    },
+    /// Not JSON.
+    #[error("the body is not valid JSON: {0}")]
+    NotJson(String),
+    /// JSON, but not an object.
+    #[error("the body must be a JSON object such as {{\"model\": \"…\"}}")]
+    NotObject,
+    /// A member occurs twice: which one counts would depend on the parser.
+    #[error("the body has `{0}` twice; send it once")]
+    Duplicate(&'static str),
+    /// A member is missing.
+    #[error("`{0}` is missing; set it to one of the names that GET /v1/models lists")]
+    Missing(&'static str),
+    /// A member has the wrong type.
+    #[error("`{member}` must be {expected}")]
+    Type {
+        /// Member.
+        member: &'static str,
+        /// What it must be.
+        expected: &'static str,
+    },
+}
+
+impl BadBody {
+    /// The member at fault, for `error.param`.
+    pub fn param(&self) -> Option<&'static str> {
+        match self {
+            Self::NotUtf8 { .. } | Self::NotJson(_) | Self::NotObject => None,
+            Self::Duplicate(m) | Self::Missing(m) | Self::Type { member: m, .. } => Some(m),
+        }
+    }
+}
+
+/// What was read from a body.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Parsed {
+    /// `model`.
+    pub model: String,
+    /// `stream` is true.
+    pub stream: bool,
+    /// `stream_options.include_usage` is true.
+    pub include_usage: bool,
+    /// The longest answer asked for, tokens.
+    pub max_output: Option<u32>,
+    /// Chained hashes of the prompt's blocks.
+    pub prefix: Vec<u64>,
+    /// Bytes of prompt.
+    pub prompt_bytes: usize,
+    model_span: Range<usize>,
+    options_span: Option<Range<usize>>,
+    open: usize,
+}
+
+const READ: [&str; 6] =
+    ["model", "stream", "stream_options", "max_tokens", "max_completion_tokens", "max_output_tokens"];
+
+/// Reads a body. Linear in its length; allocates only for the block hashes and the model's name.
+///
+/// # Errors
+/// [`BadBody`], naming the member and the remedy.
+pub fn parse(api: Api, body: &[u8]) -> Result<Parsed, BadBody> {
+    std::str::from_utf8(body).map_err(|e| BadBody::NotUtf8 { offset: e.valid_up_to() })?;
+    serde_json::from_slice::<IgnoredAny>(body).map_err(|e| BadBody::NotJson(e.to_string()))?;
+    let open = skip_space(body, 0);
+    if body.get(open) != Some(&b'{') {
+        return Err(BadBody::NotObject);
+    }
+    let mut spans: [Option<Range<usize>>; READ.len()] = std::array::from_fn(|_| None);
+    let prompt_names = api.prompt_members();
+    let mut prompt: [Option<Range<usize>>; 3] = std::array::from_fn(|_| None);
+    let mut at = skip_space(body, open + 1);
+    while body.get(at) == Some(&b'"') {
+        let key_end = skip_value(body, at);
+        let key = unescape(&body[at..key_end]);
+        let colon = skip_space(body, key_end);
+        let start = skip_space(body, colon + 1);
+        let end = skip_value(body, start);
+        if let Some(i) = READ.iter().position(|n| *n == key)
+            && spans[i].replace(start..end).is_some()
+        {
+            return Err(BadBody::Duplicate(READ[i]));
+        }
+        if let Some(i) = prompt_names.iter().position(|n| *n == key)
+            && prompt[i].replace(start..end).is_some()
+        {
+            return Err(BadBody::Duplicate(prompt_names[i]));
+        }
+        at = skip_space(body, end);
+        if body.get(at) != Some(&b',') {
+            break;
+        }
+        at = skip_space(body, at + 1);
+    }
+
+    let text = |i: usize| spans[i].as_ref().map(|r: &Range<usize>| &body[r.clone()]);
+    let model_span = spans[0].clone().ok_or(BadBody::Missing("model"))?;
+    let model: String = serde_json::from_slice(&body[model_span.clone()])
+        .map_err(|_| BadBody::Type { member: "model", expected: "a string" })?;
+    if model.is_empty() {
+        return Err(BadBody::Missing("model"));
+    }
+    let stream = match text(1) {
+        None | Some(b"null" | b"false") => false,
+        Some(b"true") => true,
+        Some(_) => return Err(BadBody::Type { member: "stream", expected: "true or false" }),
+    };
+    let include_usage = match text(2) {
+        None | Some(b"null") => false,
+        Some(options) => match serde_json::from_slice::<Value>(options) {
+            Ok(Value::Object(o)) => o.get("include_usage") == Some(&Value::Bool(true)),
+            _ => return Err(BadBody::Type { member: "stream_options", expected: "an object" }),
+        },
+    };
+    let max_output = (3..READ.len()).filter_map(|i| serde_json::from_slice::<u32>(text(i)?).ok()).min();
+
+    let mut prefix = Vec::new();
+    let mut prompt_bytes = 0;
+    let mut chain = 0;
+    for span in prompt.iter().flatten() {
+        let bytes = &body[span.clone()];
+        prompt_bytes += bytes.len();
+        for block in bytes.chunks_exact(BLOCK_BYTES) {
+            chain = xxh3_64_with_seed(block, chain);
+            prefix.push(chain);
+        }
+    }
+    Ok(Parsed {
+        model,
+        stream,
+        include_usage,
+        max_output,
+        prefix,
+        prompt_bytes,
+        model_span,
+        options_span: spans[2].clone(),
+        open,
+    })
+}
+
+/// The body with another model name and, if asked, `stream_options.include_usage` set. The same bytes if nothing
+/// changes.
+pub fn rewrite(body: &Bytes, parsed: &Parsed, model: &str, include_usage: bool) -> Bytes {
+    let mut edits: Vec<(Range<usize>, String)> = Vec::new();
+    if parsed.model != model {
+        edits.push((parsed.model_span.clone(), Value::from(model).to_string()));
+    }
+    if include_usage && !parsed.include_usage {
+        match &parsed.options_span {
+            Some(span) => {
+                let mut options = match serde_json::from_slice(&body[span.clone()]) {
+                    Ok(Value::Object(o)) => o,
+                    _ => serde_json::Map::new(),
+                };
+                options.insert("include_usage".into(), Value::Bool(true));
+                edits.push((span.clone(), Value::Object(options).to_string()));
+            }
+            None => edits.push((
+                parsed.open + 1..parsed.open + 1,
+                "\"stream_options\":{\"include_usage\":true},".to_owned(),
+            )),
+        }
+    }
+    if edits.is_empty() {
+        return body.clone();
+    }
+    edits.sort_by_key(|(span, _)| span.start);
+    let mut out = Vec::with_capacity(body.len() + edits.iter().map(|(_, t)| t.len()).sum::<usize>());
+    let mut from = 0;
+    for (span, text) in edits {
+        out.extend_from_slice(&body[from..span.start]);
+        out.extend_from_slice(text.as_bytes());
+        from = span.end;
+    }
+    out.extend_from_slice(&body[from..]);
+    out.into()
+}
+
+fn unescape(quoted: &[u8]) -> Cow<'_, str> {
+    if quoted.contains(&b'\\') {
+        return Cow::Owned(serde_json::from_slice(quoted).unwrap_or_default());
+    }
+    Cow::Borrowed(std::str::from_utf8(quoted).unwrap_or_default().trim_matches('"'))
+}
+
+fn skip_space(text: &[u8], mut at: usize) -> usize {
+    while matches!(text.get(at), Some(b' ' | b'\t' | b'\n' | b'\r')) {
+        at += 1;
+    }
+    at
+}
+
+/// The end of the value that starts at `at`, in text known to be valid JSON.
+fn skip_value(text: &[u8], mut at: usize) -> usize {
+    let mut depth = 0usize;
+    loop {
+        match text.get(at) {
+            None => return text.len(),
+            Some(b'"') => {
+                at += 1;
+                while let Some(byte) = text.get(at) {
+                    match byte {
+                        b'\\' => at += 2,
+                        b'"' => break,
+                        _ => at += 1,
+                    }
+                }
+                at += 1;
+            }
+            Some(b'{' | b'[') => {
+                depth += 1;
+                at += 1;
+                continue;
+            }
+            Some(b'}' | b']') => {
+                depth = depth.saturating_sub(1);
+                at += 1;
+            }
+            Some(b',' | b':' | b' ' | b'\t' | b'\n' | b'\r') => {
+                at += 1;
+                continue;
+            }
+            Some(_) => {
+                while !matches!(
+                    text.get(at),
+                    None | Some(b',' | b':' | b'}' | b']' | b' ' | b'\t' | b'\n' | b'\r')
+                ) {
+                    at += 1;
+                }
+            }
+        }
+        if depth == 0 {
+            return at.min(text.len());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use rstest::rstest;
+
+    #[test]
+    fn reads_what_it_needs_and_rewrites_only_that() {
+        let body = Bytes::from_static(
+            br#" {"temperature": 0.5, "messages":[{"role":"user","content":"say \"model\": {x"}], "model" : "pool" ,"stream":true,"max_tokens":7}"#,
+        );
+        let p = parse(Api::Chat, &body).unwrap();
+        assert_eq!(
+            (p.model.as_str(), p.stream, p.include_usage, p.max_output),
+            ("pool", true, false, Some(7))
+        );
+        let out = rewrite(&body, &p, "eng\"ine", true);
+        let v: Value = serde_json::from_slice(&out).unwrap();
+        assert_eq!(v["model"], "eng\"ine");
+        assert_eq!(v["stream_options"]["include_usage"], true);
+        assert_eq!(v["messages"][0]["content"], "say \"model\": {x");
+        assert_eq!(rewrite(&body, &p, "pool", false), body);
+    }
+
+    #[test]
+    fn existing_options_are_kept() {
+        let body =
+            Bytes::from_static(br#"{"stream_options":{"x":1},"model":"m","prompt":"p","stream":true}"#);
+        let p = parse(Api::Completions, &body).unwrap();
+        let v: Value = serde_json::from_slice(&rewrite(&body, &p, "m", true)).unwrap();
+        assert_eq!(v["stream_options"], serde_json::json!({"x": 1, "include_usage": true}));
+    }
+
+    #[rstest]
+    #[case("{\"model\": ", "not valid JSON: EOF while parsing a value at line 1 column 10")]
+    #[case("[]", "must be a JSON object")]
+    #[case("{}", "`model` is missing")]
+    #[case("{\"model\": 3}", "`model` must be a string")]
+    #[case("{\"model\":\"a\",\"mod\\u0065l\":\"b\"}", "`model` twice")]
+    #[case("{\"model\":\"a\",\"stream\":\"yes\"}", "`stream` must be true or false")]
+    #[case("{\"model\":\"a\",\"stream_options\":3}", "`stream_options` must be an object")]
+    fn errors_name_the_member(#[case] body: &str, #[case] message: &str) {
+        let error = parse(Api::Chat, body.as_bytes()).unwrap_err().to_string();
+        assert!(error.contains(message), "{error}");
+    }
+
+    #[test]
+    fn invalid_utf8_names_the_offset() {
+        let error = parse(Api::Chat, b"{\"model\":\"\xff\"}").unwrap_err();
+        assert_eq!(error, BadBody::NotUtf8 { offset: 10 });
+    }
+
+    #[test]
+    fn conversations_share_the_hashes_of_what_they_share() {
+        let turn = |extra: &str| {
+            let long = "hello ".repeat(200);
+            format!(r#"{{"model":"m","messages":[{{"role":"user","content":"{long}"}}{extra}]}}"#)
+        };
+        let a = parse(Api::Chat, turn("").as_bytes()).unwrap().prefix;
+        let b = parse(
+            Api::Chat,
+            turn(&format!(r#",{{"role":"user","content":"{}"}}"#, "x".repeat(600))).as_bytes(),
+        )
+        .unwrap()
+        .prefix;
+        assert!(a.len() >= 4 && b.len() > a.len());
+        assert_eq!(a[..], b[..a.len()]);
+    }
+
+    fn json() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            "[ -~é]{0,12}".prop_map(Value::from)
+        ];
+        leaf.prop_recursive(3, 24, 4, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                prop::collection::hash_map("[a-z\"\\\\]{1,6}", inner, 0..4)
+                    .prop_map(|m| Value::Object(m.into_iter().collect())),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_answered(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = parse(Api::Chat, &bytes);
+        }
+
+        #[test]
+        fn rewriting_changes_nothing_else(
+            members in prop::collection::btree_map("[a-z_\\\\\"]{1,8}", json(), 0..6), model in "[ -~]{1,10}", new in "[ -~]{1,10}", pretty: bool,
+        ) {
+            let mut object: serde_json::Map<String, Value> = members.into_iter().collect();
+            for key in READ { object.remove(key); }
+            object.insert("model".into(), model.clone().into());
+            object.insert("stream".into(), true.into());
+            let v = Value::Object(object.clone());
+            let text = Bytes::from(if pretty { serde_json::to_string_pretty(&v).unwrap() } else { v.to_string() });
+            let p = parse(Api::Chat, &text).unwrap();
+            prop_assert_eq!(&p.model, &model);
+            let out: Value = serde_json::from_slice(&rewrite(&text, &p, &new, true)).unwrap();
+            object.insert("model".into(), new.into());
+            object.insert("stream_options".into(), serde_json::json!({"include_usage": true}));
+            prop_assert_eq!(out, Value::Object(object));
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! Configuration of one agent.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use plimsoll_fleet::NodeName;
+
+use crate::metrics::AgentMetrics;
+
+/// How to run an agent. Durations are real time unless the name ends in `_ms` (model time).
+#[derive(Debug, Clone)]
+pub struct AgentConfig {
+    /// Name in reports: the node's, or the gateway pod's.
+    pub name: String,
+    /// The node whose engines it guards; `None` for a gateway.
+    pub node: Option<NodeName>,
+    /// Where to listen.
+    pub listen: SocketAddr,
+    /// `host:port` at which other agents reach it (`None`: the address it is bound to).
+    pub advertise: Option<String>,
+    /// The scheduler, e.g. `http://plimsoll-scheduler:7443` (`None`: routes come from [`crate::AgentHandle::set_routes`]).
+    pub scheduler: Option<String>,
+    /// Where the last route table is kept (`None`: nowhere).
+    pub state_dir: Option<PathBuf>,
+    /// How many times faster than real ones the engines run: every latency, interval and deadline is multiplied by it
+    /// before it is compared or reported. 1 in production.
+    pub time_scale: f64,
+    /// Limits.
+    pub limits: ProxyLimits,
+    /// Metrics, registered by the caller.
+    pub metrics: AgentMetrics,
+}
+
+impl AgentConfig {
+    /// A gateway on an ephemeral loopback port without a scheduler; change what should be otherwise.
+    pub fn new(name: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            node: None,
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            advertise: None,
+            scheduler: None,
+            state_dir: None,
+            time_scale: 1.0,
+            limits: ProxyLimits::default(),
+            metrics: AgentMetrics::default(),
+        }
+    }
+}
+
+/// Bounds of the request path.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ProxyLimits {
+    /// Longest request body, bytes.
+    pub max_body_bytes: usize,
+    /// Most bytes of request headers.
+    pub max_header_bytes: usize,
+    /// Longest answer that is collected (not streamed), bytes.
+    pub max_answer_bytes: usize,
+    /// Most connections at once.
+    pub max_connections: usize,
+    /// Time for a client to send its headers, and between two parts of its body.
+    pub client_read_timeout: Duration,
+    /// Time to connect to an engine or agent.
+    pub connect_timeout: Duration,
+    /// Time from sending a request to the first byte of its answer (the whole answer, where it does not stream).
+    pub first_byte_timeout: Duration,
+    /// Time between two parts of a streamed answer.
+    pub idle_timeout: Duration,
+    /// Requests that may wait for admission to one engine.
+    pub max_queue: usize,
+    /// Requests that may wait here for pools to wake.
+    pub max_holding: usize,
+    /// How long to look for another replica when all that were chosen have just gone or started to drain.
+    pub settle_wait: Duration,
+    /// An engine with work that moves nothing for so long is stalled.
+    pub stall_after: Duration,
+    /// How often engines are probed.
+    pub probe_interval: Duration,
+    /// How often reports are made.
+    pub report_interval: Duration,
+    /// How long a draining engine must have been empty before that is acknowledged.
+    pub drain_settle: Duration,
+    /// How long a shutdown waits for requests to finish.
+    pub shutdown_grace: Duration,
+    /// Shared secret between agents. When set, a request counts as internal only with it.
+    pub hop_secret: Option<String>,
+}
+
+impl Default for ProxyLimits {
+    fn default() -> Self {
+        Self {
+            max_body_bytes: 16 << 20,
+            max_header_bytes: 32 << 10,
+            max_answer_bytes: 256 << 20,
+            max_connections: 16_384,
+            client_read_timeout: Duration::from_secs(30),
+            connect_timeout: Duration::from_secs(2),
+            first_byte_timeout: Duration::from_secs(600),
+            idle_timeout: Duration::from_secs(60),
+            max_queue: 256,
+            max_holding: 1024,
+            settle_wait: Duration::from_secs(3),
+            stall_after: Duration::from_secs(30),
+            probe_interval: Duration::from_secs(1),
+            report_interval: Duration::from_secs(1),
+            drain_settle: Duration::from_secs(1),
+            shutdown_grace: Duration::from_secs(30),
+            hop_secret: None,
+        }
+    }
+}

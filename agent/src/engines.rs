@@ -1,0 +1,179 @@
+//! The engines of this node: probes, liveness, drain acknowledgement.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use plimsoll_fleet::ReplicaId;
+use plimsoll_fleet::telemetry::EngineReport;
+use tokio_util::sync::CancellationToken;
+
+use crate::metrics::EngineLabels;
+use crate::proxy::upstream::Upstream;
+use crate::scrape;
+use crate::shared::{LocalReplica, Shared};
+
+/// How often waiting requests are looked at even if nothing happened: assumed prefills and deadlines pass silently.
+const PUMP_EVERY: Duration = Duration::from_millis(20);
+
+/// Probes every local engine until cancelled.
+pub(crate) async fn run(shared: Arc<Shared>, upstream: Upstream, stop: CancellationToken) {
+    let mut probes: HashMap<ReplicaId, CancellationToken> = HashMap::new();
+    let mut changed = shared.changed.subscribe();
+    let mut pump = tokio::time::interval(PUMP_EVERY);
+    pump.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        let locals = shared.locals.load_full();
+        probes.retain(|id, token| {
+            let keep = locals.contains_key(id);
+            if !keep {
+                token.cancel();
+            }
+            keep
+        });
+        for id in locals.keys() {
+            if !probes.contains_key(id) {
+                let token = stop.child_token();
+                probes.insert(id.clone(), token.clone());
+                tokio::spawn(probe(shared.clone(), upstream.clone(), id.clone(), token));
+            }
+        }
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                result = changed.changed() => if result.is_err() { return } else { break },
+                _ = pump.tick() => {
+                    let now = shared.clock.now_ms();
+                    for local in locals.values() {
+                        if local.engine.counts().1 > 0 {
+                            local.engine.pump(&local.replica, now);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+async fn probe(shared: Arc<Shared>, upstream: Upstream, id: ReplicaId, stop: CancellationToken) {
+    let every = shared.config.limits.probe_interval;
+    let within = (every * 2).max(Duration::from_secs(1));
+    let mut tick = tokio::time::interval(every);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = tick.tick() => {}
+        }
+        // The entry may have moved (an engine restarted on another port).
+        let Some(local) = shared.locals.load().get(&id).cloned() else { return };
+        let address = &local.endpoint.engine_address;
+        let looked = async {
+            tokio::join!(upstream.get(address, "/health", within), upstream.get(address, "/metrics", within))
+        };
+        let (health, metrics) = tokio::select! {
+            () = stop.cancelled() => return,
+            looked = looked => looked,
+        };
+        let healthy = matches!(health, Ok((200..=299, _)));
+        // Only a good answer changes what is known; silence is not zero.
+        let scraped = match metrics {
+            Ok((200..=299, text)) => std::str::from_utf8(&text).map(scrape::parse).unwrap_or_default(),
+            _ => scrape::EngineMetrics::default(),
+        };
+        observe(&shared, &local, healthy, scraped);
+    }
+}
+
+fn observe(shared: &Shared, local: &LocalReplica, healthy: bool, scraped: scrape::EngineMetrics) {
+    let now = shared.clock.now_ms();
+    let engine = &local.engine;
+    let (running, waiting) = engine.counts();
+    let has_work = running > 0 || scraped.running.is_some_and(|r| r > 0.0);
+    // A long prompt may take longer than the limit before its first token.
+    let load = local.replica.load(now);
+    let prefill_ms =
+        crate::route::predict(&local.endpoint.coefficients, &load, load.prefill_tokens, 0.0, 1.0).ttft_ms();
+    let limit_ms = shared.clock.model_ms(shared.config.limits.stall_after).max(4.0 * prefill_ms);
+    let (stalled, was_healthy, is_healthy) = {
+        let mut liveness = engine.liveness.lock();
+        let was = liveness.healthy();
+        liveness.probed(healthy);
+        let stalled = liveness.observe(now, has_work, scraped.token_counter, limit_ms);
+        (stalled, was, liveness.healthy())
+    };
+    let was_stalled = engine.stalled.swap(stalled, Ordering::Relaxed);
+    if stalled != was_stalled || was_healthy != is_healthy {
+        tracing::info!(replica = %local.replica.id, healthy = is_healthy == Some(true), stalled, "engine state");
+        shared.report_now.notify_one();
+    }
+    let empty = running == 0
+        && waiting == 0
+        && scraped.running.is_none_or(|r| r == 0.0)
+        && scraped.waiting.is_none_or(|w| w == 0.0);
+    {
+        let mut since = engine.empty_since.lock();
+        *since = (engine.draining() && empty).then(|| since.unwrap_or(now));
+    }
+    *engine.metrics.lock() = scraped;
+    shared.refresh_state(local);
+    if stalled || is_healthy == Some(false) {
+        // They may still be answered elsewhere.
+        engine.refuse_waiting(&local.replica);
+    } else {
+        engine.pump(&local.replica, now);
+    }
+    let metrics = &shared.config.metrics;
+    let labels = EngineLabels { agent: shared.config.name.clone(), replica: local.replica.id.to_string() };
+    metrics.engine_running.get_or_create(&labels).set(running as i64);
+    metrics.engine_waiting.get_or_create(&labels).set(waiting as i64);
+    metrics.engine_up.get_or_create(&labels).set(i64::from(is_healthy == Some(true) && !stalled));
+}
+
+/// Reports of all local engines, and of drains asked for replicas that this agent does not know.
+///
+/// `drained` is safe to act on: from the moment an engine drains, its agent refuses every new request, whatever route
+/// table the sender goes by; so once nothing is running or waiting (and has not been for `drain_settle`, which covers
+/// figures that lag), nothing will be again.
+pub(crate) fn reports(shared: &Shared) -> Vec<EngineReport> {
+    let now = shared.clock.now_ms();
+    let settle_ms = shared.clock.model_ms(shared.config.limits.drain_settle);
+    let locals = shared.locals.load();
+    let mut out: Vec<EngineReport> = locals
+        .values()
+        .map(|local| {
+            let metrics = local.engine.metrics.lock().clone();
+            let empty_since = *local.engine.empty_since.lock();
+            EngineReport {
+                replica: local.replica.id.clone(),
+                healthy: local.engine.liveness.lock().healthy() == Some(true),
+                stalled: local.engine.stalled.load(Ordering::Relaxed),
+                running: metrics.running,
+                waiting: metrics.waiting,
+                kv_usage: metrics.kv_usage,
+                outstanding_tokens: local.engine.outstanding_tokens(),
+                adapters: metrics.adapters,
+                drained: local.engine.draining()
+                    && local.engine.counts() == (0, 0)
+                    && empty_since.is_some_and(|since| now - since >= settle_ms),
+            }
+        })
+        .collect();
+    for id in shared.drains.lock().iter().filter(|id| !locals.contains_key(*id)) {
+        // Nothing goes to a replica this agent has never heard of, or has outlived.
+        out.push(EngineReport {
+            replica: id.clone(),
+            healthy: false,
+            stalled: false,
+            running: None,
+            waiting: None,
+            kv_usage: None,
+            outstanding_tokens: 0.0,
+            adapters: Vec::new(),
+            drained: true,
+        });
+    }
+    out.sort_by(|a, b| a.replica.cmp(&b.replica));
+    out
+}

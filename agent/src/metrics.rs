@@ -1,0 +1,154 @@
+//! Prometheus metrics `plimsoll_agent_*`.
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+
+/// Labels of request metrics.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RequestLabels {
+    /// Agent.
+    pub agent: String,
+    /// Pool.
+    pub pool: String,
+    /// SLO class.
+    pub class: String,
+}
+
+/// Labels of the outcome counter.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct OutcomeLabels {
+    /// Agent.
+    pub agent: String,
+    /// Pool.
+    pub pool: String,
+    /// SLO class.
+    pub class: String,
+    /// `ok`, `refused`, `failed`, `cancelled` or `invalid`.
+    pub outcome: &'static str,
+}
+
+/// Labels of choices, retries and refusals.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ReasonLabels {
+    /// Agent.
+    pub agent: String,
+    /// Why.
+    pub reason: &'static str,
+}
+
+/// Labels of engine gauges.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct EngineLabels {
+    /// Agent.
+    pub agent: String,
+    /// Replica.
+    pub replica: String,
+}
+
+/// Labels of the agent's own gauges.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct AgentLabels {
+    /// Agent.
+    pub agent: String,
+}
+
+fn seconds() -> Histogram {
+    Histogram::new((0..16).map(|i| 0.005 * f64::from(1 << i)))
+}
+
+fn micros() -> Histogram {
+    Histogram::new((0..16).map(|i| 1e-6 * f64::from(1 << i)))
+}
+
+/// The agent's metrics; clones share the same series, so agents in one process may use one registry.
+#[derive(Debug, Clone)]
+pub struct AgentMetrics {
+    /// Requests by outcome.
+    pub requests: Family<OutcomeLabels, Counter>,
+    /// Time to first token.
+    pub ttft_seconds: Family<RequestLabels, Histogram, fn() -> Histogram>,
+    /// End to end.
+    pub e2e_seconds: Family<RequestLabels, Histogram, fn() -> Histogram>,
+    /// Prompt tokens.
+    pub prompt_tokens: Family<RequestLabels, Counter>,
+    /// Prompt tokens from prefix caches.
+    pub cached_tokens: Family<RequestLabels, Counter>,
+    /// Answer tokens.
+    pub output_tokens: Family<RequestLabels, Counter>,
+    /// Requests waiting for a pool to wake.
+    pub holding: Family<RequestLabels, Gauge>,
+    /// Choices by reason.
+    pub choices: Family<ReasonLabels, Counter>,
+    /// Time a choice took.
+    pub choice_seconds: Family<AgentLabels, Histogram, fn() -> Histogram>,
+    /// Attempts beyond the first, by why.
+    pub retries: Family<ReasonLabels, Counter>,
+    /// Refusals at this agent's own engines, by why.
+    pub refusals: Family<ReasonLabels, Counter>,
+    /// Requests at an engine.
+    pub engine_running: Family<EngineLabels, Gauge>,
+    /// Requests waiting here for an engine.
+    pub engine_waiting: Family<EngineLabels, Gauge>,
+    /// 1 if an engine is healthy and not stalled.
+    pub engine_up: Family<EngineLabels, Gauge>,
+    /// 1 while the stream to the scheduler is open.
+    pub scheduler_connected: Family<AgentLabels, Gauge>,
+    /// Version of the route table in use.
+    pub route_version: Family<AgentLabels, Gauge>,
+}
+
+impl Default for AgentMetrics {
+    fn default() -> Self {
+        Self {
+            requests: Family::default(),
+            ttft_seconds: Family::new_with_constructor(seconds),
+            e2e_seconds: Family::new_with_constructor(seconds),
+            prompt_tokens: Family::default(),
+            cached_tokens: Family::default(),
+            output_tokens: Family::default(),
+            holding: Family::default(),
+            choices: Family::default(),
+            choice_seconds: Family::new_with_constructor(micros),
+            retries: Family::default(),
+            refusals: Family::default(),
+            engine_running: Family::default(),
+            engine_waiting: Family::default(),
+            engine_up: Family::default(),
+            scheduler_connected: Family::default(),
+            route_version: Family::default(),
+        }
+    }
+}
+
+impl AgentMetrics {
+    /// Makes the metrics and registers them as `plimsoll_agent_*`.
+    pub fn register(registry: &mut Registry) -> Self {
+        let m = Self::default();
+        let r = registry.sub_registry_with_prefix("plimsoll_agent");
+        r.register("requests", "Requests from clients by outcome", m.requests.clone());
+        r.register("ttft_seconds", "Time to first token, model time", m.ttft_seconds.clone());
+        r.register("e2e_seconds", "End-to-end time, model time", m.e2e_seconds.clone());
+        r.register("prompt_tokens", "Prompt tokens of finished requests", m.prompt_tokens.clone());
+        r.register("cached_tokens", "Prompt tokens served from prefix caches", m.cached_tokens.clone());
+        r.register("output_tokens", "Answer tokens of finished requests", m.output_tokens.clone());
+        r.register("holding", "Requests waiting for a pool to wake", m.holding.clone());
+        r.register("choices", "Replica choices by reason", m.choices.clone());
+        r.register("choice_seconds", "Real time one choice took", m.choice_seconds.clone());
+        r.register("retries", "Attempts beyond the first by reason", m.retries.clone());
+        r.register("refusals", "Requests refused for this agent's own engines by reason", m.refusals.clone());
+        r.register("engine_running", "Requests at an engine", m.engine_running.clone());
+        r.register("engine_waiting", "Requests waiting at the agent for an engine", m.engine_waiting.clone());
+        r.register("engine_up", "1 if the engine answers and moves", m.engine_up.clone());
+        r.register(
+            "scheduler_connected",
+            "1 while the scheduler stream is open",
+            m.scheduler_connected.clone(),
+        );
+        r.register("route_version", "Version of the route table in use", m.route_version.clone());
+        m
+    }
+}

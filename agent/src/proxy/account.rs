@@ -1,0 +1,241 @@
+//! The account of one client's request: begun when it arrives, settled exactly once.
+
+use std::sync::Arc;
+
+use plimsoll_fleet::SloClass;
+
+use crate::local::Permit;
+use crate::metrics::{OutcomeLabels, RequestLabels};
+use crate::replica::Flight;
+use crate::shared::{Pool, Shared};
+use crate::spend::Reservation;
+use crate::sse::{Seen, Usage};
+use crate::telemetry::Finished;
+
+/// What holds the request's place at an engine.
+#[derive(Debug)]
+pub(crate) enum Place {
+    /// At an engine of this node.
+    Here(Permit),
+    /// At another node, or at an engine without an agent.
+    There(Flight),
+}
+
+impl Place {
+    pub(crate) fn produced(&mut self, tokens: f64) {
+        match self {
+            Self::Here(permit) => permit.produced(tokens),
+            Self::There(flight) => flight.produced(tokens),
+        }
+    }
+}
+
+/// How a request ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    Finished,
+    Refused,
+    Failed,
+    /// The engine found fault with the request.
+    Invalid,
+    Cancelled,
+}
+
+/// One request's account. Dropped unsettled, it counts as cancelled: the client has gone.
+#[derive(Debug)]
+pub(crate) struct Account {
+    shared: Arc<Shared>,
+    pub(crate) pool: Arc<Pool>,
+    pub(crate) class: String,
+    begun_ms: f64,
+    first_token_ms: Option<f64>,
+    last_token_ms: f64,
+    token_events: u64,
+    pub(crate) prompt_bytes: usize,
+    pub(crate) prompt_estimate: f64,
+    pub(crate) expected_output: f64,
+    pub(crate) reservation: Reservation,
+    settled: bool,
+}
+
+impl Account {
+    pub(crate) fn begin(shared: Arc<Shared>, pool: Arc<Pool>, class: String, prompt_bytes: usize) -> Self {
+        let begun_ms = shared.clock.now_ms();
+        shared.book.lock().arrived(&pool.view.route.pool, &class, begun_ms);
+        shared.retries.lock().earn();
+        Self {
+            shared,
+            pool,
+            class,
+            begun_ms,
+            first_token_ms: None,
+            last_token_ms: begun_ms,
+            token_events: 0,
+            prompt_bytes,
+            prompt_estimate: 0.0,
+            expected_output: 0.0,
+            reservation: Reservation::default(),
+            settled: false,
+        }
+    }
+
+    pub(crate) fn begun_ms(&self) -> f64 {
+        self.begun_ms
+    }
+
+    fn labels(&self) -> RequestLabels {
+        RequestLabels {
+            agent: self.shared.config.name.clone(),
+            pool: self.pool.view.route.pool.to_string(),
+            class: self.class.clone(),
+        }
+    }
+
+    /// Takes note of what a stream has shown; returns how many token events are new.
+    pub(crate) fn saw(&mut self, seen: &Seen) -> u64 {
+        let new = seen.token_events - self.token_events;
+        if new > 0 {
+            let now = self.shared.clock.now_ms();
+            self.first_token_ms.get_or_insert(now);
+            self.last_token_ms = now;
+            self.token_events = seen.token_events;
+        }
+        new
+    }
+
+    /// The request is over.
+    pub(crate) fn settle(&mut self, outcome: Outcome, usage: Option<Usage>) {
+        if std::mem::replace(&mut self.settled, true) {
+            return;
+        }
+        let now = self.shared.clock.now_ms();
+        let pool = &self.pool.view.route.pool;
+        let output = usage.map_or(self.token_events, |u| u.completion_tokens);
+        let input = usage.map_or(self.prompt_estimate.round() as u64, |u| u.prompt_tokens);
+        let used = match outcome {
+            Outcome::Refused => 0.0,
+            Outcome::Failed | Outcome::Invalid if self.token_events == 0 && usage.is_none() => 0.0,
+            _ => (input + output) as f64,
+        };
+        self.shared.spend.lock().settle(std::mem::take(&mut self.reservation), used);
+        let text = match outcome {
+            Outcome::Finished => "ok",
+            Outcome::Refused => "refused",
+            Outcome::Failed => "failed",
+            Outcome::Invalid => "invalid",
+            Outcome::Cancelled => "cancelled",
+        };
+        let metrics = &self.shared.config.metrics;
+        metrics
+            .requests
+            .get_or_create(&OutcomeLabels {
+                agent: self.shared.config.name.clone(),
+                pool: pool.to_string(),
+                class: self.class.clone(),
+                outcome: text,
+            })
+            .inc();
+        match outcome {
+            Outcome::Refused => self.shared.book.lock().refused(pool, &self.class),
+            Outcome::Failed => self.shared.book.lock().failed(pool, &self.class),
+            Outcome::Invalid | Outcome::Cancelled => {}
+            Outcome::Finished => {
+                let e2e_ms = now - self.begun_ms;
+                let ttft_ms = self.first_token_ms.map(|t| t - self.begun_ms);
+                // Several tokens may come in one event: usage knows, events do not.
+                let tpot_ms = self
+                    .first_token_ms
+                    .filter(|_| output > 1)
+                    .map(|t| (self.last_token_ms - t) / (output - 1) as f64);
+                let finished = Finished {
+                    input_tokens: input,
+                    output_tokens: output,
+                    cached_tokens: usage.map_or(0, |u| u.cached_tokens()),
+                    ttft_ms,
+                    tpot_ms,
+                    e2e_ms,
+                    attained: attained(
+                        self.pool.view.route.slo_classes.iter().find(|c| c.name == self.class),
+                        ttft_ms,
+                        tpot_ms,
+                        e2e_ms,
+                        output,
+                    ),
+                };
+                self.shared.book.lock().finished(pool, &self.class, &finished);
+                if let Some(usage) = usage {
+                    self.pool.memory.stats.lock().learn(
+                        &self.class,
+                        self.prompt_bytes,
+                        usage.prompt_tokens,
+                        usage.completion_tokens,
+                    );
+                }
+                let labels = self.labels();
+                if let Some(ttft) = ttft_ms {
+                    metrics.ttft_seconds.get_or_create(&labels).observe(ttft / 1000.0);
+                }
+                metrics.e2e_seconds.get_or_create(&labels).observe(e2e_ms / 1000.0);
+                metrics.prompt_tokens.get_or_create(&labels).inc_by(finished.input_tokens);
+                metrics.cached_tokens.get_or_create(&labels).inc_by(finished.cached_tokens);
+                metrics.output_tokens.get_or_create(&labels).inc_by(finished.output_tokens);
+            }
+        }
+        tracing::debug!(
+            pool = %pool, class = %self.class, outcome = text, input, output,
+            e2e_ms = now - self.begun_ms, "request over"
+        );
+    }
+}
+
+impl Drop for Account {
+    fn drop(&mut self) {
+        self.settle(Outcome::Cancelled, None);
+    }
+}
+
+/// Whether a finished request met its class's objectives. One that did not stream showed no first token: it is held to
+/// what the objectives together allow end to end, TTFT + TPOT × (tokens − 1).
+fn attained(
+    class: Option<&SloClass>,
+    ttft_ms: Option<f64>,
+    tpot_ms: Option<f64>,
+    e2e_ms: f64,
+    output: u64,
+) -> bool {
+    let Some(class) = class else { return true };
+    let slo = &class.slo;
+    match ttft_ms {
+        Some(ttft) => slo.met_by(ttft, tpot_ms, e2e_ms),
+        None => {
+            let allowed = match (slo.ttft, slo.tpot) {
+                (Some(ttft), Some(tpot)) => ttft.ms + tpot.ms * output.saturating_sub(1) as f64,
+                (Some(ttft), None) if output <= 1 => ttft.ms,
+                _ => f64::INFINITY,
+            };
+            e2e_ms <= allowed && slo.e2e.is_none_or(|o| e2e_ms <= o.ms)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use plimsoll_fleet::{Objective, Percentile, Slo};
+
+    use super::*;
+
+    #[test]
+    fn answers_that_do_not_stream_are_held_to_the_sum() {
+        let o = |ms| Some(Objective { percentile: Percentile::P95, ms });
+        let class = SloClass {
+            name: "default".into(),
+            slo: Slo { ttft: o(100.0), tpot: o(10.0), e2e: None },
+            match_headers: Default::default(),
+            expected_share: 1.0,
+        };
+        assert!(attained(Some(&class), None, None, 190.0, 10));
+        assert!(!attained(Some(&class), None, None, 191.0, 10));
+        assert!(attained(Some(&class), Some(99.0), Some(9.0), 1e6, 10));
+        assert!(!attained(Some(&class), Some(99.0), Some(11.0), 1.0, 10));
+    }
+}

@@ -1,0 +1,107 @@
+//! Header names, and which headers pass.
+
+use http::header::{self, HeaderMap, HeaderName};
+
+pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+pub(crate) const REPLICA: HeaderName = HeaderName::from_static("x-plimsoll-replica");
+pub(crate) const PLAN: HeaderName = HeaderName::from_static("x-plimsoll-plan");
+/// `replica=ID;prompt=…`: this request was routed by an agent; never forward it again.
+pub(crate) const HOP: HeaderName = HeaderName::from_static("x-plimsoll-hop");
+pub(crate) const HOP_KEY: HeaderName = HeaderName::from_static("x-plimsoll-hop-key");
+/// On a hop's answer: why the agent did not admit the request.
+pub(crate) const REFUSED: HeaderName = HeaderName::from_static("x-plimsoll-refused");
+/// On a hop's answer: the engine's load as its agent counts it.
+pub(crate) const LOAD: HeaderName = HeaderName::from_static("x-plimsoll-load");
+pub(crate) const SLO_CLASS: &str = "x-plimsoll-slo-class";
+pub(crate) const DEADLINE_MS: &str = "x-plimsoll-deadline-ms";
+/// Names under which the ecosystem sends an objective or class.
+pub(crate) const OBJECTIVES: [&str; 3] =
+    ["x-llm-d-inference-objective", "x-gateway-inference-objective", "x-gateway-model-objective"];
+/// Names under which it sends an objective for the time to first token, ms.
+pub(crate) const TTFT_OBJECTIVES: [&str; 3] =
+    ["x-llm-d-slo-ttft-ms", "x-gateway-slo-ttft-ms", "x-slo-ttft-ms"];
+/// Names of whoever the request is for.
+pub(crate) const TENANTS: [&str; 3] =
+    ["x-plimsoll-tenant", "x-llm-d-inference-fairness-id", "x-gateway-inference-fairness-id"];
+
+/// Text of a header, if it is there and is text.
+pub(crate) fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name).and_then(|v| v.to_str().ok()).map(str::trim)
+}
+
+/// The first of several names that is there.
+pub(crate) fn first_text<'a>(headers: &'a HeaderMap, names: &[&str]) -> Option<&'a str> {
+    names.iter().find_map(|n| text(headers, n))
+}
+
+/// A header with a positive number.
+pub(crate) fn positive(headers: &HeaderMap, names: &[&str]) -> Option<f64> {
+    first_text(headers, names).and_then(|t| t.parse::<f64>().ok()).filter(|v| v.is_finite() && *v > 0.0)
+}
+
+fn hop_by_hop(name: &HeaderName) -> bool {
+    matches!(
+        *name,
+        header::CONNECTION
+            | header::PROXY_AUTHENTICATE
+            | header::PROXY_AUTHORIZATION
+            | header::TE
+            | header::TRAILER
+            | header::TRANSFER_ENCODING
+            | header::UPGRADE
+    ) || name == "keep-alive"
+        || name == "proxy-connection"
+}
+
+/// The client's headers that go on to an engine: not those of the connection, not credentials (they are Plimsoll's to
+/// check, not the engine's to see), not an encoding that would hide the stream.
+pub(crate) fn forward_request(from: &HeaderMap) -> HeaderMap {
+    let named = connection_names(from);
+    let mut out = HeaderMap::with_capacity(from.len() + 8);
+    for (name, value) in from {
+        let skip = hop_by_hop(name)
+            || matches!(
+                *name,
+                header::HOST
+                    | header::CONTENT_LENGTH
+                    | header::ACCEPT_ENCODING
+                    | header::AUTHORIZATION
+                    | header::COOKIE
+                    | header::EXPECT
+                    | header::ACCEPT
+            )
+            || *name == HOP
+            || *name == HOP_KEY
+            || named.iter().any(|n| n == name.as_str());
+        if !skip {
+            out.append(name.clone(), value.clone());
+        }
+    }
+    out
+}
+
+/// The engine's headers that go back to the client.
+pub(crate) fn forward_response(from: &HeaderMap) -> HeaderMap {
+    let named = connection_names(from);
+    let mut out = HeaderMap::with_capacity(from.len() + 4);
+    for (name, value) in from {
+        let skip = hop_by_hop(name)
+            || *name == header::CONTENT_LENGTH
+            || *name == LOAD
+            || *name == REFUSED
+            || named.iter().any(|n| n == name.as_str());
+        if !skip {
+            out.append(name.clone(), value.clone());
+        }
+    }
+    out
+}
+
+fn connection_names(headers: &HeaderMap) -> Vec<String> {
+    headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|v| v.to_str().ok())
+        .flat_map(|v| v.split(',').map(|n| n.trim().to_ascii_lowercase()))
+        .collect()
+}

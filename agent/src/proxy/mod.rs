@@ -1,0 +1,9 @@
+//! The OpenAI-compatible proxy.
+
+pub(crate) mod account;
+pub(crate) mod handler;
+pub(crate) mod headers;
+pub(crate) mod hop;
+pub(crate) mod relay;
+pub(crate) mod server;
+pub(crate) mod upstream;

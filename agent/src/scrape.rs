@@ -1,0 +1,153 @@
+//! Engine metrics under vLLM's, SGLang's and llama.cpp's own names. What is absent stays unknown; it is never zero.
+
+/// What an engine says of itself.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct EngineMetrics {
+    /// Running requests.
+    pub running: Option<f64>,
+    /// Waiting requests.
+    pub waiting: Option<f64>,
+    /// Share of KV cache in use, 0–1.
+    pub kv_usage: Option<f64>,
+    /// Sum of its counters of tokens: changes whenever it works.
+    pub token_counter: Option<f64>,
+    /// Adapters resident, as far as it says.
+    pub adapters: Vec<String>,
+}
+
+/// Reads Prometheus text. Lines it does not understand are passed over; figures that are not numbers stay unknown.
+pub fn parse(text: &str) -> EngineMetrics {
+    let mut m = EngineMetrics::default();
+    let mut adapters: Vec<String> = Vec::new();
+    for line in text.lines() {
+        let line = line.trim();
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        let (name, labels, rest) = match line.split_once('{') {
+            Some((name, rest)) => match rest.rsplit_once('}') {
+                Some((labels, value)) => (name, labels, value),
+                None => continue,
+            },
+            None => match line.split_once(char::is_whitespace) {
+                Some((name, value)) => (name, "", value),
+                None => continue,
+            },
+        };
+        let Some(value) = rest.split_whitespace().next().and_then(|v| v.parse::<f64>().ok()) else {
+            continue;
+        };
+        if !value.is_finite() {
+            continue;
+        }
+        let add = |slot: &mut Option<f64>| *slot = Some(slot.unwrap_or(0.0) + value);
+        match name {
+            "vllm:num_requests_running" | "sglang:num_running_reqs" | "llamacpp:requests_processing" => {
+                add(&mut m.running);
+            }
+            "vllm:num_requests_waiting" | "sglang:num_queue_reqs" | "llamacpp:requests_deferred" => {
+                add(&mut m.waiting)
+            }
+            // Several data-parallel ranks: the fullest counts.
+            "vllm:kv_cache_usage_perc"
+            | "vllm:gpu_cache_usage_perc"
+            | "sglang:token_usage"
+            | "llamacpp:kv_cache_usage_ratio" => m.kv_usage = Some(m.kv_usage.unwrap_or(0.0).max(value)),
+            "vllm:generation_tokens_total"
+            | "vllm:prompt_tokens_total"
+            | "sglang:generation_tokens_total"
+            | "sglang:prompt_tokens_total"
+            | "llamacpp:tokens_predicted_total"
+            | "llamacpp:prompt_tokens_total" => add(&mut m.token_counter),
+            "vllm:lora_adapter_loaded" if value > 0.0 => {
+                adapters.extend(label(labels, "lora_name").or_else(|| label(labels, "adapter")));
+            }
+            "vllm:lora_requests_info" => {
+                for key in ["running_lora_adapters", "waiting_lora_adapters"] {
+                    if let Some(list) = label(labels, key) {
+                        adapters
+                            .extend(list.split(',').map(|a| a.trim().to_owned()).filter(|a| !a.is_empty()));
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    adapters.sort_unstable();
+    adapters.dedup();
+    m.adapters = adapters;
+    m
+}
+
+fn label(labels: &str, key: &str) -> Option<String> {
+    let mut rest = labels;
+    while let Some(eq) = rest.find("=\"") {
+        let name = rest[..eq].trim_start_matches([',', ' ']);
+        let mut value = String::new();
+        let mut chars = rest[eq + 2..].char_indices();
+        let mut end = None;
+        while let Some((i, c)) = chars.next() {
+            match c {
+                '\\' => match chars.next() {
+                    Some((_, 'n')) => value.push('\n'),
+                    Some((_, other)) => value.push(other),
+                    None => return None,
+                },
+                '"' => {
+                    end = Some(eq + 2 + i + 1);
+                    break;
+                }
+                _ => value.push(c),
+            }
+        }
+        if name == key {
+            return end.map(|_| value);
+        }
+        rest = &rest[end?..];
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use rstest::rstest;
+
+    #[rstest]
+    #[case(
+        "vllm:num_requests_running{model_name=\"m\",engine=\"0\"} 3.0\nvllm:num_requests_waiting{a=\"}\"} 2\nvllm:kv_cache_usage_perc 0.5\nvllm:generation_tokens_total{} 1e3 1700000000"
+    )]
+    #[case(
+        "# HELP x\nsglang:num_running_reqs 3\nsglang:num_queue_reqs 2\nsglang:token_usage 0.5\nsglang:generation_tokens_total 1000"
+    )]
+    #[case(
+        "llamacpp:requests_processing 3\nllamacpp:requests_deferred 2\nllamacpp:kv_cache_usage_ratio 0.5\nllamacpp:tokens_predicted_total 1000\n"
+    )]
+    fn three_engines_say_the_same(#[case] text: &str) {
+        let m = parse(text);
+        assert_eq!(
+            (m.running, m.waiting, m.kv_usage, m.token_counter),
+            (Some(3.0), Some(2.0), Some(0.5), Some(1000.0))
+        );
+    }
+
+    #[test]
+    fn absence_and_nan_are_unknown() {
+        assert_eq!(parse("vllm:num_requests_running NaN\nother 3\n").running, None);
+        assert_eq!(parse(""), EngineMetrics::default());
+    }
+
+    #[test]
+    fn adapters_are_read_from_labels() {
+        let m = parse(
+            "vllm:lora_requests_info{max_lora=\"4\",running_lora_adapters=\"b, a\",waiting_lora_adapters=\"\"} 1.7e9\nvllm:lora_adapter_loaded{lora_name=\"c\\\"d\",level=\"gpu\"} 1",
+        );
+        assert_eq!(m.adapters, ["a", "b", "c\"d"]);
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_read(text in "[ -~\\n]{0,300}") { let _ = parse(&text); }
+    }
+}

@@ -1,0 +1,378 @@
+//! Server-sent events from engines: forwarded event by event without copying, read on the way.
+
+use bytes::{Bytes, BytesMut};
+use serde::Deserialize;
+
+/// The longest event that is read; the rest of a longer one passes unread.
+const MAX_EVENT_BYTES: usize = 512 * 1024;
+
+/// Token counts of a finished request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+pub struct Usage {
+    /// Prompt tokens.
+    #[serde(default, alias = "input_tokens")]
+    pub prompt_tokens: u64,
+    /// Answer tokens, reasoning included.
+    #[serde(default, alias = "output_tokens")]
+    pub completion_tokens: u64,
+    /// Details of the prompt.
+    #[serde(default, alias = "input_tokens_details")]
+    pub prompt_tokens_details: Option<PromptDetails>,
+}
+
+/// Details of a prompt's tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+pub struct PromptDetails {
+    /// Served from the prefix cache.
+    #[serde(default)]
+    pub cached_tokens: Option<u64>,
+}
+
+impl Usage {
+    /// Prompt tokens served from the prefix cache (0 if the engine does not say).
+    pub fn cached_tokens(&self) -> u64 {
+        self.prompt_tokens_details.and_then(|d| d.cached_tokens).unwrap_or(0)
+    }
+}
+
+/// What a stream has shown so far.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Seen {
+    /// Events that carried part of an answer.
+    pub token_events: u64,
+    /// Token counts, once the engine gave them.
+    pub usage: Option<Usage>,
+    /// `[DONE]` was seen.
+    pub done: bool,
+    /// A finish reason (or a completed response) was seen.
+    pub finished: bool,
+    /// The engine sent an error event.
+    pub error: bool,
+}
+
+/// Reads one stream.
+#[derive(Debug)]
+pub struct SseScanner {
+    strip_usage: bool,
+    rename: Option<(Vec<u8>, Vec<u8>)>,
+    tail: BytesMut,
+    raw: bool,
+    seen: Seen,
+}
+
+/// The part of a chunk that says whether it carries tokens.
+#[derive(Deserialize)]
+struct Chunk {
+    #[serde(default)]
+    choices: Option<Vec<ChunkChoice>>,
+    #[serde(default)]
+    usage: Option<Usage>,
+    #[serde(default)]
+    response: Option<ChunkResponse>,
+}
+
+#[derive(Deserialize)]
+struct ChunkResponse {
+    #[serde(default)]
+    usage: Option<Usage>,
+}
+
+#[derive(Deserialize)]
+struct ChunkChoice {
+    #[serde(default)]
+    delta: Option<serde_json::Map<String, serde_json::Value>>,
+    #[serde(default)]
+    text: Option<String>,
+}
+
+impl ChunkChoice {
+    fn has_token(&self) -> bool {
+        let delta = self.delta.iter().flatten().any(|(key, value)| match value {
+            serde_json::Value::Null => false,
+            serde_json::Value::String(text) => key != "role" && !text.is_empty(),
+            serde_json::Value::Array(items) => !items.is_empty(),
+            _ => true,
+        });
+        delta || self.text.as_ref().is_some_and(|t| !t.is_empty())
+    }
+}
+
+enum Keep {
+    Same,
+    Drop,
+    Replace(Vec<u8>),
+}
+
+impl SseScanner {
+    /// `strip_usage` drops the usage chunk that the client did not ask for; `rename` is `(engine's model name, name the
+    /// client used)` where they differ.
+    pub fn new(strip_usage: bool, rename: Option<(&str, &str)>) -> Self {
+        let quoted = |name: &str| serde_json::Value::from(name).to_string().into_bytes();
+        Self {
+            strip_usage,
+            rename: rename.map(|(from, to)| (quoted(from), quoted(to))),
+            tail: BytesMut::new(),
+            raw: false,
+            seen: Seen::default(),
+        }
+    }
+
+    /// What was seen so far.
+    pub fn seen(&self) -> &Seen {
+        &self.seen
+    }
+
+    /// Takes a chunk and returns what may be sent on: whole events, as they came.
+    pub fn push(&mut self, chunk: Bytes) -> Bytes {
+        let data = if self.tail.is_empty() {
+            chunk
+        } else {
+            self.tail.extend_from_slice(&chunk);
+            self.tail.split().freeze()
+        };
+        let mut at = 0;
+        // Copied output, once an event was dropped or changed; until then a slice of `data` will do.
+        let mut out: Option<BytesMut> = None;
+        while let Some(end) = event_end(&data, at) {
+            let keep = if self.raw { Keep::Same } else { self.event(&data[at..end]) };
+            self.raw = false;
+            match (&mut out, keep) {
+                (None, Keep::Same) => {}
+                (Some(buffer), Keep::Same) => buffer.extend_from_slice(&data[at..end]),
+                (_, keep) => {
+                    let buffer = out.get_or_insert_with(|| BytesMut::from(&data[..at]));
+                    if let Keep::Replace(text) = keep {
+                        buffer.extend_from_slice(&text);
+                    }
+                }
+            }
+            at = end;
+        }
+        let overlong = data.len() - at > MAX_EVENT_BYTES || self.raw;
+        if overlong {
+            // Keep a trailing newline back, so that the end of this event is still recognised.
+            let cut = if data.ends_with(b"\n") { data.len() - 1 } else { data.len() };
+            self.raw = true;
+            let cut = cut.max(at);
+            if let Some(buffer) = &mut out {
+                buffer.extend_from_slice(&data[at..cut]);
+            }
+            self.tail.extend_from_slice(&data[cut..]);
+            return out.map_or_else(|| data.slice(..cut), BytesMut::freeze);
+        }
+        self.tail.extend_from_slice(&data[at..]);
+        out.map_or_else(|| data.slice(..at), BytesMut::freeze)
+    }
+
+    /// The stream is over: returns what was held back (an event without its final blank line).
+    pub fn finish(&mut self) -> Bytes {
+        let rest = self.tail.split().freeze();
+        if rest.is_empty() || self.raw {
+            return rest;
+        }
+        match self.event(&rest) {
+            Keep::Same => rest,
+            Keep::Drop => Bytes::new(),
+            Keep::Replace(text) => text.into(),
+        }
+    }
+
+    fn event(&mut self, event: &[u8]) -> Keep {
+        let mut keep = Keep::Same;
+        let mut from = 0;
+        for line in event.split_inclusive(|b| *b == b'\n') {
+            let start = from;
+            from += line.len();
+            let Some(data) = line.strip_prefix(b"data:") else { continue };
+            match self.data(data.trim_ascii()) {
+                Keep::Same => {}
+                Keep::Drop => return Keep::Drop,
+                Keep::Replace(text) => {
+                    let mut changed = event[..start].to_vec();
+                    changed.extend_from_slice(b"data: ");
+                    changed.extend_from_slice(&text);
+                    let ending = line.len() - line.trim_ascii_end().len();
+                    changed.extend_from_slice(&line[line.len() - ending..]);
+                    changed.extend_from_slice(&event[from..]);
+                    keep = Keep::Replace(changed);
+                }
+            }
+        }
+        keep
+    }
+
+    fn data(&mut self, data: &[u8]) -> Keep {
+        if data == b"[DONE]" {
+            self.seen.done = true;
+            return Keep::Same;
+        }
+        let mut drop = false;
+        // A string cannot hold an unescaped quote, so these bytes are a member's name.
+        let usage = find(data, b"\"usage\":")
+            .is_some_and(|at| !data[at + 8..].trim_ascii_start().starts_with(b"null"));
+        if usage || self.seen.token_events == 0 {
+            if let Ok(chunk) = serde_json::from_slice::<Chunk>(data) {
+                let empty = chunk.choices.as_ref().is_some_and(Vec::is_empty);
+                if let Some(found) = chunk.usage.or(chunk.response.and_then(|r| r.usage)) {
+                    self.seen.usage = Some(found);
+                    drop = self.strip_usage && empty;
+                }
+                if chunk.choices.iter().flatten().any(ChunkChoice::has_token) {
+                    self.seen.token_events += 1;
+                }
+            }
+            if find(data, b".delta\"").is_some() {
+                self.seen.token_events += 1;
+            }
+        } else {
+            self.seen.token_events += 1;
+        }
+        if find(data, b"\"finish_reason\":\"").is_some()
+            || find(data, b"\"finish_reason\": \"").is_some()
+            || find(data, b"\"response.completed\"").is_some()
+        {
+            self.seen.finished = true;
+        }
+        if data.starts_with(b"{\"error\":")
+            || data.starts_with(b"{\"error\" :")
+            || data.starts_with(b"{\"object\":\"error\"")
+        {
+            self.seen.error = true;
+        }
+        if drop {
+            return Keep::Drop;
+        }
+        match &self.rename {
+            Some((from, to)) => rename_model(data, from, to).map_or(Keep::Same, Keep::Replace),
+            None => Keep::Same,
+        }
+    }
+}
+
+/// The text with its first `"model": FROM` changed to `TO` (both quoted), or `None` if there is none.
+pub fn rename_model(data: &[u8], from: &[u8], to: &[u8]) -> Option<Vec<u8>> {
+    let key = find(data, b"\"model\"")? + 7;
+    let rest = data[key..].trim_ascii_start().strip_prefix(b":")?.trim_ascii_start();
+    let after = rest.strip_prefix(from)?;
+    let start = data.len() - rest.len();
+    let mut out = Vec::with_capacity(data.len() + to.len());
+    out.extend_from_slice(&data[..start]);
+    out.extend_from_slice(to);
+    out.extend_from_slice(after);
+    Some(out)
+}
+
+/// The end (after the blank line) of the event that begins at `from`.
+fn event_end(data: &[u8], from: usize) -> Option<usize> {
+    let mut at = from;
+    loop {
+        let newline = at + data[at..].iter().position(|b| *b == b'\n')?;
+        match data.get(newline + 1) {
+            Some(b'\n') => return Some(newline + 2),
+            Some(b'\r') if data.get(newline + 2) == Some(&b'\n') => return Some(newline + 3),
+            _ => at = newline + 1,
+        }
+    }
+}
+
+fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
+    let first = *needle.first()?;
+    let mut at = 0;
+    while let Some(offset) = haystack.get(at..)?.iter().position(|b| *b == first) {
+        at += offset;
+        if haystack[at..].starts_with(needle) {
+            return Some(at);
+        }
+        at += 1;
+    }
+    None
+}
+
+/// Token counts of a whole (not streamed) answer.
+pub fn usage_of(body: &[u8]) -> Option<Usage> {
+    #[derive(Deserialize)]
+    struct Answer {
+        usage: Option<Usage>,
+    }
+    serde_json::from_slice::<Answer>(body).ok()?.usage
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const STREAM: &str = concat!(
+        ": ping\n\n",
+        "data: {\"model\":\"e\",\"choices\":[{\"delta\":{\"role\":\"assistant\",\"content\":\"\"}}]}\n\n",
+        "data: {\"model\":\"e\",\"choices\":[{\"delta\":{\"content\":\"a \\\"usage\\\": \\\"model\\\":\\\"e\\\" x\"}}]}\n\n",
+        "data: {\"model\": \"e\",\"choices\":[{\"delta\":{\"content\":\"b\"},\"finish_reason\":\"stop\"}]}\r\n\r\n",
+        "data: {\"model\":\"e\",\"choices\":[],\"usage\":{\"prompt_tokens\":11,\"completion_tokens\":2,\"prompt_tokens_details\":{\"cached_tokens\":8}}}\n\n",
+        "data: [DONE]\n\n",
+    );
+
+    fn run(scanner: &mut SseScanner, text: &[u8], cuts: &[usize]) -> Vec<u8> {
+        let mut out = Vec::new();
+        let mut from = 0;
+        let mut cuts: Vec<usize> = cuts.iter().map(|c| c % (text.len() + 1)).collect();
+        cuts.sort_unstable();
+        cuts.push(text.len());
+        for cut in cuts {
+            out.extend_from_slice(&scanner.push(Bytes::copy_from_slice(&text[from..cut])));
+            from = cut;
+        }
+        out.extend_from_slice(&scanner.finish());
+        out
+    }
+
+    #[test]
+    fn whole_events_are_slices_of_the_chunk() {
+        let chunk = Bytes::from_static(STREAM.as_bytes());
+        let out = SseScanner::new(false, None).push(chunk.clone());
+        assert_eq!(out.as_ptr(), chunk.as_ptr());
+        assert_eq!(out, chunk);
+    }
+
+    #[test]
+    fn an_overlong_event_passes_and_the_next_is_read() {
+        let mut scanner = SseScanner::new(true, None);
+        let long = format!("data: {}\n\n", "x".repeat(2 * MAX_EVENT_BYTES));
+        let text = format!("{long}{STREAM}");
+        let cuts: Vec<usize> = (0..text.len()).step_by(60_000).collect();
+        let out = run(&mut scanner, text.as_bytes(), &cuts);
+        assert!(out.starts_with(long.as_bytes()));
+        assert!(scanner.seen().done);
+        assert!(scanner.tail.is_empty());
+    }
+
+    #[test]
+    fn responses_api_usage_is_read() {
+        let mut s = SseScanner::new(false, None);
+        run(&mut s, b"event: response.output_text.delta\ndata: {\"type\":\"response.output_text.delta\",\"delta\":\"x\"}\n\nevent: response.completed\ndata: {\"type\":\"response.completed\",\"response\":{\"usage\":{\"input_tokens\":3,\"output_tokens\":4}}}\n\n", &[]);
+        assert_eq!(s.seen().usage.unwrap().completion_tokens, 4);
+        assert!(s.seen().finished && s.seen().token_events >= 1);
+    }
+
+    proptest! {
+        #[test]
+        fn however_it_is_cut_the_reading_is_the_same(cuts in prop::collection::vec(0usize..2000, 0..20)) {
+            let mut scanner = SseScanner::new(true, Some(("e", "pool")));
+            let out = String::from_utf8(run(&mut scanner, STREAM.as_bytes(), &cuts)).unwrap();
+            let seen = *scanner.seen();
+            prop_assert_eq!(seen.token_events, 2);
+            prop_assert!(seen.done && seen.finished && !seen.error);
+            let usage = seen.usage.unwrap();
+            prop_assert_eq!((usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens()), (11, 2, 8));
+            prop_assert!(!out.contains("prompt_tokens"));
+            prop_assert!(!out.contains("\"model\":\"e\",") && out.contains("\"model\":\"pool\""), "{}", out);
+            prop_assert!(out.contains("\\\"model\\\":\\\"e\\\""), "content is left alone");
+            prop_assert!(out.ends_with("data: [DONE]\n\n"));
+        }
+
+        #[test]
+        fn any_bytes_pass_unchanged(bytes in prop::collection::vec(prop_oneof![Just(b'\n'), Just(b'd'), Just(b':'), any::<u8>()], 0..300), cuts in prop::collection::vec(0usize..300, 0..10)) {
+            let mut scanner = SseScanner::new(false, None);
+            prop_assert_eq!(run(&mut scanner, &bytes, &cuts), bytes);
+        }
+    }
+}

@@ -1,0 +1,248 @@
+//! What the agent counts of the requests it took from clients, and the reports made of it.
+//!
+//! A request is counted once, by the agent that took it from the client, never by the one it hops to. Times are model
+//! time: where engines run S times faster than real ones, real milliseconds times S.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use plimsoll_fleet::PoolId;
+use plimsoll_fleet::telemetry::{AgentReport, LogHistogram, TrafficReport};
+
+/// Figures of one finished request.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Finished {
+    /// Prompt tokens.
+    pub input_tokens: u64,
+    /// Answer tokens.
+    pub output_tokens: u64,
+    /// Prompt tokens from the prefix cache.
+    pub cached_tokens: u64,
+    /// Time to first token, ms (`None`: it did not stream).
+    pub ttft_ms: Option<f64>,
+    /// Mean time per token after the first, ms (`None`: it did not stream, or gave one token).
+    pub tpot_ms: Option<f64>,
+    /// End to end, ms.
+    pub e2e_ms: f64,
+    /// It met every objective of its class.
+    pub attained: bool,
+}
+
+#[derive(Debug)]
+struct Entry {
+    report: TrafficReport,
+    holding: u64,
+    last_arrival_ms: Option<f64>,
+    lengths: BTreeMap<(u8, u8), u64>,
+}
+
+/// Counts since the last report.
+#[derive(Debug, Default)]
+pub struct TrafficBook {
+    entries: BTreeMap<(PoolId, String), Entry>,
+}
+
+fn empty(pool: &PoolId, class: &str) -> TrafficReport {
+    TrafficReport {
+        pool: pool.clone(),
+        slo_class: class.to_owned(),
+        arrived: 0,
+        finished: 0,
+        attained: 0,
+        refused: 0,
+        failed: 0,
+        holding: 0,
+        lengths: Vec::new(),
+        input_tokens: LogHistogram::default(),
+        output_tokens: LogHistogram::default(),
+        cached_tokens: 0,
+        ttft_ms: LogHistogram::default(),
+        tpot_us: LogHistogram::default(),
+        e2e_ms: LogHistogram::default(),
+        interarrival_moments: (0.0, 0.0),
+    }
+}
+
+impl TrafficBook {
+    fn entry(&mut self, pool: &PoolId, class: &str) -> &mut Entry {
+        self.entries.entry((pool.clone(), class.to_owned())).or_insert_with(|| Entry {
+            report: empty(pool, class),
+            holding: 0,
+            last_arrival_ms: None,
+            lengths: BTreeMap::new(),
+        })
+    }
+
+    /// A request arrived.
+    pub fn arrived(&mut self, pool: &PoolId, class: &str, now_ms: f64) {
+        let e = self.entry(pool, class);
+        e.report.arrived += 1;
+        if let Some(last) = e.last_arrival_ms.replace(now_ms) {
+            let gap_s = (now_ms - last).max(0.0) / 1000.0;
+            e.report.interarrival_moments.0 += gap_s * gap_s;
+            e.report.interarrival_moments.1 += gap_s;
+        }
+    }
+
+    /// A request was refused.
+    pub fn refused(&mut self, pool: &PoolId, class: &str) {
+        self.entry(pool, class).report.refused += 1;
+    }
+
+    /// A request failed at an engine.
+    pub fn failed(&mut self, pool: &PoolId, class: &str) {
+        self.entry(pool, class).report.failed += 1;
+    }
+
+    /// A request began (`true`) or ceased to wait for the pool to wake.
+    pub fn holding(&mut self, pool: &PoolId, class: &str, more: bool) {
+        let e = self.entry(pool, class);
+        e.holding = if more { e.holding + 1 } else { e.holding.saturating_sub(1) };
+    }
+
+    /// A request finished.
+    pub fn finished(&mut self, pool: &PoolId, class: &str, f: &Finished) {
+        let e = self.entry(pool, class);
+        let r = &mut e.report;
+        r.finished += 1;
+        r.attained += u64::from(f.attained);
+        r.cached_tokens += f.cached_tokens;
+        r.input_tokens.record(f.input_tokens as f64);
+        r.output_tokens.record(f.output_tokens as f64);
+        if let Some(ttft) = f.ttft_ms {
+            r.ttft_ms.record(ttft);
+        }
+        if let Some(tpot) = f.tpot_ms {
+            r.tpot_us.record(tpot * 1000.0);
+        }
+        r.e2e_ms.record(f.e2e_ms);
+        *e.lengths.entry((log2_bucket(f.input_tokens), log2_bucket(f.output_tokens))).or_default() += 1;
+    }
+
+    /// Takes the counts and starts again. A (pool, class) with nothing to say is left out: in a report that came, that
+    /// means none.
+    pub fn take(&mut self) -> Vec<TrafficReport> {
+        let mut out = Vec::new();
+        for ((pool, class), e) in &mut self.entries {
+            let mut report = std::mem::replace(&mut e.report, empty(pool, class));
+            report.holding = e.holding;
+            report.lengths =
+                std::mem::take(&mut e.lengths).into_iter().map(|((i, o), n)| (i, o, n)).collect();
+            let silent =
+                report.arrived + report.finished + report.refused + report.failed + report.holding == 0;
+            if !silent {
+                out.push(report);
+            }
+        }
+        out
+    }
+
+    /// Forgets pools that are gone and hold nobody.
+    pub fn retain(&mut self, known: impl Fn(&PoolId) -> bool) {
+        self.entries.retain(|(pool, _), e| {
+            known(pool) || e.holding > 0 || e.report.arrived + e.report.finished + e.report.failed > 0
+        });
+    }
+}
+
+/// `floor(log2 n)`; 0 counts as 1.
+pub fn log2_bucket(n: u64) -> u8 {
+    n.max(1).ilog2() as u8
+}
+
+/// Reports sent but not yet taken in by the scheduler. They are sent again, unchanged, after a reconnect; what happens
+/// meanwhile stays in the [`TrafficBook`] and goes into the next report, so nothing is lost or counted twice.
+#[derive(Debug, Default)]
+pub struct Outbox {
+    unacked: VecDeque<AgentReport>,
+    sequence: u64,
+}
+
+/// Most reports under way at once.
+const WINDOW: usize = 8;
+
+impl Outbox {
+    /// Whether another report may be made.
+    pub fn has_room(&self) -> bool {
+        self.unacked.len() < WINDOW
+    }
+
+    /// Numbers a report and keeps it until it is acknowledged.
+    pub fn add(&mut self, mut report: AgentReport) -> &AgentReport {
+        self.sequence += 1;
+        report.sequence = self.sequence;
+        self.unacked.push_back(report);
+        &self.unacked[self.unacked.len() - 1]
+    }
+
+    /// The scheduler has taken in everything up to this number.
+    pub fn acknowledge(&mut self, sequence: u64) {
+        while self.unacked.front().is_some_and(|r| r.sequence <= sequence) {
+            self.unacked.pop_front();
+        }
+    }
+
+    /// What to send first on a new stream.
+    pub fn unacknowledged(&self) -> impl Iterator<Item = &AgentReport> {
+        self.unacked.iter()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_are_taken_once_and_holding_stays() {
+        let pool: PoolId = "default/chat".parse().unwrap();
+        let mut b = TrafficBook::default();
+        b.arrived(&pool, "default", 0.0);
+        b.arrived(&pool, "default", 2000.0);
+        b.holding(&pool, "default", true);
+        b.finished(
+            &pool,
+            "default",
+            &Finished {
+                input_tokens: 1000,
+                output_tokens: 5,
+                ttft_ms: Some(10.0),
+                tpot_ms: Some(2.5),
+                e2e_ms: 20.0,
+                attained: true,
+                ..Finished::default()
+            },
+        );
+        let r = b.take().remove(0);
+        assert_eq!((r.arrived, r.finished, r.attained, r.holding), (2, 1, 1, 1));
+        assert_eq!(r.lengths, [(9, 2, 1)]);
+        assert_eq!(r.interarrival_moments, (4.0, 2.0));
+        assert!((r.tpot_us.mean().unwrap() - 2500.0).abs() < 1e-9);
+        let again = b.take().remove(0);
+        assert_eq!((again.arrived, again.holding), (0, 1));
+        b.holding(&pool, "default", false);
+        assert!(b.take().is_empty());
+    }
+
+    #[test]
+    fn unacknowledged_reports_are_kept_in_order_and_bounded() {
+        let report = AgentReport {
+            agent: "a".into(),
+            node: None,
+            address: String::new(),
+            sequence: 0,
+            incarnation: 1,
+            interval_seconds: 1.0,
+            traffic: vec![],
+            engines: vec![],
+            route_version: 0,
+        };
+        let mut o = Outbox::default();
+        while o.has_room() {
+            o.add(report.clone());
+        }
+        assert_eq!(o.unacknowledged().map(|r| r.sequence).collect::<Vec<_>>(), (1..=8).collect::<Vec<_>>());
+        o.acknowledge(6);
+        o.acknowledge(3);
+        assert_eq!(o.add(report).sequence, 9);
+        assert_eq!(o.unacknowledged().count(), 3);
+    }
+}
