@@ -1,6 +1,14 @@
 //! Reasons: why a pool got what it got, with real figures.
 //!
-//! [`summarise`] writes the cheap part into every plan, from what the solve knows anyway: O(candidates × classes).
+//! A plan carries a cheap summary for each pool, from what its solve knows anyway: O(candidates × classes).
+//! [`deepen`] answers a person who asks: it tests alternatives and changes by planning them.
+
+mod deepen;
+mod diff;
+pub mod what_if;
+
+pub use deepen::deepen;
+pub use diff::{PoolDiff, diff};
 
 use std::collections::BTreeMap;
 
@@ -83,12 +91,13 @@ pub(crate) fn rounded_up_ms(value: f64) -> f64 {
     (value / step).ceil() * step
 }
 
-/// The cheapest fleet of one shape other than those in use.
-fn next_best(facts: &Facts<'_>) -> Option<RunnerUp> {
+/// The cheapest fleet of one shape that serves everything and is not ruled out: `(dollars per hour, replicas,
+/// candidate)`, stock and budgets aside.
+fn cheapest(facts: &Facts<'_>, may: &dyn Fn(usize) -> bool) -> Option<(f64, u32, usize)> {
     let pool = facts.problem;
     let mut best: Option<(f64, u32, usize)> = None;
     for (k, candidate) in pool.set.candidates.iter().enumerate() {
-        if facts.answer.of(k) > 0 {
+        if !may(k) {
             continue;
         }
         let need = candidate.replicas_for(&pool.set.classes);
@@ -112,7 +121,13 @@ fn next_best(facts: &Facts<'_>) -> Option<RunnerUp> {
             best = Some((usd, n, k));
         }
     }
-    let (usd, n, k) = best?;
+    best
+}
+
+/// The cheapest fleet of one shape other than those in use.
+fn next_best(facts: &Facts<'_>) -> Option<RunnerUp> {
+    let pool = facts.problem;
+    let (usd, n, k) = cheapest(facts, &|k| facts.answer.of(k) == 0)?;
     let extra = usd - facts.usd_per_hour;
     let because = if extra > 0.005 {
         "dearer for the same demand".to_owned()
@@ -127,7 +142,7 @@ fn next_best(facts: &Facts<'_>) -> Option<RunnerUp> {
 
 /// The reasons that go into every plan.
 pub(crate) fn summarise(facts: &Facts<'_>) -> Why {
-    let runner_up = next_best(facts);
+    let runner_up = next_best(facts).filter(|_| facts.answer.replicas() > 0);
     let pool = facts.problem.pool;
     let total = facts.problem.total_rps();
     let mut would_help = Vec::new();
@@ -153,8 +168,10 @@ pub(crate) fn summarise(facts: &Facts<'_>) -> Why {
         Limiting::Budget { name, cap, left, cheapest_usd } => {
             would_help.push(format!("budget {name}: +${:.2}/h buys one more replica", cheapest_usd - left));
             if facts.answer.replicas() == 0 && (cap - left).abs() < 0.005 {
+                let all = cheapest(facts, &|_| true).map_or(*cheapest_usd, |(usd, _, _)| usd);
+                let rest = if all > cheapest_usd + 0.005 { " to serve everything" } else { "" };
                 format!(
-                    "budget {name} has ${cap:.2}/h, cheapest replica costs ${cheapest_usd:.2}/h; raise it to ${cheapest_usd:.2}"
+                    "budget {name} has ${cap:.2}/h, cheapest replica costs ${cheapest_usd:.2}/h; raise it to ${all:.2}{rest}"
                 )
             } else {
                 format!(
