@@ -214,3 +214,36 @@ fn kv_tokens_of_distserve_on_a100() {
     let (median, _) = summary("KV tokens, DistServe A100, all TP × PP", &errors);
     assert!(median < 0.05);
 }
+
+/// Mixture of experts, aggregated: nothing was fitted to these rows. The model knows neither the sliding windows of half
+/// the layers nor fused expert kernels.
+#[test]
+fn tpot_of_a_mixture_of_experts() {
+    let Some(dir) = data() else { return };
+    let mut errors = Vec::new();
+    for r in csv(&dir.join("e2e").join("aic_silicon_e2e.csv")) {
+        if r["backend"] != "vllm" || r["mode"] != "agg" || r["model_path"] != "openai/gpt-oss-120b" {
+            continue;
+        }
+        let gpu = if r["system"] == "h200_sxm" { "h200" } else { "h100" };
+        let model = ReplicaModel::new(
+            &arch("gpt-oss-120b", 10_240),
+            &variant(Dtype::Fp4, Dtype::Bf16),
+            &presets::accelerator(gpu).unwrap(),
+            &shape(gpu, number(&r, "tp_size") as u32, 1),
+            &EngineConfig { max_running: 1024, ..EngineConfig::default() },
+        );
+        match model {
+            Ok(model) => errors.push(
+                model.closed_loop_tpot_ms(number(&r, "batch_size"), number(&r, "isl"), number(&r, "osl"))
+                    / number(&r, "silicon_tpot_ms")
+                    - 1.0,
+            ),
+            Err(e) => println!("no fit: {e}"),
+        }
+    }
+    let (median, _) = summary("TPOT, gpt-oss-120b (untuned)", &errors);
+    let bias = errors.iter().sum::<f64>() / errors.len() as f64;
+    println!("  bias {:+.1} %", 100.0 * bias);
+    assert!(median < 0.6);
+}
