@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use fit::{NodeView, Resources, Unschedulable, allocatable, choose, matches_affinity, requests};
 pub use quantity::milli;
-pub use runtime::{LogSource, PodExit, PodLogs, PodRuntime, RunningPod, RuntimeError, Stop};
+pub use runtime::{LogSource, LoopbackIps, PodExit, PodLogs, PodRuntime, RunningPod, RuntimeError, Stop};
 
 /// Annotation with the real addresses of a pod's container ports, as a JSON object from port to `ip:port`. Present only on
 /// pods whose runtime maps ports.
