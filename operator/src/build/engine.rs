@@ -93,7 +93,7 @@ pub fn launch(
         EngineKind::Vllm => vllm(images, pool, shape, variant, weights, adapters),
         EngineKind::Sglang => sglang(images, pool, shape, variant, weights, adapters),
         EngineKind::Llamacpp => llamacpp(images, pool, shape, variant, class, weights),
-        EngineKind::Simulated => simulated(images, pool, shape, variant, adapters),
+        EngineKind::Simulated => simulated(images, pool, shape, variant),
         EngineKind::External => Launch::default(),
     }
 }
@@ -258,30 +258,18 @@ fn llamacpp(
     Launch { image: image.clone(), command: Vec::new(), args, env: Vec::new() }
 }
 
-/// The simulated engine reads everything else from the replica's record.
-fn simulated(
-    images: &EngineImages,
-    pool: &ModelPool,
-    shape: &Shape,
-    variant: &Variant,
-    adapters: &[&Adapter],
-) -> Launch {
+/// Plimsoll's own simulated engine: the timing of the shape, made-up tokens.
+fn simulated(images: &EngineImages, pool: &ModelPool, shape: &Shape, variant: &Variant) -> Launch {
     let mut args = Vec::new();
     flag(&mut args, "--listen", format!("0.0.0.0:{ENGINE_PORT}"));
     flag(&mut args, "--served-model-name", &pool.served_name);
     flag(&mut args, "--model", &pool.architecture.name);
-    flag(&mut args, "--gpu", &shape.accelerator);
-    flag(&mut args, "--tensor-parallel-size", shape.tensor_parallel);
-    if shape.pipeline_parallel > 1 {
-        flag(&mut args, "--pipeline-parallel-size", shape.pipeline_parallel);
-    }
-    flag(&mut args, "--weights", variant.weights);
-    flag(&mut args, "--kv-cache-dtype", variant.kv);
+    flag(&mut args, "--accelerator", &shape.accelerator);
+    flag(&mut args, "--tensor-parallel", shape.tensor_parallel);
+    flag(&mut args, "--dtype", variant.weights);
+    flag(&mut args, "--kv-dtype", variant.kv);
     if let Some(tokens) = pool.max_context_tokens {
         flag(&mut args, "--max-model-len", tokens);
-    }
-    if let Some((_, count)) = lora(adapters) {
-        flag(&mut args, "--max-loras", count);
     }
     Launch {
         image: images.plimsoll.clone(),

@@ -1,0 +1,244 @@
+//! What a pool's owner reads.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests")]
+
+mod common;
+
+use common::*;
+use plimsoll_crds::conditions::{find, same};
+use plimsoll_crds::model_pool::{ModelPool, ModelPoolStatus};
+use plimsoll_fleet::plan::PoolOutcome;
+use plimsoll_fleet::{Plan, ReplicaPhase, ReplicaStatus};
+use plimsoll_operator::PoolObservation;
+use plimsoll_operator::status::pool::{Facts, InForce, notes, status};
+use plimsoll_operator::validate::{Accepted, Rejection};
+
+fn replica(id: &str, phase: ReplicaPhase) -> ReplicaStatus {
+    ReplicaStatus {
+        id: id.parse().unwrap(),
+        pool: "default/chat".parse().unwrap(),
+        shape: shape(2),
+        nodes: vec!["gpu-1".parse().unwrap()],
+        phase,
+        address: None,
+        plan: 1,
+        since: at(1),
+        created_at: at(1),
+        ready_at: None,
+        message: String::new(),
+    }
+}
+
+struct Case {
+    resource: ModelPool,
+    plan: Option<Plan>,
+    replicas: Vec<ReplicaStatus>,
+    observation: Option<PoolObservation>,
+    problems: Vec<String>,
+    rejection: Option<Rejection>,
+    refresh: bool,
+}
+
+impl Case {
+    fn new() -> Self {
+        let resource = chat();
+        let plan = plan(3, &resource, vec![assignment("chat-1", "gpu-1"), assignment("chat-2", "gpu-1")]);
+        Self {
+            resource,
+            plan: Some(plan),
+            replicas: vec![replica("chat-1", ReplicaPhase::Ready), replica("chat-2", ReplicaPhase::Ready)],
+            observation: None,
+            problems: Vec::new(),
+            rejection: None,
+            refresh: false,
+        }
+    }
+
+    fn status(&self, before: Option<&ModelPoolStatus>, now: i64) -> ModelPoolStatus {
+        let accepted = Accepted { pool: self.resource.to_fleet().unwrap(), outdated: None };
+        let replicas: Vec<&ReplicaStatus> = self.replicas.iter().collect();
+        status(&Facts {
+            resource: &self.resource,
+            verdict: match &self.rejection {
+                Some(r) => Err(r),
+                None => Ok(&accepted),
+            },
+            before,
+            plan: self.plan.as_ref().map(|p| InForce {
+                number: p.number,
+                created_at: p.created_at,
+                trigger: &p.trigger,
+                pool: &p.pools[0],
+            }),
+            replicas: &replicas,
+            outdated_replicas: 0,
+            observation: self.observation.as_ref(),
+            connected: true,
+            problems: &self.problems,
+            refresh_observed: self.refresh,
+            now: at(now),
+        })
+    }
+}
+
+fn is(status: &ModelPoolStatus, type_: &str) -> (String, String) {
+    let c = find(&status.conditions, type_).unwrap_or_else(|| panic!("no {type_}"));
+    (c.status.clone(), c.reason.clone())
+}
+
+fn pair(a: &str, b: &str) -> (String, String) {
+    (a.to_owned(), b.to_owned())
+}
+
+#[test]
+fn the_table_row_reads_as_promised() {
+    let mut case = Case::new();
+    let summary = |case: &Case| case.status(None, 0).summary.unwrap();
+    let predicted = summary(&case);
+    assert_eq!(predicted.ttft, "~412/800 ms");
+    case.observation =
+        Some(PoolObservation { rps: 3.9, ttft_ms: Some(412.4), tpot_ms: Some(31.0), ..Default::default() });
+    let row = summary(&case);
+    assert_eq!(
+        (
+            row.ready.as_str(),
+            row.shape.as_str(),
+            row.usd_per_hour.as_str(),
+            row.ttft.as_str(),
+            row.tpot.as_str(),
+            row.why.as_str()
+        ),
+        ("2/2", "2× fp8 TP2 H100", "9.20", "412/800 ms", "31/50 ms", "cheapest; next: TP4 L40S +$1.10/h")
+    );
+    let status = case.status(None, 0);
+    assert_eq!(is(&status, "Ready"), pair("True", "AllReplicasServe"));
+    assert_eq!(is(&status, "SLOMet"), pair("True", "Met"));
+    assert_eq!((status.replicas, status.ready_replicas, status.desired_replicas), (2, 2, 2));
+    assert_eq!(
+        (status.shapes[0].desired, status.shapes[0].ready, status.shapes[0].load_line_rps),
+        (2, 2, Some(3.12))
+    );
+    assert_eq!(
+        status.selector.as_deref(),
+        Some("app.kubernetes.io/managed-by=plimsoll,plimsoll.dev/pool=chat")
+    );
+}
+
+#[test]
+fn a_pool_scaled_to_zero_or_without_a_fitting_shape_says_so() {
+    let mut case = Case::new();
+    case.replicas.clear();
+    let pool = &mut case.plan.as_mut().unwrap().pools[0];
+    pool.replicas.clear();
+    pool.usd_per_hour = 0.0;
+    pool.outcome = PoolOutcome::ScaledToZero;
+    let status = case.status(None, 0);
+    let row = status.summary.clone().unwrap();
+    assert_eq!((row.ready.as_str(), row.shape.as_str(), row.ttft.as_str()), ("0/0", "scaled to zero", "–"));
+    assert_eq!(is(&status, "Ready"), pair("True", "ScaledToZero"));
+    let pool = &mut case.plan.as_mut().unwrap().pools[0];
+    pool.outcome = PoolOutcome::Infeasible;
+    pool.why.summary = "no shape fits: needs 671 GB of weights".to_owned();
+    let status = case.status(None, 0);
+    assert_eq!(is(&status, "Planned"), pair("False", "NoShapeFits"));
+    assert_eq!(is(&status, "Ready").0, "False");
+    assert_eq!(status.summary.unwrap().shape, "–");
+    let events: Vec<_> =
+        notes(&case.resource, None, &case.status(None, 0), at(0)).iter().map(|n| n.reason).collect();
+    assert_eq!(events, ["NoShapeFits"]);
+}
+
+#[test]
+fn a_rejected_pool_names_field_and_remedy() {
+    let mut case = Case::new();
+    case.plan = None;
+    case.rejection = Some(Rejection { reason: "Invalid", message: "spec.x: bad; do y".to_owned() });
+    let status = case.status(None, 0);
+    assert_eq!(is(&status, "Accepted"), pair("False", "Invalid"));
+    assert_eq!(status.summary.as_ref().unwrap().why, "spec.x: bad; do y");
+    let events = notes(&case.resource, None, &status, at(0));
+    assert_eq!(
+        (events[0].reason, events[0].warning, events[0].message.as_str()),
+        ("Invalid", true, "spec.x: bad; do y")
+    );
+    // The same verdict again is no news.
+    assert_eq!(notes(&case.resource, Some(&status), &case.status(Some(&status), 9), at(9)), []);
+}
+
+#[test]
+fn every_scaling_is_recorded_once_with_its_reason() {
+    let mut case = Case::new();
+    let first = case.status(None, 0);
+    let events = notes(&case.resource, None, &first, at(0));
+    assert_eq!(events[0].reason, "Scaled");
+    assert_eq!(
+        events[0].message,
+        "– → 2× fp8 TP2 H100: spec changed; cheapest; next: TP4 L40S +$1.10/h (plan 3)"
+    );
+    // A new plan with the same fleet is no scaling.
+    case.plan.as_mut().unwrap().number = 4;
+    let second = case.status(Some(&first), 5);
+    assert_eq!(second.scalings.len(), 1);
+    case.plan.as_mut().unwrap().pools[0].replicas.pop();
+    let third = case.status(Some(&second), 6);
+    assert_eq!(
+        (third.scalings[0].from.as_str(), third.scalings[0].to.as_str()),
+        ("2× fp8 TP2 H100", "1× fp8 TP2 H100")
+    );
+    assert_eq!(notes(&case.resource, Some(&second), &third, at(6)).len(), 1);
+}
+
+#[test]
+fn small_changes_of_observations_are_not_written() {
+    let mut case = Case::new();
+    let seen = |ttft| {
+        Some(PoolObservation { rps: 4.0, ttft_ms: Some(ttft), tpot_ms: Some(30.0), ..Default::default() })
+    };
+    case.observation = seen(400.0);
+    let first = case.status(None, 0);
+    case.observation = seen(410.0);
+    let second = case.status(Some(&first), 60);
+    assert!(plimsoll_operator::status::pool::same(&first, &second));
+    assert_eq!(second.conditions, first.conditions, "transition times are kept");
+    case.refresh = true;
+    assert_eq!(case.status(Some(&first), 60).observed.unwrap().ttft_ms, Some(410.0));
+    case.refresh = false;
+    case.observation = seen(900.0);
+    let third = case.status(Some(&first), 60);
+    assert_eq!(is(&third, "SLOMet"), pair("False", "Missed"));
+    assert!(!same(&first.conditions, &third.conditions));
+    assert!(find(&third.conditions, "SLOMet").unwrap().message.contains("TTFT p95 is 900 ms, above 800 ms"));
+}
+
+#[test]
+fn what_stands_in_the_way_is_said() {
+    let mut case = Case::new();
+    case.replicas[1].phase = ReplicaPhase::Failed;
+    case.replicas[1].message = "CrashLoopBackOff: exit code 1, 5 restarts".to_owned();
+    let status = case.status(None, 0);
+    assert_eq!(is(&status, "Ready"), pair("False", "ReplicaFailed"));
+    assert!(
+        find(&status.conditions, "Ready")
+            .unwrap()
+            .message
+            .contains("1 of 2 replicas serve; chat-2: CrashLoopBackOff")
+    );
+    case.problems = vec!["failed to create replica chat-2: exceeded quota".to_owned()];
+    let status = case.status(None, 0);
+    assert_eq!(is(&status, "Ready"), pair("False", "ChangesRefused"));
+    assert!(status.summary.unwrap().why.contains("exceeded quota"));
+}
+
+#[test]
+fn limits_carry_how_much_is_unserved() {
+    let mut case = Case::new();
+    let pool = &mut case.plan.as_mut().unwrap().pools[0];
+    pool.outcome = PoolOutcome::BudgetLimited;
+    pool.why.summary = "budget team-a binds".to_owned();
+    pool.unserved_rps = 1.5;
+    let status = case.status(None, 0);
+    assert_eq!(is(&status, "BudgetLimited"), pair("True", "BudgetBinds"));
+    assert_eq!(is(&status, "CapacityLimited"), pair("False", "NotLimited"));
+    assert!(status.why.iter().any(|w| w.contains("1.50 requests/s")), "{:?}", status.why);
+    assert!(notes(&case.resource, None, &status, at(0)).iter().any(|n| n.reason == "BudgetLimited"));
+}
