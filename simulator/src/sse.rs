@@ -8,7 +8,8 @@ const MAX_EVENT_BYTES: usize = 16 << 20;
 #[error("a server-sent event is larger than {MAX_EVENT_BYTES} bytes; this is no token stream")]
 pub struct EventTooLarge;
 
-/// An incremental parser. It keeps the `data` of events; their types, ids and retry times are dropped, as OpenAI's streams use none.
+/// An incremental parser. It keeps the `data` of events; their types, ids and retry times are dropped, as
+/// OpenAI's streams use none.
 #[derive(Debug, Clone, Default)]
 pub struct SseParser {
     line: Vec<u8>,
@@ -20,7 +21,8 @@ pub struct SseParser {
 }
 
 impl SseParser {
-    /// Takes the next bytes, and gives each event's data that they complete. Invalid UTF-8 is replaced, not refused.
+    /// Takes the next bytes, and gives each event's data that they complete. Invalid UTF-8 is replaced, not
+    /// refused.
     ///
     /// # Errors
     /// [`EventTooLarge`]; the parser is not to be used after it.

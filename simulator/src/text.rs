@@ -1,13 +1,14 @@
 //! The simulated tokenizer, and text of a wanted length.
 //!
-//! **One token is four bytes.** Byte-pair vocabularies average about four bytes a token on English text, so lengths come out
-//! right without loading a vocabulary. A message, a prompt or a template piece whose length is not a multiple of four is
-//! padded with zero bytes to whole tokens; a token's id is its four bytes read as a little-endian number, which makes
-//! [`detokenize`] exact. A chat prompt is each message's [`MESSAGE_OVERHEAD_TOKENS`] and text, in order, and
-//! [`REPLY_OVERHEAD_TOKENS`] for the opening of the answer.
+//! **One token is four bytes.** Byte-pair vocabularies average about four bytes a token on English text, so
+//! lengths come out right without loading a vocabulary. A message, a prompt or a template piece whose length is
+//! not a multiple of four is padded with zero bytes to whole tokens; a token's id is its four bytes read as a
+//! little-endian number, which makes [`detokenize`] exact. A chat prompt is each message's
+//! [`MESSAGE_OVERHEAD_TOKENS`] and text, in order, and [`REPLY_OVERHEAD_TOKENS`] for the opening of the answer.
 //!
-//! Generated text consists of words that, with the blank after them, fill whole tokens: mostly three letters, which real
-//! vocabularies also hold as one token, so that prompts built here have about the wanted length on real engines too.
+//! Generated text consists of words that, with the blank after them, fill whole tokens: mostly three letters,
+//! which real vocabularies also hold as one token, so that prompts built here have about the wanted length on
+//! real engines too.
 
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
@@ -71,8 +72,8 @@ impl Tokens {
             .collect()
     }
 
-    /// Identities of the full blocks of `block_tokens` tokens: each depends on all before it and on `salt`, so that equal
-    /// identities mean equal prefixes.
+    /// Identities of the full blocks of `block_tokens` tokens: each depends on all before it and on `salt`, so
+    /// that equal identities mean equal prefixes.
     pub fn block_hashes(&self, block_tokens: u32, salt: u64) -> Vec<u64> {
         let mut previous = salt;
         self.bytes

@@ -36,7 +36,8 @@ pub struct EngineServerConfig {
     pub answer: LengthDistribution,
     /// Largest request body, bytes.
     pub max_body_bytes: usize,
-    /// Longest context, tokens (`--max-model-len`); `None`: the model's, or as much of it as the KV cache holds (`--max-model-len auto`).
+    /// Longest context, tokens (`--max-model-len`); `None`: the model's, or as much of it as the KV cache holds
+    /// (`--max-model-len auto`).
     pub max_model_len: Option<u32>,
     /// Seed of answers: the same seed and prompt give the same answer.
     pub seed: u64,
@@ -81,12 +82,13 @@ fn known<'a>(names: impl Iterator<Item = &'a str>) -> String {
 }
 
 impl EngineServerConfig {
-    /// A configuration from preset names: one replica of `model` on `tensor_parallel` accelerators, weights in `dtype` (KV cache
-    /// in 16 bits), on any free local port, in real time, ready at once, with 8 adapter slots.
+    /// A configuration from preset names: one replica of `model` on `tensor_parallel` accelerators, weights in
+    /// `dtype` (KV cache in 16 bits), on any free local port, in real time, ready at once, with 8 adapter
+    /// slots.
     ///
     /// # Errors
-    /// [`EngineServerError::UnknownPreset`] with the known names; [`EngineServerError::Invalid`] for a parallelism that the model
-    /// or the accelerator does not allow. Whether it fits is asked at the start.
+    /// [`EngineServerError::UnknownPreset`] with the known names; [`EngineServerError::Invalid`] for a
+    /// parallelism that the model or the accelerator does not allow. Whether it fits is asked at the start.
     pub fn from_presets(
         model: &str,
         accelerator: &str,

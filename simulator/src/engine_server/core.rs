@@ -6,7 +6,8 @@ use plimsoll_engine::sim::{Replica, SimRequest, SimStats, StepOutcome};
 
 use super::metrics::{EngineMetrics, Finished};
 
-/// Steps that one call of [`Core::advance`] takes at most, so that a server that lags lets others run in between.
+/// Steps that one call of [`Core::advance`] takes at most, so that a server that lags lets others run in
+/// between.
 const MAX_STEPS_PER_CALL: usize = 256;
 
 /// No step is shorter: time always advances.
@@ -80,7 +81,8 @@ pub(super) struct Arrival {
 /// The engine: a replica, the requests on their way to it, and the step under way.
 pub(super) struct Core {
     replica: Replica,
-    /// Requests that the replica must not see yet, by the time when it may (bits of a non-negative float order as it does).
+    /// Requests that the replica must not see yet, by the time when it may (bits of a non-negative float order
+    /// as it does).
     inbox: BTreeMap<(u64, u64), SimRequest>,
     pending: Option<Pending>,
     live: HashMap<u64, Live>,
@@ -149,8 +151,8 @@ impl Core {
         }
     }
 
-    /// Does all that is due by `now_ms` and says when more is. A caller that comes late changes no time within: steps follow
-    /// each other in virtual time.
+    /// Does all that is due by `now_ms` and says when more is. A caller that comes late changes no time within:
+    /// steps follow each other in virtual time.
     pub(super) fn advance(&mut self, now_ms: f64, deliveries: &mut Vec<Delivery>) -> Next {
         for _ in 0..MAX_STEPS_PER_CALL {
             match self.pending.take() {

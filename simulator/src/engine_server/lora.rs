@@ -35,8 +35,8 @@ pub(super) struct Adapter {
     pub(super) requests: usize,
 }
 
-/// Registered adapters. As in vLLM, more may be registered than there are slots on the accelerator: a request for one that is
-/// not in a slot loads it first, in place of the one that was used least lately.
+/// Registered adapters. As in vLLM, more may be registered than there are slots on the accelerator: a request
+/// for one that is not in a slot loads it first, in place of the one that was used least lately.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Adapters {
     by_name: BTreeMap<String, Adapter>,
@@ -53,7 +53,8 @@ impl Adapters {
         self.slots
     }
 
-    /// Whether an adapter could be registered. Paths that begin with `missing:` cannot be found, for tests of that case.
+    /// Whether an adapter could be registered. Paths that begin with `missing:` cannot be found, for tests of
+    /// that case.
     pub(super) fn check_load(
         &self,
         base: &str,

@@ -1,13 +1,15 @@
 //! The simulated engine: an HTTP server that behaves like vLLM on a chosen model and accelerator.
 //!
-//! Timing, batching, KV cache and prefix cache come from [`plimsoll_engine::sim`]; endpoints, JSON shapes, error messages and
-//! metric names are vLLM's. The tokenizer is [`crate::text`]'s. Answers are plausible words whose number depends on the prompt and the
-//! seed alone: `max_tokens` with `ignore_eos`, else a log-normal draw, at least `min_tokens`, cut at `max_tokens`.
+//! Timing, batching, KV cache and prefix cache come from [`plimsoll_engine::sim`]; endpoints, JSON shapes,
+//! error messages and metric names are vLLM's. The tokenizer is [`crate::text`]'s. Answers are plausible words
+//! whose number depends on the prompt and the seed alone: `max_tokens` with `ignore_eos`, else a log-normal
+//! draw, at least `min_tokens`, cut at `max_tokens`.
 //!
-//! **Speed.** With [`EngineServerConfig::speed`] above 1, everything the engine does takes that many times less wall time; `/metrics`
-//! reports virtual seconds, what a real engine would have reported. A client that multiplies its own latencies by the speed sees virtual
-//! milliseconds too, plus that many times its own and the network's delay (the timer alone adds up to 1 ms of wall time). Tokens in the middle of an answer then come
-//! in groups every 10 ms of wall time; the first and the last always come at once.
+//! **Speed.** With [`EngineServerConfig::speed`] above 1, everything the engine does takes that many times less
+//! wall time; `/metrics` reports virtual seconds, what a real engine would have reported. A client that
+//! multiplies its own latencies by the speed sees virtual milliseconds too, plus that many times its own and
+//! the network's delay (the timer alone adds up to 1 ms of wall time). Tokens in the middle of an answer then
+//! come in groups every 10 ms of wall time; the first and the last always come at once.
 
 mod api;
 mod clock;
@@ -50,10 +52,12 @@ pub struct EngineServer {
 }
 
 impl EngineServer {
-    /// Starts an engine: checks that the model fits, listens, and becomes ready after the configured start-up time.
+    /// Starts an engine: checks that the model fits, listens, and becomes ready after the configured start-up
+    /// time.
     ///
     /// # Errors
-    /// [`EngineServerError`] if a setting makes no sense, the model does not fit, or the address cannot be listened on.
+    /// [`EngineServerError`] if a setting makes no sense, the model does not fit, or the address cannot be
+    /// listened on.
     pub async fn start(config: EngineServerConfig) -> Result<Self, EngineServerError> {
         config.validate()?;
         let model = config.replica_model()?;
@@ -111,7 +115,8 @@ impl EngineServer {
         self.shared.engine.lock().core.stats(self.shared.clock.now_ms())
     }
 
-    /// Stops making progress, as an engine with a hung GPU: `/health` stays 200, requests are taken, no token comes.
+    /// Stops making progress, as an engine with a hung GPU: `/health` stays 200, requests are taken, no token
+    /// comes.
     pub fn stall(&self) {
         self.shared.stalled.store(true, Ordering::Release);
         self.shared.wake.notify_one();

@@ -37,9 +37,9 @@ pub(super) struct Engine {
     tell_every_ms: f64,
 }
 
-/// An accelerated engine tells clients of tokens in the middle of an answer this often (wall time): it could make thousands of
-/// writes a second for tokens that are less than a millisecond apart. First and last tokens, which latencies are measured
-/// by, are always told at once.
+/// An accelerated engine tells clients of tokens in the middle of an answer this often (wall time): it could
+/// make thousands of writes a second for tokens that are less than a millisecond apart. First and last tokens,
+/// which latencies are measured by, are always told at once.
 const TELL_EVERY: Duration = Duration::from_millis(10);
 /// Speed from which that is so.
 const TELL_AT_ONCE_BELOW_SPEED: f64 = 4.0;
@@ -205,8 +205,8 @@ impl Drop for Generation {
     }
 }
 
-/// Drives the engine: does what is due, tells who waits, sleeps until the next step's end. Steps follow each other in virtual
-/// time, so a loop that wakes late catches up and never drifts.
+/// Drives the engine: does what is due, tells who waits, sleeps until the next step's end. Steps follow each
+/// other in virtual time, so a loop that wakes late catches up and never drifts.
 pub(super) async fn drive(shared: Arc<Shared>, kill: CancellationToken) {
     let mut deliveries = Vec::new();
     let mut stalled_since: Option<f64> = None;

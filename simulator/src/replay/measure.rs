@@ -57,14 +57,9 @@ pub(super) struct RequestRecord {
     /// How late it left, wall milliseconds.
     pub(super) lag_ms: f64,
     pub(super) outcome: Outcome,
-    pub(super) at_ms: f64,
 }
 
 impl RequestRecord {
-    pub(super) fn unsent(request: &TraceRequest, lag_ms: f64, outcome: Outcome) -> Self {
-        Self { lag_ms, outcome, at_ms: request.at_ms }
-    }
-
     pub(super) fn failure(&self) -> Option<&Failure> {
         match &self.outcome {
             Outcome::Failed(failure) => Some(failure),
@@ -131,7 +126,7 @@ pub(super) async fn measure(
             Outcome::Failed(Failure::new("timeout", format!("no whole answer within {:?}", config.timeout)))
         }
     };
-    RequestRecord { lag_ms, outcome, at_ms: request.at_ms }
+    RequestRecord { lag_ms, outcome }
 }
 
 #[derive(Deserialize)]
@@ -225,7 +220,8 @@ impl Reading {
     }
 }
 
-/// Whether an event certainly is one more token in the middle of an answer, told without parsing it: most events are.
+/// Whether an event certainly is one more token in the middle of an answer, told without parsing it: most
+/// events are.
 fn is_plain_token(data: &str) -> bool {
     let text = data.split_once("\"content\":\"").or_else(|| data.split_once("\"text\":\""));
     text.is_some_and(|(_, text)| !text.starts_with('"'))

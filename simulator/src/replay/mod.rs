@@ -1,12 +1,14 @@
 //! Replays a trace against an OpenAI-compatible endpoint: an open-loop load generator.
 //!
-//! Requests leave at the trace's times divided by [`ReplayConfig::speed`], whatever the answers do: a slow endpoint is not spared. How late
-//! they leave is measured and reported; a request that would exceed [`ReplayConfig::max_in_flight`] is not sent and counts as an error.
+//! Requests leave at the trace's times divided by [`ReplayConfig::speed`], whatever the answers do: a slow
+//! endpoint is not spared. How late they leave is measured and reported; a request that would exceed
+//! [`ReplayConfig::max_in_flight`] is not sent and counts as an error.
 //!
-//! **Two factors.** `speed` says how fast the trace is sent. `time_scale` says how latencies are reported: measured wall time times
-//! `time_scale`. Against a real system leave `time_scale` at 1: `speed` 20 is then 20 times the load. Against simulated engines that run
-//! 20 times as fast as real ones, set both to 20: the load is the trace's own as the engines see it, and the report is in the engines' (virtual)
-//! milliseconds and seconds. Delays of the client, the network and the gateway are then multiplied too.
+//! **Two factors.** `speed` says how fast the trace is sent. `time_scale` says how latencies are reported:
+//! measured wall time times `time_scale`. Against a real system leave `time_scale` at 1: `speed` 20 is then 20
+//! times the load. Against simulated engines that run 20 times as fast as real ones, set both to 20: the load
+//! is the trace's own as the engines see it, and the report is in the engines' (virtual) milliseconds and
+//! seconds. Delays of the client, the network and the gateway are then multiplied too.
 
 mod http;
 mod measure;
@@ -85,7 +87,8 @@ pub struct ReplayConfig {
 }
 
 impl ReplayConfig {
-    /// A replay at the trace's own speed: chat, exact lengths, 4,096 requests in flight, five minutes' patience.
+    /// A replay at the trace's own speed: chat, exact lengths, 4,096 requests in flight, five minutes'
+    /// patience.
     pub fn new(url: impl Into<String>, model: impl Into<String>, trace: Trace) -> Self {
         Self {
             url: url.into(),
@@ -170,8 +173,8 @@ impl Replay {
     /// Replays a trace; `progress` is called about ten times a second and at the end.
     ///
     /// # Errors
-    /// [`ReplayError`] if a setting cannot be used, nothing answers, or the model is not served. Errors of single requests are counted in
-    /// the report.
+    /// [`ReplayError`] if a setting cannot be used, nothing answers, or the model is not served. Errors of
+    /// single requests are counted in the report.
     pub async fn run(
         config: ReplayConfig,
         progress: impl Fn(ReplayProgress),
@@ -235,7 +238,7 @@ async fn send_all(config: &ReplayConfig, target: &Target, progress: impl Fn(Repl
                 state.lag_ms = lag_ms;
                 if under_way.len() >= config.max_in_flight {
                     let outcome = Outcome::Failed(Failure::new("in-flight limit", format!("{} requests were under way", under_way.len())));
-                    records.push(RequestRecord::unsent(request, lag_ms, outcome));
+                    records.push(RequestRecord { lag_ms, outcome });
                     state.errors += 1;
                 } else {
                     under_way.spawn(measure::measure(target.clone(), config.clone_for_request(), request.clone(), next as u64, lag_ms));

@@ -8,8 +8,9 @@ use super::ReplayEndpoint;
 /// Multiplier that spreads consecutive numbers over all seeds (the golden ratio's, as in Fibonacci hashing).
 const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// The prompt's text: as many tokens as the trace says, less what the chat template adds. Each of the trace's blocks has a text of its
-/// own, so that requests that share blocks share exactly that prefix; without blocks each request's text is its own.
+/// The prompt's text: as many tokens as the trace says, less what the chat template adds. Each of the trace's
+/// blocks has a text of its own, so that requests that share blocks share exactly that prefix; without blocks
+/// each request's text is its own.
 pub(super) fn prompt(
     request: &TraceRequest,
     index: u64,

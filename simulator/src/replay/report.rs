@@ -72,7 +72,8 @@ impl LatencySummary {
         }
     }
 
-    /// Whether the objective's percentile holds, failed requests counted as misses. `None` without an objective.
+    /// Whether the objective's percentile holds, failed requests counted as misses. `None` without an
+    /// objective.
     pub fn met(&self) -> Option<bool> {
         Some(self.attainment? >= self.objective?.percentile.fraction())
     }
@@ -87,7 +88,8 @@ pub struct ErrorCount {
     pub example: String,
 }
 
-/// The result of a replay. Latencies and token rates are in reported time: wall time multiplied by `time_scale`.
+/// The result of a replay. Latencies and token rates are in reported time: wall time multiplied by
+/// `time_scale`.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct ReplayReport {
     /// The trace's name.
@@ -338,7 +340,7 @@ mod tests {
             cached_tokens: 25,
             output_tokens: 10,
         });
-        RequestRecord { lag_ms: 1.0, outcome, at_ms: 0.0 }
+        RequestRecord { lag_ms: 1.0, outcome }
     }
 
     fn config() -> ReplayConfig {
@@ -356,7 +358,7 @@ mod tests {
         let mut records: Vec<_> =
             (1..=9).map(|i| answered(f64::from(i) * 10.0, Some(f64::from(i)))).collect();
         let failed = Outcome::Failed(Failure::new("HTTP 503", "busy"));
-        records.push(RequestRecord { lag_ms: 0.0, outcome: failed, at_ms: 0.0 });
+        records.push(RequestRecord { lag_ms: 0.0, outcome: failed });
         let r = ReplayReport::new(&config(), &records, Duration::from_secs(2));
         assert_eq!((r.requests, r.answered, r.failed()), (10, 9, 1));
         assert_eq!(r.ttft.attainment, Some(0.5));

@@ -14,12 +14,14 @@ use super::{TRACE_BLOCK_TOKENS, Trace, TraceRequest};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Profile {
-    /// Like Azure's 2023 conversation trace: 5.5 requests/s that swell and ebb, nearly Poisson, about 1,150 tokens in, 210 out.
+    /// Like Azure's 2023 conversation trace: 5.5 requests/s that swell and ebb, nearly Poisson, about 1,150
+    /// tokens in, 210 out.
     AzureConv,
-    /// Like Azure's 2023 code trace: 2.6 requests/s in heavy bursts (gap CV about 13), about 2,050 tokens in, 28 out.
+    /// Like Azure's 2023 code trace: 2.6 requests/s in heavy bursts (gap CV about 13), about 2,050 tokens in,
+    /// 28 out.
     AzureCode,
-    /// Like Mooncake's conversation trace: 3.4 requests/s in groups every 3 s, long prompts (about 12,000 tokens) that share
-    /// prefixes, 340 tokens out.
+    /// Like Mooncake's conversation trace: 3.4 requests/s in groups every 3 s, long prompts (about 12,000
+    /// tokens) that share prefixes, 340 tokens out.
     Mooncake,
     /// One rate.
     Constant {
@@ -58,7 +60,8 @@ pub struct UnknownProfile(pub String);
 impl FromStr for Profile {
     type Err = UnknownProfile;
 
-    /// By name, with rates around 5 requests/s where the profile has rates; [`GeneratorConfig::rps`] scales them.
+    /// By name, with rates around 5 requests/s where the profile has rates; [`GeneratorConfig::rps`] scales
+    /// them.
     fn from_str(name: &str) -> Result<Self, UnknownProfile> {
         Ok(match name {
             "azure-conv" => Self::AzureConv,
@@ -88,7 +91,8 @@ impl Profile {
     }
 }
 
-/// How requests arrive around the rate (test loads only; the Azure and Mooncake shapes have arrivals of their own).
+/// How requests arrive around the rate (test loads only; the Azure and Mooncake shapes have arrivals of their
+/// own).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Arrivals {
@@ -327,8 +331,8 @@ fn arrivals(config: &GeneratorConfig, duration_ms: f64, rng: &mut SmallRng) -> V
     }
 }
 
-/// Arrivals at a rate that is piecewise linear over the duration, by inverting its integral: unit-rate arrivals, Poisson or
-/// even, mapped through it.
+/// Arrivals at a rate that is piecewise linear over the duration, by inverting its integral: unit-rate
+/// arrivals, Poisson or even, mapped through it.
 fn along(
     shape: &[(f64, f64)],
     rps: Option<f64>,
@@ -351,7 +355,8 @@ fn along(
         let (r0, r1) = (usable(w[0].1) * scale / 1000.0, usable(w[1].1) * scale / 1000.0);
         let area = (r0 + r1) / 2.0 * length_ms;
         while next <= before + area && times.len() < MAX_REQUESTS {
-            // Solve r0 x + (r1 − r0) x² / (2 length) = next − before for x, in the form that is stable as r1 → r0.
+            // Solve r0 x + (r1 − r0) x² / (2 length) = next − before for x, in the form that is stable as r1 →
+            // r0.
             let wanted = next - before;
             let slope = (r1 - r0) / length_ms.max(f64::MIN_POSITIVE);
             let x =
@@ -392,7 +397,8 @@ struct Sessions {
 }
 
 impl Sessions {
-    /// Blocks for a prompt: all of them start with the system prompt (block 0); some go on from an earlier prompt.
+    /// Blocks for a prompt: all of them start with the system prompt (block 0); some go on from an earlier
+    /// prompt.
     fn blocks(&mut self, input_tokens: u32, rng: &mut SmallRng) -> Vec<u64> {
         let wanted = input_tokens.div_ceil(TRACE_BLOCK_TOKENS) as usize;
         let mut blocks = vec![0];

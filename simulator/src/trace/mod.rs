@@ -1,7 +1,7 @@
 //! Traffic traces: requests with arrival times and lengths.
 //!
-//! [`read`] reads the two public formats (Azure's CSV, Mooncake's JSON lines), [`generate`] makes traces of the same
-//! shapes from a seed, so that nothing needs a download.
+//! [`read`] reads the two public formats (Azure's CSV, Mooncake's JSON lines), [`generate`] makes traces of the
+//! same shapes from a seed, so that nothing needs a download.
 
 mod generate;
 mod read;
@@ -23,8 +23,8 @@ pub struct TraceRequest {
     pub input_tokens: u32,
     /// Answer length, tokens; at least 1.
     pub output_tokens: u32,
-    /// Identities of the prompt's blocks of [`TRACE_BLOCK_TOKENS`] tokens, the last one possibly partial: two requests share
-    /// the prefix over which these agree. Empty: nothing known, nothing shared.
+    /// Identities of the prompt's blocks of [`TRACE_BLOCK_TOKENS`] tokens, the last one possibly partial: two
+    /// requests share the prefix over which these agree. Empty: nothing known, nothing shared.
     pub blocks: Vec<u64>,
 }
 
@@ -58,6 +58,19 @@ pub struct TraceStats {
     pub shareable_blocks: f64,
 }
 
+/// A trace from what a person wrote: a file's path, or a [`Profile`]'s name if no such file exists, generated
+/// as `generated` says (its own profile is replaced).
+///
+/// # Errors
+/// As [`read`]; a name that is neither is an error of the file.
+pub fn open(spec: &str, options: &ReadOptions, generated: &GeneratorConfig) -> Result<Trace, TraceError> {
+    let path = std::path::Path::new(spec);
+    match spec.parse::<Profile>() {
+        Ok(profile) if !path.exists() => Ok(generate(&GeneratorConfig { profile, ..generated.clone() })),
+        _ => read(path, options),
+    }
+}
+
 impl Trace {
     /// First to last arrival, milliseconds.
     pub fn duration_ms(&self) -> f64 {
@@ -79,8 +92,8 @@ impl Trace {
         Self { name: self.name.clone(), requests, notes: self.notes.clone() }
     }
 
-    /// The same requests arriving `factor` times as fast (2 = twice the rate in half the time). A factor that is not a
-    /// positive number leaves the trace as it is.
+    /// The same requests arriving `factor` times as fast (2 = twice the rate in half the time). A factor that
+    /// is not a positive number leaves the trace as it is.
     pub fn scale_rate(&self, factor: f64) -> Self {
         let mut scaled = self.clone();
         if factor.is_finite() && factor > 0.0 {
@@ -146,6 +159,15 @@ mod tests {
         assert_eq!(t.scale_rate(2.0).requests[1].at_ms, 5.0);
         assert_eq!(t.scale_rate(0.0), t);
         assert_eq!(t.scale_rate(f64::NAN), t);
+    }
+
+    #[test]
+    fn a_spec_is_a_file_or_a_profile() {
+        let generated = GeneratorConfig::new(Profile::AzureConv, 60.0, 1);
+        let trace = open("flash-crowd", &ReadOptions::default(), &generated).unwrap();
+        assert!(trace.name.starts_with("flash-crowd"));
+        let e = open("flash-mob", &ReadOptions::default(), &generated).unwrap_err().to_string();
+        assert!(e.contains("flash-mob") && e.contains("azure-conv"), "{e}");
     }
 
     #[test]

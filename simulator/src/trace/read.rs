@@ -11,7 +11,8 @@ use super::{TRACE_BLOCK_TOKENS, Trace, TraceRequest};
 pub enum TraceFormat {
     /// Azure LLM inference traces: CSV with `TIMESTAMP,ContextTokens,GeneratedTokens`.
     AzureCsv,
-    /// Mooncake traces: one JSON object a line with `timestamp` (ms), `input_length`, `output_length`, `hash_ids`.
+    /// Mooncake traces: one JSON object a line with `timestamp` (ms), `input_length`, `output_length`,
+    /// `hash_ids`.
     MooncakeJsonl,
 }
 
@@ -26,7 +27,9 @@ pub struct ReadOptions {
 #[derive(Debug, thiserror::Error)]
 pub enum TraceError {
     /// The file could not be opened or read.
-    #[error("{file}: {source}; check the path, or leave --trace out to use a generated one")]
+    #[error(
+        "{file}: {source}; check the path, or name a generated trace: azure-conv, azure-code, mooncake, constant, ramp, staircase, flash-crowd"
+    )]
     Io {
         /// The file.
         file: String,
@@ -398,8 +401,8 @@ mod tests {
         assert!((t.stats().shareable_blocks - 0.4).abs() < 1e-9);
     }
 
-    /// Every cut that loses part of the last record is either refused with the line's number, or (Azure, inside the last number)
-    /// noted; with `allow_truncated` the whole records before it are always read.
+    /// Every cut that loses part of the last record is either refused with the line's number, or (Azure, inside
+    /// the last number) noted; with `allow_truncated` the whole records before it are always read.
     #[rstest]
     #[case(AZURE, 3)]
     #[case(MOONCAKE, 2)]
@@ -464,9 +467,22 @@ mod tests {
         assert_eq!(t.notes.len(), 2, "{:?}", t.notes);
     }
 
+    proptest::proptest! {
+        #[test]
+        fn no_bytes_panic(
+            head in proptest::sample::select(vec!["", "{", "TIMESTAMP,ContextTokens,GeneratedTokens\n"]),
+            tail in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200),
+            lax: bool,
+        ) {
+            let mut bytes = head.as_bytes().to_vec();
+            bytes.extend(tail);
+            let _ = parse("f", &bytes, &ReadOptions { allow_truncated: lax });
+        }
+    }
+
     #[test]
     fn a_missing_file_says_what_else_to_do() {
         let e = read(Path::new("no-such-trace.csv"), &STRICT).unwrap_err().to_string();
-        assert!(e.contains("no-such-trace.csv") && e.contains("--trace"), "{e}");
+        assert!(e.contains("no-such-trace.csv") && e.contains("flash-crowd"), "{e}");
     }
 }

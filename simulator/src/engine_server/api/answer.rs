@@ -10,7 +10,8 @@ use super::request::Sampling;
 use crate::engine_server::metrics::Finished;
 use crate::text::Pieces;
 
-/// What the engine will answer, known before it starts: the simulated model's choice depends on the prompt alone.
+/// What the engine will answer, known before it starts: the simulated model's choice depends on the prompt
+/// alone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in super::super) struct Answer {
     /// Tokens to generate.
@@ -24,8 +25,8 @@ pub(in super::super) struct Answer {
 }
 
 impl Answer {
-    /// Decides length and text. With `ignore_eos` the answer is as long as the limit says; else its length is drawn from
-    /// `lengths`, at least `min_tokens`, and cut at the limit.
+    /// Decides length and text. With `ignore_eos` the answer is as long as the limit says; else its length is
+    /// drawn from `lengths`, at least `min_tokens`, and cut at the limit.
     pub(in super::super) fn decide(
         sampling: &Sampling,
         limit: u32,
