@@ -2,5 +2,7 @@
 
 pub(crate) mod support;
 
+mod optimal;
 mod reasons;
+mod stable;
 mod whole;

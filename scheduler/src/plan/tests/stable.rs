@@ -1,0 +1,204 @@
+//! Stability: over time, under noise, failures and edits.
+
+use plimsoll_fleet::plan::PoolOutcome;
+use plimsoll_fleet::pool::Toleration;
+use plimsoll_fleet::*;
+
+use super::support::*;
+
+fn chat(w: &mut World, rps: f64) {
+    w.demands.insert("chat".parse().unwrap(), demand(vec![class("a", rps, 1200.0, 250.0)]));
+}
+
+fn world() -> World {
+    let mut w = World::up();
+    w.add(pool("chat", "llama-3.1-8b", 800.0, 50.0), demand(vec![]));
+    w
+}
+
+#[test]
+fn noise_does_not_flap() {
+    let mut w = world();
+    let (mut changes, mut last) = (0, None);
+    // ±6 % around a level that lies on a replica boundary: find one by walking up.
+    chat(&mut w, 20.0);
+    let line = w.run().pools[0].load_lines[0].1;
+    w.previous = None;
+    w.snapshot.replicas.clear();
+    for i in 0..40_u32 {
+        let wobble = f64::from((i * 7919) % 13) / 13.0 - 0.5;
+        chat(&mut w, 3.0 * line * (1.0 + 0.12 * wobble));
+        let fleet = w.run().pools[0].fleet_text();
+        if last.as_ref().is_some_and(|l| *l != fleet) {
+            changes += 1;
+        }
+        last = Some(fleet);
+    }
+    assert!(changes <= 1, "{changes} changes");
+}
+
+#[test]
+fn real_changes_are_followed_both_ways() {
+    let mut w = world();
+    chat(&mut w, 2.0);
+    let small = w.run();
+    chat(&mut w, 60.0);
+    let large = w.run();
+    assert!(large.usd_per_hour > small.usd_per_hour);
+    let kept = small.pools[0].replicas.iter().filter(|r| large.pools[0].replicas.contains(r)).count();
+    println!("{} -> {} kept {kept}", small.pools[0].fleet_text(), large.pools[0].fleet_text());
+    chat(&mut w, 2.0);
+    let again = w.run();
+    assert!(again.usd_per_hour < large.usd_per_hour);
+}
+
+#[test]
+fn missing_demand_stops_nothing() {
+    let mut w = world();
+    chat(&mut w, 60.0);
+    let before = w.run();
+    w.demands.clear();
+    let after = w.run();
+    assert!(after.pools[0].replicas.len() >= before.pools[0].replicas.len());
+    w.demands.insert("chat".parse().unwrap(), demand(vec![class("a", f64::NAN, 1.0, 1.0)]));
+    assert!(w.run().pools[0].replicas.len() >= before.pools[0].replicas.len());
+}
+
+#[test]
+fn a_pool_sleeps_when_idle_and_wakes_for_demand() {
+    let mut w = world();
+    let p = &mut w.snapshot.pools[0];
+    p.scaling.min_replicas = 0;
+    p.scaling.scale_to_zero_after_seconds = Some(600.0);
+    let id = p.id.clone();
+    chat(&mut w, 1.0);
+    assert_eq!(w.run().pools[0].replicas.len(), 1);
+    w.demands.insert(id.clone(), demand(vec![]));
+    w.idle.insert(id.clone(), 300.0);
+    assert_eq!(w.run().pools[0].replicas.len(), 1, "not yet");
+    w.idle.insert(id.clone(), 900.0);
+    let asleep = w.run();
+    assert_eq!((asleep.pools[0].outcome, asleep.pools[0].replicas.len()), (PoolOutcome::ScaledToZero, 0));
+    assert_eq!(asleep.pools[0].why.summary, "idle 15m; wakes in ~60 s");
+    assert_eq!(w.run().pools[0].replicas.len(), 0, "and stays so");
+    chat(&mut w, 0.1);
+    w.idle.insert(id, 0.0);
+    let awake = w.run();
+    assert_eq!(awake.pools[0].replicas.len(), 1);
+    assert_ne!(awake.pools[0].replicas[0].id.as_str(), "chat-1", "names are never used twice");
+}
+
+#[test]
+fn what_fails_is_replaced_and_what_is_planned_is_not_made_twice() {
+    let mut w = world();
+    chat(&mut w, 60.0);
+    let first = w.run();
+    let n = first.pools[0].replicas.len();
+    assert!(n >= 2, "{}", first.pools[0].fleet_text());
+    // The next plan comes before anything of the first was created.
+    let seen = std::mem::take(&mut w.snapshot.replicas);
+    let second = w.plan();
+    assert_eq!(second.pools[0].replicas, first.pools[0].replicas);
+    w.snapshot.replicas = seen;
+    w.snapshot.replicas[0].phase = ReplicaPhase::Failed;
+    let failed = w.snapshot.replicas[0].id.clone();
+    let third = w.plan();
+    assert_eq!(third.pools[0].replicas.len(), n);
+    assert!(third.pools[0].replicas.iter().all(|r| r.id != failed));
+    assert_eq!(third.pools[0].replicas.iter().filter(|r| first.pools[0].replicas.contains(r)).count(), n - 1);
+    // A pool made anew under the old name starts from nothing.
+    w.snapshot.replicas.clear();
+    w.snapshot.pools[0].uid = "another".to_owned();
+    let fresh = w.plan();
+    assert!(fresh.pools[0].replicas.iter().all(|r| !first.pools[0].replicas.iter().any(|f| f.id == r.id)));
+}
+
+#[test]
+fn a_lost_node_moves_only_what_it_held_and_a_cordon_moves_nothing() {
+    let mut w = World::new(vec![node("n0", "l40s", 4, "a"), node("n1", "l40s", 4, "b")]);
+    w.add(pool("chat", "llama-3.1-8b", 800.0, 60.0), demand(vec![class("a", 6.0, 1200.0, 250.0)]));
+    let first = w.run();
+    let at = first.pools[0].replicas[0].nodes[0].clone();
+    let i = w.snapshot.nodes.iter().position(|n| n.name == at).unwrap();
+    w.snapshot.nodes[i].schedulable = false;
+    assert_eq!(w.plan().pools[0].replicas, first.pools[0].replicas);
+    w.snapshot.nodes[i].schedulable = true;
+    w.snapshot.nodes[i].taints = vec!["dedicated=x:NoSchedule".to_owned()];
+    assert_eq!(w.plan().pools[0].replicas, first.pools[0].replicas, "a NoSchedule taint evicts nothing");
+    w.snapshot.nodes[i].taints = vec!["dedicated=x:NoExecute".to_owned()];
+    assert!(w.plan().pools[0].replicas.iter().all(|r| r.nodes[0] != at));
+    w.snapshot.pools[0].placement.tolerations = vec![Toleration {
+        key: Some("dedicated".to_owned()),
+        operator: Some("Exists".to_owned()),
+        value: None,
+        effect: None,
+    }];
+    assert_eq!(w.plan().pools[0].replicas, first.pools[0].replicas);
+    w.snapshot.nodes[i].ready = false;
+    let moved = w.plan();
+    assert_eq!(moved.pools[0].outcome, PoolOutcome::Served);
+    assert!(moved.pools[0].replicas.iter().all(|r| r.nodes[0] != at));
+}
+
+#[test]
+fn zones_are_spanned_when_asked() {
+    let mut w = World::new(vec![node("n0", "l40s", 4, "a"), node("n1", "l40s", 4, "b")]);
+    let mut p = pool("chat", "llama-3.1-8b", 800.0, 60.0);
+    p.scaling.min_zones = 2;
+    w.add(p, demand(vec![class("a", 0.5, 1200.0, 250.0)]));
+    let plan = w.plan();
+    let mut nodes: Vec<&str> = plan.pools[0].replicas.iter().map(|r| r.nodes[0].as_str()).collect();
+    nodes.sort_unstable();
+    assert_eq!(nodes, ["n0", "n1"]);
+    w.snapshot.pools[0].scaling.min_zones = 3;
+    let plan = w.plan();
+    assert!(
+        plan.pools[0].why.summary.contains("1 zones fewer than spec.scaling.minZones 3"),
+        "{}",
+        plan.pools[0].why.summary
+    );
+}
+
+#[test]
+fn large_groups_find_room_among_small_ones() {
+    // Two nodes of two; a small replica on each; then a pool that needs two GPUs together.
+    let mut w = World::new(vec![node("n0", "l40s", 2, "a"), node("n1", "l40s", 2, "a")]);
+    w.add(pool("small", "llama-3.1-8b", 800.0, 60.0), demand(vec![class("a", 0.5, 1200.0, 250.0)]));
+    w.snapshot.pools[0].scaling.min_replicas = 2;
+    w.snapshot.pools[0].parallelism.tensor = vec![1];
+    let first = w.run();
+    // Best fit put both on one node; pull them apart by hand.
+    w.snapshot.replicas[0].nodes = vec![NodeName::new("n0").unwrap()];
+    w.snapshot.replicas[1].nodes = vec![NodeName::new("n1").unwrap()];
+    let mut big = pool("wide", "qwen3-32b", 3000.0, 120.0);
+    big.parallelism.tensor = vec![2];
+    w.add(big, demand(vec![class("a", 0.2, 1000.0, 200.0)]));
+    let plan = w.plan();
+    assert!(plan.pools.iter().all(|p| p.outcome == PoolOutcome::Served), "{plan:#?}");
+    let kept = plan.pools[0]
+        .replicas
+        .iter()
+        .filter(|r| first.pools[0].replicas.iter().any(|f| f.id == r.id))
+        .count();
+    assert_eq!(kept, 1, "one small replica moves aside, the other stays");
+}
+
+#[test]
+fn pipelines_span_nodes_and_new_capacity_is_asked_for() {
+    let mut w = World::new((0..2).map(|i| node(&format!("h{i}"), "h100", 8, "a")).collect());
+    let mut p = pool("big", "deepseek-v3", 10_000.0, 300.0);
+    p.parallelism.pipeline = vec![1, 2];
+    w.add(p, demand(vec![class("a", 0.05, 500.0, 100.0)]));
+    let plan = w.plan();
+    let r = &plan.pools[0].replicas;
+    assert_eq!((r.len(), r[0].nodes.len(), r[0].shape.gpus()), (1, 2, 16), "{:#?}", plan.pools[0].why);
+    // A class without nodes but with an autoscaler: the replica waits for its node.
+    let mut w = World::new(vec![]);
+    let mut h = presets::accelerator("l4").unwrap();
+    h.autoscalable_max = 2;
+    w.snapshot.accelerators.push(h);
+    w.add(pool("chat", "llama-3.1-8b", 3000.0, 120.0), demand(vec![class("a", 0.5, 500.0, 100.0)]));
+    let plan = w.run();
+    assert!(plan.pools[0].outcome == PoolOutcome::Served && plan.pools[0].replicas[0].nodes.is_empty());
+    assert_eq!(w.run().pools[0].replicas, plan.pools[0].replicas, "it goes on waiting under its name");
+}
