@@ -186,9 +186,9 @@ fn compare_at(
     };
     match kind {
         Kind::Map(map) => {
-            let object =
-                |value: Option<&Value>| value.and_then(Value::as_object).cloned().unwrap_or_default();
-            let (old_map, new_map) = (object(old), object(new));
+            let empty = Map::new();
+            let old_map = old.and_then(Value::as_object).unwrap_or(&empty);
+            let new_map = new.and_then(Value::as_object).unwrap_or(&empty);
             let names: BTreeSet<&String> = old_map.keys().chain(new_map.keys()).collect();
             for name in names {
                 path.push(fieldset::field(name));
@@ -197,13 +197,15 @@ fn compare_at(
             }
         }
         Kind::List(list) => {
-            let items = |value: Option<&Value>| index(list, value.unwrap_or(&Value::Null)).map(own);
-            match (items(old), items(new)) {
+            let old_items = index(list, old.unwrap_or(&Value::Null)).map(BTreeMap::from_iter);
+            let new_items = index(list, new.unwrap_or(&Value::Null)).map(BTreeMap::from_iter);
+            match (old_items, new_items) {
                 (Some(old_items), Some(new_items)) => {
                     let names: BTreeSet<&Element> = old_items.keys().chain(new_items.keys()).collect();
                     for name in names {
                         path.push(name.clone());
-                        compare_at(old_items.get(name), new_items.get(name), &list.element, path, out);
+                        let (old, new) = (old_items.get(name).copied(), new_items.get(name).copied());
+                        compare_at(old, new, &list.element, path, out);
                         path.pop();
                     }
                 }
@@ -217,10 +219,6 @@ fn compare_at(
     } else if new.is_none() {
         out.removed.insert(path);
     }
-}
-
-fn own(items: Vec<(Element, &Value)>) -> BTreeMap<Element, Value> {
-    items.into_iter().map(|(element, value)| (element, value.clone())).collect()
 }
 
 fn leaf(old: Option<&Value>, new: Option<&Value>, path: &[Element], out: &mut Comparison) {

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 /// Starts pods.
 pub trait PodRuntime: Send + Sync + 'static {
     /// Starts all containers of `pod` as one unit. Called again after every exit that the restart policy answers with a
-    /// restart.
+    /// restart. The future is dropped if the pod has to go before it is started: nothing may be left running then.
     ///
     /// # Errors
     /// [`RuntimeError`]; the kubelet shows its reason on the containers and tries again with backoff.

@@ -257,21 +257,24 @@ impl Worker {
         let names = self.container_names();
         self.event("Normal", "Killing", &format!("Stopping container {names}")).await;
         let containers = self.containers().to_vec();
-        let orderly = async {
-            let hooks = containers.iter().map(|container| pre_stop(container, ports, grace));
-            let ended_first = tokio::select! {
-                _ = futures::future::join_all(hooks) => false,
-                _ = exit => true,
-            };
-            let left =
-                if ended_first { Duration::ZERO } else { deadline.saturating_duration_since(Instant::now()) };
-            timeout(left + Duration::from_secs(1), stop(left)).await.is_ok()
-        };
+        let hooks = containers.iter().map(|container| pre_stop(container, ports, grace));
         let mut signal = self.signal.clone();
+        let left = tokio::select! {
+            _ = timeout(grace, futures::future::join_all(hooks)) => deadline.saturating_duration_since(Instant::now()),
+            _ = exit => Duration::ZERO,
+            () = until_cut_short(&mut signal) => {
+                let _ = timeout(Duration::from_secs(1), stop(Duration::ZERO)).await;
+                return Leave::Silent;
+            }
+        };
+        let mut stopping = std::pin::pin!(timeout(left + Duration::from_secs(1), stop(left)));
         let stopped = tokio::select! {
-            stopped = orderly => stopped,
-            // A forced deletion does not wait; dropping the pod's futures is all that is left to do.
-            () = until_cut_short(&mut signal) => return Leave::Silent,
+            outcome = &mut stopping => outcome.is_ok(),
+            () = until_cut_short(&mut signal) => {
+                // A forced deletion waits no longer than it takes a willing runtime to let go.
+                let _ = timeout(Duration::from_secs(1), stopping).await;
+                return Leave::Silent;
+            }
         };
         let exit = PodExit { code: if stopped { 0 } else { 137 }, reason: None, message: None };
         let ended = self.ended(&exit);

@@ -107,14 +107,11 @@ fn default_map(node: &Node, map: &mut Map<String, Value>) {
         }
     }
     if let Additional::Of(below) = &node.additional {
-        for (key, value) in map.iter_mut().filter(|(key, _)| !node.properties.contains_key(key.as_str())) {
-            if value.is_null()
-                && !below.nullable
-                && let Some(filled) = &below.default
-            {
+        let undeclared = map.iter_mut().filter(|(key, _)| !node.properties.contains_key(key.as_str()));
+        for (_, value) in undeclared.filter(|(_, value)| value.is_null() && !below.nullable) {
+            if let Some(filled) = &below.default {
                 *value = filled.clone();
             }
-            let _ = key;
         }
         map.retain(|key, value| {
             !value.is_null() || below.nullable || node.properties.contains_key(key.as_str())
