@@ -27,6 +27,11 @@ impl Clock {
         Duration::from_secs_f64((model_ms / self.scale / 1000.0).clamp(0.0, 1e9))
     }
 
+    /// The part of `real` that a wait in model time loses by running faster than real time.
+    pub(crate) fn lost(&self, real: Duration) -> Duration {
+        real.mul_f64((1.0 - 1.0 / self.scale).clamp(0.0, 1.0))
+    }
+
     /// The model time in this much real time, ms.
     pub(crate) fn model_ms(&self, real: Duration) -> f64 {
         real.as_secs_f64() * 1000.0 * self.scale

@@ -23,8 +23,8 @@ pub struct AgentConfig {
     pub scheduler: Option<String>,
     /// Where the last route table is kept (`None`: nowhere).
     pub state_dir: Option<PathBuf>,
-    /// How many times faster than real ones the engines run: every latency, interval and deadline is multiplied by it
-    /// before it is compared or reported. 1 in production.
+    /// How many times faster than real ones the engines run: every latency and deadline is multiplied by it before it
+    /// is compared or reported; a report's interval stays real time. 1 in production.
     pub time_scale: f64,
     /// Limits.
     pub limits: ProxyLimits,

@@ -8,7 +8,8 @@
 //! chooses the replica and forwards the request to the agent beside it, which alone admits or refuses; a refusal goes to
 //! the next choice. Nothing on the request path waits for the scheduler.
 //!
-//! Times in decisions and reports are *model time*: real time multiplied by [`AgentConfig::time_scale`].
+//! Times in decisions and reports are *model time*: real time multiplied by [`AgentConfig::time_scale`]; only the length
+//! of a report's interval is real time.
 
 pub mod admit;
 mod agent;

@@ -53,7 +53,7 @@ pub(crate) async fn run(shared: Arc<Shared>, scheduler: String, stop: Cancellati
     let mut backoff = BACKOFF_LEAST;
     let label = AgentLabels { agent: shared.config.name.clone() };
     let connected = shared.config.metrics.scheduler_connected.clone();
-    let mut cut_at = shared.clock.now_ms();
+    let mut cut_at = Instant::now();
     let mut full_table = false;
     loop {
         let began = Instant::now();
@@ -80,7 +80,7 @@ async fn session(
     shared: &Arc<Shared>,
     scheduler: &str,
     outbox: &Mutex<Outbox>,
-    cut_at: &mut f64,
+    cut_at: &mut Instant,
     full_table: bool,
 ) -> SessionEnd {
     match converse(shared, scheduler, outbox, cut_at, full_table).await {
@@ -93,7 +93,7 @@ async fn converse(
     shared: &Arc<Shared>,
     scheduler: &str,
     outbox: &Mutex<Outbox>,
-    cut_at: &mut f64,
+    cut_at: &mut Instant,
     full_table: bool,
 ) -> Result<(), SessionEnd> {
     let channel = tonic::transport::Endpoint::from_shared(scheduler.to_owned())?
@@ -163,10 +163,10 @@ async fn converse(
     }
 }
 
-/// Everything since the last report. The interval is model time, as the counts' latencies are.
-fn make_report(shared: &Shared, cut_at: &mut f64) -> AgentReport {
-    let now = shared.clock.now_ms();
-    let interval_seconds = (now - std::mem::replace(cut_at, now)) / 1000.0;
+/// Everything since the last report. The interval is real time: the scheduler knows how fast its time runs.
+fn make_report(shared: &Shared, cut_at: &mut Instant) -> AgentReport {
+    let now = Instant::now();
+    let interval_seconds = now.duration_since(std::mem::replace(cut_at, now)).as_secs_f64();
     AgentReport {
         agent: shared.config.name.clone(),
         node: shared.config.node.clone(),

@@ -1,7 +1,7 @@
 //! What the agent counts of the requests it took from clients, and the reports made of it.
 //!
 //! A request is counted once, by the agent that took it from the client, never by the one it hops to. Times are model
-//! time: where engines run S times faster than real ones, real milliseconds times S.
+//! time: where engines run S times faster than real ones, real milliseconds times S. Only a report's interval is real.
 
 use std::collections::{BTreeMap, VecDeque};
 

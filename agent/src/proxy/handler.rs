@@ -529,7 +529,9 @@ impl Proxy {
         let shared = &self.shared;
         let route = &pool.view.route;
         let until_ms = account.begun_ms() + route.wake_wait_ms.max(0.0);
-        let left = shared.clock.real(until_ms - shared.clock.now_ms());
+        // Engines may start faster than real ones; the loops that start them do not run faster.
+        let slack = if route.wake_wait_ms > 0.0 { shared.clock.lost(LOOP_DELAYS) } else { Duration::ZERO };
+        let left = shared.clock.real(until_ms + shared.clock.model_ms(slack) - shared.clock.now_ms());
         if left.is_zero() || shared.stopping.load(Ordering::Relaxed) {
             let after =
                 shared.clock.real(route.wake_wait_ms).clamp(Duration::from_secs(1), Duration::from_secs(60));
@@ -835,6 +837,9 @@ impl Proxy {
         answer
     }
 }
+
+/// What a wait for a pool to wake allows for the delays of the control loops, real time.
+const LOOP_DELAYS: Duration = Duration::from_secs(10);
 
 /// What an engine, or the agent beside it, replied.
 struct Reply {

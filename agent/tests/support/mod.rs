@@ -1,5 +1,5 @@
 //! Engines and schedulers small enough to misbehave on request.
-#![allow(dead_code, missing_docs)]
+#![allow(dead_code, missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -9,10 +9,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::channel::Channel;
 use http_body_util::combinators::BoxBody;
-use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::client::legacy::Client;
@@ -21,7 +20,8 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use parking_lot::Mutex;
 use plimsoll_agent::{Agent, AgentConfig, AgentHandle};
 use plimsoll_fleet::{
-    Endpoint, NodeName, Objective, Percentile, PoolRoute, ReplicaId, Role, RouteTable, Slo, SloClass, StepCoefficients,
+    Endpoint, NodeName, Objective, Percentile, PoolRoute, ReplicaId, Role, RouteTable, Slo, SloClass,
+    StepCoefficients,
 };
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -47,7 +47,7 @@ pub enum Act {
 
 #[derive(Debug)]
 pub struct EngineState {
-    pub script: Mutex<VecDeque<Act>>,
+    pub script: Arc<Mutex<VecDeque<Act>>>,
     pub requests: AtomicUsize,
     pub open: AtomicUsize,
     pub cancelled: AtomicUsize,
@@ -87,16 +87,40 @@ impl Drop for Open {
 
 type FakeBody = BoxBody<Bytes, std::io::Error>;
 
+/// The sending side of a streamed body.
+struct Sender(tokio::sync::mpsc::Sender<Result<Frame<Bytes>, std::io::Error>>);
+
+impl Sender {
+    fn channel() -> (Self, FakeBody) {
+        let (tx, rx) = tokio::sync::mpsc::channel(4);
+        (Self(tx), BodyExt::boxed(StreamBody::new(tokio_stream::wrappers::ReceiverStream::new(rx))))
+    }
+
+    async fn send_data(&self, data: Bytes) -> Result<(), ()> {
+        self.0.send(Ok(Frame::data(data))).await.map_err(|_| ())
+    }
+
+    /// Breaks the connection.
+    async fn abort(self) {
+        self.0.send(Err(std::io::Error::other("killed"))).await.ok();
+    }
+}
+
 fn full(text: impl Into<Bytes>) -> FakeBody {
     Full::new(text.into()).map_err(|e| match e {}).boxed()
 }
 
 impl Engine {
     pub async fn start() -> Self {
+        Self::start_with(Arc::default()).await
+    }
+
+    /// Engines that share a script: whoever is asked next plays the next act.
+    pub async fn start_with(script: Arc<Mutex<VecDeque<Act>>>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         let state = Arc::new(EngineState {
-            script: Mutex::default(),
+            script,
             requests: AtomicUsize::new(0),
             open: AtomicUsize::new(0),
             cancelled: AtomicUsize::new(0),
@@ -122,8 +146,8 @@ impl Engine {
                         let (s, hang_up) = (s.clone(), hang_up.clone());
                         async move { Ok::<_, Infallible>(serve(s, request, hang_up).await) }
                     });
-                    let connection =
-                        hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+                    let connection = hyper::server::conn::http1::Builder::new()
+                        .serve_connection(TokioIo::new(stream), service);
                     tokio::select! {
                         _ = connection => {}
                         _ = hung.recv() => {}
@@ -170,7 +194,8 @@ async fn serve(
     s.open.fetch_add(1, Ordering::SeqCst);
     let mut open = Open { state: s.clone(), done: false };
     *s.last_headers.lock() = request.headers().clone();
-    let body = request.into_body().collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+    let body =
+        request.into_body().collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
     let body: Value = serde_json::from_slice(&body).unwrap_or_default();
     *s.last_body.lock() = body.clone();
     let act = s.script.lock().pop_front().unwrap_or(Act::Answer);
@@ -197,25 +222,30 @@ async fn serve(
         tokio::time::sleep(pause * tokens as u32).await;
         open.done = true;
         if let Act::DieAfter(_) = act {
-            let (mut tx, channel) = Channel::<Bytes, std::io::Error>::new(4);
+            let (tx, channel) = Sender::channel();
             tokio::spawn(async move {
                 tx.send_data(Bytes::from_static(b"{\"id\":")).await.ok();
                 tokio::time::sleep(Duration::from_millis(20)).await;
-                tx.abort(std::io::Error::other("killed"));
+                tx.abort().await;
             });
-            return Response::new(channel.boxed());
+            return Response::new(channel);
         }
         let text = "x".repeat(tokens);
         let answer = json!({"model": model, "choices": [{"message": {"content": text}, "finish_reason": "stop"}], "usage": usage});
-        return Response::builder().header("content-type", "application/json").body(full(answer.to_string())).unwrap();
+        return Response::builder()
+            .header("content-type", "application/json")
+            .body(full(answer.to_string()))
+            .unwrap();
     }
-    let (mut tx, channel) = Channel::<Bytes, std::io::Error>::new(4);
+    let (tx, channel) = Sender::channel();
     let with_usage = body["stream_options"]["include_usage"] == true;
     tokio::spawn(async move {
+        // Moved whole: else only its flag would be.
+        let mut open = open;
         if act == Act::HangUpAfterHead {
             open.done = true;
             tokio::time::sleep(Duration::from_millis(20)).await;
-            tx.abort(std::io::Error::other("killed"));
+            tx.abort().await;
             return;
         }
         let mut sent = 0;
@@ -223,7 +253,7 @@ async fn serve(
             match act {
                 Act::DieAfter(n) if sent == n => {
                     open.done = true;
-                    tx.abort(std::io::Error::other("killed"));
+                    tx.abort().await;
                     return;
                 }
                 Act::EndEarlyAfter(n) if sent == n => {
@@ -234,7 +264,8 @@ async fn serve(
                 _ if sent == tokens => break,
                 _ => {}
             }
-            let event = json!({"model": model, "choices": [{"index": 0, "delta": {"content": format!("t{sent} ")}}]});
+            let event =
+                json!({"model": model, "choices": [{"index": 0, "delta": {"content": format!("t{sent} ")}}]});
             // In two parts, so that events are cut.
             let text = format!("data: {event}\n\n");
             let (a, b) = text.split_at(9);
@@ -244,7 +275,8 @@ async fn serve(
                 return;
             }
             sent += 1;
-            tokio::time::sleep(if act == Act::Endless { pause.max(Duration::from_millis(5)) } else { pause }).await;
+            tokio::time::sleep(if act == Act::Endless { pause.max(Duration::from_millis(5)) } else { pause })
+                .await;
         }
         let mut end = format!(
             "data: {}\n\n",
@@ -256,7 +288,7 @@ async fn serve(
         end.push_str("data: [DONE]\n\n");
         open.done = tx.send_data(Bytes::from(end)).await.is_ok();
     });
-    Response::builder().header("content-type", "text/event-stream").body(channel.boxed()).unwrap()
+    Response::builder().header("content-type", "text/event-stream").body(channel).unwrap()
 }
 
 pub fn coefficients() -> StepCoefficients {
@@ -294,7 +326,10 @@ pub fn pool(endpoints: Vec<Endpoint>) -> PoolRoute {
         slo_classes: vec![
             SloClass {
                 name: "default".into(),
-                slo: Slo { ttft: Some(Objective { percentile: Percentile::P95, ms: 60_000.0 }), ..Slo::default() },
+                slo: Slo {
+                    ttft: Some(Objective { percentile: Percentile::P95, ms: 60_000.0 }),
+                    ..Slo::default()
+                },
                 match_headers: Default::default(),
                 expected_share: 1.0,
             },
@@ -339,7 +374,8 @@ pub fn post(addr: SocketAddr, path: &str, body: impl Into<Bytes>) -> Request<Ful
 }
 
 pub fn chat(addr: SocketAddr, stream: bool) -> Request<Full<Bytes>> {
-    let body = json!({"model": "chat-model", "stream": stream, "messages": [{"role": "user", "content": "hello"}]});
+    let body =
+        json!({"model": "chat-model", "stream": stream, "messages": [{"role": "user", "content": "hello"}]});
     post(addr, "/v1/chat/completions", body.to_string())
 }
 
@@ -374,7 +410,11 @@ pub async fn send(request: Request<Full<Bytes>>) -> Got {
     let response = client().request(request).await.unwrap();
     let (head, body) = response.into_parts();
     let text = body.collect().await.unwrap().to_bytes();
-    Got { status: head.status.as_u16(), headers: head.headers, text: String::from_utf8(text.to_vec()).unwrap() }
+    Got {
+        status: head.status.as_u16(),
+        headers: head.headers,
+        text: String::from_utf8(text.to_vec()).unwrap(),
+    }
 }
 
 /// Waits until a condition holds; fails the test after ten seconds.
