@@ -1,4 +1,29 @@
 //! Simulated engine server, traces and their generators, load replay.
+//!
+//! - [`engine_server`]: an HTTP server that behaves like vLLM on a chosen model and accelerator (`plimsoll engine-sim`);
+//! - [`trace`]: traffic traces, read from the public formats or generated;
+//! - [`replay`]: an open-loop load generator that sends a trace to any OpenAI endpoint (`plimsoll replay`).
+//!
+//! ```
+//! use plimsoll_simulator::engine_server::{EngineServer, EngineServerConfig};
+//! use plimsoll_simulator::replay::{Replay, ReplayConfig};
+//! use plimsoll_simulator::trace::{GeneratorConfig, Profile, generate};
+//!
+//! # tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(async {
+//! let mut engine = EngineServerConfig::from_presets("llama-3.1-8b", "h100", 1, "bf16")?;
+//! engine.speed = 20.0;
+//! let engine = EngineServer::start(engine).await?;
+//! let trace = generate(&GeneratorConfig::new(Profile::Constant { rps: 2.0 }, 10.0, 1));
+//! let mut replay = ReplayConfig::new(engine.base_url(), "llama-3.1-8b", trace);
+//! (replay.speed, replay.time_scale) = (20.0, 20.0);
+//! let report = Replay::run(replay, |_| ()).await?;
+//! assert_eq!(report.failed(), 0);
+//! println!("{report}");
+//! engine.shutdown().await;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! # })?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 pub mod engine_server;
 pub mod replay;

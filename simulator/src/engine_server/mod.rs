@@ -83,7 +83,8 @@ impl EngineServer {
             config,
         });
         let (stop, tasks) = (Stop::default(), TaskTracker::new());
-        tracing::info!(%addr, model = shared.config.served_model, shape = %shared.config.shape, speed = shared.config.speed, max_model_len, "simulated engine started");
+        let (model, shape) = (&shared.config.served_model, &shared.config.shape);
+        tracing::info!(%addr, model, %shape, max_model_len, speed = shared.config.speed, "engine started");
         tasks.spawn(shared::drive(shared.clone(), stop.now.clone()));
         let router = api::router(shared.clone());
         tasks.spawn(server::serve(listener, router, shared.clone(), stop.clone(), tasks.clone()));

@@ -237,11 +237,13 @@ async fn send_all(config: &ReplayConfig, target: &Target, progress: impl Fn(Repl
                 let lag_ms = due.elapsed().as_secs_f64() * 1000.0;
                 state.lag_ms = lag_ms;
                 if under_way.len() >= config.max_in_flight {
-                    let outcome = Outcome::Failed(Failure::new("in-flight limit", format!("{} requests were under way", under_way.len())));
+                    let detail = format!("{} requests were under way", under_way.len());
+                    let outcome = Outcome::Failed(Failure::new("in-flight limit", detail));
                     records.push(RequestRecord { lag_ms, outcome });
                     state.errors += 1;
                 } else {
-                    under_way.spawn(measure::measure(target.clone(), config.clone_for_request(), request.clone(), next as u64, lag_ms));
+                    let (target, part) = (target.clone(), config.clone_for_request());
+                    under_way.spawn(measure::measure(target, part, request.clone(), next as u64, lag_ms));
                 }
                 next += 1;
             }

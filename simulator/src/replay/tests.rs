@@ -67,7 +67,7 @@ async fn blocks_become_shared_prefixes() {
         .collect();
     let trace = Trace { name: "blocks".into(), requests, notes: vec![] };
     let mut config = ReplayConfig::new(format!("http://{}", engine.addr()), "llama-3.1-8b", trace);
-    config.speed = 100.0;
+    config.speed = 40.0;
     let report = Replay::run(config, |_| ()).await.unwrap();
     assert_eq!(report.answered, 3, "{report}");
     // Two blocks of 512 tokens behind four of template, in whole KV blocks of 16.

@@ -141,7 +141,10 @@ impl Envelope {
         let (object, mut choice) = match self.kind {
             Kind::Chat => (
                 "chat.completion",
-                json!({"index": 0, "message": {"role": "assistant", "content": text, "refusal": null, "tool_calls": []}}),
+                json!({
+                    "index": 0,
+                    "message": {"role": "assistant", "content": text, "refusal": null, "tool_calls": []},
+                }),
             ),
             Kind::Completion => ("text_completion", json!({"index": 0, "text": text})),
         };

@@ -117,7 +117,7 @@ impl ChatRequest {
                             let kind = part.get("type").and_then(Value::as_str).unwrap_or("unknown");
                             ApiError::bad(
                                 Some("messages"),
-                                format!("messages[{i}].content: part of type {kind:?}; this engine takes only \"text\" parts."),
+                                format!("messages[{i}].content: part of type {kind:?}; only \"text\" parts are taken."),
                             )
                         })?;
                         tokens.push_text(text);
