@@ -1,1 +1,32 @@
-//! End-to-end suites.
+//! End-to-end suites: they start the built binary and drive it from outside, with the clients people use (kubectl, the
+//! `openai` package) where those can be had and by the same HTTP calls of their own where not.
+//!
+//! [`system`] starts and kills processes, [`kubectl`] speaks to the Kubernetes API, [`openai`] to the gateway.
+
+pub mod kubectl;
+pub mod openai;
+pub mod system;
+
+/// What a step of a suite fails with.
+pub type Error = Box<dyn std::error::Error + Send + Sync>;
+
+/// Polls until `probe` gives a value, for at most `seconds`; the last complaint is the error.
+///
+/// # Errors
+/// What `probe` said last, once the time is over.
+pub async fn eventually<T, F, Fut>(what: &str, seconds: u64, mut probe: F) -> Result<T, Error>
+where
+    F: FnMut() -> Fut,
+    Fut: Future<Output = Result<T, Error>>,
+{
+    let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(seconds);
+    loop {
+        match probe().await {
+            Ok(value) => return Ok(value),
+            Err(error) if tokio::time::Instant::now() >= deadline => {
+                return Err(format!("{what}: not within {seconds} s; last: {error}").into());
+            }
+            Err(_) => tokio::time::sleep(std::time::Duration::from_millis(200)).await,
+        }
+    }
+}

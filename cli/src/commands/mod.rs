@@ -1,0 +1,13 @@
+//! One file a command.
+
+pub mod agent;
+pub mod crds;
+pub mod devcluster;
+pub mod engine_sim;
+pub mod explain;
+pub mod operator;
+pub mod plan;
+pub mod replay;
+pub mod scheduler;
+pub mod top;
+pub mod up;

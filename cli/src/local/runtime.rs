@@ -1,0 +1,174 @@
+//! Simulated nodes have no GPUs: whatever engine a replica's pod names, they run a simulated one of the same shape.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt as _;
+use parking_lot::Mutex;
+use plimsoll_devcluster::nodes::{PodExit, PodRuntime, RunningPod, RuntimeError};
+use plimsoll_engine::EngineConfig;
+use plimsoll_fleet::LengthDistribution;
+use plimsoll_operator::ReplicaRecord;
+use plimsoll_simulator::engine_server::{EngineServer, EngineServerConfig, EngineServerError};
+use tokio::sync::watch;
+
+/// Annotation with the replica's record.
+const RECORD: &str = "plimsoll.dev/replica";
+/// Port of an engine's API within its pod, as the operator gives it to every engine.
+const ENGINE_PORT: u16 = 8000;
+/// Addresses tried for one pod before giving up (others on the machine may hold some).
+const ADDRESS_TRIES: u32 = 4096;
+
+/// Starts simulated engines for pods, each on a loopback address of its own, as real pods have.
+#[derive(Debug)]
+pub struct EngineRuntime {
+    speed: f64,
+    startup: Duration,
+    next_address: AtomicU32,
+}
+
+impl EngineRuntime {
+    /// Engines that run `speed` times as fast as real ones and need `startup` (virtual) to come up.
+    pub fn new(speed: f64, startup: Duration) -> Self {
+        // Processes start at different places, so that several on one machine seldom try the same address.
+        let start = std::process::id().wrapping_mul(251);
+        Self { speed, startup, next_address: AtomicU32::new(start) }
+    }
+
+    /// The next address of 127.64.0.0/10.
+    fn address(&self) -> Ipv4Addr {
+        let n = self.next_address.fetch_add(1, Ordering::Relaxed) % 0x3f_fffd + 1;
+        Ipv4Addr::from(0x7f40_0000 + n)
+    }
+
+    async fn start_engine(&self, pod: &Pod) -> Result<RunningPod, RuntimeError> {
+        let record = record(pod)?;
+        let mut last = None;
+        for _ in 0..ADDRESS_TRIES {
+            let ip = self.address();
+            let config = self.config(&record, SocketAddr::from((ip, ENGINE_PORT)));
+            match EngineServer::start(config).await {
+                Ok(server) => return Ok(running(IpAddr::V4(ip), server, record)),
+                Err(EngineServerError::Listen { addr, source })
+                    if source.kind() == std::io::ErrorKind::AddrInUse =>
+                {
+                    last = Some(format!("{addr} is in use"));
+                }
+                Err(error) => return Err(failed("RunContainerError", error.to_string())),
+            }
+        }
+        Err(failed("RunContainerError", format!("no free loopback address: {}", last.unwrap_or_default())))
+    }
+
+    fn config(&self, record: &ReplicaRecord, listen: SocketAddr) -> EngineServerConfig {
+        EngineServerConfig {
+            listen,
+            served_model: record.served_name.clone(),
+            architecture: record.architecture.clone(),
+            variant: record.variant.clone(),
+            accelerator: record.accelerator.clone(),
+            shape: record.shape.clone(),
+            engine: EngineConfig::default(),
+            speed: self.speed,
+            startup: self.startup,
+            max_lora_slots: 8,
+            lora_load: Duration::from_millis(300),
+            answer: LengthDistribution { mean_tokens: 220.0, p95_tokens: 600.0 },
+            max_body_bytes: 32 << 20,
+            max_model_len: record.max_context_tokens,
+            seed: 0,
+        }
+    }
+}
+
+fn failed(reason: &str, message: String) -> RuntimeError {
+    RuntimeError { reason: reason.to_owned(), message }
+}
+
+fn record(pod: &Pod) -> Result<ReplicaRecord, RuntimeError> {
+    let text = pod.annotations().get(RECORD).ok_or_else(|| {
+        failed(
+            "ErrImagePull",
+            format!(
+                "simulated nodes run only Plimsoll's replicas (pods with annotation {RECORD}); {} is none",
+                pod.name_any()
+            ),
+        )
+    })?;
+    serde_json::from_str(text)
+        .map_err(|e| failed("CreateContainerConfigError", format!("annotation {RECORD} cannot be read: {e}")))
+}
+
+fn running(ip: IpAddr, server: EngineServer, record: ReplicaRecord) -> RunningPod {
+    let (exited, mut exit) = watch::channel(false);
+    let (ready_tx, ready) = watch::channel(false);
+    let server = Arc::new(server);
+    let log = Arc::new(Mutex::new(format!(
+        "simulated {} for {} ({}) on {ip}:{ENGINE_PORT}\n",
+        record.engine.as_str(),
+        record.served_name,
+        record.shape
+    )));
+    let watched = Arc::clone(&server);
+    let ready_log = Arc::clone(&log);
+    tokio::spawn(async move {
+        tokio::select! {
+            () = watched.ready() => {
+                ready_log.lock().push_str("ready\n");
+                ready_tx.send_replace(true);
+                // Held until the pod ends: a closed channel would read as an end of readiness news.
+                ready_tx.closed().await;
+            }
+            () = ready_tx.closed() => {}
+        }
+    });
+    RunningPod {
+        ip,
+        ports: [].into(),
+        ready: Some(ready),
+        exit: async move {
+            let _ = exit.wait_for(|gone| *gone).await;
+            PodExit { code: 0, reason: None, message: None }
+        }
+        .boxed(),
+        stop: Box::new(move |_grace: Duration| -> BoxFuture<'static, ()> {
+            async move {
+                server.kill();
+                exited.send_replace(true);
+            }
+            .boxed()
+        }),
+        logs: Some(Arc::new(move || log.lock().clone())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_pod_that_is_no_replica_is_refused_with_a_reason() {
+        let runtime = EngineRuntime::new(1.0, Duration::ZERO);
+        let error = runtime.start(&Pod::default()).await.unwrap_err();
+        assert_eq!(error.reason, "ErrImagePull");
+        assert!(error.message.contains("plimsoll.dev/replica"), "{}", error.message);
+    }
+
+    #[test]
+    fn addresses_are_loopback_and_differ() {
+        let runtime = EngineRuntime::new(1.0, Duration::ZERO);
+        let (a, b) = (runtime.address(), runtime.address());
+        assert!(a.is_loopback() && b.is_loopback() && a != b, "{a} {b}");
+    }
+}
+
+impl PodRuntime for EngineRuntime {
+    fn start<'a>(&'a self, pod: &'a Pod) -> BoxFuture<'a, Result<RunningPod, RuntimeError>> {
+        self.start_engine(pod).boxed()
+    }
+}

@@ -1,0 +1,384 @@
+//! The API server: routes a request to reads, writes, subresources and documents.
+
+mod discovery;
+mod openapi;
+mod read;
+mod request;
+mod subresource;
+mod write;
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::response::Response;
+use bytes::Bytes;
+use futures::StreamExt as _;
+use http::{HeaderValue, Method, StatusCode, header};
+use http_body_util::BodyExt as _;
+use jiff::Timestamp;
+use parking_lot::RwLock;
+use serde_json::{Value, json};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+
+use crate::nodes::PodLogs;
+use crate::resources::{Registry, Resource};
+use crate::server::status::{self, ApiError};
+use crate::store::{ObjectKey, Store};
+use read::{Selection, Showing};
+use request::{Form, Query, Target};
+pub(crate) use write::new_uid;
+use write::{Deletion, FieldValidation, PatchKind, WriteOptions, Written, present};
+
+/// The Kubernetes version this API speaks.
+pub const VERSION: &str = "v1.35.0";
+
+/// Largest request body, as on a real API server.
+const MAX_BODY_BYTES: usize = 3 << 20;
+
+/// What handles requests: the objects, what is served, and where pod logs are.
+pub struct Cluster {
+    pub(crate) store: Arc<Store>,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) logs: Arc<RwLock<PodLogs>>,
+    pub(crate) clock: Arc<dyn Fn() -> Timestamp + Send + Sync>,
+    pub(crate) stop: CancellationToken,
+    pub(crate) address: String,
+}
+
+impl Cluster {
+    /// Answers one request.
+    pub async fn handle(self: Arc<Self>, request: http::Request<Body>) -> Response {
+        let method = request.method().clone();
+        let path = request.uri().path().to_owned();
+        match self.route(request).await {
+            Ok(response) => response,
+            Err(error) => {
+                if error.code >= 500 {
+                    tracing::warn!(%method, path, %error, "request failed");
+                }
+                error_response(&error)
+            }
+        }
+    }
+
+    async fn route(self: &Arc<Self>, request: http::Request<Body>) -> Result<Response, ApiError> {
+        let (parts, body) = request.into_parts();
+        let path = parts.uri.path().to_owned();
+        let query = Query::parse(parts.uri.query().unwrap_or_default());
+        if parts.method == Method::GET
+            && let Some(response) = self.document(&path, &parts.headers)
+        {
+            return Ok(response);
+        }
+        let target = request::target(&path).ok_or_else(ApiError::no_resource)?;
+        let served = self.registry.served();
+        let resource = served
+            .find(&target.group, &target.version, &target.plural)
+            .cloned()
+            .ok_or_else(ApiError::no_resource)?;
+        if resource.namespaced && target.namespace.is_empty() && !target.name.is_empty() {
+            return Err(ApiError::no_resource());
+        }
+        let now = (self.clock)();
+        let dry_run = query.get("dryRun") == Some("All");
+        let options = WriteOptions {
+            manager: request::manager(&query, &parts.headers),
+            dry_run,
+            force: query.get("force") == Some("true"),
+            field_validation: match query.get("fieldValidation") {
+                Some("Strict") => FieldValidation::Strict,
+                Some("Ignore") => FieldValidation::Ignore,
+                _ => FieldValidation::Warn,
+            },
+            now,
+        };
+        let watching = query.get("watch").is_some_and(|w| w == "1" || w == "true");
+        let verb = request::verb(&parts.method, &target, watching).ok_or_else(ApiError::method_not_allowed)?;
+        let form = request::form(&parts.headers)?;
+        let showing = Showing::new(form, &query);
+        if !target.subresource.is_empty() {
+            let known = resource.subresource(&target.subresource).ok_or_else(ApiError::no_resource)?;
+            if !known.verbs.iter().any(|v| v == verb) {
+                return Err(ApiError::method_not_allowed());
+            }
+            let body = if matches!(verb, "get") { Value::Null } else { read_body(body, &parts.headers, verb).await?.0 };
+            return self.subresource(&resource, &target, verb, &parts.headers, body, &options, showing, now);
+        }
+        if !resource.allows(verb) {
+            return Err(ApiError::method_not_allowed());
+        }
+        let key = ObjectKey::new(resource.storage.clone(), target.namespace.clone(), target.name.clone());
+        match verb {
+            "get" => {
+                let stored = self
+                    .store
+                    .get(&key)
+                    .ok_or_else(|| ApiError::not_found(&resource.group_resource(), &key.name))?;
+                Ok(answer(200, showing.one(&resource, present(&resource, &stored.value), now), &[]))
+            }
+            "list" => {
+                let selection = Selection::new(&resource, &target.namespace, "", &query)?;
+                Ok(answer(200, self.list(&resource, &selection, showing, &query, now)?, &[]))
+            }
+            "watch" => {
+                let selection = Selection::new(&resource, &target.namespace, "", &query)?;
+                let lines = self.watch(&resource, selection, showing, &query, self.stop.clone())?;
+                let stream = ReceiverStream::new(lines).map(Ok::<_, std::convert::Infallible>);
+                let mut response = Response::new(Body::from_stream(stream));
+                response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+                Ok(response)
+            }
+            "create" => {
+                let (body, _) = read_body(body, &parts.headers, verb).await?;
+                self.post(&resource, &target, body, &options, showing, now)
+            }
+            "update" => {
+                let (body, _) = read_body(body, &parts.headers, verb).await?;
+                let written = self.replace(&resource, &key, None, body, &options)?;
+                self.written(&resource, &key, written, showing, now)
+            }
+            "patch" => {
+                let (body, kind) = read_body(body, &parts.headers, verb).await?;
+                let kind = kind.ok_or_else(unsupported_patch)?;
+                if matches!(kind, PatchKind::Apply) && query.get("fieldManager").is_none() {
+                    return Err(ApiError::bad_request(
+                        "PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: Required value: is required for apply patch",
+                    ));
+                }
+                let written = self.patch(&resource, &key, None, &kind, &body, &options)?;
+                self.written(&resource, &key, written, showing, now)
+            }
+            "delete" => {
+                let (body, _) = read_body(body, &parts.headers, verb).await?;
+                let delete = delete_options(&body, &query)?;
+                let dry_run = dry_run || body["dryRun"] == json!(["All"]);
+                match self.delete(&resource, &key, &delete, dry_run, now)? {
+                    Deletion::Gone(last) => {
+                        let uid = last["metadata"]["uid"].as_str().unwrap_or_default();
+                        // Pods and custom objects answer with what was deleted on some servers; kubectl reads neither.
+                        Ok(answer(200, status::deleted(&resource.group_resource(), &key.name, uid), &[]))
+                    }
+                    Deletion::Marked(object) => {
+                        Ok(answer(200, showing.one(&resource, present(&resource, &object), now), &[]))
+                    }
+                }
+            }
+            _ => {
+                let (body, _) = read_body(body, &parts.headers, verb).await?;
+                let delete = delete_options(&body, &query)?;
+                let selection = Selection::new(&resource, &target.namespace, "", &query)?;
+                let list = self.list(&resource, &selection, Showing::new(Form::Object, &query), &query, now)?;
+                for item in list["items"].as_array().into_iter().flatten() {
+                    let meta = &item["metadata"];
+                    let key = ObjectKey::new(
+                        resource.storage.clone(),
+                        meta["namespace"].as_str().unwrap_or_default(),
+                        meta["name"].as_str().unwrap_or_default(),
+                    );
+                    match self.delete(&resource, &key, &delete, dry_run, now) {
+                        Err(e) if e.code != 404 => return Err(e),
+                        _ => {}
+                    }
+                }
+                Ok(answer(200, list, &[]))
+            }
+        }
+    }
+
+    /// A created, updated or patched object. An update that empties the finalizers of an object that is being deleted
+    /// ends it; the collector does that.
+    fn written(
+        &self,
+        resource: &Resource,
+        _key: &ObjectKey,
+        written: Written,
+        showing: Showing,
+        now: Timestamp,
+    ) -> Result<Response, ApiError> {
+        let code = if written.created { 201 } else { 200 };
+        let object = present(resource, &written.object);
+        Ok(answer(code, showing.one(resource, object, now), &written.warnings))
+    }
+
+    fn post(
+        &self,
+        resource: &Arc<Resource>,
+        target: &Target,
+        body: Value,
+        options: &WriteOptions,
+        showing: Showing,
+        now: Timestamp,
+    ) -> Result<Response, ApiError> {
+        match resource.kind.as_str() {
+            "SelfSubjectAccessReview" => {
+                let mut review = body;
+                review["status"] = json!({"allowed": true});
+                return Ok(answer(201, review, &[]));
+            }
+            "SelfSubjectReview" => {
+                let mut review = body;
+                review["status"] =
+                    json!({"userInfo": {"username": "kubernetes-admin", "groups": ["system:masters", "system:authenticated"]}});
+                return Ok(answer(201, review, &[]));
+            }
+            _ => {}
+        }
+        let namespace = if resource.namespaced { target.namespace.as_str() } else { "" };
+        if resource.namespaced && namespace.is_empty() {
+            return Err(ApiError::bad_request("an empty namespace may not be set during creation"));
+        }
+        let written = self.create(resource, namespace, body, options)?;
+        let code = 201;
+        let object = present(resource, &written.object);
+        Ok(answer(code, showing.one(resource, object, now), &written.warnings))
+    }
+
+    /// Documents that are no objects: health, version, discovery, OpenAPI.
+    fn document(&self, path: &str, headers: &http::HeaderMap) -> Option<Response> {
+        let served = self.registry.served();
+        let accept = headers.get(header::ACCEPT).and_then(|v| v.to_str().ok()).unwrap_or_default();
+        let aggregated = accept.contains("as=APIGroupDiscoveryList") && accept.contains("v=v2");
+        let trimmed = path.trim_end_matches('/');
+        match trimmed {
+            "/healthz" | "/livez" | "/readyz" => return Some(text("ok")),
+            "/version" => {
+                return Some(answer(
+                    200,
+                    json!({
+                        "major": "1", "minor": "35", "gitVersion": VERSION, "gitCommit": "", "gitTreeState": "clean",
+                        "buildDate": "1970-01-01T00:00:00Z", "goVersion": "", "compiler": "rustc", "platform": "linux/amd64",
+                    }),
+                    &[],
+                ));
+            }
+            "/api" | "/apis" if aggregated => {
+                let document = discovery::aggregated(&served, trimmed == "/api");
+                let kind = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
+                return Some(answer_as(200, &document, kind));
+            }
+            "/api" => return Some(answer(200, discovery::core_versions(&self.address), &[])),
+            "/apis" => return Some(answer(200, discovery::groups(&served), &[])),
+            "/openapi/v2" => {
+                // Only JSON is spoken; clients that insist on protobuf are told so.
+                if accept.contains("protobuf") && !accept.contains("application/json") {
+                    return Some(error_response(&ApiError::not_acceptable()));
+                }
+                return Some(answer(200, openapi::v2(&served), &[]));
+            }
+            "/openapi/v3" => return Some(answer(200, openapi::v3_index(&served), &[])),
+            _ => {}
+        }
+        let parts: Vec<&str> = trimmed.trim_start_matches('/').split('/').collect();
+        match parts.as_slice() {
+            ["api", "v1"] => discovery::resources(&served, "", "v1").map(|d| answer(200, d, &[])),
+            ["apis", group] => discovery::one_group(&served, group).map(|d| answer(200, d, &[])),
+            ["apis", group, version] => {
+                discovery::resources(&served, group, version).map(|d| answer(200, d, &[]))
+            }
+            ["openapi", "v3", "api", version] => openapi::v3(&served, "", version).map(|d| answer(200, d, &[])),
+            ["openapi", "v3", "apis", group, version] => {
+                openapi::v3(&served, group, version).map(|d| answer(200, d, &[]))
+            }
+            _ => None,
+        }
+    }
+}
+
+fn unsupported_patch() -> ApiError {
+    ApiError::unsupported_media_type(&[
+        "application/json-patch+json",
+        "application/merge-patch+json",
+        "application/strategic-merge-patch+json",
+        "application/apply-patch+yaml",
+    ])
+}
+
+/// Delete options from body and query.
+fn delete_options(body: &Value, query: &Query) -> Result<Value, ApiError> {
+    let mut options = if body.is_object() { body.clone() } else { json!({}) };
+    if let Some(policy) = query.get("propagationPolicy") {
+        options["propagationPolicy"] = policy.into();
+    }
+    if let Some(grace) = query.number("gracePeriodSeconds")? {
+        options["gracePeriodSeconds"] = grace.into();
+    }
+    Ok(options)
+}
+
+/// Reads a bounded body as JSON or YAML; for a patch, also its kind.
+async fn read_body(
+    body: Body,
+    headers: &http::HeaderMap,
+    verb: &str,
+) -> Result<(Value, Option<PatchKind>), ApiError> {
+    let collected = http_body_util::Limited::new(body, MAX_BODY_BYTES).collect().await;
+    let bytes: Bytes = match collected {
+        Ok(collected) => collected.to_bytes(),
+        Err(e) if e.is::<http_body_util::LengthLimitError>() => return Err(ApiError::too_large(MAX_BODY_BYTES)),
+        Err(e) => return Err(ApiError::bad_request(format!("the body could not be read: {e}"))),
+    };
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    let media = kind.split(';').next().unwrap_or_default().trim();
+    let patch = match media {
+        "application/json-patch+json" => Some(PatchKind::Json),
+        "application/merge-patch+json" => Some(PatchKind::Merge),
+        "application/strategic-merge-patch+json" => Some(PatchKind::Strategic),
+        "application/apply-patch+yaml" => Some(PatchKind::Apply),
+        "" | "application/json" | "application/yaml" | "*/*" => None,
+        _ => return Err(ApiError::unsupported_media_type(&["application/json", "application/yaml"])),
+    };
+    if verb == "patch" && patch.is_none() {
+        return Err(unsupported_patch());
+    }
+    if bytes.is_empty() {
+        return match verb {
+            "delete" | "deletecollection" => Ok((Value::Null, None)),
+            _ => Err(ApiError::bad_request("the body is empty")),
+        };
+    }
+    let value = match serde_json::from_slice::<Value>(&bytes) {
+        Ok(value) => value,
+        Err(json) => {
+            let yaml = media == "application/yaml" || matches!(patch, Some(PatchKind::Apply));
+            let parsed = yaml
+                .then(|| std::str::from_utf8(&bytes).ok())
+                .flatten()
+                .and_then(|text| serde_saphyr::from_str::<Value>(text).ok());
+            parsed.ok_or_else(|| ApiError::bad_request(format!("the body cannot be read: {json}")))?
+        }
+    };
+    Ok((value, patch))
+}
+
+fn text(content: &'static str) -> Response {
+    let mut response = Response::new(Body::from(content));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    response
+}
+
+fn answer_as(code: u16, value: &Value, kind: &'static str) -> Response {
+    let mut response = Response::new(Body::from(value.to_string()));
+    *response.status_mut() = StatusCode::from_u16(code).unwrap_or(StatusCode::OK);
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    response
+}
+
+fn answer(code: u16, value: Value, warnings: &[String]) -> Response {
+    let mut response = answer_as(code, &value, "application/json");
+    for warning in warnings {
+        let quoted = warning.replace('\\', "\\\\").replace('"', "\\\"");
+        if let Ok(header) = HeaderValue::from_str(&format!("299 - \"{quoted}\"")) {
+            response.headers_mut().append(header::WARNING, header);
+        }
+    }
+    response
+}
+
+fn error_response(error: &ApiError) -> Response {
+    let mut response = answer_as(error.code, &error.to_json(), "application/json");
+    if error.retry_after_s > 0 {
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(error.retry_after_s));
+    }
+    response
+}

@@ -1,0 +1,221 @@
+//! OpenAPI documents, v2 and v3: what `kubectl explain` reads and what tells clients that the server validates fields.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value, json};
+
+use crate::builtin::definitions::{
+    API_VERSION_DESCRIPTION, DEFINITIONS, KIND_DESCRIPTION, OBJECT_META, REF_PREFIX, list_schema,
+};
+use crate::resources::{Resource, Served, api_version};
+
+/// Name of a custom kind's definition: the group reversed, as a real server names it.
+fn definition_name(r: &Resource) -> String {
+    match &r.definition {
+        Some(name) => name.clone(),
+        None => {
+            let reversed: Vec<&str> = r.group.rsplit('.').collect();
+            format!("{}.{}.{}", reversed.join("."), r.version, r.kind)
+        }
+    }
+}
+
+fn kind_extension(r: &Resource, kind: &str) -> Value {
+    json!([{"group": r.group, "kind": kind, "version": r.version}])
+}
+
+/// A custom kind's schema with the fields that every object has.
+fn custom_schema(r: &Resource, openapi: &Value) -> Value {
+    let mut schema = openapi.clone();
+    let properties = &mut schema["properties"];
+    properties["apiVersion"] = json!({"type": "string", "description": API_VERSION_DESCRIPTION});
+    properties["kind"] = json!({"type": "string", "description": KIND_DESCRIPTION});
+    properties["metadata"] = json!({
+        "$ref": format!("{REF_PREFIX}{OBJECT_META}"),
+        "description": "Standard object's metadata. More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#metadata",
+    });
+    schema["x-kubernetes-group-version-kind"] = kind_extension(r, &r.kind);
+    schema
+}
+
+/// All schemas that some resources need, by definition name.
+fn schemas<'a>(resources: impl Iterator<Item = &'a Resource>, all_built_in: bool) -> BTreeMap<String, Value> {
+    let mut out: BTreeMap<String, Value> = BTreeMap::new();
+    let mut wanted: Vec<String> = vec![OBJECT_META.to_owned()];
+    for r in resources {
+        let name = definition_name(r);
+        if let Some(custom) = &r.custom {
+            let schema = custom_schema(r, &custom.openapi);
+            collect_refs(&schema, &mut wanted);
+            out.insert(name.clone(), schema);
+        } else {
+            wanted.push(name.clone());
+        }
+        let mut list = list_schema(&r.list_kind, &json!({"$ref": format!("{REF_PREFIX}{name}")}));
+        list["x-kubernetes-group-version-kind"] = kind_extension(r, &r.list_kind);
+        collect_refs(&list, &mut wanted);
+        out.insert(format!("{name}List"), list);
+    }
+    if all_built_in {
+        wanted.extend(DEFINITIONS.schemas.keys().cloned());
+    }
+    while let Some(name) = wanted.pop() {
+        if out.contains_key(&name) {
+            continue;
+        }
+        if let Some(schema) = DEFINITIONS.get(&name) {
+            collect_refs(schema, &mut wanted);
+            out.insert(name, schema.clone());
+        }
+    }
+    out
+}
+
+fn collect_refs(schema: &Value, out: &mut Vec<String>) {
+    match schema {
+        Value::Object(map) => {
+            if let Some(name) = map.get("$ref").and_then(Value::as_str).and_then(|r| r.strip_prefix(REF_PREFIX)) {
+                out.push(name.to_owned());
+            }
+            map.values().for_each(|v| collect_refs(v, out));
+        }
+        Value::Array(items) => items.iter().for_each(|v| collect_refs(v, out)),
+        _ => {}
+    }
+}
+
+/// `/openapi/v2`.
+pub fn v2(served: &Served) -> Value {
+    let definitions: Map<String, Value> =
+        schemas(served.resources.iter().map(AsRef::as_ref), true).into_iter().collect();
+    let mut paths = Map::new();
+    for r in &served.resources {
+        for (path, operations) in operations(r, false) {
+            paths.insert(path, operations);
+        }
+    }
+    json!({
+        "swagger": "2.0",
+        "info": {"title": "Kubernetes", "version": super::VERSION},
+        "paths": paths,
+        "definitions": definitions,
+    })
+}
+
+/// `/openapi/v3`: where each group version's document is.
+pub fn v3_index(served: &Served) -> Value {
+    let mut paths = Map::new();
+    for (group, versions) in served.groups() {
+        for version in versions {
+            let path = if group.is_empty() { format!("api/{version}") } else { format!("apis/{group}/{version}") };
+            let url = format!("/openapi/v3/{path}?hash={}", served.generation);
+            paths.insert(path, json!({"serverRelativeURL": url}));
+        }
+    }
+    json!({"paths": paths})
+}
+
+/// `/openapi/v3/api/v1` and `/openapi/v3/apis/GROUP/VERSION`.
+pub fn v3(served: &Served, group: &str, version: &str) -> Option<Value> {
+    let of: Vec<&Resource> = served
+        .resources
+        .iter()
+        .map(AsRef::as_ref)
+        .filter(|r| r.group == group && r.version == version)
+        .collect();
+    if of.is_empty() {
+        return None;
+    }
+    let mut components: Map<String, Value> = schemas(of.iter().copied(), false).into_iter().collect();
+    for schema in components.values_mut() {
+        to_v3(schema);
+    }
+    let mut paths = Map::new();
+    for r in &of {
+        paths.extend(operations(r, true));
+    }
+    Some(json!({
+        "openapi": "3.0.0",
+        "info": {"title": "Kubernetes", "version": super::VERSION},
+        "paths": paths,
+        "components": {"schemas": components},
+    }))
+}
+
+/// References point into `components` in version 3, and one with siblings stands in `allOf`.
+fn to_v3(schema: &mut Value) {
+    match schema {
+        Value::Object(map) => {
+            if let Some(name) = map.get("$ref").and_then(Value::as_str).and_then(|r| r.strip_prefix(REF_PREFIX)) {
+                let reference = json!({"$ref": format!("#/components/schemas/{name}")});
+                if map.len() == 1 {
+                    *schema = reference;
+                } else {
+                    map.remove("$ref");
+                    map.insert("allOf".into(), json!([reference]));
+                    map.entry("default").or_insert_with(|| json!({}));
+                }
+                return;
+            }
+            map.values_mut().for_each(to_v3);
+        }
+        Value::Array(items) => items.iter_mut().for_each(to_v3),
+        _ => {}
+    }
+}
+
+/// Paths of a resource with the operations that clients look for.
+fn operations(r: &Resource, v3: bool) -> Vec<(String, Value)> {
+    let base = if r.group.is_empty() {
+        format!("/api/{}", r.version)
+    } else {
+        format!("/apis/{}", api_version(&r.group, &r.version))
+    };
+    let base = if r.namespaced { format!("{base}/namespaces/{{namespace}}/{}", r.plural) } else { format!("{base}/{}", r.plural) };
+    let gvk = json!({"group": r.group, "kind": r.kind, "version": r.version});
+    let parameter = |name: &str| match v3 {
+        true => json!({"name": name, "in": "query", "schema": {"type": "string", "uniqueItems": true}}),
+        false => json!({"name": name, "in": "query", "type": "string", "uniqueItems": true}),
+    };
+    let operation = |verb: &str, action: &str, write: bool| {
+        let mut parameters = Vec::new();
+        if write {
+            parameters.extend(["dryRun", "fieldManager", "fieldValidation"].map(parameter));
+        }
+        if verb == "patch" {
+            parameters.push(parameter("force"));
+        }
+        let mut op = json!({
+            "operationId": format!("{verb}{}{}", r.kind, r.version),
+            "x-kubernetes-action": action,
+            "x-kubernetes-group-version-kind": gvk,
+            "parameters": parameters,
+            "responses": {"200": {"description": "OK"}},
+        });
+        if verb == "patch" {
+            let types = ["application/json-patch+json", "application/merge-patch+json", "application/strategic-merge-patch+json", "application/apply-patch+yaml"];
+            match v3 {
+                true => op["requestBody"] = json!({"content": types.iter().map(|t| ((*t).to_owned(), json!({"schema": {"type": "object"}}))).collect::<Map<_, _>>()}),
+                false => op["consumes"] = json!(types),
+            }
+        }
+        op
+    };
+    let mut collection = Map::new();
+    let mut item = Map::new();
+    for (verb, method, action, on_item, write) in [
+        ("list", "get", "list", false, false),
+        ("create", "post", "post", false, true),
+        ("deletecollection", "delete", "deletecollection", false, false),
+        ("get", "get", "get", true, false),
+        ("update", "put", "put", true, true),
+        ("patch", "patch", "patch", true, true),
+        ("delete", "delete", "delete", true, false),
+    ] {
+        if r.allows(verb) {
+            let target = if on_item { &mut item } else { &mut collection };
+            target.insert(method.into(), operation(verb, action, write));
+        }
+    }
+    vec![(format!("{base}/{{name}}"), Value::Object(item)), (base, Value::Object(collection))]
+}

@@ -1,0 +1,330 @@
+//! Get, list and watch.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+
+use super::Cluster;
+use super::request::{Form, Query};
+use super::write::present;
+use crate::resources::Resource;
+use crate::selector::{Fields, Labels};
+use crate::server::status::ApiError;
+use crate::store::{Change, ChangeKind, Stored};
+use crate::table::{self, IncludeObject};
+
+/// Which objects are wanted.
+#[derive(Debug, Clone)]
+pub struct Selection {
+    namespace: Option<String>,
+    labels: Labels,
+    fields: Fields,
+}
+
+impl Selection {
+    /// From a path's namespace and name and a query.
+    ///
+    /// # Errors
+    /// 400 for a selector that does not parse, or a field that is not selectable.
+    pub fn new(resource: &Resource, namespace: &str, name: &str, query: &Query) -> Result<Self, ApiError> {
+        let bad = |e: crate::selector::SelectorError| ApiError::bad_request(e.to_string());
+        let labels = Labels::parse(query.get("labelSelector").unwrap_or_default()).map_err(bad)?;
+        let mut text = query.get("fieldSelector").unwrap_or_default().to_owned();
+        if !name.is_empty() {
+            text = if text.is_empty() { format!("metadata.name={name}") } else { format!("{text},metadata.name={name}") };
+        }
+        let fields = Fields::parse(&text).map_err(bad)?;
+        if let Some(path) = fields.paths().find(|p| !resource.selectable(p)) {
+            return Err(ApiError::bad_request(format!("field label not supported: {path}")));
+        }
+        let namespace = (resource.namespaced && !namespace.is_empty()).then(|| namespace.to_owned());
+        Ok(Self { namespace, labels, fields })
+    }
+
+    fn matches(&self, resource: &Resource, stored: &Stored) -> bool {
+        if self.namespace.as_deref().is_some_and(|n| stored.meta("namespace") != Some(n)) {
+            return false;
+        }
+        self.labels.matches(&stored.value)
+            && (self.fields.is_empty() || {
+                if resource.api_version() == resource.storage_api_version {
+                    self.fields.matches(&stored.value)
+                } else {
+                    self.fields.matches(&stored.value) || self.fields.matches(&present(resource, &stored.value))
+                }
+            })
+    }
+}
+
+/// How objects are to be shown.
+#[derive(Debug, Clone, Copy)]
+pub struct Showing {
+    /// Form.
+    pub form: Form,
+    /// For tables: what rows carry.
+    pub include: IncludeObject,
+}
+
+impl Showing {
+    /// From `Accept` and `includeObject`.
+    pub fn new(form: Form, query: &Query) -> Self {
+        let include = match query.get("includeObject") {
+            Some("None") => IncludeObject::None,
+            Some("Object") => IncludeObject::Object,
+            _ => IncludeObject::Metadata,
+        };
+        Self { form, include }
+    }
+
+    /// One object in this form.
+    pub fn one(&self, resource: &Resource, object: Value, now: Timestamp) -> Value {
+        match self.form {
+            Form::Object => object,
+            Form::Metadata => metadata_only(&object),
+            Form::Table => {
+                let version = object["metadata"]["resourceVersion"].clone();
+                let mut table = table::render(&resource.columns, &[object], self.include, now);
+                table["metadata"] = json!({"resourceVersion": version});
+                table
+            }
+        }
+    }
+}
+
+fn metadata_only(object: &Value) -> Value {
+    json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": object["metadata"]})
+}
+
+impl Cluster {
+    /// A list, whole or a page.
+    ///
+    /// # Errors
+    /// 400 for a bad continue token, 410 for one that is too old, 504 for a version of the future.
+    pub fn list(
+        &self,
+        resource: &Resource,
+        selection: &Selection,
+        showing: Showing,
+        query: &Query,
+        now: Timestamp,
+    ) -> Result<Value, ApiError> {
+        let limit = query.number("limit")?.unwrap_or(0) as usize;
+        let (objects, revision, after) = match query.get("continue") {
+            Some(token) => {
+                let (revision, after) = read_token(token)?;
+                let objects = self
+                    .store
+                    .list_at(&resource.storage, selection.namespace.as_deref(), revision)
+                    .map_err(|_| ApiError::expired_continue())?;
+                (objects, revision, Some(after))
+            }
+            None => {
+                let asked = query.number("resourceVersion")?.unwrap_or(0);
+                let current = self.store.revision();
+                if asked > current {
+                    return Err(ApiError::version_too_large(asked, current));
+                }
+                if asked > 0 && query.get("resourceVersionMatch") == Some("Exact") {
+                    let objects = self
+                        .store
+                        .list_at(&resource.storage, selection.namespace.as_deref(), asked)
+                        .map_err(ApiError::expired)?;
+                    (objects, asked, None)
+                } else {
+                    let (objects, revision) =
+                        self.store.list(&resource.storage, selection.namespace.as_deref());
+                    (objects, revision, None)
+                }
+            }
+        };
+        let key = |s: &Stored| {
+            (s.meta("namespace").unwrap_or_default().to_owned(), s.meta("name").unwrap_or_default().to_owned())
+        };
+        let mut matching: Vec<Arc<Stored>> = objects
+            .into_iter()
+            .filter(|s| after.as_ref().is_none_or(|a| key(s) > *a) && selection.matches(resource, s))
+            .collect();
+        let mut meta = json!({"resourceVersion": revision.to_string()});
+        if limit > 0 && matching.len() > limit {
+            let left = matching.len() - limit;
+            matching.truncate(limit);
+            if let Some(last) = matching.last() {
+                meta["continue"] = write_token(revision, &key(last)).into();
+            }
+            if query.get("labelSelector").is_none() && query.get("fieldSelector").is_none() {
+                meta["remainingItemCount"] = left.into();
+            }
+        }
+        let items: Vec<Value> = matching.iter().map(|s| present(resource, &s.value)).collect();
+        Ok(match showing.form {
+            Form::Object => json!({
+                "kind": resource.list_kind, "apiVersion": resource.api_version(), "metadata": meta, "items": items,
+            }),
+            Form::Metadata => json!({
+                "kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "metadata": meta,
+                "items": items.iter().map(metadata_only).collect::<Vec<_>>(),
+            }),
+            Form::Table => {
+                let mut table = table::render(&resource.columns, &items, showing.include, now);
+                table["metadata"] = meta;
+                table
+            }
+        })
+    }
+
+    /// A watch as a stream of JSON lines. Ends at `timeoutSeconds`, when the watcher lags too far, or when the store closes.
+    ///
+    /// # Errors
+    /// 410 if the history does not reach back to the version asked for (as kube's clients expect, also as the first event).
+    pub fn watch(
+        &self,
+        resource: &Arc<Resource>,
+        selection: Selection,
+        showing: Showing,
+        query: &Query,
+        stop: tokio_util::sync::CancellationToken,
+    ) -> Result<mpsc::Receiver<Bytes>, ApiError> {
+        let send_initial = query.flag("sendInitialEvents") && query.get("sendInitialEvents").is_some();
+        let bookmarks = query.flag("allowWatchBookmarks") && query.get("allowWatchBookmarks").is_some();
+        let since = match query.get("resourceVersion") {
+            _ if send_initial => None,
+            None | Some("0") => None,
+            Some(text) => Some(text.parse::<u64>().map_err(|_| {
+                ApiError::bad_request(format!("Invalid value: {text:?}: invalid resource version"))
+            })?),
+        };
+        let timeout = query.number("timeoutSeconds")?.map(Duration::from_secs);
+        let (tx, rx) = mpsc::channel(64);
+        let watch = match self.store.watch(&resource.storage, since) {
+            Ok(watch) => watch,
+            Err(expired) => {
+                let error = ApiError::expired(expired).to_json();
+                let line = event_line("ERROR", error);
+                tokio::spawn(async move { tx.send(line).await });
+                return Ok(rx);
+            }
+        };
+        let resource = Arc::clone(resource);
+        let clock = Arc::clone(&self.clock);
+        tokio::spawn(async move {
+            let deadline = timeout.map(|t| tokio::time::Instant::now() + t);
+            let mut watch = watch;
+            let show = |kind: &str, stored: &Stored| {
+                event_line(kind, showing.one(&resource, present(&resource, &stored.value), clock()))
+            };
+            let mut last = watch.revision;
+            if let Some(initial) = watch.initial.take() {
+                for stored in initial.iter().filter(|s| selection.matches(&resource, s)) {
+                    if tx.send(show("ADDED", stored)).await.is_err() {
+                        return;
+                    }
+                }
+                if send_initial && tx.send(bookmark(&resource, last, true)).await.is_err() {
+                    return;
+                }
+            }
+            for change in std::mem::take(&mut watch.backlog) {
+                last = change.revision;
+                if let Some(line) = translate(&resource, &selection, &change, &show)
+                    && tx.send(line).await.is_err()
+                {
+                    return;
+                }
+            }
+            let mut tick = tokio::time::interval(Duration::from_secs(30));
+            tick.tick().await;
+            loop {
+                let timed_out = async {
+                    match deadline {
+                        Some(at) => tokio::time::sleep_until(at).await,
+                        None => std::future::pending().await,
+                    }
+                };
+                tokio::select! {
+                    change = watch.changes.recv() => match change {
+                        Some(change) => {
+                            last = change.revision;
+                            if let Some(line) = translate(&resource, &selection, &change, &show)
+                                && tx.send(line).await.is_err()
+                            {
+                                return;
+                            }
+                        }
+                        None if stop.is_cancelled() => return,
+                        None => {
+                            // The store cut a watcher off that was too slow.
+                            let _ = tx.send(event_line("ERROR", ApiError::lagging().to_json())).await;
+                            return;
+                        }
+                    },
+                    () = timed_out => {
+                        if bookmarks {
+                            let _ = tx.send(bookmark(&resource, last, false)).await;
+                        }
+                        return;
+                    }
+                    () = stop.cancelled() => return,
+                    () = tx.closed() => return,
+                    _ = tick.tick() => {
+                        if bookmarks && tx.send(bookmark(&resource, last, false)).await.is_err() {
+                            return;
+                        }
+                    }
+                }
+            }
+        });
+        Ok(rx)
+    }
+}
+
+/// A change as this watcher sees it: an object that comes to match is added, one that ceases to is deleted.
+fn translate(
+    resource: &Resource,
+    selection: &Selection,
+    change: &Change,
+    show: &impl Fn(&str, &Stored) -> Bytes,
+) -> Option<Bytes> {
+    let was = change.previous.as_ref().is_some_and(|p| selection.matches(resource, p));
+    let is = selection.matches(resource, &change.object);
+    match (change.kind, was, is) {
+        (ChangeKind::Deleted, true, _) | (ChangeKind::Deleted, false, true) => Some(show("DELETED", &change.object)),
+        (ChangeKind::Deleted, false, false) => None,
+        (_, false, true) => Some(show("ADDED", &change.object)),
+        (_, true, true) => Some(show("MODIFIED", &change.object)),
+        (_, true, false) => Some(show("DELETED", &change.object)),
+        (_, false, false) => None,
+    }
+}
+
+fn event_line(kind: &str, object: Value) -> Bytes {
+    let mut line = json!({"type": kind, "object": object}).to_string();
+    line.push('\n');
+    Bytes::from(line)
+}
+
+fn bookmark(resource: &Resource, revision: u64, initial_end: bool) -> Bytes {
+    let mut meta = json!({"resourceVersion": revision.to_string(), "creationTimestamp": null});
+    if initial_end {
+        meta["annotations"] = json!({"k8s.io/initial-events-end": "true"});
+    }
+    event_line("BOOKMARK", json!({"kind": resource.kind, "apiVersion": resource.api_version(), "metadata": meta}))
+}
+
+fn write_token(revision: u64, key: &(String, String)) -> String {
+    use base64::Engine as _;
+    base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(json!([revision, key.0, key.1]).to_string())
+}
+
+fn read_token(token: &str) -> Result<(u64, (String, String)), ApiError> {
+    use base64::Engine as _;
+    base64::engine::general_purpose::URL_SAFE_NO_PAD
+        .decode(token)
+        .ok()
+        .and_then(|bytes| serde_json::from_slice::<(u64, String, String)>(&bytes).ok())
+        .map(|(revision, namespace, name)| (revision, (namespace, name)))
+        .ok_or_else(|| ApiError::bad_request("continue key is not valid: start a new list"))
+}

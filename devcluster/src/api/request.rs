@@ -1,0 +1,200 @@
+//! What a request asks for: path, query, media types.
+
+use http::{HeaderMap, Method};
+
+use crate::server::status::ApiError;
+
+/// The object, list or subresource that a path names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    /// API group; empty for core.
+    pub group: String,
+    /// Version.
+    pub version: String,
+    /// Plural name of the resource.
+    pub plural: String,
+    /// Namespace; empty for cluster-scoped objects and for lists over all namespaces.
+    pub namespace: String,
+    /// Object name; empty for collections.
+    pub name: String,
+    /// Subresource; empty for the object itself.
+    pub subresource: String,
+}
+
+/// Reads a resource path (`/api/v1/…`, `/apis/GROUP/VERSION/…`); `None` for any other.
+pub fn target(path: &str) -> Option<Target> {
+    let parts: Vec<String> = path
+        .trim_matches('/')
+        .split('/')
+        .map(|p| percent_decode(p))
+        .collect();
+    let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
+    let (group, version, rest) = match parts.as_slice() {
+        ["api", version, rest @ ..] => ("", *version, rest),
+        ["apis", group, version, rest @ ..] => (*group, *version, rest),
+        _ => return None,
+    };
+    let make = |namespace: &str, plural: &str, name: &str, subresource: &str| Target {
+        group: group.into(),
+        version: version.into(),
+        plural: plural.into(),
+        namespace: namespace.into(),
+        name: name.into(),
+        subresource: subresource.into(),
+    };
+    Some(match rest {
+        // `namespaces/x/status` and `/finalize` are subresources of the namespace itself.
+        ["namespaces", name, sub @ ("status" | "finalize")] => make("", "namespaces", name, sub),
+        ["namespaces", namespace, plural] => make(namespace, plural, "", ""),
+        ["namespaces", namespace, plural, name] => make(namespace, plural, name, ""),
+        ["namespaces", namespace, plural, name, sub] => make(namespace, plural, name, sub),
+        [plural] => make("", plural, "", ""),
+        [plural, name] => make("", plural, name, ""),
+        [plural, name, sub] => make("", plural, name, sub),
+        _ => return None,
+    })
+}
+
+fn percent_decode(text: &str) -> String {
+    let bytes = text.as_bytes();
+    let mut out = Vec::with_capacity(bytes.len());
+    let mut i = 0;
+    while i < bytes.len() {
+        let hex = (bytes[i] == b'%').then(|| text.get(i + 1..i + 3)).flatten();
+        match hex.and_then(|h| u8::from_str_radix(h, 16).ok()) {
+            Some(byte) => {
+                out.push(byte);
+                i += 3;
+            }
+            None => {
+                out.push(bytes[i]);
+                i += 1;
+            }
+        }
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+/// Query parameters in order.
+#[derive(Debug, Clone, Default)]
+pub struct Query(Vec<(String, String)>);
+
+impl Query {
+    /// Reads `a=b&c=d`.
+    pub fn parse(text: &str) -> Self {
+        let pairs = text.split('&').filter(|p| !p.is_empty()).map(|pair| {
+            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+            (percent_decode(&key.replace('+', " ")), percent_decode(&value.replace('+', " ")))
+        });
+        Self(pairs.collect())
+    }
+
+    /// The first value of a parameter; `None` if absent or empty.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.0.iter().find(|(k, _)| k == name).map(|(_, v)| v.as_str()).filter(|v| !v.is_empty())
+    }
+
+    /// Whether a flag is set.
+    pub fn flag(&self, name: &str) -> bool {
+        self.0.iter().any(|(k, v)| k == name && matches!(v.as_str(), "1" | "true" | ""))
+    }
+
+    /// A number.
+    ///
+    /// # Errors
+    /// 400 if it is not one.
+    pub fn number(&self, name: &str) -> Result<Option<u64>, ApiError> {
+        self.get(name)
+            .map(|text| {
+                text.parse().map_err(|_| ApiError::bad_request(format!("invalid value for {name}: {text:?}")))
+            })
+            .transpose()
+    }
+}
+
+/// What form the client wants objects in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// As they are.
+    Object,
+    /// `meta.k8s.io` Table.
+    Table,
+    /// `meta.k8s.io` PartialObjectMetadata.
+    Metadata,
+}
+
+/// The first form in `Accept` that can be served.
+///
+/// # Errors
+/// 406 if none can.
+pub fn form(headers: &HeaderMap) -> Result<Form, ApiError> {
+    let Some(accept) = headers.get(http::header::ACCEPT).and_then(|v| v.to_str().ok()) else {
+        return Ok(Form::Object);
+    };
+    for item in accept.split(',').map(str::trim) {
+        let mut parts = item.split(';').map(str::trim);
+        let media = parts.next().unwrap_or_default();
+        let kind = parts.filter_map(|p| p.strip_prefix("as=")).next();
+        if !matches!(media, "application/json" | "*/*" | "application/*" | "application/yaml" | "") {
+            continue;
+        }
+        match kind {
+            None => return Ok(Form::Object),
+            Some("Table") => return Ok(Form::Table),
+            Some("PartialObjectMetadata" | "PartialObjectMetadataList") => return Ok(Form::Metadata),
+            Some(_) => {}
+        }
+    }
+    Err(ApiError::not_acceptable())
+}
+
+/// The field manager: as named, else from the user agent.
+pub fn manager(query: &Query, headers: &HeaderMap) -> String {
+    query.get("fieldManager").map(str::to_owned).unwrap_or_else(|| {
+        let agent = headers.get(http::header::USER_AGENT).and_then(|v| v.to_str().ok()).unwrap_or("unknown");
+        let end = agent.find(['/', ' ']).unwrap_or(agent.len());
+        agent[..end].to_owned()
+    })
+}
+
+/// The verb that a method means on a target, as RBAC and discovery name it.
+pub fn verb(method: &Method, target: &Target, watch: bool) -> Option<&'static str> {
+    let collection = target.name.is_empty();
+    Some(match *method {
+        Method::GET | Method::HEAD if collection && watch => "watch",
+        Method::GET | Method::HEAD if collection => "list",
+        Method::GET | Method::HEAD => "get",
+        Method::POST => "create",
+        Method::PUT if !collection => "update",
+        Method::PATCH if !collection => "patch",
+        Method::DELETE if collection => "deletecollection",
+        Method::DELETE => "delete",
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_name_targets() {
+        let t = target("/apis/plimsoll.dev/v1alpha1/namespaces/default/modelpools/chat/status").unwrap();
+        assert_eq!((t.group.as_str(), t.namespace.as_str(), t.name.as_str(), t.subresource.as_str()), ("plimsoll.dev", "default", "chat", "status"));
+        let t = target("/api/v1/namespaces/x").unwrap();
+        assert_eq!((t.plural.as_str(), t.name.as_str()), ("namespaces", "x"));
+        let t = target("/api/v1/namespaces/x/pods").unwrap();
+        assert_eq!((t.plural.as_str(), t.namespace.as_str()), ("pods", "x"));
+        assert_eq!(target("/healthz"), None);
+        assert_eq!(target("/api/v1/nodes/system%3Anode").unwrap().name, "system:node");
+    }
+
+    #[test]
+    fn accept_headers_choose_a_form() {
+        let with = |v: &str| form(&[(http::header::ACCEPT, v.parse().unwrap())].into_iter().collect());
+        assert_eq!(with("application/json;as=Table;v=v1;g=meta.k8s.io,application/json"), Ok(Form::Table));
+        assert_eq!(with("application/json"), Ok(Form::Object));
+        assert!(with("application/vnd.kubernetes.protobuf").is_err());
+        assert_eq!(with("application/vnd.kubernetes.protobuf,application/json"), Ok(Form::Object));
+    }
+}

@@ -1,0 +1,7 @@
+//! What this API knows about Kubernetes' own kinds: their schemas, how requests decode into them, defaults, checks, conversions.
+
+pub mod decode;
+pub mod defaults;
+pub mod definitions;
+pub mod events;
+pub mod validate;

@@ -1,0 +1,567 @@
+//! Which resources are served: Kubernetes' own, and those that CustomResourceDefinitions declare.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use parking_lot::RwLock;
+use serde_json::{Value, json};
+
+use crate::apply::Typing;
+use crate::builtin::definitions::DEFINITIONS;
+use crate::gvk::GroupKind;
+use crate::schema::CompiledSchema;
+use crate::server::status::Cause;
+use crate::store::GroupResource;
+use crate::table::{self, Column};
+
+const BUILT_IN: &str = include_str!("data/resources.txt");
+/// Finalizer that holds a CustomResourceDefinition until its objects are gone.
+pub const CRD_FINALIZER: &str = "customresourcecleanup.apiextensions.k8s.io";
+const ALL_VERBS: &[&str] =
+    &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
+
+/// A subresource, such as `status`.
+#[derive(Debug, Clone)]
+pub struct Subresource {
+    /// Its name.
+    pub name: String,
+    /// Group of the kind it speaks; the parent's where empty and `version` is empty too.
+    pub group: String,
+    /// Version of the kind it speaks; the parent's where empty.
+    pub version: String,
+    /// The kind it speaks.
+    pub kind: String,
+    /// Verbs.
+    pub verbs: Vec<String>,
+}
+
+/// Where the scale subresource of a custom resource finds its numbers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ScalePaths {
+    /// JSON path of the wanted replicas, such as `.spec.replicas`.
+    pub spec: String,
+    /// JSON path of the observed replicas.
+    pub status: String,
+    /// JSON path of the label selector in string form.
+    pub selector: Option<String>,
+}
+
+/// The part of a resource that its CustomResourceDefinition declares.
+#[derive(Debug)]
+pub struct Custom {
+    /// Compiled schema.
+    pub schema: CompiledSchema,
+    /// The schema as declared.
+    pub openapi: Value,
+    /// Scale subresource.
+    pub scale: Option<ScalePaths>,
+    /// JSON paths usable in field selectors, without the leading dot.
+    pub selectable: Vec<String>,
+    /// Warning for clients of a deprecated version.
+    pub deprecation: Option<String>,
+}
+
+/// One version of one served resource.
+#[derive(Debug)]
+pub struct Resource {
+    /// API group; empty for core.
+    pub group: String,
+    /// Version.
+    pub version: String,
+    /// Plural name: the path segment.
+    pub plural: String,
+    /// Singular name.
+    pub singular: String,
+    /// Kind.
+    pub kind: String,
+    /// Kind of lists.
+    pub list_kind: String,
+    /// Whether objects live in namespaces.
+    pub namespaced: bool,
+    /// Short names.
+    pub short_names: Vec<String>,
+    /// Categories, such as `all`.
+    pub categories: Vec<String>,
+    /// Verbs.
+    pub verbs: Vec<String>,
+    /// Subresources.
+    pub subresources: Vec<Subresource>,
+    /// Where objects are stored.
+    pub storage: GroupResource,
+    /// `apiVersion` of stored objects.
+    pub storage_api_version: String,
+    /// OpenAPI definition of a built-in kind.
+    pub definition: Option<String>,
+    /// Custom resource parts.
+    pub custom: Option<Custom>,
+    /// Columns for `kubectl get`.
+    pub columns: Vec<Column>,
+    /// List and map kinds, for field ownership.
+    pub typing: Typing,
+}
+
+impl Resource {
+    /// `apiVersion` of this version's objects.
+    pub fn api_version(&self) -> String {
+        api_version(&self.group, &self.version)
+    }
+
+    /// Group and plural name, as errors name it.
+    pub fn group_resource(&self) -> GroupResource {
+        GroupResource::new(&self.group, &self.plural)
+    }
+
+    /// Group and kind.
+    pub fn group_kind(&self) -> GroupKind {
+        GroupKind::new(&self.group, &self.kind)
+    }
+
+    /// A subresource by name.
+    pub fn subresource(&self, name: &str) -> Option<&Subresource> {
+        self.subresources.iter().find(|s| s.name == name)
+    }
+
+    /// Whether `status` is written apart.
+    pub fn has_status(&self) -> bool {
+        self.subresource("status").is_some()
+    }
+
+    /// Whether `verb` is allowed on the resource itself.
+    pub fn allows(&self, verb: &str) -> bool {
+        self.verbs.iter().any(|v| v == verb)
+    }
+
+    /// Whether field selectors may use `path`.
+    pub fn selectable(&self, path: &str) -> bool {
+        if path == "metadata.name" || (path == "metadata.namespace" && self.namespaced) {
+            return true;
+        }
+        if let Some(custom) = &self.custom {
+            return custom.selectable.iter().any(|p| p == path);
+        }
+        let fields: &[&str] = match (self.storage.group.as_str(), self.storage.resource.as_str()) {
+            ("", "pods") => &[
+                "spec.nodeName",
+                "spec.restartPolicy",
+                "spec.schedulerName",
+                "spec.serviceAccountName",
+                "spec.hostNetwork",
+                "status.phase",
+                "status.podIP",
+                "status.podIPs",
+                "status.nominatedNodeName",
+            ],
+            ("", "events") => &[
+                "involvedObject.kind",
+                "involvedObject.namespace",
+                "involvedObject.name",
+                "involvedObject.uid",
+                "involvedObject.apiVersion",
+                "involvedObject.resourceVersion",
+                "involvedObject.fieldPath",
+                "regarding.kind",
+                "regarding.namespace",
+                "regarding.name",
+                "regarding.uid",
+                "regarding.apiVersion",
+                "regarding.resourceVersion",
+                "regarding.fieldPath",
+                "reason",
+                "reportingComponent",
+                "reportingController",
+                "source",
+                "type",
+            ],
+            ("", "nodes") => &["spec.unschedulable"],
+            ("", "namespaces") => &["status.phase"],
+            ("", "secrets") => &["type"],
+            ("", "services") => &["spec.clusterIP", "spec.type"],
+            ("", "replicationcontrollers") | ("apps", "replicasets") => &["status.replicas"],
+            ("batch", "jobs") => &["status.successful"],
+            _ => &[],
+        };
+        fields.contains(&path)
+    }
+}
+
+/// `group/version`, or the version alone for the core group.
+pub fn api_version(group: &str, version: &str) -> String {
+    if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") }
+}
+
+/// All served resources at one moment, in discovery order.
+#[derive(Debug, Default)]
+pub struct Served {
+    /// The resources.
+    pub resources: Vec<Arc<Resource>>,
+    /// Counts changes of the set, so that documents made from it can be cached.
+    pub generation: u64,
+}
+
+impl Served {
+    /// A resource by path.
+    pub fn find(&self, group: &str, version: &str, plural: &str) -> Option<&Arc<Resource>> {
+        self.resources.iter().find(|r| r.group == group && r.version == version && r.plural == plural)
+    }
+
+    /// Any version of a stored resource that stores in its own version.
+    pub fn of_storage(&self, storage: &GroupResource) -> Option<&Arc<Resource>> {
+        self.resources.iter().find(|r| r.storage == *storage && r.api_version() == r.storage_api_version)
+    }
+
+    /// Groups in discovery order with their versions, preferred first.
+    pub fn groups(&self) -> Vec<(&str, Vec<&str>)> {
+        let mut groups: Vec<(&str, Vec<&str>)> = Vec::new();
+        for resource in &self.resources {
+            match groups.iter_mut().find(|(g, _)| *g == resource.group) {
+                Some((_, versions)) => {
+                    if !versions.contains(&resource.version.as_str()) {
+                        versions.push(&resource.version);
+                    }
+                }
+                None => groups.push((&resource.group, vec![&resource.version])),
+            }
+        }
+        for (_, versions) in &mut groups {
+            versions.sort_by_key(|v| version_rank(v));
+        }
+        groups
+    }
+}
+
+/// The registry of served resources.
+#[derive(Debug)]
+pub struct Registry {
+    built_in: Vec<Arc<Resource>>,
+    custom: RwLock<BTreeMap<String, Vec<Arc<Resource>>>>,
+    served: RwLock<Arc<Served>>,
+}
+
+impl Registry {
+    /// The built-in resources.
+    ///
+    /// # Errors
+    /// A description of the table's first wrong line.
+    pub fn new() -> Result<Self, String> {
+        let built_in = BUILT_IN
+            .lines()
+            .filter(|l| !l.starts_with('#'))
+            .map(|l| parse_line(l).map(Arc::new).ok_or_else(|| format!("bad built-in resource: {l}")))
+            .collect::<Result<Vec<_>, _>>()?;
+        let served = Served { resources: built_in.clone(), generation: 0 };
+        Ok(Self { built_in, custom: RwLock::default(), served: RwLock::new(Arc::new(served)) })
+    }
+
+    /// What is served now.
+    pub fn served(&self) -> Arc<Served> {
+        self.served.read().clone()
+    }
+
+    /// Serves what `crd` declares, in place of what it declared before.
+    ///
+    /// # Errors
+    /// The fields of the definition that are wrong.
+    pub fn define(&self, crd: &Value) -> Result<(), Vec<Cause>> {
+        let resources = compile(crd)?.into_iter().map(Arc::new).collect();
+        let name = crd["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+        self.custom.write().insert(name, resources);
+        self.publish();
+        Ok(())
+    }
+
+    /// Checks a definition without serving it.
+    ///
+    /// # Errors
+    /// The fields of the definition that are wrong.
+    pub fn check(&self, crd: &Value) -> Result<(), Vec<Cause>> {
+        compile(crd).map(|_| ())
+    }
+
+    /// Stops serving what the definition of this name declares.
+    pub fn undefine(&self, crd_name: &str) {
+        self.custom.write().remove(crd_name);
+        self.publish();
+    }
+
+    fn publish(&self) {
+        let mut custom: Vec<Arc<Resource>> = self.custom.read().values().flatten().cloned().collect();
+        custom.sort_by_key(|r| (r.group.clone(), version_rank(&r.version), r.plural.clone()));
+        let mut served = self.served.write();
+        let generation = served.generation + 1;
+        let resources = self.built_in.iter().cloned().chain(custom).collect();
+        *served = Arc::new(Served { resources, generation });
+    }
+}
+
+fn split(text: &str) -> Vec<String> {
+    if text == "-" { Vec::new() } else { text.split(',').map(str::to_owned).collect() }
+}
+
+fn verbs(text: &str) -> Vec<String> {
+    if text == "*" { ALL_VERBS.iter().map(|v| (*v).to_owned()).collect() } else { split(text) }
+}
+
+fn parse_line(line: &str) -> Option<Resource> {
+    let mut words = line.split(' ');
+    let mut next = || words.next();
+    let group = next().map(|g| if g == "core" { "" } else { g })?.to_owned();
+    let (version, plural, singular, kind) =
+        (next()?.to_owned(), next()?.to_owned(), next()?.to_owned(), next()?.to_owned());
+    let namespaced = next()? == "N";
+    let (short_names, categories, verbs_of) = (split(next()?), split(next()?), verbs(next()?));
+    let subresources = words.filter(|w| *w != "-").map(parse_subresource).collect::<Option<Vec<_>>>()?;
+    let is_event = plural == "events";
+    let storage = GroupResource::new(if is_event { "" } else { &group }, &plural);
+    let group_kind = GroupKind::new(&group, &kind);
+    let typing = Typing::builtin(&group_kind)
+        .unwrap_or_else(Typing::untyped)
+        .with_status_subresource(subresources.iter().any(|s| s.name == "status"));
+    Some(Resource {
+        storage_api_version: if is_event { "v1".into() } else { api_version(&group, &version) },
+        definition: DEFINITIONS.of_kind(&group, &version, &kind).map(str::to_owned),
+        columns: table::columns_for(&group_kind, None).unwrap_or_default(),
+        list_kind: format!("{kind}List"),
+        verbs: verbs_of,
+        custom: None,
+        group,
+        version,
+        plural,
+        singular,
+        kind,
+        namespaced,
+        short_names,
+        categories,
+        subresources,
+        storage,
+        typing,
+    })
+}
+
+fn parse_subresource(text: &str) -> Option<Subresource> {
+    let mut parts = text.split('=');
+    let (name, kind, verbs_of) = (parts.next()?, parts.next()?, parts.next()?);
+    let path: Vec<&str> = kind.split('/').collect();
+    let (group, version, kind) = match path.as_slice() {
+        [g, v, k] => (*g, *v, *k),
+        _ => ("", "", kind),
+    };
+    Some(Subresource {
+        name: name.into(),
+        group: group.into(),
+        version: version.into(),
+        kind: kind.into(),
+        verbs: split(verbs_of),
+    })
+}
+
+fn strings(value: &Value) -> Vec<String> {
+    value.as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
+}
+
+/// The resources of a definition: one for each served version.
+fn compile(crd: &Value) -> Result<Vec<Resource>, Vec<Cause>> {
+    let spec = &crd["spec"];
+    let mut causes = check(crd);
+    let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
+    let (group, names) = (text(&spec["group"]), &spec["names"]);
+    let versions: Vec<&Value> = spec["versions"].as_array().into_iter().flatten().collect();
+    let storage_version =
+        versions.iter().find(|v| v["storage"] == true).map(|v| text(&v["name"])).unwrap_or_default();
+    let mut out = Vec::new();
+    for (i, version) in versions.iter().enumerate() {
+        let at = format!("spec.versions[{i}]");
+        let openapi = &version["schema"]["openAPIV3Schema"];
+        if openapi.is_null() {
+            causes.push(Cause::required(format!("{at}.schema.openAPIV3Schema"), "schemas are required"));
+            continue;
+        }
+        let schema = match CompiledSchema::compile(openapi) {
+            Ok(schema) => schema,
+            Err(error) => {
+                causes.extend(error.0.iter().map(|e| {
+                    let mut cause = Cause::from(e);
+                    if !cause.field.starts_with("spec.v") {
+                        let base = format!("{at}.schema.openAPIV3Schema");
+                        cause.field = match cause.field.as_str() {
+                            "" | "<nil>" => base,
+                            path => format!("{base}.{}", path.trim_start_matches("openAPIV3Schema.")),
+                        };
+                    }
+                    cause
+                }));
+                continue;
+            }
+        };
+        let kind = GroupKind::new(&group, text(&names["kind"]));
+        // Without columns of its own a custom resource shows name and age.
+        let no_columns = json!([{"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"}]);
+        let printer = version.get("additionalPrinterColumns").filter(|c| c.as_array().is_some_and(|c| !c.is_empty()));
+        let columns = match table::columns_for(&kind, Some(printer.unwrap_or(&no_columns))) {
+            Ok(columns) => columns,
+            Err(e) => {
+                causes.push(Cause {
+                    reason: "FieldValueInvalid".into(),
+                    message: format!("Invalid value: {}", e.message),
+                    field: format!("{at}.additionalPrinterColumns[{}].{}", e.index, e.field),
+                });
+                continue;
+            }
+        };
+        if version["served"] != true {
+            continue;
+        }
+        let own = |name: &str, kind: &str, group: &str, version: &str| Subresource {
+            name: name.into(),
+            group: group.into(),
+            version: version.into(),
+            kind: kind.into(),
+            verbs: vec!["get".into(), "patch".into(), "update".into()],
+        };
+        let mut subresources = Vec::new();
+        let status = !version["subresources"]["status"].is_null();
+        if status {
+            subresources.push(own("status", &kind.kind, "", ""));
+        }
+        let scale = &version["subresources"]["scale"];
+        let scale = (!scale.is_null()).then(|| ScalePaths {
+            spec: text(&scale["specReplicasPath"]),
+            status: text(&scale["statusReplicasPath"]),
+            selector: scale["labelSelectorPath"].as_str().map(str::to_owned),
+        });
+        if scale.is_some() {
+            subresources.push(own("scale", "Scale", "autoscaling", "v1"));
+        }
+        let deprecation = (version["deprecated"] == true).then(|| {
+            version["deprecationWarning"].as_str().map_or_else(
+                || format!("{}/{} {} is deprecated", group, text(&version["name"]), kind.kind),
+                str::to_owned,
+            )
+        });
+        out.push(Resource {
+            group: group.clone(),
+            version: text(&version["name"]),
+            plural: text(&names["plural"]),
+            singular: text(&names["singular"]),
+            list_kind: text(&names["listKind"]),
+            namespaced: spec["scope"] == "Namespaced",
+            short_names: strings(&names["shortNames"]),
+            categories: strings(&names["categories"]),
+            verbs: ALL_VERBS.iter().map(|v| (*v).to_owned()).collect(),
+            subresources,
+            storage: GroupResource::new(&group, text(&names["plural"])),
+            storage_api_version: api_version(&group, &storage_version),
+            definition: None,
+            columns,
+            typing: Typing::from_schema(openapi).with_status_subresource(status),
+            custom: Some(Custom {
+                schema,
+                openapi: openapi.clone(),
+                scale,
+                selectable: version["selectableFields"]
+                    .as_array()
+                    .into_iter()
+                    .flatten()
+                    .filter_map(|f| f["jsonPath"].as_str())
+                    .map(|p| p.trim_start_matches('.').to_owned())
+                    .collect(),
+                deprecation,
+            }),
+            kind: kind.kind,
+        });
+    }
+    if causes.is_empty() { Ok(out) } else { Err(causes) }
+}
+
+/// Checks the definition itself.
+fn check(crd: &Value) -> Vec<Cause> {
+    let spec = &crd["spec"];
+    let mut causes = Vec::new();
+    let (group, plural) =
+        (spec["group"].as_str().unwrap_or_default(), spec["names"]["plural"].as_str().unwrap_or_default());
+    if crd["metadata"]["name"].as_str() != Some(&format!("{plural}.{group}")) {
+        causes.push(Cause::invalid(
+            "metadata.name",
+            &crd["metadata"]["name"],
+            "must be spec.names.plural+\".\"+spec.group",
+        ));
+    }
+    if !group.contains('.') {
+        causes.push(Cause::invalid("spec.group", &spec["group"], "should be a domain with at least one dot"));
+    }
+    if !["Namespaced", "Cluster"].iter().any(|s| spec["scope"] == *s) {
+        causes.push(Cause::not_supported("spec.scope", &spec["scope"], &["Cluster", "Namespaced"]));
+    }
+    let versions = spec["versions"].as_array().map(Vec::as_slice).unwrap_or_default();
+    if versions.iter().filter(|v| v["storage"] == true).count() != 1 {
+        let names: Value = versions.iter().map(|v| v["name"].clone()).collect();
+        causes.push(Cause::invalid(
+            "spec.versions",
+            &names,
+            "must have exactly one version marked as storage version",
+        ));
+    }
+    if spec["conversion"]["strategy"] == "Webhook" {
+        causes.push(Cause::forbidden(
+            "spec.conversion.strategy",
+            "this API converts between versions only by renaming (None)",
+        ));
+    }
+    for (i, version) in versions.iter().enumerate() {
+        let scale = &version["subresources"]["scale"];
+        for (field, prefix) in [("specReplicasPath", ".spec."), ("statusReplicasPath", ".status.")] {
+            if let Some(path) = scale[field].as_str().filter(|p| !p.starts_with(prefix)) {
+                causes.push(Cause::invalid(
+                    format!("spec.versions[{i}].subresources.scale.{field}"),
+                    &path.into(),
+                    &format!("should be a json path under {prefix}"),
+                ));
+            }
+        }
+    }
+    causes
+}
+
+/// Sort key of a version name: GA before beta before alpha, newer first, then by name.
+fn version_rank(version: &str) -> (u8, std::cmp::Reverse<u64>, std::cmp::Reverse<u64>, String) {
+    use std::cmp::Reverse;
+    let other = || (3, Reverse(0), Reverse(0), version.to_owned());
+    let Some(rest) = version.strip_prefix('v') else { return other() };
+    let digits = rest.len() - rest.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+    let Ok(major) = rest[..digits].parse() else { return other() };
+    let (class, minor) = match &rest[digits..] {
+        "" => (0, Some(0)),
+        tail => match (tail.strip_prefix("beta"), tail.strip_prefix("alpha")) {
+            (Some(n), _) => (1, n.parse().ok()),
+            (_, Some(n)) => (2, n.parse().ok()),
+            _ => return other(),
+        },
+    };
+    match minor {
+        Some(minor) => (class, Reverse(major), Reverse(minor), String::new()),
+        None => other(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn built_in_resources_have_definitions() {
+        let served = Registry::new().unwrap().served();
+        for r in &served.resources {
+            assert!(r.definition.is_some(), "{}", r.plural);
+        }
+        assert_eq!(served.find("", "v1", "pods").unwrap().short_names, ["po"]);
+        assert_eq!(served.find("events.k8s.io", "v1", "events").unwrap().storage.group, "");
+        let scale = served.find("apps", "v1", "deployments").unwrap().subresource("scale").unwrap().clone();
+        assert_eq!((scale.group.as_str(), scale.kind.as_str()), ("autoscaling", "Scale"));
+    }
+
+    #[test]
+    fn versions_sort_as_kubernetes_sorts_them() {
+        let mut versions = ["foo1", "v1beta1", "v2alpha1", "v10", "v2", "v1", "v11beta2", "v3beta1"];
+        versions.sort_by_key(|v| version_rank(v));
+        assert_eq!(versions, ["v10", "v2", "v1", "v11beta2", "v3beta1", "v1beta1", "v2alpha1", "foo1"]);
+    }
+}

@@ -1,0 +1,3 @@
+//! How failures are told.
+
+pub mod status;
