@@ -8,9 +8,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use plimsoll_fleet::pool::Mode;
 use plimsoll_fleet::{
-    ClusterSnapshot, NodeName, Plan, PoolId, ReplicaId, ReplicaPhase, ReplicaStatus, Shape,
+    ClusterSnapshot, NodeName, Plan, PoolId, ReplicaAssignment, ReplicaId, ReplicaPhase, ReplicaStatus, Shape,
 };
 use serde::{Deserialize, Serialize};
+
+use crate::plan::inventory::gpus_by_node;
 
 /// What is remembered between decisions.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -97,7 +99,7 @@ fn decide_pool(
         }
         if !state.draining.contains_key(&replica.id) {
             let left = capacity - line(&replica.shape);
-            let blocks = waiting.iter().any(|w| w.nodes.iter().any(|n| replica.nodes.contains(n)));
+            let blocks = waiting.iter().any(|w| is_in_the_way(input.snapshot, replica, w));
             let go = replica.phase == ReplicaPhase::Draining || waiting.is_empty() || blocks || left >= rps;
             if !go {
                 continue;
@@ -112,5 +114,155 @@ fn decide_pool(
         {
             state.drained.insert(replica.id.clone());
         }
+    }
+}
+
+/// Whether a wanted replica that has no place yet lacks room on a node that this one is on.
+fn is_in_the_way(snapshot: &ClusterSnapshot, replica: &ReplicaStatus, wanted: &ReplicaAssignment) -> bool {
+    let bound = snapshot.replicas.iter().any(|r| r.id == wanted.id && !r.nodes.is_empty());
+    !bound
+        && gpus_by_node(&wanted.shape, &wanted.nodes).into_iter().any(|(name, needed)| {
+            let held: u32 = snapshot
+                .replicas
+                .iter()
+                .flat_map(|r| gpus_by_node(&r.shape, &r.nodes))
+                .filter(|(n, _)| *n == name)
+                .map(|(_, gpus)| gpus)
+                .sum();
+            let free = snapshot
+                .nodes
+                .iter()
+                .find(|n| &n.name == name)
+                .map_or(0, |n| n.allocatable_gpus.saturating_sub(n.foreign_gpus).saturating_sub(held));
+            replica.nodes.contains(name) && free < needed
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::*;
+
+    struct World {
+        plan: Plan,
+        snapshot: ClusterSnapshot,
+        state: DrainState,
+        rps: f64,
+        agents: BTreeSet<NodeName>,
+    }
+
+    impl World {
+        fn new(planned: &[(&str, &str)], running: &[(&str, &str, ReplicaPhase)]) -> Self {
+            let replicas = planned.iter().map(|(id, on)| assignment(id, on)).collect();
+            Self {
+                plan: plan(2, vec![pool_plan("default/a", replicas, 1.0)]),
+                snapshot: snapshot(
+                    vec![pool("default/a", None)],
+                    vec![node("n1", 4), node("n2", 4)],
+                    running.iter().map(|(id, on, phase)| replica(id, "default/a", on, *phase)).collect(),
+                ),
+                state: DrainState::default(),
+                rps: 1.0,
+                agents: ["n1", "n2"].map(|n| NodeName::new(n).unwrap()).into(),
+            }
+        }
+
+        fn decide(&mut self, now: f64) -> (Vec<String>, Vec<String>) {
+            let id: PoolId = "default/a".parse().unwrap();
+            decide(
+                &mut self.state,
+                &DrainInput {
+                    plan: &self.plan,
+                    snapshot: &self.snapshot,
+                    rps: &[(id.clone(), self.rps)].into(),
+                    load_lines: &[((id, shape()), 2.0)].into(),
+                    agents: &self.agents,
+                    unwatched_seconds: 300.0,
+                    now,
+                },
+            );
+            let names = |ids: Vec<&ReplicaId>| ids.into_iter().map(ToString::to_string).collect();
+            (names(self.state.draining.keys().collect()), names(self.state.drained.iter().collect()))
+        }
+    }
+
+    use ReplicaPhase::{Failed, Ready, Starting};
+
+    #[test]
+    fn a_dropped_replica_drains_and_waits_for_its_agent() {
+        let mut w = World::new(&[("a-1", "n1")], &[("a-1", "n1", Ready), ("a-2", "n2", Ready)]);
+        assert_eq!(w.decide(0.0), (vec!["a-2".into()], vec![]));
+        assert_eq!(w.decide(1e6), (vec!["a-2".into()], vec![]), "its agent lives: it will say");
+        w.state.acknowledged.insert(ReplicaId::new("a-2").unwrap());
+        assert_eq!(w.decide(1e6).1, ["a-2"]);
+        w.snapshot.replicas.pop();
+        assert_eq!(w.decide(1e6), (vec![], vec![]));
+    }
+
+    #[test]
+    fn an_old_replica_serves_until_the_new_ones_can() {
+        let running = [("old-1", "n2", Ready), ("a-1", "n1", Starting)];
+        let mut w = World::new(&[("a-1", "n1")], &running);
+        assert_eq!(w.decide(0.0).0, Vec::<String>::new());
+        w.snapshot.replicas[1].phase = Ready;
+        assert_eq!(w.decide(1.0).0, ["old-1"]);
+    }
+
+    #[test]
+    fn what_is_not_needed_goes_before_all_new_ones_are_ready() {
+        let running = [
+            ("old-1", "n2", Ready),
+            ("old-2", "n2", Ready),
+            ("a-1", "n1", Starting),
+            ("a-2", "n1", Starting),
+        ];
+        let mut w = World::new(&[("a-1", "n1"), ("a-2", "n1")], &running);
+        w.rps = 1.5;
+        assert_eq!(w.decide(0.0).0, ["old-1"], "two rps left of four; the second one must stay");
+    }
+
+    #[test]
+    fn a_replica_in_the_way_of_its_successor_goes() {
+        let running = [("old-1", "n1", Ready), ("a-1", "n1", Starting)];
+        let mut w = World::new(&[("a-1", "n1")], &running);
+        w.snapshot.replicas.pop();
+        assert_eq!(w.decide(0.0).0, Vec::<String>::new(), "there is room for both");
+        w.snapshot.nodes[0].allocatable_gpus = 1;
+        assert_eq!(w.decide(1.0).0, ["old-1"]);
+    }
+
+    #[test]
+    fn what_never_served_or_failed_needs_no_drain() {
+        let running = [("a-1", "n1", Ready), ("a-2", "n1", Starting), ("a-3", "n2", Failed)];
+        let mut w = World::new(&[("a-1", "n1")], &running);
+        assert_eq!(w.decide(0.0), (vec![], vec!["a-2".into(), "a-3".into()]));
+    }
+
+    #[test]
+    fn without_an_agent_a_drain_ends_by_time() {
+        let mut w = World::new(&[("a-1", "n1")], &[("a-1", "n1", Ready), ("a-2", "n2", Ready)]);
+        w.agents.remove(&NodeName::new("n2").unwrap());
+        assert_eq!(w.decide(0.0).1, Vec::<String>::new());
+        assert_eq!(w.decide(301.0).1, ["a-2"]);
+    }
+
+    #[test]
+    fn a_replica_that_is_wanted_again_stops_draining() {
+        let mut w = World::new(&[("a-1", "n1")], &[("a-1", "n1", Ready), ("a-2", "n2", Ready)]);
+        w.decide(0.0);
+        w.plan.pools[0].replicas.push(assignment("a-2", "n2"));
+        assert_eq!(w.decide(1.0), (vec![], vec![]));
+    }
+
+    #[test]
+    fn advice_and_pools_not_planned_yet_touch_nothing() {
+        let mut w = World::new(&[], &[("a-1", "n1", Ready)]);
+        w.snapshot.pools[0].mode = Mode::Advise;
+        assert_eq!(w.decide(0.0), (vec![], vec![]));
+        w.snapshot.pools[0].mode = Mode::Enforce;
+        w.plan.pools.clear();
+        assert_eq!(w.decide(0.0), (vec![], vec![]));
+        w.snapshot.pools.clear();
+        assert_eq!(w.decide(0.0).0, ["a-1"], "its pool is deleted");
     }
 }

@@ -4,13 +4,15 @@
 //! pool changes by one replica at a time, and not while a change is under way. A replica goes only if the others could
 //! carry both what is held now and the demand that is forecast, for as long as it would take to get it back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use plimsoll_fleet::pool::Mode;
 use plimsoll_fleet::{
-    ClusterSnapshot, ModelPool, NodeInfo, NodeName, Plan, PoolId, PoolPlan, ReplicaAssignment, ReplicaId,
-    ReplicaPhase, Shape,
+    Budget, ClusterSnapshot, ModelPool, NodeInfo, NodeName, Plan, PoolId, PoolPlan, ReplicaAssignment,
+    ReplicaId, ReplicaPhase, ReplicaStatus, Shape,
 };
+
+use crate::plan::inventory::{Eligibility, eligibility, gpus_by_node};
 
 /// Constants of the fast loop. Times are virtual seconds.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -84,20 +86,29 @@ pub struct FastChange {
     pub next_serial: u64,
     /// The pool that changed.
     pub pool: PoolId,
+    /// Whether a replica was added.
+    pub added: bool,
+    /// The rate that the fleet has thereby shown to need, requests per second: a full fleet of `n` that was planned for
+    /// `d` carries no more than it has, so that `n + 1` of the kind answer to `d·(n + 1)/n`.
+    pub shown_rps: f64,
 }
 
 /// Decides on at most one change. O(pools + replicas + nodes).
 pub fn decide(state: &mut FastState, input: &FastInput<'_>, config: &FastConfig) -> Option<FastChange> {
-    state.pools.retain(|id, _| input.plan.pool(id).is_some());
+    let index = Index::new(input.snapshot);
+    state.pools.retain(|id, _| index.pools.contains_key(id));
     let mut change = None;
     for planned in &input.plan.pools {
-        let Some(pool) = input.snapshot.pools.iter().find(|p| p.id == planned.pool) else { continue };
+        let Some(pool) = index.pools.get(&planned.pool) else {
+            state.pools.remove(&planned.pool);
+            continue;
+        };
         if pool.mode == Mode::Advise || planned.replicas.is_empty() {
             state.pools.remove(&planned.pool);
             continue;
         }
         let memory = state.pools.entry(planned.pool.clone()).or_default();
-        match verdict(memory, pool, planned, input, config) {
+        match verdict(memory, pool, planned, input, &index, config) {
             Some(verdict) if change.is_none() => {
                 change = apply(verdict, pool, planned, input);
                 if change.is_some() {
@@ -110,6 +121,27 @@ pub fn decide(state: &mut FastState, input: &FastInput<'_>, config: &FastConfig)
     change
 }
 
+/// The snapshot by name.
+struct Index<'a> {
+    pools: BTreeMap<&'a PoolId, &'a ModelPool>,
+    replicas: BTreeMap<&'a ReplicaId, &'a ReplicaStatus>,
+    of_pool: BTreeMap<&'a PoolId, Vec<&'a ReplicaStatus>>,
+}
+
+impl<'a> Index<'a> {
+    fn new(snapshot: &'a ClusterSnapshot) -> Self {
+        let mut of_pool: BTreeMap<&PoolId, Vec<&ReplicaStatus>> = BTreeMap::new();
+        for r in &snapshot.replicas {
+            of_pool.entry(&r.pool).or_default().push(r);
+        }
+        Self {
+            pools: snapshot.pools.iter().map(|p| (&p.id, p)).collect(),
+            replicas: snapshot.replicas.iter().map(|r| (&r.id, r)).collect(),
+            of_pool,
+        }
+    }
+}
+
 enum Verdict {
     Add(String),
     Remove(ReplicaId, String),
@@ -120,19 +152,14 @@ fn verdict(
     pool: &ModelPool,
     planned: &PoolPlan,
     input: &FastInput<'_>,
+    index: &Index<'_>,
     config: &FastConfig,
 ) -> Option<Verdict> {
     let n = planned.replicas.len();
-    let ready = |id: &ReplicaId| {
-        input.snapshot.replicas.iter().any(|r| &r.id == id && r.phase == ReplicaPhase::Ready)
-    };
+    let ready = |id: &ReplicaId| index.replicas.get(id).is_some_and(|r| r.phase == ReplicaPhase::Ready);
+    let wanted: BTreeSet<&ReplicaId> = planned.replicas.iter().map(|r| &r.id).collect();
     let settled = planned.replicas.iter().all(|r| ready(&r.id))
-        && input
-            .snapshot
-            .replicas
-            .iter()
-            .filter(|r| r.pool == pool.id)
-            .all(|r| planned.replicas.iter().any(|p| p.id == r.id));
+        && index.of_pool.get(&pool.id).is_none_or(|own| own.iter().all(|r| wanted.contains(&r.id)));
     let loads: Vec<(&ReplicaAssignment, &ReplicaLoad)> =
         planned.replicas.iter().filter_map(|r| Some((r, input.loads.get(&r.id)?))).collect();
     if !settled || loads.len() < n {
@@ -162,10 +189,11 @@ fn verdict(
     memory.pressed_since = None;
 
     let line = |s: &Shape| planned.load_lines.iter().find(|(shape, _)| shape == s).map(|(_, rps)| *rps);
+    let created = |r: &ReplicaAssignment| index.replicas.get(&r.id).map(|s| s.created_at);
     let dearest = planned.replicas.iter().max_by(|a, b| {
         let cost =
             |r: &ReplicaAssignment| usd_per_hour(r, input.snapshot) / line(&r.shape).unwrap_or(1.0).max(1e-9);
-        cost(a).total_cmp(&cost(b)).then_with(|| created(a, input).cmp(&created(b, input)))
+        cost(a).total_cmp(&cost(b)).then_with(|| created(a).cmp(&created(b)))
     })?;
     let others: f64 = loads.iter().filter(|(r, _)| r.id != dearest.id).map(|(_, l)| l.capacity_tokens).sum();
     let lines: Option<f64> =
@@ -193,10 +221,6 @@ fn verdict(
     })
 }
 
-fn created(r: &ReplicaAssignment, input: &FastInput<'_>) -> Option<jiff::Timestamp> {
-    input.snapshot.replicas.iter().find(|s| s.id == r.id).map(|s| s.created_at)
-}
-
 /// Price of a replica, $/h (0 if its accelerator class is unknown).
 pub fn usd_per_hour(r: &ReplicaAssignment, snapshot: &ClusterSnapshot) -> f64 {
     price(&r.shape, r.spot, snapshot)
@@ -216,6 +240,7 @@ fn apply(
     input: &FastInput<'_>,
 ) -> Option<FastChange> {
     let before = planned.replicas.len();
+    let added = matches!(verdict, Verdict::Add(_));
     let mut next_serial = input.next_serial;
     let mut replicas = planned.replicas.clone();
     let why = match verdict {
@@ -261,14 +286,29 @@ fn apply(
     entry.why.summary = format!("{why}; {}", planned.why.summary);
     entry.replicas = replicas;
     plan.usd_per_hour += entry.usd_per_hour - planned.usd_per_hour;
-    Some(FastChange { plan, next_serial, pool: pool.id.clone() })
+    let shown_rps = planned.demand.total_rps() * (before + 1) as f64 / before.max(1) as f64;
+    Some(FastChange { plan, next_serial, pool: pool.id.clone(), added, shown_rps })
 }
 
+/// Whether `extra` $/h more for a pool stays within every budget that covers it, and within the budgets those are nested in.
 fn within_budgets(pool: &PoolId, extra: f64, input: &FastInput<'_>) -> bool {
-    input.snapshot.budgets.iter().filter(|b| b.scope.covers(pool)).all(|b| {
+    let budgets = &input.snapshot.budgets;
+    // A pool counts against a budget if the scope covers it or a nested budget's does.
+    let counts = |id: &PoolId, budget: &Budget| {
+        budgets.iter().filter(|b| b.scope.covers(id)).any(|b| {
+            let mut at = Some(b);
+            // Bounded, so that a cycle of parents ends.
+            (0..=budgets.len()).any(|_| {
+                let here = at.is_some_and(|x| x.name == budget.name);
+                at = at.and_then(|x| x.parent.as_ref()).and_then(|p| budgets.iter().find(|x| &x.name == p));
+                here
+            })
+        })
+    };
+    budgets.iter().filter(|b| counts(pool, b)).all(|b| {
         b.effective_usd_per_hour().is_none_or(|cap| {
             let used: f64 =
-                input.plan.pools.iter().filter(|p| b.scope.covers(&p.pool)).map(|p| p.usd_per_hour).sum();
+                input.plan.pools.iter().filter(|p| counts(&p.pool, b)).map(|p| p.usd_per_hour).sum();
             used + extra <= cap + 1e-9
         })
     })
@@ -276,22 +316,16 @@ fn within_budgets(pool: &PoolId, extra: f64, input: &FastInput<'_>) -> bool {
 
 /// The node that a one-node shape fills best, counting what is planned and what still runs.
 fn free_node(pool: &ModelPool, shape: &Shape, spot: bool, input: &FastInput<'_>) -> Option<NodeName> {
+    let planned: BTreeSet<&ReplicaId> =
+        input.plan.pools.iter().flat_map(|p| &p.replicas).map(|r| &r.id).collect();
+    let wanted = input.plan.pools.iter().flat_map(|p| &p.replicas).map(|r| (&r.shape, &r.nodes));
+    let leaving =
+        input.snapshot.replicas.iter().filter(|r| !planned.contains(&r.id)).map(|r| (&r.shape, &r.nodes));
     let mut used: BTreeMap<&NodeName, u32> = BTreeMap::new();
-    let take = |nodes: &[NodeName], gpus: u32| -> Vec<(NodeName, u32)> {
-        let each = gpus.div_ceil(nodes.len().max(1) as u32);
-        nodes.iter().map(|n| (n.clone(), each)).collect()
-    };
-    let mut all: Vec<(NodeName, u32)> = Vec::new();
-    for r in input.plan.pools.iter().flat_map(|p| &p.replicas) {
-        all.extend(take(&r.nodes, r.shape.gpus()));
-    }
-    for r in &input.snapshot.replicas {
-        if !input.plan.pools.iter().any(|p| p.replicas.iter().any(|x| x.id == r.id)) {
-            all.extend(take(&r.nodes, r.shape.gpus()));
+    for (shape, nodes) in wanted.chain(leaving) {
+        for (node, gpus) in gpus_by_node(shape, nodes) {
+            *used.entry(node).or_default() += gpus;
         }
-    }
-    for (node, gpus) in &all {
-        *used.entry(node).or_default() += gpus;
     }
     let free = |n: &NodeInfo| {
         n.allocatable_gpus
@@ -302,24 +336,139 @@ fn free_node(pool: &ModelPool, shape: &Shape, spot: bool, input: &FastInput<'_>)
         .snapshot
         .nodes
         .iter()
-        .filter(|n| n.schedulable && n.ready && n.accelerator == shape.accelerator && n.spot == spot)
-        .filter(|n| pool.placement.node_selector.iter().all(|(k, v)| n.labels.get(k) == Some(v)))
-        .filter(|n| n.taints.iter().all(|t| tolerated(pool, t)))
+        .filter(|n| n.accelerator == shape.accelerator && n.spot == spot)
+        .filter(|n| eligibility(pool, n) == Eligibility::Open)
         .filter(|n| free(n) >= shape.gpus())
         .min_by_key(|n| (free(n), n.name.clone()))
         .map(|n| n.name.clone())
 }
 
-/// Whether a pool tolerates a taint written as `key=value:Effect`.
-fn tolerated(pool: &ModelPool, taint: &str) -> bool {
-    let (pair, effect) = taint.rsplit_once(':').unwrap_or((taint, ""));
-    if effect == "PreferNoSchedule" {
-        return true;
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::*;
+
+    struct World {
+        plan: Plan,
+        snapshot: ClusterSnapshot,
+        state: FastState,
+        rps: f64,
     }
-    let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-    pool.placement.tolerations.iter().any(|t| {
-        t.effect.as_deref().is_none_or(|e| e.is_empty() || e == effect)
-            && t.key.as_deref().is_none_or(|k| k.is_empty() || k == key)
-            && (t.operator.as_deref() == Some("Exists") || t.value.as_deref().unwrap_or("") == value)
-    })
+
+    impl World {
+        fn new(replicas: usize, rps: f64) -> Self {
+            let names: Vec<String> = (0..replicas).map(|i| format!("a-{i}")).collect();
+            let plan = plan(
+                7,
+                vec![pool_plan("default/a", names.iter().map(|n| assignment(n, "n1")).collect(), rps)],
+            );
+            let ready = names.iter().map(|n| replica(n, "default/a", "n1", ReplicaPhase::Ready)).collect();
+            let snapshot = snapshot(vec![pool("default/a", None)], vec![node("n1", 3), node("n2", 8)], ready);
+            Self { plan, snapshot, state: FastState::default(), rps }
+        }
+
+        /// Looks once a second while each replica holds `tokens` of 1,000 and `waiting` requests.
+        fn look(&mut self, tokens: f64, waiting: f64, seconds: u32) -> Option<FastChange> {
+            let load =
+                ReplicaLoad { outstanding_tokens: tokens, capacity_tokens: 1000.0, waiting: Some(waiting) };
+            let loads = self.snapshot.replicas.iter().map(|r| (r.id.clone(), load)).collect();
+            let demand_rps = [("default/a".parse().unwrap(), self.rps)].into();
+            (0..seconds).find_map(|second| {
+                let input = FastInput {
+                    plan: &self.plan,
+                    snapshot: &self.snapshot,
+                    loads: &loads,
+                    demand_rps: &demand_rps,
+                    next_serial: 9,
+                    now: f64::from(second),
+                };
+                decide(&mut self.state, &input, &FastConfig::default())
+            })
+        }
+    }
+
+    #[test]
+    fn a_pressed_pool_gets_one_replica_where_it_fits_best() {
+        let mut w = World::new(2, 2.0);
+        let change = w.look(950.0, 0.0, 10).unwrap();
+        assert_eq!(change.plan.number, 8);
+        assert_eq!(change.plan.pools[0].replicas.len(), 3);
+        let new = &change.plan.pools[0].replicas[2];
+        assert_eq!((new.id.as_str(), new.nodes[0].as_str()), ("a-9", "n1"));
+        assert!(change.plan.trigger.contains("2 → 3"), "{}", change.plan.trigger);
+        assert!(change.added && (change.shown_rps - 3.0).abs() < 1e-9);
+        assert_eq!(change.next_serial, 10);
+        // It is not there yet: nothing more happens, however full the others are.
+        w.plan = change.plan;
+        assert_eq!(w.look(2000.0, 50.0, 60), None);
+    }
+
+    #[test]
+    fn a_queue_presses_too_and_a_moment_does_not() {
+        let mut w = World::new(2, 2.0);
+        assert_eq!(w.look(950.0, 0.0, 2), None, "two seconds");
+        let mut w = World::new(2, 2.0);
+        assert!(w.look(100.0, 10.0, 10).is_some());
+    }
+
+    #[test]
+    fn nothing_beyond_envelope_inventory_or_budget() {
+        let mut w = World::new(2, 2.0);
+        w.plan.pools[0].envelope = (1, 2);
+        assert_eq!(w.look(990.0, 9.0, 60), None);
+        let mut w = World::new(2, 2.0);
+        w.snapshot.nodes[1].schedulable = false;
+        w.snapshot.nodes[0].foreign_gpus = 1;
+        assert_eq!(w.look(990.0, 9.0, 60), None);
+        let mut w = World::new(2, 2.0);
+        let cap = |name: &str, parent: Option<&str>, usd, pools: Vec<PoolId>| Budget {
+            name: name.into(),
+            scope: plimsoll_fleet::BudgetScope { namespaces: vec![], pools, tenants: vec![] },
+            parent: parent.map(str::to_owned),
+            usd_per_hour: usd,
+            usd_per_month: None,
+            tokens_per_minute: None,
+            watts: None,
+            grams_co2e_per_hour: None,
+            on_limit: Default::default(),
+        };
+        let elsewhere = vec!["other/x".parse().unwrap()];
+        w.snapshot.budgets = vec![
+            cap("company", None, Some(2.1), elsewhere),
+            cap("team", Some("company"), None, vec!["default/a".parse().unwrap()]),
+        ];
+        assert_eq!(w.look(990.0, 9.0, 60), None, "the budget that the pool's own is nested in binds");
+        w.snapshot.budgets[0].usd_per_hour = Some(100.0);
+        assert!(w.look(990.0, 9.0, 60).is_some());
+    }
+
+    #[test]
+    fn a_replica_goes_only_if_the_others_can_carry_load_and_forecast() {
+        let mut w = World::new(3, 2.0);
+        let change = w.look(200.0, 0.0, 120).unwrap();
+        assert_eq!(change.plan.pools[0].replicas.len(), 2);
+        assert!(!change.added);
+        let mut w = World::new(3, 3.5);
+        assert_eq!(w.look(200.0, 0.0, 600), None, "the forecast needs them: 3.5 of 2 × 2 rps");
+        let mut w = World::new(3, 1.0);
+        assert_eq!(w.look(400.0, 0.0, 600), None, "the others would be at 60 %");
+        let mut w = World::new(1, 0.1);
+        assert_eq!(w.look(0.0, 0.0, 600), None, "never the last one");
+    }
+
+    #[test]
+    fn silence_decides_nothing() {
+        let mut w = World::new(2, 0.5);
+        w.look(0.0, 0.0, 50);
+        let demand_rps = [("default/a".parse().unwrap(), 0.5)].into();
+        let input = FastInput {
+            plan: &w.plan,
+            snapshot: &w.snapshot,
+            loads: &BTreeMap::new(),
+            demand_rps: &demand_rps,
+            next_serial: 9,
+            now: 1e6,
+        };
+        assert_eq!(decide(&mut w.state, &input, &FastConfig::default()), None);
+    }
 }

@@ -13,3 +13,6 @@ pub mod records;
 pub mod routes;
 pub mod service;
 pub mod store;
+
+#[cfg(test)]
+mod testing;

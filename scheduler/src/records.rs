@@ -128,3 +128,71 @@ pub fn free_serial(stored: u64, snapshot: &ClusterSnapshot, plan: Option<&Plan>)
         .map(|n| n + 1)
         .fold(stored.max(1), u64::max)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::*;
+    use plimsoll_fleet::ReplicaPhase;
+
+    #[test]
+    fn a_plan_counts_only_if_it_differs() {
+        let old = plan(1, vec![pool_plan("default/a", vec![assignment("a-1", "n1")], 5.0)]);
+        let mut new = plan(2, vec![pool_plan("default/a", vec![assignment("a-1", "n1")], 5.5)]);
+        assert!(!differs(&old, &new));
+        new.pools[0].demand.classes[0].rps = 8.0;
+        assert!(differs(&old, &new));
+        let moved = plan(2, vec![pool_plan("default/a", vec![assignment("a-1", "n2")], 5.0)]);
+        assert!(differs(&old, &moved));
+        assert!(differs(&old, &plan(2, vec![])));
+    }
+
+    #[test]
+    fn records_say_what_changed_and_why() {
+        let old = plan(1, vec![pool_plan("default/a", vec![assignment("a-1", "n1")], 4.0)]);
+        let mut new = plan(
+            2,
+            vec![pool_plan("default/a", vec![assignment("a-1", "n1"), assignment("a-2", "n1")], 7.2)],
+        );
+        new.pools[0].why.summary = "cheapest".into();
+        let records = scaling_records(Some(&old), &new, at(5));
+        assert_eq!(records.len(), 1);
+        let r = &records[0].1;
+        assert_eq!(
+            (r.replicas, r.from.as_str(), r.to.as_str()),
+            ((1, 2), "1× bf16 TP1 L4", "2× bf16 TP1 L4")
+        );
+        assert_eq!(r.reason, "demand 4.0 → 7.2 rps; cheapest");
+        assert!(scaling_records(Some(&new), &new, at(6)).is_empty());
+    }
+
+    #[test]
+    fn only_what_matters_calls_for_a_plan() {
+        let old = snapshot(vec![pool("default/a", None)], vec![node("n1", 4)], vec![]);
+        let mut new = old.clone();
+        new.replicas.push(replica("a-1", "default/a", "n1", ReplicaPhase::Starting));
+        assert_eq!(material_snapshot_change(Some(&old), &new), None);
+        let mut failed = new.clone();
+        failed.replicas[0].phase = ReplicaPhase::Failed;
+        assert!(material_snapshot_change(Some(&new), &failed).unwrap().contains("a-1"));
+        assert_eq!(material_snapshot_change(Some(&failed), &failed), None, "once");
+        new.nodes.clear();
+        assert_eq!(material_snapshot_change(Some(&old), &new).unwrap(), "node n1 is gone");
+        assert!(material_snapshot_change(None, &old).is_some());
+    }
+
+    #[test]
+    fn serial_numbers_are_never_used_twice() {
+        let s = snapshot(vec![], vec![], vec![replica("a-41", "default/a", "n1", ReplicaPhase::Ready)]);
+        let p = plan(1, vec![pool_plan("default/a", vec![assignment("a-50", "n1")], 1.0)]);
+        assert_eq!(free_serial(3, &s, None), 42);
+        assert_eq!(free_serial(3, &s, Some(&p)), 51);
+        assert_eq!(free_serial(99, &s, Some(&p)), 99);
+        let odd = snapshot(
+            vec![],
+            vec![],
+            vec![replica("a-99999999999999999999", "default/a", "n1", ReplicaPhase::Ready)],
+        );
+        assert_eq!(free_serial(0, &odd, None), 1);
+    }
+}

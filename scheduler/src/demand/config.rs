@@ -19,6 +19,8 @@ pub struct DemandConfig {
     pub phi: f64,
     /// Half-life of forecast errors in the empirical quantile, seconds.
     pub error_half_life_seconds: f64,
+    /// Most that the margin may add, as a share of the expected peak.
+    pub max_margin: f64,
     /// Time after the first request over which the prior gives way to what is seen.
     pub blend_seconds: f64,
     /// Silence after which an agent's telemetry is stale.
@@ -42,7 +44,8 @@ impl Default for DemandConfig {
             alpha: 0.3,
             beta: 0.1,
             phi: 0.9,
-            error_half_life_seconds: 600.0,
+            error_half_life_seconds: 900.0,
+            max_margin: 0.5,
             blend_seconds: 300.0,
             stale_after_seconds: 10.0,
             hold_seconds: 300.0,

@@ -65,7 +65,8 @@ struct PoolTrack {
     first_request: Option<f64>,
     idle_seconds: f64,
     ticked: Option<f64>,
-    busy: bool,
+    /// Whether a request came since the last tick.
+    asked: bool,
 }
 
 /// Demand of the whole fleet. Serialisable: a restarted scheduler goes on from it.
@@ -104,9 +105,7 @@ impl DemandTracker {
                 }
                 track.uid.clone_from(&pool.uid);
             }
-            let cold = pool.engine.cold_start_seconds;
-            let horizon = if cold.is_finite() { cold.clamp(30.0, 1800.0) } else { 60.0 };
-            track.series.set_horizon(horizon, &self.config);
+            track.series.set_horizon(horizon_seconds(pool), &self.config);
         }
         for agent in self.agents.values_mut() {
             agent.rates.retain(|id, _| pools.iter().any(|p| &p.id == id));
@@ -179,6 +178,7 @@ impl DemandTracker {
             *agent.holding.entry(t.pool.clone()).or_default() += t.holding;
             if t.arrived > 0 || t.holding > 0 {
                 track.idle_seconds = 0.0;
+                track.asked = true;
                 active.push(t.pool.clone());
             }
         }
@@ -243,11 +243,11 @@ impl DemandTracker {
             );
             let elapsed = track.ticked.map_or(0.0, |t| (now - t).max(0.0));
             track.ticked = Some(now);
-            track.busy = busy(id);
+            let asked = std::mem::take(&mut track.asked);
             let holding = self.agents.values().any(|a| a.holding.get(id).is_some_and(|h| *h > 0));
             // A silent agent may be sending requests: only full, fresh telemetry shows idleness.
             let quiet = stale.iter().all(|a| self.held(a, id, now) < 1e-3);
-            if track.busy || holding {
+            if asked || holding || busy(id) {
                 track.idle_seconds = 0.0;
             } else if measured && quiet {
                 // A leap of the clock longer than telemetry stays fresh was not watched.
@@ -291,70 +291,85 @@ impl DemandTracker {
         self.pools.get(pool)?.series.observed_rps()
     }
 
-    /// What to plan for at `now`.
+    /// The rate to plan for at `now`.
     ///
-    /// The rate is the forecast quantile of the peak over the next cold start (see [`Series`]). For `blend_seconds`
-    /// after the first request the prior may only raise it: `max(forecast, w·forecast + (1−w)·prior)` with `w` growing
-    /// from 0 to 1. Until then the prior alone counts. Where a share of the load is held rather than measured, the margin widens by that share.
-    pub fn estimate(&self, pool: &ModelPool, now: f64) -> DemandEstimate {
+    /// It is the forecast quantile of the peak over the next cold start (see [`Series`]). For `blend_seconds` after the
+    /// first request the prior may only raise it: `max(forecast, w·forecast + (1−w)·prior)` with `w` growing from 0 to 1.
+    /// Until then the prior alone counts. Where a share of the load is held rather than measured, the margin widens
+    /// by that share.
+    pub fn rate(&self, pool: &ModelPool, now: f64) -> Rate {
         let config = &self.config;
         let prior = pool.demand.map(|d| if d.rps.is_finite() { d.rps.max(0.0) } else { 0.0 });
-        let empty = BTreeMap::new();
         let track = self.pools.get(&pool.id);
-        let mixes = track.map_or(&empty, |t| &t.mixes);
-        let mapped;
+        let Some((track, forecast)) = track.and_then(|t| t.series.forecast(config).map(|f| (t, f))) else {
+            let source = match prior {
+                Some(_) => "prior from spec.demand",
+                None => "no traffic seen and no spec.demand",
+            };
+            return Rate { rps: prior.unwrap_or(0.0), observed_rps: None, source: source.to_owned() };
+        };
+        let stale: f64 = self
+            .agents
+            .values()
+            .filter(|a| now - a.last_report > config.stale_after_seconds)
+            .map(|a| self.held(a, &pool.id, now))
+            .sum();
+        let held_share = (stale / forecast.expected_rps.max(1e-9)).clamp(0.0, 1.0);
+        let planned = forecast.expected_rps + forecast.margin_rps * (1.0 + held_share);
+        let age = track.first_request.map_or(0.0, |t| (now - t).max(0.0));
+        let w = (age / config.blend_seconds.max(1e-9)).clamp(0.0, 1.0);
+        let blended = planned.max(w * planned + (1.0 - w) * prior.unwrap_or(0.0));
+        let mut source =
+            format!("p{:.0} forecast of the next {:.0} s", config.quantile * 100.0, horizon_seconds(pool));
+        if blended > planned {
+            source = format!("{source}, with {:.0} % of spec.demand", (1.0 - w) * 100.0);
+        }
+        if stale > 0.05 {
+            source = format!("{source}; {stale:.1} rps held for agents that are silent");
+        }
+        if self.agents.values().all(|a| now - a.last_report > config.stale_after_seconds) {
+            source = format!("{source}; telemetry is stale, the last load is held");
+        }
+        Rate { rps: blended, observed_rps: track.series.observed_rps(), source }
+    }
+
+    /// What to plan for at `now`: the [`rate`](Self::rate), by request class.
+    pub fn estimate(&self, pool: &ModelPool, now: f64) -> DemandEstimate {
+        let rate = self.rate(pool, now);
+        let empty = BTreeMap::new();
+        let mixes = self.pools.get(&pool.id).map_or(&empty, |t| &t.mixes);
+        let folded;
         // A class that the pool no longer has counts as its default class.
         let mixes = if mixes.keys().any(|k| !pool.slo_classes.iter().any(|c| &c.name == k)) {
-            mapped = fold_unknown_classes(pool, mixes);
-            &mapped
+            folded = fold_unknown_classes(pool, mixes);
+            &folded
         } else {
             mixes
         };
-        let forecast = track.and_then(|t| t.series.forecast(config).map(|f| (t, f)));
-        let (rps, observed, mut source) = match forecast {
-            None => {
-                let source = match prior {
-                    Some(_) => "prior from spec.demand",
-                    None => "no traffic seen and no spec.demand",
-                };
-                (prior.unwrap_or(0.0), None, source.to_owned())
-            }
-            Some((track, forecast)) => {
-                let stale: f64 = self
-                    .agents
-                    .values()
-                    .filter(|a| now - a.last_report > config.stale_after_seconds)
-                    .map(|a| self.held(a, &pool.id, now))
-                    .sum();
-                let held_share = (stale / forecast.expected_rps.max(1e-9)).clamp(0.0, 1.0);
-                let planned = forecast.expected_rps + forecast.margin_rps * (1.0 + held_share);
-                let age = track.first_request.map_or(0.0, |t| (now - t).max(0.0));
-                let w = (age / config.blend_seconds.max(1e-9)).clamp(0.0, 1.0);
-                let prior_rps = prior.unwrap_or(0.0);
-                let blended = planned.max(w * planned + (1.0 - w) * prior_rps);
-                let horizon = pool.engine.cold_start_seconds.clamp(30.0, 1800.0).round();
-                let mut source = format!("p{:.0} forecast of the next {horizon} s", config.quantile * 100.0);
-                if blended > planned {
-                    source = format!("{source}, with {:.0} % of spec.demand", (1.0 - w) * 100.0);
-                }
-                if stale > 0.0 {
-                    source = format!("{source}; {stale:.1} rps held for agents that are silent");
-                }
-                (blended, track.series.observed_rps(), source)
-            }
-        };
-        if self.agents.values().all(|a| now - a.last_report > config.stale_after_seconds)
-            && track.is_some_and(|t| t.first_request.is_some())
-        {
-            source = format!("{source}; telemetry is stale, the last load is held");
-        }
         DemandEstimate {
-            classes: request_classes(pool, mixes, rps, config),
-            observed_rps: observed,
+            classes: request_classes(pool, mixes, rate.rps, &self.config),
+            observed_rps: rate.observed_rps,
             arrival_scv: arrival_scv(mixes.values()),
-            source,
+            source: rate.source,
         }
     }
+}
+
+/// How far ahead a pool's peak is forecast: its cold start, within 30 s – 30 min.
+fn horizon_seconds(pool: &ModelPool) -> f64 {
+    let cold = pool.engine.cold_start_seconds;
+    if cold.is_finite() { cold.clamp(30.0, 1800.0) } else { 60.0 }
+}
+
+/// A rate to plan for.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rate {
+    /// Requests per second.
+    pub rps: f64,
+    /// Rate just now, requests per second (`None` until traffic was seen).
+    pub observed_rps: Option<f64>,
+    /// Where it comes from, one line.
+    pub source: String,
 }
 
 fn fold_unknown_classes(pool: &ModelPool, mixes: &BTreeMap<String, Mix>) -> BTreeMap<String, Mix> {

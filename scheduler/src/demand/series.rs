@@ -2,11 +2,13 @@
 //!
 //! Level and trend follow Holt's method with a damped trend (Gardner & McKenzie 1985): for a step's rate `y`,
 //! `l' = αy + (1−α)(l + φb)`, `b' = β(l'−l) + (1−β)φb`. The forecast of the peak over the next `h` steps is
-//! `f = max(l, l + b·Σ φᵏ)`. What is planned for is `f + z·σ(f)`, where `σ(f) = sqrt(max(f, 1/W)/W)` is the standard
+//! `f = max(l, l + b·Σ φᵏ, peak of the last h steps)`: load that flickers faster than replicas start has one peak, and a
+//! fall counts once it has lasted as long as it would take to get a replica back. What is planned for is `f + z·σ(f)`, where `σ(f) = sqrt(max(f, 1/W)/W)` is the standard
 //! deviation of a Poisson rate counted over the smoothing window `W`, and `z` is the weighted empirical quantile of
 //! `(peak that came − f)/σ(f)` over past forecasts. Errors in units of `σ` stay comparable while the rate rises and
 //! falls, so that the margin shrinks with the load. A rise that Poisson noise does not explain (3 σ over `W`, every
-//! step above the level) moves the level at once instead of after 1/α steps.
+//! step above the level) moves the level at once instead of after 1/α steps, and forecasts made before it are not held
+//! against those made after.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -104,7 +106,8 @@ impl Series {
 
     fn expected(&self, config: &DemandConfig) -> Option<f64> {
         let level = self.level?;
-        Some(level.max(level + self.trend * self.damped_steps(config.phi)).max(0.0))
+        let recent = self.smoothed.iter().map(|(_, r)| *r).fold(0.0f64, f64::max);
+        Some(level.max(level + self.trend * self.damped_steps(config.phi)).max(recent).max(0.0))
     }
 
     fn damped_steps(&self, phi: f64) -> f64 {
@@ -148,6 +151,9 @@ impl Series {
                     && self.recent.iter().all(|r| *r > next);
                 self.level = Some(if jumped { smoothed } else { next.max(0.0) });
                 self.trend = trend;
+                if jumped {
+                    self.made.clear();
+                }
             }
         }
         if let Some(forecast) = self.expected(config) {
@@ -161,6 +167,8 @@ impl Series {
         let margin_rps = self.z(config) * Self::sigma(expected_rps, config);
         // With nothing at all arriving there is no peak to expect beyond the floor of σ.
         let margin_rps = if expected_rps < 1e-6 { 0.0 } else { margin_rps };
+        // A few bursts must not make the fleet a multiple of what it ever served.
+        let margin_rps = margin_rps.min(config.max_margin * expected_rps.max(1.0));
         Some(PeakForecast { expected_rps, margin_rps })
     }
 

@@ -1,6 +1,6 @@
 //! When demand has moved far enough from the plan to plan again at once.
 
-use plimsoll_fleet::{DemandEstimate, ModelPool};
+use plimsoll_fleet::{ModelPool, PoolId};
 
 use super::Seen;
 
@@ -9,21 +9,16 @@ const MATERIAL: f64 = 0.2;
 /// Finished requests from which attainment means something.
 const ENOUGH_FINISHED: u64 = 20;
 
-/// Says how `current` differs from what was planned for, if by more than 20 % and more than Poisson noise over half a
-/// minute (2 σ) explains.
-pub fn material_change(
-    pool: &ModelPool,
-    planned: &DemandEstimate,
-    current: &DemandEstimate,
-) -> Option<String> {
-    let (from, to) = (planned.total_rps(), current.total_rps());
+/// Says how the rate `to` differs from the planned `from` (requests per second), if by more than 20 % and more than
+/// Poisson noise over half a minute (2 σ) explains.
+pub fn material_change(pool: &PoolId, from: f64, to: f64) -> Option<String> {
     let noise = 2.0 * (from.max(to) / 30.0).max(0.0).sqrt();
     let moved = (to - from).abs();
     if moved <= MATERIAL * from.max(1e-9) || moved <= noise.min(0.5 * from.max(to)) {
         return None;
     }
     let direction = if to > from { "rose" } else { "fell" };
-    Some(format!("demand of {} {direction} from {from:.1} to {to:.1} rps", pool.id))
+    Some(format!("demand of {pool} {direction} from {from:.1} to {to:.1} rps"))
 }
 
 /// Says that a pool misses its objectives, if the share of requests that meet them lies clearly (3 σ of a binomial) below

@@ -4,13 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use plimsoll_fleet::{NodeName, Plan, ReplicaPhase, RouteTable};
+use plimsoll_fleet::plan::PoolOutcome;
+use plimsoll_fleet::{NodeName, Plan, PoolId, PoolPlan, ReplicaPhase, RouteTable};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use super::observe::observations;
 use super::persist::{self, RECORDS_KEPT};
-use super::state::{Drains, Shared, State};
+use super::state::{Drains, Due, Floor, Shared, State};
 use crate::clock::{seconds, timestamp};
 use crate::demand::{material_change, misses_objectives};
 use crate::drain::{self, DrainInput};
@@ -24,6 +25,8 @@ const DEMAND_REPLAN_SECONDS: f64 = 15.0;
 const ATTAINMENT_SECONDS: f64 = 60.0;
 /// Virtual seconds after which a draining replica without an agent counts as drained.
 const UNWATCHED_DRAIN_SECONDS: f64 = 300.0;
+/// Virtual seconds for which what the fast loop has shown counts at least.
+const FLOOR_SECONDS: f64 = 300.0;
 /// Wall time between writes of demand.
 const SOFT_SAVE: Duration = Duration::from_secs(20);
 /// Wall time to wait after a failed plan or write.
@@ -58,8 +61,8 @@ pub async fn pulse(shared: Arc<Shared>, stop: CancellationToken) {
             let mut state = shared.state.lock();
             let now = shared.now_seconds();
             pass_time(&mut state, now);
-            if let Some(why) = demand_trigger(&state, now) {
-                shared.request_plan(&mut state, why);
+            if let Some(due) = demand_trigger(&state, now) {
+                shared.request_plan(&mut state, due.why, due.urgent);
             }
             observations(&shared, &state)
         };
@@ -91,7 +94,8 @@ async fn save_soft(shared: &Arc<Shared>) {
 
 fn pass_time(state: &mut State, now: f64) {
     let mut demand = std::mem::take(&mut state.demand);
-    demand.tick(now, |pool| state.is_busy(pool));
+    let busy = state.busy_pools();
+    demand.tick(now, |pool| busy.contains(pool));
     state.demand = demand;
     let hours = (now - state.usd_until).max(0.0) / 3600.0;
     state.usd_until = now;
@@ -108,33 +112,32 @@ fn pass_time(state: &mut State, now: f64) {
 }
 
 /// Why demand calls for a new plan, if it does.
-fn demand_trigger(state: &State, now: f64) -> Option<String> {
+fn demand_trigger(state: &State, now: f64) -> Option<Due> {
     let (snapshot, plan) = (state.snapshot.as_ref()?, state.plan.as_ref()?);
+    let planned: BTreeMap<&PoolId, &PoolPlan> = plan.pools.iter().map(|p| (&p.pool, p)).collect();
+    let mut found: Option<String> = None;
     for pool in &snapshot.pools {
-        let Some(planned) = plan.pool(&pool.id) else { continue };
-        let holding = state.demand.holding(&pool.id);
-        if planned.replicas.is_empty()
-            && (holding > 0 || state.demand.idle_seconds(&pool.id) < 5.0)
-            && state.demand.has_traffic(&pool.id)
-            && planned.outcome == plimsoll_fleet::plan::PoolOutcome::ScaledToZero
-        {
-            return Some(format!("requests wake {}", pool.id));
+        let Some(planned) = planned.get(&pool.id) else { continue };
+        let idle = state.demand.idle_seconds(&pool.id);
+        let asked = state.demand.holding(&pool.id) > 0 || (idle <= 0.0 && state.demand.has_traffic(&pool.id));
+        if asked && planned.replicas.is_empty() && planned.outcome == PoolOutcome::ScaledToZero {
+            return Some(Due { why: format!("requests wake {}", pool.id), urgent: true });
         }
-        let idle_limit = pool.scaling.scale_to_zero_after_seconds;
-        if !planned.replicas.is_empty()
-            && idle_limit.is_some_and(|limit| state.demand.idle_seconds(&pool.id) >= limit)
-        {
-            return Some(format!("{} is idle", pool.id));
+        if found.is_some() {
+            continue;
         }
-        let current = state.demand.estimate(pool, now);
-        if let Some(why) = material_change(pool, &planned.demand, &current) {
-            return Some(why);
-        }
-        if let Some(why) = misses_objectives(pool, &state.demand.seen(pool, ATTAINMENT_SECONDS, now)) {
-            return Some(why);
+        let limit = pool.scaling.scale_to_zero_after_seconds;
+        if !planned.replicas.is_empty() && limit.is_some_and(|limit| idle >= limit) {
+            found = Some(format!("{} is idle", pool.id));
+        } else {
+            // A fall can wait for the next regular plan; a rise cannot.
+            let (from, to) = (planned.demand.total_rps(), state.rate(pool, now).rps);
+            found = material_change(&pool.id, from, to)
+                .filter(|_| to > from)
+                .or_else(|| misses_objectives(pool, &state.demand.seen(pool, ATTAINMENT_SECONDS, now)));
         }
     }
-    None
+    found.map(|why| Due { why, urgent: false })
 }
 
 /// Plans, amends, drains and routes, one after the other, whenever something woke it.
@@ -180,15 +183,14 @@ fn why_plan(shared: &Shared, planned_at: Option<Instant>, first_due: &mut Option
         return None;
     }
     let since = planned_at.map(|at| shared.clock.virtual_seconds(at.elapsed().as_secs_f64()));
-    if let Some(why) = &state.due {
-        let demand_only = why.starts_with("demand of") || why.contains("meets its objectives");
-        if demand_only && since.is_some_and(|s| s < DEMAND_REPLAN_SECONDS) {
+    if let Some(due) = &state.due {
+        if !due.urgent && since.is_some_and(|s| s < DEMAND_REPLAN_SECONDS) {
             return None;
         }
         if first_due.get_or_insert_with(Instant::now).elapsed() < shared.config.debounce {
             return None;
         }
-        return state.due.take();
+        return state.due.take().map(|due| due.why);
     }
     let interval = shared.config.replan_interval.as_secs_f64();
     since.is_none_or(|s| s >= interval).then(|| "periodic".to_owned())
@@ -221,7 +223,7 @@ async fn replan(shared: &Arc<Shared>, trigger: String) -> bool {
     let Some(Planned { mut plan, next_serial }) = blocking("the planner", move || planner.plan(&ask)).await
     else {
         shared.metrics.plan_failures.inc();
-        shared.state.lock().due.get_or_insert(trigger);
+        shared.request_plan(&mut shared.state.lock(), trigger, true);
         return false;
     };
     let took = began.elapsed();
@@ -269,7 +271,7 @@ async fn enforce(shared: &Arc<Shared>, plan: Plan, next_serial: u64) -> bool {
             // A plan that is not written down is not acted on: after a crash its names would be used twice.
             shared.metrics.store_failures.inc();
             tracing::error!(%error, number = plan.number, "the plan was not saved and does not come into force");
-            shared.state.lock().due.get_or_insert(plan.trigger.clone());
+            shared.request_plan(&mut shared.state.lock(), plan.trigger.clone(), true);
             return false;
         }
         None => return false,
@@ -310,11 +312,8 @@ async fn fast_loop(shared: &Arc<Shared>) -> bool {
         let (Some(snapshot), Some(plan)) = (state.snapshot.clone(), state.plan.clone()) else { return true };
         let now = shared.now_seconds();
         let loads = replica_loads(&state, now);
-        let demand_rps = snapshot
-            .pools
-            .iter()
-            .map(|p| (p.id.clone(), state.demand.estimate(p, now).total_rps()))
-            .collect::<BTreeMap<_, _>>();
+        let demand_rps =
+            snapshot.pools.iter().map(|p| (p.id.clone(), state.rate(p, now).rps)).collect::<BTreeMap<_, _>>();
         let next_serial = free_serial(state.next_serial, &snapshot, Some(&plan));
         let input = FastInput {
             plan: &plan,
@@ -327,6 +326,18 @@ async fn fast_loop(shared: &Arc<Shared>) -> bool {
         fast::decide(&mut state.fast, &input, &shared.config.fast)
     };
     let Some(mut change) = change else { return true };
+    if change.added {
+        let mut state = shared.state.lock();
+        let now = shared.now_seconds();
+        let cold = state
+            .snapshot
+            .as_ref()
+            .and_then(|s| s.pools.iter().find(|p| p.id == change.pool))
+            .map_or(60.0, |p| p.engine.cold_start_seconds.clamp(30.0, 1800.0));
+        let until = now + (2.0 * cold).max(FLOOR_SECONDS);
+        state.floors.retain(|_, f| f.until > now);
+        state.floors.insert(change.pool.clone(), Floor { rps: change.shown_rps, until });
+    }
     change.plan.created_at = shared.wall_now();
     shared.metrics.fast_changes.inc();
     enforce(shared, change.plan, change.next_serial).await
@@ -438,11 +449,11 @@ async fn route(shared: &Arc<Shared>) -> bool {
         shared.state.lock().routes_dirty = true;
         return false;
     };
-    if current.as_ref().is_none_or(|t| t.pools != table.pools) {
-        if !publish(shared, table, agents, drains).await {
-            shared.state.lock().routes_dirty = true;
-            return false;
-        }
+    if current.as_ref().is_none_or(|t| t.pools != table.pools)
+        && !publish(shared, table, agents, drains).await
+    {
+        shared.state.lock().routes_dirty = true;
+        return false;
     }
     // Drains go out after the routes that no longer lead there.
     shared.drains.send_if_modified(|held| {

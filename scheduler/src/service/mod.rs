@@ -216,6 +216,7 @@ impl Scheduler {
             records: loaded.records,
             usd: BTreeMap::new(),
             usd_until: now,
+            floors: BTreeMap::new(),
             due: None,
             routes_dirty: false,
             sessions: 0,

@@ -71,7 +71,7 @@ impl Plans {
         state.snapshot_is_current = true;
         state.routes_dirty = true;
         match why {
-            Some(why) => self.shared.request_plan(&mut state, why),
+            Some(why) => self.shared.request_plan(&mut state, why, true),
             None => self.shared.wake.notify_one(),
         }
         Ok((plan, forgotten))
@@ -272,7 +272,7 @@ impl PlanService for Plans {
                 .filter(|(id, _)| pool.as_ref().is_none_or(|p| p == *id))
                 .flat_map(|(_, list)| list.iter().cloned())
                 .collect();
-            history.sort_by(|a, b| (b.at, b.plan).cmp(&(a.at, a.plan)));
+            history.sort_by_key(|r| std::cmp::Reverse((r.at, r.plan)));
             history.truncate(HISTORY);
             let mut seen = observations(&self.shared, &state);
             if let Some(id) = &pool {

@@ -21,6 +21,7 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::Instrument;
 
 use super::brain::lease_end_ms;
+use super::metrics::SchedulerMetrics;
 use super::state::{Agent, EngineSeen, Shared};
 use crate::demand::Taken;
 
@@ -74,12 +75,12 @@ impl AgentService for Sessions {
 
 type Sender = mpsc::Sender<Result<v1::SchedulerMessage, Status>>;
 
-async fn send(shared: &Shared, to: &Sender, message: Down) -> Result<(), Status> {
+async fn send(metrics: &SchedulerMetrics, to: &Sender, message: Down) -> Result<(), Status> {
     let message = Ok(v1::SchedulerMessage { message: Some(message) });
     match to.send_timeout(message, SEND_TIMEOUT).await {
         Ok(()) => Ok(()),
         Err(mpsc::error::SendTimeoutError::Timeout(_)) => {
-            shared.metrics.agents_dropped.inc();
+            metrics.agents_dropped.inc();
             Err(Status::resource_exhausted("the agent does not keep up with its messages; reconnect"))
         }
         Err(mpsc::error::SendTimeoutError::Closed(_)) => Err(Status::cancelled("the agent hung up")),
@@ -150,7 +151,7 @@ async fn converse(
             if sent_adapters.as_ref() != Some(&wanted)
                 && !(sent_adapters.is_none() && wanted.replicas.is_empty())
             {
-                send(shared, to, Down::Adapters(wanted.clone())).await?;
+                send(&shared.metrics, to, Down::Adapters(wanted.clone())).await?;
                 sent_adapters = Some(wanted);
             }
         }
@@ -168,7 +169,7 @@ async fn converse(
                             )));
                         }
                         for message in take_report(shared, report, session)? {
-                            send(shared, to, message).await?;
+                            send(&shared.metrics, to, message).await?;
                         }
                         heard = true;
                     }
@@ -196,7 +197,7 @@ async fn converse(
                 let own = node.as_ref().and_then(|n| all.get(n)).cloned().unwrap_or_default();
                 if sent_drains.as_ref() != Some(&own) && !(sent_drains.is_none() && own.is_empty()) {
                     let replicas = own.iter().map(ToString::to_string).collect();
-                    send(shared, to, Down::Drains(v1::Drains { replicas })).await?;
+                    send(&shared.metrics, to, Down::Drains(v1::Drains { replicas })).await?;
                     sent_drains = Some(own);
                 }
             }
@@ -214,7 +215,7 @@ async fn send_routes(
         Some(base) => Down::Delta(route_delta(base, &table)),
         None => Down::Routes(route_table(&table, &shared.identity)),
     };
-    send(shared, to, message).await?;
+    send(&shared.metrics, to, message).await?;
     *sent = Some(table);
     Ok(())
 }
@@ -289,7 +290,7 @@ fn take_report(shared: &Shared, report: v1::AgentReport, session: u64) -> Result
             });
             if let Some(pool) = wakes {
                 let why = format!("requests wake {pool}");
-                shared.request_plan(&mut state, why);
+                shared.request_plan(&mut state, why, true);
             }
         }
     }
@@ -345,4 +346,24 @@ fn take_report(shared: &Shared, report: v1::AgentReport, session: u64) -> Result
         }
     }
     Ok(answers)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_agent_that_does_not_read_is_dropped_and_counted() {
+        let metrics = SchedulerMetrics::default();
+        let (to, mut from) = mpsc::channel(2);
+        let last_word = to.clone().try_reserve_owned().unwrap();
+        let ack = || Down::Ack(v1::ReportAck { sequence: 1 });
+        send(&metrics, &to, ack()).await.unwrap();
+        let status = send(&metrics, &to, ack()).await.unwrap_err();
+        assert_eq!(status.code(), tonic::Code::ResourceExhausted);
+        assert_eq!(metrics.agents_dropped.get(), 1);
+        last_word.send(Err(status));
+        assert!(from.recv().await.unwrap().is_ok());
+        assert!(from.recv().await.unwrap().unwrap_err().message().contains("reconnect"));
+    }
 }

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use jiff::{SignedDuration, Timestamp};
 use parking_lot::Mutex;
 use plimsoll_fleet::telemetry::EngineReport;
-use plimsoll_fleet::{ClusterSnapshot, DemandEstimate, NodeName, Plan, PoolId, ReplicaId, RouteTable, Shape};
+use plimsoll_fleet::{
+    ClusterSnapshot, DemandEstimate, ModelPool, NodeName, Plan, PoolId, ReplicaId, RouteTable, Shape,
+};
 use plimsoll_proto::v1;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
@@ -15,7 +17,7 @@ use super::SchedulerConfig;
 use super::metrics::SchedulerMetrics;
 use super::persist::Records;
 use crate::clock::{Clock, seconds};
-use crate::demand::DemandTracker;
+use crate::demand::{DemandTracker, Rate};
 use crate::drain::DrainState;
 use crate::fast::FastState;
 use crate::ledger::Ledger;
@@ -47,6 +49,25 @@ pub struct EngineSeen {
     pub at: f64,
     /// Name of the agent that reported it.
     pub agent: String,
+}
+
+/// A reason to plan anew.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Due {
+    /// The reason.
+    pub why: String,
+    /// Whether it cannot wait until enough time has passed since the last plan.
+    pub urgent: bool,
+}
+
+/// A rate that replicas were too few for, whatever the forecast says. Without it, the next plan would take back what
+/// the fast loop has just added.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Floor {
+    /// Requests per second.
+    pub rps: f64,
+    /// Until when it holds, virtual seconds.
+    pub until: f64,
 }
 
 /// Mutable state, behind one short-held lock.
@@ -84,8 +105,10 @@ pub struct State {
     pub usd: BTreeMap<PoolId, f64>,
     /// Up to when they are counted, virtual seconds.
     pub usd_until: f64,
+    /// What the fast loop has shown to be needed.
+    pub floors: BTreeMap<PoolId, Floor>,
     /// Why to plan anew, if at all.
-    pub due: Option<String>,
+    pub due: Option<Due>,
     /// Whether routes may have to change.
     pub routes_dirty: bool,
     /// Session numbers given out.
@@ -112,16 +135,31 @@ impl State {
         newest.into_iter().map(|(n, (_, name, a))| (n, (name.clone(), a.address.clone()))).collect()
     }
 
-    /// Whether engines hold work for a pool, by what their agents said last.
-    pub fn is_busy(&self, pool: &PoolId) -> bool {
-        let Some(snapshot) = &self.snapshot else { return false };
-        snapshot.replicas.iter().filter(|r| &r.pool == pool).any(|r| {
-            self.engines.get(&r.id).is_some_and(|e| {
-                e.report.outstanding_tokens > 0.0
-                    || e.report.running.is_some_and(|n| n > 0.0)
-                    || e.report.waiting.is_some_and(|n| n > 0.0)
-            })
-        })
+    /// Pools for which engines hold work, by what their agents said last.
+    pub fn busy_pools(&self) -> BTreeSet<PoolId> {
+        let Some(snapshot) = &self.snapshot else { return BTreeSet::new() };
+        let works = |r: &EngineReport| {
+            r.outstanding_tokens > 0.0
+                || r.running.is_some_and(|n| n > 0.0)
+                || r.waiting.is_some_and(|n| n > 0.0)
+        };
+        snapshot
+            .replicas
+            .iter()
+            .filter(|r| self.engines.get(&r.id).is_some_and(|e| works(&e.report)))
+            .map(|r| r.pool.clone())
+            .collect()
+    }
+
+    /// The rate to plan for: the forecast, or what the fast loop has shown to be needed.
+    pub fn rate(&self, pool: &ModelPool, now: f64) -> Rate {
+        let mut rate = self.demand.rate(pool, now);
+        if let Some(floor) = self.floors.get(&pool.id).filter(|f| f.until > now && f.rps > rate.rps) {
+            rate.rps = floor.rps;
+            rate.source =
+                format!("{}; raised to {:.1} rps because replicas were full", rate.source, floor.rps);
+        }
+        rate
     }
 
     /// Demand of every pool of a snapshot, and their idle times.
@@ -130,16 +168,16 @@ impl State {
         snapshot: &ClusterSnapshot,
         now: f64,
     ) -> (BTreeMap<PoolId, DemandEstimate>, BTreeMap<PoolId, f64>) {
-        snapshot
-            .pools
-            .iter()
-            .map(|p| {
-                (
-                    (p.id.clone(), self.demand.estimate(p, now)),
-                    (p.id.clone(), self.demand.idle_seconds(&p.id)),
-                )
-            })
-            .unzip()
+        let one = |p: &ModelPool| {
+            let mut demand = self.demand.estimate(p, now);
+            let (rate, total) = (self.rate(p, now), demand.total_rps());
+            if rate.rps > total && total > 0.0 {
+                demand.classes.iter_mut().for_each(|c| c.rps *= rate.rps / total);
+                demand.source = rate.source;
+            }
+            ((p.id.clone(), demand), (p.id.clone(), self.demand.idle_seconds(&p.id)))
+        };
+        snapshot.pools.iter().map(one).unzip()
     }
 
     /// The route table in force.
@@ -227,8 +265,10 @@ impl Shared {
     }
 
     /// Asks for a new plan.
-    pub fn request_plan(&self, state: &mut State, why: String) {
-        state.due.get_or_insert(why);
+    pub fn request_plan(&self, state: &mut State, why: String, urgent: bool) {
+        if state.due.as_ref().is_none_or(|d| urgent && !d.urgent) {
+            state.due = Some(Due { why, urgent });
+        }
         self.wake.notify_one();
     }
 }
