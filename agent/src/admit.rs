@@ -147,6 +147,7 @@ struct Running {
     unfilled: f64,
     /// When prefill is taken as done though no token was seen (requests that do not stream).
     assume_filled_ms: f64,
+    streaming: bool,
 }
 
 /// Admission of one engine.
@@ -204,6 +205,11 @@ impl Admission {
     /// Requests at the engine.
     pub fn running(&self) -> usize {
         self.running.len()
+    }
+
+    /// Requests at the engine whose tokens are seen as they come.
+    pub fn streaming(&self) -> usize {
+        self.running.values().filter(|r| r.streaming).count()
     }
 
     /// Requests waiting here.
@@ -308,6 +314,7 @@ impl Admission {
                 expected: ask.expected_output,
                 unfilled: ask.prompt_tokens,
                 assume_filled_ms,
+                streaming: ask.streaming,
             },
         );
     }

@@ -90,7 +90,10 @@ fn observe(shared: &Shared, local: &LocalReplica, healthy: bool, scraped: scrape
     let now = shared.clock.now_ms();
     let engine = &local.engine;
     let (running, waiting) = engine.counts();
-    let has_work = running > 0 || scraped.running.is_some_and(|r| r > 0.0);
+    // Whether it moves can only be told from its own counters, or from tokens that pass through here: an engine without
+    // metrics that works on answers which do not stream is not to be suspected.
+    let visible = scraped.token_counter.is_some() || engine.streaming() > 0;
+    let has_work = visible && (running > 0 || scraped.running.is_some_and(|r| r > 0.0));
     // A long prompt may take longer than the limit before its first token.
     let load = local.replica.load(now);
     let prefill_ms =

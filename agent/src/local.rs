@@ -63,6 +63,10 @@ impl LocalEngine {
         (gate.admission.running(), gate.admission.waiting())
     }
 
+    pub(crate) fn streaming(&self) -> usize {
+        self.gate.lock().admission.streaming()
+    }
+
     pub(crate) fn outstanding_tokens(&self) -> f64 {
         let gate = self.gate.lock();
         gate.admission.context_tokens() + gate.admission.prefill_tokens()

@@ -28,6 +28,9 @@ const BACKOFF_MOST: Duration = Duration::from_secs(10);
 /// A stream on which the scheduler acknowledges nothing for so long is given up.
 const SILENCE: Duration = Duration::from_secs(15);
 
+/// However urgent, reports are at least so far apart.
+const REPORT_GAP: Duration = Duration::from_millis(20);
+
 /// Why a stream ended.
 #[derive(Debug, thiserror::Error)]
 enum SessionEnd {
@@ -136,6 +139,7 @@ async fn converse(
     let mut tick = tokio::time::interval(shared.config.limits.report_interval);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut heard = Instant::now();
+    let mut reported = *cut_at;
     loop {
         let mut report = false;
         tokio::select! {
@@ -147,10 +151,11 @@ async fn converse(
                 }
             },
             _ = tick.tick() => report = true,
-            () = shared.report_now.notified() => report = true,
+            () = shared.report_now.notified(), if reported.elapsed() >= REPORT_GAP => report = true,
         }
         let room = outbox.lock().has_room();
         if report && room {
+            reported = Instant::now();
             let made = make_report(shared, cut_at);
             let wire = v1::AgentReport::from(outbox.lock().add(made));
             if tx.try_send(send(v1::agent_message::Message::Report(wire))).is_err() && tx.is_closed() {

@@ -63,6 +63,19 @@ async fn answers_that_do_not_stream_are_whole_and_counted() {
 }
 
 #[tokio::test]
+async fn embeddings_and_completions_pass_and_tokenizing_is_no_demand() {
+    let engine = Engine::start().await;
+    let gateway = agent("gw", None, |_| {}).await;
+    gateway.set_routes(table(1, vec![endpoint("chat-1", "n1", engine.addr, None)]));
+    for path in ["/v1/embeddings", "/v1/completions", "/tokenize"] {
+        let body = json!({"model": "chat-model", "input": "x", "prompt": "x"});
+        assert_eq!(send(post(gateway.addr(), path, body.to_string())).await.status, 200, "{path}");
+    }
+    assert_eq!(engine.requests(), 3);
+    assert_eq!(gateway.take_traffic()[0].arrived, 2);
+}
+
+#[tokio::test]
 async fn usage_reaches_a_client_that_asked_for_it() {
     let engine = Engine::start().await;
     let gateway = agent("gw", None, |_| {}).await;
@@ -117,6 +130,24 @@ async fn failures_before_the_first_byte_go_to_the_next_choice() {
         let got = send(chat(gateway.addr(), true)).await;
         assert_eq!(a.requests() + b.requests(), before + 2, "{act:?}");
         assert_eq!((got.status, got.content().as_str()), (200, "t0 t1 t2 "), "{act:?}: {}", got.text);
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_had_begun_is_not_asked_for_twice() {
+    let a = Engine::start().await;
+    let b = Engine::start_with(a.state.script.clone()).await;
+    let gateway = agent("gw", None, |_| {}).await;
+    let n1 = agent("n1", Some("n1"), |_| {}).await;
+    for (i, via) in [(1, None), (2, Some(n1.addr()))] {
+        let routes =
+            table(i, vec![endpoint("chat-1", "n1", a.addr, via), endpoint("chat-2", "n1", b.addr, via)]);
+        n1.set_routes(routes.clone());
+        gateway.set_routes(routes);
+        a.next(&[Act::DieAfter(1)]);
+        let got = send(chat(gateway.addr(), false)).await;
+        assert_eq!((got.status, a.requests() + b.requests()), (502, i as usize), "{}", got.text);
+        assert!(got.message().contains("had begun"), "{}", got.message());
     }
 }
 
@@ -186,6 +217,11 @@ async fn bad_requests_are_named() {
     let mut request = chat(addr, false);
     request.headers_mut().insert("x-plimsoll-hop", "nonsense".parse().unwrap());
     assert_eq!(send(request).await.status, 400);
+    // A request that says it was routed is never routed again.
+    let mut request = chat(addr, false);
+    request.headers_mut().insert("x-plimsoll-hop", "replica=chat-1".parse().unwrap());
+    let got = send(request).await;
+    assert_eq!((got.status, got.header("x-plimsoll-refused")), (429, "unknown_replica"));
     assert_eq!(engine.requests(), 0);
 
     let got =

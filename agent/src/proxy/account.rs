@@ -55,13 +55,23 @@ pub(crate) struct Account {
     pub(crate) prompt_estimate: f64,
     pub(crate) expected_output: f64,
     pub(crate) reservation: Reservation,
+    /// Whether it is demand for the engine's accelerators, to be reported as such.
+    counted: bool,
     settled: bool,
 }
 
 impl Account {
-    pub(crate) fn begin(shared: Arc<Shared>, pool: Arc<Pool>, class: String, prompt_bytes: usize) -> Self {
+    pub(crate) fn begin(
+        shared: Arc<Shared>,
+        pool: Arc<Pool>,
+        class: String,
+        prompt_bytes: usize,
+        counted: bool,
+    ) -> Self {
         let begun_ms = shared.clock.now_ms();
-        shared.book.lock().arrived(&pool.view.route.pool, &class, begun_ms);
+        if counted {
+            shared.book.lock().arrived(&pool.view.route.pool, &class, begun_ms);
+        }
         shared.retries.lock().earn();
         Self {
             shared,
@@ -75,6 +85,7 @@ impl Account {
             prompt_estimate: 0.0,
             expected_output: 0.0,
             reservation: Reservation::default(),
+            counted,
             settled: false,
         }
     }
@@ -136,6 +147,7 @@ impl Account {
             })
             .inc();
         match outcome {
+            _ if !self.counted => {}
             Outcome::Refused => self.shared.book.lock().refused(pool, &self.class),
             Outcome::Failed => self.shared.book.lock().failed(pool, &self.class),
             Outcome::Invalid | Outcome::Cancelled => {}

@@ -10,6 +10,8 @@ pub(crate) const HOP: HeaderName = HeaderName::from_static("x-plimsoll-hop");
 pub(crate) const HOP_KEY: HeaderName = HeaderName::from_static("x-plimsoll-hop-key");
 /// On a hop's answer: why the agent did not admit the request.
 pub(crate) const REFUSED: HeaderName = HeaderName::from_static("x-plimsoll-refused");
+/// On a hop's answer: the engine failed after its answer had begun.
+pub(crate) const BEGUN: HeaderName = HeaderName::from_static("x-plimsoll-begun");
 /// On a hop's answer: the engine's load as its agent counts it.
 pub(crate) const LOAD: HeaderName = HeaderName::from_static("x-plimsoll-load");
 pub(crate) const SLO_CLASS: &str = "x-plimsoll-slo-class";

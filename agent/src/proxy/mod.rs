@@ -1,9 +1,11 @@
 //! The OpenAI-compatible proxy.
 
 pub(crate) mod account;
+pub(crate) mod forward;
 pub(crate) mod handler;
 pub(crate) mod headers;
 pub(crate) mod hop;
 pub(crate) mod relay;
+pub(crate) mod routing;
 pub(crate) mod server;
 pub(crate) mod upstream;

@@ -106,16 +106,14 @@ impl Upstream {
         }
     }
 
-    /// A whole answer.
+    /// The rest of an answer whose first part is at hand.
     pub(crate) async fn collect(
         &self,
         address: &str,
+        first: Bytes,
         mut body: Incoming,
         limit: usize,
     ) -> Result<Bytes, UpstreamError> {
-        let Some(first) = self.part(address, &mut body, self.first_byte).await? else {
-            return Ok(Bytes::new());
-        };
         let mut all: Option<BytesMut> = None;
         while let Some(part) = self.part(address, &mut body, self.idle).await? {
             let buffer = all.get_or_insert_with(|| BytesMut::from(&first[..]));
@@ -138,7 +136,11 @@ impl Upstream {
             let body = Either::Left(Full::new(Bytes::new()));
             let response = self.send(address, path, http::Method::GET, http::HeaderMap::new(), body).await?;
             let status = response.status().as_u16();
-            Ok((status, self.collect(address, response.into_body(), 16 << 20).await?))
+            let mut body = response.into_body();
+            match self.part(address, &mut body, within).await? {
+                Some(first) => Ok((status, self.collect(address, first, body, 16 << 20).await?)),
+                None => Ok((status, Bytes::new())),
+            }
         };
         tokio::time::timeout(within, whole)
             .await

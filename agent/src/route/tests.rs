@@ -191,6 +191,10 @@ proptest! {
             }
         }
     }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
 
     #[test]
     fn weights_are_kept_on_average(a in 1u32..10, b in 1u32..10, c in 1u32..10, seed: u64) {

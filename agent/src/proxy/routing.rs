@@ -1,0 +1,408 @@
+//! A client's request: its class, budget and replica; what to try next; waiting for a pool to wake.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+use plimsoll_fleet::{PoolRoute, SloClass};
+
+use super::account::{Account, Outcome};
+use super::forward::{Missed, Routed};
+use super::handler::{Answer, Proxy};
+use super::headers::{self as names, positive, text};
+use crate::admit::{Refusal, RefusalReason};
+use crate::body::{self, Api};
+use crate::metrics::{AgentLabels, ReasonLabels, RequestLabels};
+use crate::openai::ApiError;
+use crate::route::{self, Excluded};
+use crate::shared::{Pool, Shared};
+
+/// What a wait for a pool to wake allows for the delays of the control loops, real time.
+const LOOP_DELAYS: Duration = Duration::from_secs(10);
+
+impl Proxy {
+    /// A request from a client: route it.
+    pub(super) async fn client(
+        &self,
+        parts: &http::request::Parts,
+        path: &str,
+        api: Api,
+        raw: Bytes,
+        request_id: &HeaderValue,
+    ) -> Result<Answer, ApiError> {
+        let shared = &self.shared;
+        let parsed = body::parse(api, &raw).map_err(|e| {
+            let error = ApiError::invalid(StatusCode::BAD_REQUEST, "invalid_body", e.to_string());
+            match e.param() {
+                Some(param) => error.with_param(param),
+                None => error,
+            }
+        })?;
+        let pool = shared.table.load().by_name.get(&parsed.model).cloned();
+        let Some(pool) = pool else { return Err(self.unknown_model(&parsed.model)) };
+        let route = &pool.view.route;
+        let class = slo_class(route, &parts.headers);
+        let class_name = class.map_or(plimsoll_fleet::slo::DEFAULT_SLO_CLASS, |c| c.name.as_str()).to_owned();
+        let span = tracing::Span::current();
+        span.record("model", parsed.model.as_str());
+        span.record("pool", route.pool.to_string());
+        span.record("class", class_name.as_str());
+
+        let mut account = Account::begin(
+            shared.clone(),
+            pool.clone(),
+            class_name,
+            parsed.prompt_bytes,
+            api != Api::Tokenize,
+        );
+        {
+            let stats = pool.memory.stats.lock();
+            account.prompt_estimate = (parsed.prompt_bytes as f64 / stats.bytes_per_token()).max(1.0);
+            account.expected_output = if api.is_generation() || api == Api::Responses {
+                let expected = stats.expected_output(&account.class);
+                parsed.max_output.map_or(expected, |m| expected.min(f64::from(m))).max(1.0)
+            } else {
+                1.0
+            };
+        }
+        let worst_output = parsed.max_output.map_or(account.expected_output, f64::from);
+        if let Err(e) = self.reserve(&mut account, &parts.headers, worst_output) {
+            account.settle(Outcome::Refused, None);
+            return Err(e);
+        }
+
+        let mut headers = names::forward_request(&parts.headers);
+        headers.insert(names::REQUEST_ID, request_id.clone());
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if let Ok(value) = HeaderValue::from_str(&account.class) {
+            headers.insert(names::SLO_CLASS, value);
+        }
+        let ttft_objective_ms = positive(&parts.headers, &names::TTFT_OBJECTIVES)
+            .or_else(|| class.and_then(|c| c.slo.ttft).map(|o| o.ms));
+        let routed = Routed {
+            api,
+            path,
+            headers,
+            strip_usage: parsed.stream && api.is_generation() && !parsed.include_usage,
+            deadline_ms: positive(&parts.headers, &[names::DEADLINE_MS]).map(|ms| account.begun_ms() + ms),
+            ttft_objective_ms,
+            parsed,
+            body: raw,
+        };
+        self.route(routed, account).await
+    }
+
+    /// Sets the worst case aside on the leases of the budgets that the request answers to: those named like its
+    /// tenant, its pool's namespace or its pool.
+    pub(super) fn reserve(
+        &self,
+        account: &mut Account,
+        headers: &HeaderMap,
+        worst_output: f64,
+    ) -> Result<(), ApiError> {
+        let pool = &account.pool.view.route.pool;
+        let pool_text = pool.to_string();
+        let mut budgets = vec![pool_text.as_str(), pool.namespace()];
+        budgets.extend(names::first_text(headers, &names::TENANTS));
+        budgets.dedup();
+        let now = jiff::Timestamp::now().as_millisecond();
+        let reserved =
+            self.shared.spend.lock().reserve(&budgets, account.prompt_estimate + worst_output, now);
+        match reserved {
+            Ok(reservation) => {
+                account.reservation = reservation;
+                Ok(())
+            }
+            Err(e) => Err(ApiError::busy("budget_exhausted", e.to_string(), Duration::from_secs(5))),
+        }
+    }
+
+    /// Chooses, tries, and tries the next, until there is an answer.
+    pub(super) async fn route(&self, routed: Routed<'_>, mut account: Account) -> Result<Answer, ApiError> {
+        let shared = &self.shared;
+        let mut held: Option<Held> = None;
+        let settle_until = tokio::time::Instant::now() + shared.config.limits.settle_wait;
+        loop {
+            // Subscribed before the table is read, so that no change is missed.
+            let mut changed = shared.changed.subscribe();
+            let Some(pool) = shared.table.load().by_name.get(&routed.parsed.model).cloned() else {
+                account.settle(Outcome::Refused, None);
+                return Err(self.unknown_model(&routed.parsed.model));
+            };
+            account.pool = pool.clone();
+            let stats_tokens_per_block =
+                route::BLOCK_BYTES as f64 / pool.memory.stats.lock().bytes_per_token();
+            let class = account.class.clone();
+            let request = route::Request {
+                class: &class,
+                prefix: &routed.parsed.prefix,
+                prompt_tokens: account.prompt_estimate,
+                tokens_per_block: stats_tokens_per_block,
+                expected_output: account.expected_output,
+                adapter: None,
+                ttft_objective_ms: routed.ttft_objective_ms,
+            };
+            let choice = {
+                let now = shared.clock.now_ms();
+                let began = tokio::time::Instant::now();
+                let mut memory = pool.memory.router.lock();
+                let choice = route::choose(&pool.view, &request, |i| pool.replicas[i].load(now), &mut memory);
+                if let Some(first) = choice.order.first() {
+                    memory.record(&pool.view, &request, first.endpoint);
+                }
+                drop(memory);
+                let label = AgentLabels { agent: shared.config.name.clone() };
+                shared
+                    .config
+                    .metrics
+                    .choice_seconds
+                    .get_or_create(&label)
+                    .observe(began.elapsed().as_secs_f64());
+                choice
+            };
+            let Some(first) = choice.order.first().copied() else {
+                if held.is_none() {
+                    held = Held::begin(shared, &pool, &class);
+                }
+                let waited = match &held {
+                    Some(_) => self.hold(&pool, choice.excluded, &account, &mut changed).await,
+                    None => Err(ApiError::busy(
+                        "too_many_waiting",
+                        format!(
+                            "{}; too many requests wait for it already",
+                            unavailable(&pool.view.route, choice.excluded)
+                        ),
+                        Duration::from_secs(5),
+                    )),
+                };
+                if let Err(e) = waited {
+                    account.settle(Outcome::Refused, None);
+                    return Err(e);
+                }
+                continue;
+            };
+            held = None;
+
+            let mut refusal: Option<Refusal> = None;
+            let mut failure: Option<String> = None;
+            let mut lasting = false;
+            for (i, ranked) in choice.order.iter().enumerate() {
+                if i > 0 {
+                    let reason = match (&failure, &refusal) {
+                        (Some(_), _) => "failed",
+                        (_, Some(r)) => r.reason.as_str(),
+                        _ => "other",
+                    };
+                    // Refusals cost nobody any work; failures do.
+                    if failure.is_some() && !shared.retries.lock().spend() {
+                        break;
+                    }
+                    self.count_reason(&shared.config.metrics.retries, reason);
+                    pool.memory.router.lock().shift(&pool.view, &request, first.endpoint, ranked.endpoint);
+                }
+                self.count_reason(&shared.config.metrics.choices, ranked.reason.as_str());
+                match self.attempt(&routed, &account, &pool, ranked).await {
+                    Ok(reply) => {
+                        let endpoint = &pool.view.route.endpoints[ranked.endpoint];
+                        return Ok(self.deliver(
+                            &routed,
+                            endpoint,
+                            reply,
+                            account,
+                            shared.table.load().routes.plan,
+                        ));
+                    }
+                    Err(Missed::Refused(r)) => {
+                        lasting |= matches!(
+                            r.reason,
+                            RefusalReason::QueueFull | RefusalReason::Deadline | RefusalReason::Displaced
+                        );
+                        refusal = Some(r);
+                    }
+                    Err(Missed::Begun(what)) => {
+                        account.settle(Outcome::Failed, None);
+                        return Err(ApiError::server(
+                            StatusCode::BAD_GATEWAY,
+                            "engine_failed",
+                            format!("{what}; the answer had begun and is lost, send the request again"),
+                        ));
+                    }
+                    Err(Missed::Failed(what)) => {
+                        tracing::warn!(replica = %pool.view.route.endpoints[ranked.endpoint].replica, %what, "attempt failed");
+                        failure = Some(what);
+                    }
+                }
+            }
+
+            // All that were chosen have gone or started to drain: the table is about to say so.
+            if !lasting && failure.is_none() && tokio::time::Instant::now() < settle_until {
+                let _ = tokio::time::timeout(Duration::from_millis(50), changed.changed()).await;
+                continue;
+            }
+            return Err(match (failure, refusal) {
+                (Some(what), _) => {
+                    account.settle(Outcome::Failed, None);
+                    ApiError::server(
+                        StatusCode::BAD_GATEWAY,
+                        "engine_failed",
+                        format!(
+                            "no replica of {:?} could answer: {what}; send the request again",
+                            routed.parsed.model
+                        ),
+                    )
+                    .with_retry_after(Duration::from_secs(1))
+                }
+                (None, refusal) => {
+                    account.settle(Outcome::Refused, None);
+                    let r = refusal
+                        .unwrap_or(Refusal { reason: RefusalReason::EngineDown, retry_after_ms: 1000.0 });
+                    self.refusal_error(&routed.parsed.model, &r)
+                }
+            });
+        }
+    }
+
+    pub(super) fn count_reason(
+        &self,
+        family: &prometheus_client::metrics::family::Family<
+            ReasonLabels,
+            prometheus_client::metrics::counter::Counter,
+        >,
+        reason: &'static str,
+    ) {
+        family.get_or_create(&ReasonLabels { agent: self.shared.config.name.clone(), reason }).inc();
+    }
+
+    pub(super) fn refusal_error(&self, model: &str, r: &Refusal) -> ApiError {
+        let after = self.shared.clock.real(r.retry_after_ms);
+        let code = r.reason.as_str();
+        match r.reason {
+            RefusalReason::QueueFull | RefusalReason::Displaced => {
+                ApiError::busy(code, format!("every queue for {model:?} is full; try again later"), after)
+            }
+            RefusalReason::Deadline => ApiError::busy(
+                code,
+                format!(
+                    "no replica of {model:?} can meet the deadline; allow more than {} asks, or try again later",
+                    names::DEADLINE_MS
+                ),
+                after,
+            ),
+            RefusalReason::Draining | RefusalReason::UnknownReplica | RefusalReason::EngineDown => {
+                ApiError::server(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "not_ready",
+                    format!("the replicas of {model:?} are being replaced or are down; try again"),
+                )
+                .with_retry_after(after)
+            }
+        }
+    }
+
+    /// Waits for the pool to have a replica that may be used. `Ok` means: choose again.
+    pub(super) async fn hold(
+        &self,
+        pool: &Arc<Pool>,
+        excluded: Excluded,
+        account: &Account,
+        changed: &mut tokio::sync::watch::Receiver<u64>,
+    ) -> Result<(), ApiError> {
+        let shared = &self.shared;
+        let route = &pool.view.route;
+        let until_ms = account.begun_ms() + route.wake_wait_ms.max(0.0);
+        // Engines may start faster than real ones; the loops that start them do not run faster.
+        let slack = if route.wake_wait_ms > 0.0 { shared.clock.lost(LOOP_DELAYS) } else { Duration::ZERO };
+        let left = shared.clock.real(until_ms + shared.clock.model_ms(slack) - shared.clock.now_ms());
+        if left.is_zero() || shared.stopping.load(Ordering::Relaxed) {
+            let after =
+                shared.clock.real(route.wake_wait_ms).clamp(Duration::from_secs(1), Duration::from_secs(60));
+            let why = unavailable(route, excluded);
+            return Err(
+                ApiError::server(StatusCode::SERVICE_UNAVAILABLE, "not_ready", why).with_retry_after(after)
+            );
+        }
+        // Health changes do not bump the table: look again now and then.
+        let _ = tokio::time::timeout(left.min(Duration::from_millis(250)), changed.changed()).await;
+        Ok(())
+    }
+}
+
+/// A request that waits for its pool to wake; it ends when dropped.
+struct Held {
+    shared: Arc<Shared>,
+    pool: Arc<Pool>,
+    class: String,
+}
+
+impl Held {
+    fn begin(shared: &Arc<Shared>, pool: &Arc<Pool>, class: &str) -> Option<Self> {
+        if shared.holding.fetch_add(1, Ordering::Relaxed) >= shared.config.limits.max_holding {
+            shared.holding.fetch_sub(1, Ordering::Relaxed);
+            return None;
+        }
+        let held = Self { shared: shared.clone(), pool: pool.clone(), class: class.to_owned() };
+        shared.book.lock().holding(&pool.view.route.pool, class, true);
+        held.gauge(1);
+        // The scheduler should know at once.
+        shared.report_now.notify_one();
+        Some(held)
+    }
+
+    fn gauge(&self, by: i64) {
+        let labels = RequestLabels {
+            agent: self.shared.config.name.clone(),
+            pool: self.pool.view.route.pool.to_string(),
+            class: self.class.clone(),
+        };
+        self.shared.config.metrics.holding.get_or_create(&labels).inc_by(by);
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.shared.holding.fetch_sub(1, Ordering::Relaxed);
+        self.shared.book.lock().holding(&self.pool.view.route.pool, &self.class, false);
+        self.gauge(-1);
+    }
+}
+
+/// The class of a request: by name, by the class's match rules, else the pool's default.
+fn slo_class<'a>(route: &'a PoolRoute, headers: &HeaderMap) -> Option<&'a SloClass> {
+    let classes = &route.slo_classes;
+    let named = text(headers, names::SLO_CLASS).or_else(|| names::first_text(headers, &names::OBJECTIVES));
+    named
+        .and_then(|name| classes.iter().find(|c| c.name == name))
+        .or_else(|| {
+            classes.iter().find(|c| {
+                !c.match_headers.is_empty()
+                    && c.match_headers.iter().all(|(name, value)| text(headers, name) == Some(value.as_str()))
+            })
+        })
+        .or_else(|| classes.first())
+}
+
+fn unavailable(route: &PoolRoute, excluded: Excluded) -> String {
+    let mut text = format!("no replica of {:?} is ready", route.served_name);
+    let Excluded { draining, unhealthy, stalled, unplanned } = excluded;
+    let mut parts: Vec<String> = Vec::new();
+    if !route.unavailable_reason.is_empty() {
+        parts.push(route.unavailable_reason.clone());
+    }
+    for (count, what) in [
+        (draining, "draining"),
+        (unhealthy, "not healthy"),
+        (stalled, "stalled"),
+        (unplanned, "without a share in the plan"),
+    ] {
+        if count > 0 {
+            parts.push(format!("{count} {what}"));
+        }
+    }
+    if !parts.is_empty() {
+        text.push_str(": ");
+        text.push_str(&parts.join(", "));
+    }
+    text
+}
