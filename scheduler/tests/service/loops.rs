@@ -244,7 +244,7 @@ fn noise_and_flicker_do_not_flap() {
     assert!(s.changes.len() <= settled + 2, "steady: {:?}", s.changes);
     let before = s.changes.len();
     // Half a minute at 40, half a minute at 20, for an hour.
-    s.run(60.0, |t| if (t / 30.0) as u64 % 2 == 0 { 40.0 } else { 20.0 });
+    s.run(60.0, |t| if ((t / 30.0) as u64).is_multiple_of(2) { 40.0 } else { 20.0 });
     assert!(s.changes.len() <= before + 4, "flicker: {:?}", s.changes);
     assert!(s.capacity() >= 30.0);
 }

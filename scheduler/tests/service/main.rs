@@ -1,6 +1,8 @@
 //! The scheduler over real sockets, and its loops in simulated time.
 
+#[cfg(test)]
 mod loops;
+#[cfg(test)]
 mod support;
 
 use std::time::Duration;
@@ -203,11 +205,11 @@ async fn a_replica_is_drained_before_it_may_go() {
         .await;
     let agent = agents.iter_mut().find(|a| gone.nodes[0].as_str() == a.node_name()).unwrap();
     let name = gone.id.to_string();
-    agent.until("the drain", |a| a.drains == [name.clone()]).await;
+    agent.until("the drain", |a| a.drains == std::slice::from_ref(&name)).await;
     agent.report(vec![], vec![engine(&gone.id, false)]).await;
     agent.report(vec![], vec![engine(&gone.id, true)]).await;
     let seen = operator.seen(|o| !o.drained_replicas.is_empty()).await;
-    assert_eq!(seen.drained_replicas, [name.clone()]);
+    assert_eq!(seen.drained_replicas, std::slice::from_ref(&name));
     gateway.until("one route", |g| g.endpoints().len() == 1).await;
     act(&mut cluster, &one, now(), ReplicaPhase::Ready, &[name]);
     operator.push(&cluster).await;
