@@ -97,11 +97,7 @@ pub fn replica(pod: &Pod) -> Result<Observed, Unadoptable> {
         }
     };
     let bound = pod.spec.as_ref().and_then(|s| s.node_name.clone()).filter(|n| !n.is_empty());
-    let nodes = match bound.map(NodeName::new) {
-        Some(Ok(node)) => vec![node],
-        // Not bound yet: where it was placed, so that nobody else is placed there.
-        _ => record.nodes.clone(),
-    };
+    let nodes = bound.and_then(|node| NodeName::new(node).ok()).into_iter().collect();
     let address = status.pod_ip.as_deref().filter(|ip| !ip.is_empty()).map(|ip| {
         if ip.contains(':') {
             format!("[{ip}]:{}", names::ENGINE_PORT)
@@ -199,7 +195,9 @@ pub fn external_replicas(
         .enumerate()
         .filter_map(|(i, endpoint)| {
             Some(ReplicaStatus {
-                id: ReplicaId::new(format!("{}-external-{i}", pool.id.name())).ok()?,
+                // Replica names are unique in the cluster.
+                id: ReplicaId::new(format!("{}.{}.external-{i}", pool.id.namespace(), pool.id.name()))
+                    .ok()?,
                 pool: pool.id.clone(),
                 shape: Shape {
                     variant: variant.clone(),

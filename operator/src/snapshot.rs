@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use plimsoll_crds::model_pool::EngineKind;
-use plimsoll_fleet::{ClusterSnapshot, ReplicaPhase};
+use plimsoll_fleet::{ClusterSnapshot, ReplicaId, ReplicaPhase};
 
 use crate::observe::{self, Observed, Unadoptable};
 use crate::validate::Validated;
@@ -21,6 +21,24 @@ pub fn replicas(world: &World) -> (Vec<Observed>, Vec<Unadoptable>) {
         }
     }
     replicas.sort_by(|a, b| (&a.status.pool, &a.status.id).cmp(&(&b.status.pool, &b.status.id)));
+    // Replica names are unique in the cluster; of two pods that claim one name, the older is the replica.
+    let mut oldest: BTreeMap<ReplicaId, (Timestamp, String)> = BTreeMap::new();
+    for r in &replicas {
+        let claim = (r.status.created_at, r.pod_uid.clone());
+        let best = oldest.entry(r.status.id.clone()).or_insert_with(|| claim.clone());
+        *best = std::cmp::min(best.clone(), claim);
+    }
+    replicas.retain(|r| {
+        let first = oldest.get(&r.status.id).is_none_or(|(_, uid)| *uid == r.pod_uid);
+        if !first {
+            unadoptable.push(Unadoptable {
+                namespace: r.status.pool.namespace().to_owned(),
+                name: r.status.id.to_string(),
+                problem: "another pod in the cluster has that replica's name".to_owned(),
+            });
+        }
+        first
+    });
     (replicas, unadoptable)
 }
 

@@ -211,6 +211,27 @@ fn a_replica_that_serves_drains_before_it_goes() {
 }
 
 #[test]
+fn a_dropped_replica_serves_until_its_successors_do_or_the_scheduler_ends_it() {
+    let (mut world, _) = shrinking(true);
+    let moved = plan(2, &chat(), vec![assignment("chat-1", "gpu-1"), assignment("chat-9", "gpu-1")]);
+    let actions = decide(&world, Some(&moved), &[], at(50)).actions;
+    assert!(matches!(&actions[..], [Action::CreatePod { .. }]), "{actions:?}");
+    let new = pods(&decide(&world, Some(&moved), &[], at(50))).remove(0);
+    world.pods.push(started(&new, false));
+    assert_eq!(decide(&world, Some(&moved), &[], at(5000)).actions, [], "however long the start takes");
+    // In the way of its successor: the scheduler drained it first.
+    let ended = decide(&world, Some(&moved), &["chat-2"], at(60)).actions;
+    assert!(matches!(&ended[..], [Action::DeletePod { reason: DeleteReason::Drained, .. }]), "{ended:?}");
+    world.pods.pop();
+    world.pods.push(started(&new, true));
+    let marks = decide(&world, Some(&moved), &[], at(70)).actions;
+    assert!(
+        matches!(&marks[..], [Action::MarkDraining { replica, .. }] if replica.as_str() == "chat-2"),
+        "{marks:?}"
+    );
+}
+
+#[test]
 fn a_replica_once_draining_goes_even_if_a_plan_names_it_again_or_there_is_none() {
     let (mut world, _) = shrinking(true);
     mark(&mut world, "chat-2", at(50));

@@ -5,76 +5,19 @@
 mod common;
 #[path = "common/fake_api.rs"]
 mod fake_api;
+#[path = "common/script.rs"]
+mod script;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use common::{assignment, at};
 use fake_api::FakeApi;
-use futures::StreamExt;
-use futures::stream::{self, BoxStream};
-use parking_lot::Mutex;
-use plimsoll_fleet::{ClusterSnapshot, Plan, ReplicaPhase};
-use plimsoll_operator::{Brain, BrainError, FleetUpdate, Observations, Operator, OperatorConfig};
+use plimsoll_fleet::ReplicaPhase;
+use plimsoll_operator::{Observations, Operator, OperatorConfig};
+use script::Script;
 use serde_json::{Value, json};
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-
-/// A scheduler that says what the test tells it to.
-#[derive(Clone)]
-struct Script {
-    plan: watch::Sender<Option<Arc<Plan>>>,
-    observations: watch::Sender<Arc<Observations>>,
-    pushed: Arc<Mutex<Vec<Arc<ClusterSnapshot>>>>,
-    /// Cancelled and replaced to break the connection.
-    connection: Arc<Mutex<CancellationToken>>,
-}
-
-impl Script {
-    fn new() -> Self {
-        Self {
-            plan: watch::channel(None).0,
-            observations: watch::channel(Arc::default()).0,
-            pushed: Arc::default(),
-            connection: Arc::default(),
-        }
-    }
-
-    fn restart(&self) {
-        self.pushed.lock().clear();
-        std::mem::take(&mut *self.connection.lock()).cancel();
-    }
-
-    fn last(&self) -> Option<Arc<ClusterSnapshot>> {
-        self.pushed.lock().last().cloned()
-    }
-}
-
-impl Brain for Script {
-    async fn push(&self, snapshot: Arc<ClusterSnapshot>, _sequence: u64) -> Result<(), BrainError> {
-        self.pushed.lock().push(snapshot);
-        Ok(())
-    }
-
-    async fn watch(&self) -> Result<BoxStream<'static, Result<FleetUpdate, BrainError>>, BrainError> {
-        fn changes<T: Clone + Send + Sync + 'static>(sender: &watch::Sender<T>) -> BoxStream<'static, T> {
-            let mut receiver = sender.subscribe();
-            receiver.mark_changed();
-            stream::unfold(receiver, |mut r| async move {
-                r.changed().await.ok()?;
-                let value = r.borrow_and_update().clone();
-                Some((value, r))
-            })
-            .boxed()
-        }
-        let plans = changes(&self.plan).filter_map(|p| async move { p.map(|p| Ok(FleetUpdate::Plan(p))) });
-        let observations = changes(&self.observations).map(|o| Ok(FleetUpdate::Observations(o)));
-        let end = self.connection.lock().clone();
-        Ok(stream::select(plans.boxed(), observations.boxed())
-            .take_until(async move { end.cancelled().await })
-            .boxed())
-    }
-}
 
 struct Rig {
     api: Arc<FakeApi>,
@@ -256,7 +199,7 @@ async fn a_restart_or_a_second_operator_makes_no_duplicates() {
     until("the third replica", || rig.pods().len() == 3).await;
     assert_eq!(rig.api.created("pods"), 3);
     assert_eq!(third.script.last(), None);
-    assert_eq!(rig.events("Scaled").len(), 2, "{:?}", rig.events("Scaled"));
+    until("one Event for each scaling", || rig.events("Scaled").len() == 2).await;
     rig.stop().await;
     third.stop().await;
 }

@@ -115,6 +115,27 @@ fn phases_follow_the_pod(#[case] patch: fn(&mut Value), #[case] phase: ReplicaPh
 }
 
 #[test]
+fn an_unbound_replica_is_on_no_node_yet() {
+    assert!(observed(|p| p["spec"]["nodeName"] = Value::Null).nodes.is_empty());
+}
+
+#[test]
+fn of_two_pods_with_one_replicas_name_the_older_is_the_replica() {
+    let plan = plan(4, &chat(), vec![assignment("chat-1", "gpu-1")]);
+    let mut world = world(vec![chat()]);
+    let pod = started(&pods(&decide(&world, Some(&plan), &[], at(0)))[0], true);
+    let mut copy = (*pod).clone();
+    copy.metadata.namespace = Some("elsewhere".to_owned());
+    copy.metadata.uid = Some("copy".to_owned());
+    copy.metadata.creation_timestamp = Some(Time(at(99)));
+    world.pods = vec![Arc::new(copy), pod];
+    let (replicas, strangers) = snapshot::replicas(&world);
+    assert_eq!(replicas.len(), 1);
+    assert_eq!(replicas[0].pod_uid, "pod-chat-1");
+    assert_eq!(strangers.len(), 1);
+}
+
+#[test]
 fn a_replica_is_adopted_from_its_pod_alone() {
     let status = observed(|_| {});
     assert_eq!(status.address.as_deref(), Some("10.0.0.7:8000"));

@@ -186,13 +186,17 @@ fn pool(
         .collect();
     // Replicas on their way out go on draining whatever the plan says now.
     for replica in existing.values().filter(|r| r.draining_since.is_some()) {
-        drain(inputs, replica, prepared);
+        drain(inputs, replica, true, prepared);
     }
     let (Some(plan), Some(number)) = (plan, inputs.plan.map(|p| p.number)) else { return };
     let wanted: BTreeSet<&ReplicaId> = plan.replicas.iter().map(|r| &r.id).collect();
+    // Make before break: while the plan's own replicas are not all there, those it dropped go on serving. The scheduler
+    // alone, which knows the load and who is in whose way, ends one earlier, by acknowledging its drain.
+    let settled =
+        wanted.iter().all(|id| existing.get(id).is_some_and(|r| r.status.phase == ReplicaPhase::Ready));
     for replica in existing.values() {
         if replica.draining_since.is_none() && !wanted.contains(&replica.status.id) {
-            drain(inputs, replica, prepared);
+            drain(inputs, replica, settled, prepared);
         }
     }
     for assignment in plan.replicas.iter().filter(|a| !existing.contains_key(&a.id)) {
@@ -207,8 +211,8 @@ fn pool(
     }
 }
 
-/// One step of ending a replica: mark it, wait for the acknowledgement or the timeout, delete it.
-fn drain(inputs: &Inputs<'_>, replica: &Observed, prepared: &mut Prepared) {
+/// One step of ending a replica: mark it (if it may go now), wait for the acknowledgement or the timeout, delete it.
+fn drain(inputs: &Inputs<'_>, replica: &Observed, may_go: bool, prepared: &mut Prepared) {
     if replica.terminating {
         return;
     }
@@ -223,15 +227,16 @@ fn drain(inputs: &Inputs<'_>, replica: &Observed, prepared: &mut Prepared) {
         Some(delete(DeleteReason::Failed))
     } else if !replica.may_hold_requests() {
         Some(delete(DeleteReason::NeverServed))
+    } else if inputs.drained.contains(&status.id) {
+        Some(delete(DeleteReason::Drained))
     } else {
         match replica.draining_since {
-            None => Some(Action::MarkDraining {
+            None => may_go.then(|| Action::MarkDraining {
                 pool: status.pool.clone(),
                 replica: status.id.clone(),
                 pod_uid: replica.pod_uid.clone(),
                 at: inputs.now,
             }),
-            Some(_) if inputs.drained.contains(&status.id) => Some(delete(DeleteReason::Drained)),
             Some(since) if elapsed(since, inputs.now) >= timeout(inputs) => {
                 Some(delete(DeleteReason::DrainTimeout))
             }
@@ -265,6 +270,6 @@ fn delete_pool(inputs: &Inputs<'_>, resource: &ModelPool, id: &PoolId, prepared:
         return;
     }
     for replica in own {
-        drain(inputs, replica, prepared);
+        drain(inputs, replica, true, prepared);
     }
 }

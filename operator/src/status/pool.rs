@@ -67,7 +67,11 @@ type MakeCondition<'a> = &'a dyn Fn(&str, Option<bool>, &str, String) -> Conditi
 /// The status of one pool.
 pub fn status(facts: &Facts<'_>) -> ModelPoolStatus {
     let count = |f: &dyn Fn(ReplicaPhase) -> bool| facts.replicas.iter().filter(|r| f(r.phase)).count();
-    let ready = count(&|p| p == ReplicaPhase::Ready);
+    // Replicas that the plan dropped may go on serving for a while; they are not the ones that are waited for.
+    let wanted = |r: &ReplicaStatus| {
+        facts.plan.is_none_or(|p| p.pool.replicas.is_empty() || p.pool.replicas.iter().any(|a| a.id == r.id))
+    };
+    let ready = facts.replicas.iter().filter(|r| r.phase == ReplicaPhase::Ready && wanted(r)).count();
     let present = count(&|p| p != ReplicaPhase::Draining);
     let desired = facts.plan.map_or(present, |p| p.pool.replicas.len());
     let observed = observed(facts);
