@@ -35,7 +35,7 @@ async fn a_refused_hop_goes_to_the_next_choice() {
     for agent in [&gateway, &n1, &n2] {
         agent.set_routes(routes.clone());
     }
-    *a.state.pause.lock() = Duration::from_millis(300);
+    a.next(&[Act::Endless, Act::Endless, Act::Endless]);
     let mut tasks = Vec::new();
     for i in 1..=3 {
         let mut request = chat(n1.addr(), true);
@@ -54,7 +54,7 @@ async fn a_refused_hop_goes_to_the_next_choice() {
     let got = send(chat(gateway.addr(), true)).await;
     assert_eq!((got.status, got.header("x-plimsoll-replica")), (200, "chat-2"), "{}", got.text);
     for task in tasks {
-        assert_eq!(task.await.unwrap().status, 200);
+        task.abort();
     }
     assert_eq!((a.requests(), b.requests()), (3, 1));
     // Refusals cost nothing: the gateway counts one request, finished.

@@ -134,6 +134,18 @@ async fn failures_before_the_first_byte_go_to_the_next_choice() {
 }
 
 #[tokio::test]
+async fn the_only_replica_is_tried_again_but_not_for_ever() {
+    let engine = Engine::start().await;
+    let gateway = agent("gw", None, |c| c.limits.settle_wait = Duration::from_secs(5)).await;
+    gateway.set_routes(table(1, vec![endpoint("chat-1", "n1", engine.addr, None)]));
+    engine.next(&[Act::HangUp]);
+    assert_eq!(send(chat(gateway.addr(), true)).await.content(), "t0 t1 t2 ");
+    engine.next(&[Act::HangUp; 10]);
+    let got = send(chat(gateway.addr(), true)).await;
+    assert_eq!((got.status, engine.requests()), (502, 5), "{}", got.text);
+}
+
+#[tokio::test]
 async fn an_answer_that_had_begun_is_not_asked_for_twice() {
     let a = Engine::start().await;
     let b = Engine::start_with(a.state.script.clone()).await;

@@ -19,6 +19,9 @@ use crate::openai::ApiError;
 use crate::route::{self, Excluded};
 use crate::shared::{Pool, Shared};
 
+/// Engines that one request may fail at: what breaks engines must not go round all of them.
+const MOST_FAILURES: u32 = 3;
+
 /// What a wait for a pool to wake allows for the delays of the control loops, real time.
 const LOOP_DELAYS: Duration = Duration::from_secs(10);
 
@@ -123,6 +126,7 @@ impl Proxy {
     pub(super) async fn route(&self, routed: Routed<'_>, mut account: Account) -> Result<Answer, ApiError> {
         let shared = &self.shared;
         let mut held: Option<Held> = None;
+        let mut failures = 0;
         let settle_until = tokio::time::Instant::now() + shared.config.limits.settle_wait;
         loop {
             // Subscribed before the table is read, so that no change is missed.
@@ -196,7 +200,7 @@ impl Proxy {
                         _ => "other",
                     };
                     // Refusals cost nobody any work; failures do.
-                    if failure.is_some() && !shared.retries.lock().spend() {
+                    if failure.is_some() && (failures >= MOST_FAILURES || !shared.retries.lock().spend()) {
                         break;
                     }
                     self.count_reason(&shared.config.metrics.retries, reason);
@@ -232,13 +236,16 @@ impl Proxy {
                     Err(Missed::Failed(what)) => {
                         tracing::warn!(replica = %pool.view.route.endpoints[ranked.endpoint].replica, %what, "attempt failed");
                         failure = Some(what);
+                        failures += 1;
                     }
                 }
             }
 
-            // All that were chosen have gone or started to drain: the table is about to say so.
-            if !lasting && failure.is_none() && tokio::time::Instant::now() < settle_until {
-                let _ = tokio::time::timeout(Duration::from_millis(50), changed.changed()).await;
+            // All that were chosen have gone, failed or started to drain: the table is about to say so, or one comes back.
+            let may_retry = failure.is_none() || (failures < MOST_FAILURES && shared.retries.lock().spend());
+            if !lasting && may_retry && tokio::time::Instant::now() < settle_until {
+                let _ =
+                    tokio::time::timeout(Duration::from_millis(50) * (1 + failures), changed.changed()).await;
                 continue;
             }
             return Err(match (failure, refusal) {

@@ -10,6 +10,10 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 
+/// How long an unused connection is kept: less than the 5 s after which uvicorn, under vLLM and SGLang, closes it, so that
+/// no request meets a connection that is just being closed.
+const POOL_IDLE: Duration = Duration::from_secs(4);
+
 /// A body that is at hand, or one that passes through.
 pub(crate) type OutBody = Either<Full<Bytes>, Limited<Incoming>>;
 
@@ -47,7 +51,7 @@ impl Upstream {
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .timer(TokioTimer::new())
-            .pool_idle_timeout(Duration::from_secs(30))
+            .pool_idle_timeout(POOL_IDLE)
             .pool_max_idle_per_host(1024)
             .build(connector);
         Self { client, first_byte, idle }
