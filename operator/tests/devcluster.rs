@@ -129,7 +129,6 @@ async fn until<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "the local API refuses schema defaults that are not objects when a CustomResourceDefinition is applied"]
 async fn a_pools_whole_life() {
     let rig = Rig::start().await;
     let chat: Value = serde_saphyr::from_str(CHAT).unwrap();
@@ -186,7 +185,6 @@ async fn a_pools_whole_life() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "the local API refuses schema defaults that are not objects when a CustomResourceDefinition is applied"]
 async fn what_the_schema_refuses_and_what_the_operator_does() {
     let rig = Rig::start().await;
     let mut wrong: Value = serde_saphyr::from_str(CHAT).unwrap();

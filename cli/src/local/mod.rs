@@ -98,6 +98,7 @@ fn node_spec(node: crate::nodespec::NodeFacts) -> NodeSpec {
     NodeSpec { name: node.name, labels: node.labels, capacity: capacity.into_iter().collect(), zone: node.zone }
 }
 
+const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 /// The field manager of what `plimsoll up` itself installs.
 const MANAGER: &str = "plimsoll-up";
 
@@ -116,13 +117,17 @@ async fn install_crds(client: &Client) -> Result<(), Failure> {
 /// class that is there already (restart, or a person's own) is left alone.
 async fn install_classes(client: &Client, groups: &NodeGroups) -> Result<(), Failure> {
     let api: Api<plimsoll_crds::AcceleratorClass> = Api::all(client.clone());
-    for class in plimsoll_crds::accelerator_manifests() {
+    for mut class in plimsoll_crds::accelerator_manifests() {
         let name = class.name_any();
         if !groups.0.iter().any(|g| g.class.name == name) {
             continue;
         }
         let fail = |e| Failure::caused(format!("failed to install the accelerator class {name}"), e);
         if api.get_opt(&name).await.map_err(fail)?.is_none() {
+            // As `kubectl apply` leaves it, so that a later `kubectl apply` of the same class has nothing to warn of.
+            if let Ok(json) = serde_json::to_string(&class) {
+                class.annotations_mut().insert(LAST_APPLIED.to_owned(), json);
+            }
             api.patch(&name, &PatchParams::apply(MANAGER), &Patch::Apply(&class)).await.map_err(fail)?;
         }
     }

@@ -193,7 +193,12 @@ fn operations(r: &Resource, v3: bool) -> Vec<(String, Value)> {
             "responses": {"200": {"description": "OK"}},
         });
         if verb == "patch" {
-            let types = ["application/json-patch+json", "application/merge-patch+json", "application/strategic-merge-patch+json", "application/apply-patch+yaml"];
+            let mut types =
+                vec!["application/json-patch+json", "application/merge-patch+json", "application/apply-patch+yaml"];
+            if r.custom.is_none() {
+                // kubectl chooses its patch by this: custom resources know no strategic merge.
+                types.push("application/strategic-merge-patch+json");
+            }
             match v3 {
                 true => op["requestBody"] = json!({"content": types.iter().map(|t| ((*t).to_owned(), json!({"schema": {"type": "object"}}))).collect::<Map<_, _>>()}),
                 false => op["consumes"] = json!(types),

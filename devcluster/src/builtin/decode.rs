@@ -11,6 +11,16 @@ const QUANTITY: &str = "io.k8s.apimachinery.pkg.api.resource.Quantity";
 /// Fields that the schema requires but the API accepts without.
 const LENIENT: &[(&str, &str)] = &[("io.k8s.api.discovery.v1.EndpointSlice", "endpoints")];
 
+/// Definitions that hold any JSON: the schemas inside CustomResourceDefinitions, embedded objects.
+const ANY_JSON: &[&str] = &[
+    "JSON",
+    "JSONSchemaPropsOrArray",
+    "JSONSchemaPropsOrBool",
+    "JSONSchemaPropsOrStringArray",
+    "RawExtension",
+    "FieldsV1",
+];
+
 /// What decoding found.
 #[derive(Debug, Default)]
 pub struct Decoded {
@@ -61,6 +71,9 @@ fn walk(schema: &Value, name: Option<&str>, owner: &str, value: &mut Value, at: 
         if !(value.is_number() || value.is_string()) {
             mismatch(out, owner, at, json_type(value), "intstr.IntOrString");
         }
+        return;
+    }
+    if name.and_then(|n| n.rsplit('.').next()).is_some_and(|n| ANY_JSON.contains(&n)) {
         return;
     }
     let expected = schema.get("type").and_then(Value::as_str);
