@@ -17,6 +17,7 @@ spec:
   model: {name: llama-3.1-8b, preset: llama-3.1-8b}
   slo: {ttft: {p95: 4s}, tpot: {p95: 150ms}}
   scaling: {min: 2, max: 2}
+  maxContextTokens: 16384
 ";
 
 const CLASS: &str = "
