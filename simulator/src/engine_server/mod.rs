@@ -3,7 +3,9 @@
 //! Timing, batching, KV cache and prefix cache come from [`plimsoll_engine::sim`]; endpoints, JSON shapes,
 //! error messages and metric names are vLLM's. The tokenizer is [`crate::text`]'s. Answers are plausible words
 //! whose number depends on the prompt and the seed alone: `max_tokens` with `ignore_eos`, else a log-normal
-//! draw, at least `min_tokens`, cut at `max_tokens`.
+//! draw, at least `min_tokens`, cut at `max_tokens`. A chat whose last message is to be continued
+//! (`continue_final_message` without `add_generation_prompt`) goes on with the very answer that its prompt had got,
+//! and is as much shorter as there is of it already.
 //!
 //! **Speed.** With [`EngineServerConfig::speed`] above 1, everything the engine does takes that many times less
 //! wall time; `/metrics` reports virtual seconds, what a real engine would have reported. A client that

@@ -134,6 +134,29 @@ async fn chat_answers_whole_and_streamed_alike() {
 }
 
 #[tokio::test]
+async fn a_chat_answer_is_continued_where_it_was_cut() {
+    let server = start(config()).await;
+    let caller = Caller::new(&server);
+    let (_, whole) = caller.post("/v1/chat/completions", chat("hello there", json!({}))).await;
+    let text = whole["choices"][0]["message"]["content"].as_str().unwrap();
+    let usage = |answer: &Value, of: &str| answer["usage"][of].as_u64().unwrap();
+    let cut = text.len() / 8 * 4;
+    let mut body =
+        chat("hello there", json!({"continue_final_message": true, "add_generation_prompt": false}));
+    body["messages"].as_array_mut().unwrap().push(json!({"role": "assistant", "content": text[..cut]}));
+    let (status, rest) = caller.post("/v1/chat/completions", body.clone()).await;
+    assert_eq!(status, 200, "{rest}");
+    assert_eq!(rest["choices"][0]["message"]["content"], text[cut..]);
+    assert_eq!(usage(&rest, "prompt_tokens"), usage(&whole, "prompt_tokens") + cut as u64 / 4);
+    assert_eq!(usage(&rest, "completion_tokens"), usage(&whole, "completion_tokens") - cut as u64 / 4);
+    body["add_generation_prompt"] = json!(true);
+    let (status, refused) = caller.post("/v1/chat/completions", body).await;
+    assert_eq!(status, 400);
+    assert!(refused["error"]["message"].as_str().unwrap().contains("continue_final_message"), "{refused}");
+    server.shutdown().await;
+}
+
+#[tokio::test]
 async fn completions_take_text_and_tokens() {
     let server = start(config()).await;
     let caller = Caller::new(&server);

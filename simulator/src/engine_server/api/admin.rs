@@ -95,7 +95,7 @@ enum TokenizeRequest {
 
 pub(super) async fn tokenize(Shares(shared): Shares<Arc<Shared>>, body: Body) -> Result<Response, ApiError> {
     let (model, tokens) = match read_json(&shared, body).await? {
-        TokenizeRequest::Chat(chat) => (chat.sampling.model.clone(), chat.tokens()?),
+        TokenizeRequest::Chat(chat) => (chat.sampling.model.clone(), chat.prompt()?.tokens),
         TokenizeRequest::Prompt { model, prompt } => (model, prompt.tokens()?),
     };
     check_model(&shared, model.as_deref())?;

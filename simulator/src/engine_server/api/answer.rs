@@ -1,5 +1,7 @@
 //! Answers: their length, their text, and their two shapes on the wire.
 
+use std::borrow::Cow;
+
 use plimsoll_fleet::LengthDistribution;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
@@ -8,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::request::Sampling;
 use crate::engine_server::metrics::Finished;
-use crate::text::Pieces;
+use crate::text::{BYTES_PER_TOKEN, Pieces};
 
 /// What the engine will answer, known before it starts: the simulated model's choice depends on the prompt
 /// alone.
@@ -20,18 +22,24 @@ pub(in super::super) struct Answer {
     pub(in super::super) ends: Finished,
     /// Seed of its text.
     pub(in super::super) seed: u64,
+    /// Tokens of the text that the prompt holds already.
+    pub(in super::super) present: u32,
+    /// The rest of the last of those, where the prompt cut it.
+    pub(in super::super) rest: String,
     /// The stop string that ends it, and where its text ends (bytes), if one does.
     pub(in super::super) stop: Option<(String, usize)>,
 }
 
 impl Answer {
     /// Decides length and text. With `ignore_eos` the answer is as long as the limit says; else its length is
-    /// drawn from `lengths`, at least `min_tokens`, and cut at the limit.
+    /// drawn from `lengths`, at least `min_tokens`, and cut at the limit. What of the answer has `begun` counts as drawn:
+    /// this one goes on where that ends, with the first token whole again if it was cut (a tokenizer merges likewise).
     pub(in super::super) fn decide(
         sampling: &Sampling,
         limit: u32,
         lengths: &LengthDistribution,
         seed: u64,
+        begun: &str,
     ) -> Self {
         let seed = seed ^ sampling.seed.unwrap_or(0).cast_unsigned();
         let min = sampling.min_tokens.unwrap_or(0).max(1);
@@ -43,9 +51,14 @@ impl Answer {
             // The cast saturates.
             LogNormal::new(mu, sigma).map_or(lengths.mean_tokens, |d| d.sample(&mut rng)).round() as u32
         };
-        let own = own.max(min);
+        let present = u32::try_from(begun.len().div_ceil(BYTES_PER_TOKEN)).unwrap_or(u32::MAX);
+        let own = own.saturating_sub(present).max(min);
         let (tokens, ends) = if own <= limit { (own, Finished::Stop) } else { (limit, Finished::Length) };
-        let mut answer = Self { tokens: tokens.max(1), ends, seed, stop: None };
+        let mut answer = Self { tokens: tokens.max(1), ends, seed, present, rest: String::new(), stop: None };
+        if !begun.len().is_multiple_of(BYTES_PER_TOKEN) {
+            let whole: String = Pieces::new(seed).take(present as usize).collect();
+            answer.rest = whole.strip_prefix(begun).unwrap_or_default().to_owned();
+        }
         if let Some(stops) = &sampling.stop {
             answer.end_at(stops.as_slice(), min);
         }
@@ -59,10 +72,10 @@ impl Answer {
         }
         let longest = stops.iter().map(String::len).max().unwrap_or(0);
         let mut text = String::new();
-        for (i, piece) in (1..=self.tokens).zip(Pieces::new(self.seed)) {
+        for (i, piece) in (1..=self.tokens).zip(self.endless()) {
             // Look again only where a match can end in the new piece.
             let from = text.len().saturating_sub(longest);
-            text.push_str(piece);
+            text.push_str(&piece);
             if i < min {
                 continue;
             }
@@ -89,13 +102,25 @@ impl Answer {
         }
     }
 
+    /// What the model would say from here on for ever.
+    fn endless(&self) -> impl Iterator<Item = Cow<'static, str>> + Send + use<> {
+        let mut rest = self.rest.clone();
+        Pieces::new(self.seed).skip(self.present as usize).map(move |piece| {
+            if rest.is_empty() { Cow::Borrowed(piece) } else { Cow::Owned(std::mem::take(&mut rest) + piece) }
+        })
+    }
+
     /// Its text, a token at a time; a stop string and what follows it are left out.
-    pub(in super::super) fn pieces(&self) -> impl Iterator<Item = &'static str> + Send + use<> {
+    pub(in super::super) fn pieces(&self) -> impl Iterator<Item = Cow<'static, str>> + Send + use<> {
         let mut room = self.stop.as_ref().map_or(usize::MAX, |(_, end)| *end);
-        Pieces::new(self.seed).take(self.tokens as usize).map(move |piece| {
-            let shown = piece.get(..room.min(piece.len())).unwrap_or(piece);
-            room -= shown.len();
-            shown
+        self.endless().take(self.tokens as usize).map(move |piece| {
+            if piece.len() <= room {
+                room -= piece.len();
+                return piece;
+            }
+            let shown = piece.get(..room).unwrap_or_default().to_owned();
+            room = 0;
+            Cow::Owned(shown)
         })
     }
 
@@ -241,26 +266,44 @@ mod tests {
     #[test]
     fn lengths_follow_the_distribution_and_the_limits() {
         let mean = (0..4000u64)
-            .map(|s| f64::from(Answer::decide(&Sampling::default(), 100_000, &LENGTHS, s * 7919).tokens))
+            .map(|s| f64::from(Answer::decide(&Sampling::default(), 100_000, &LENGTHS, s * 7919, "").tokens))
             .sum::<f64>()
             / 4000.0;
         assert!((mean / 200.0 - 1.0).abs() < 0.1, "{mean}");
         let exact = Sampling { ignore_eos: true, ..Sampling::default() };
-        let a = Answer::decide(&exact, 77, &LENGTHS, 1);
+        let a = Answer::decide(&exact, 77, &LENGTHS, 1, "");
         assert_eq!((a.tokens, a.finish_reason()), (77, "length"));
         let min = Sampling { min_tokens: Some(5000), ..Sampling::default() };
-        let a = Answer::decide(&min, 10_000, &LENGTHS, 1);
+        let a = Answer::decide(&min, 10_000, &LENGTHS, 1, "");
         assert_eq!((a.tokens, a.finish_reason()), (5000, "stop"));
+    }
+
+    #[test]
+    fn an_answer_that_has_begun_goes_on_where_it_ends() {
+        let sampling = Sampling::default();
+        for seed in [3, 5, 8, 13] {
+            let whole = Answer::decide(&sampling, 5000, &LENGTHS, seed, "");
+            let text: String = whole.pieces().collect();
+            for cut in [0, 4, 6, 7, 40, text.len() - 4] {
+                let rest = Answer::decide(&sampling, 5000, &LENGTHS, seed, &text[..cut]);
+                assert_eq!(rest.pieces().collect::<String>(), text[cut..], "{cut}");
+                assert_eq!(rest.tokens + (cut as u32).div_ceil(4), whole.tokens);
+                assert_eq!(rest.ends, whole.ends);
+            }
+            assert_eq!(Answer::decide(&sampling, 5000, &LENGTHS, seed, &text).tokens, 1, "at least one");
+            let other = Answer::decide(&sampling, 5000, &LENGTHS, seed, "no such text");
+            assert_eq!(other.tokens + 3, whole.tokens);
+        }
     }
 
     #[test]
     fn stop_strings_end_the_text_before_them() {
         let sampling = Sampling { ignore_eos: true, ..Sampling::default() };
-        let whole: String = Answer::decide(&sampling, 200, &LENGTHS, 3).pieces().collect();
+        let whole: String = Answer::decide(&sampling, 200, &LENGTHS, 3, "").pieces().collect();
         let stop = ". ".to_owned();
         let end = whole.find(&stop).unwrap();
         let sampling = Sampling { stop: Some(OneOrMany::Many(vec![stop, "zzz".into()])), ..sampling };
-        let answer = Answer::decide(&sampling, 200, &LENGTHS, 3);
+        let answer = Answer::decide(&sampling, 200, &LENGTHS, 3, "");
         assert_eq!(answer.pieces().collect::<String>(), whole[..end]);
         assert_eq!((answer.finish_reason(), answer.stop_reason()), ("stop", json!(". ")));
         assert!(answer.tokens < 200);

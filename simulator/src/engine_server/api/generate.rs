@@ -1,5 +1,6 @@
 //! `/v1/chat/completions` and `/v1/completions`.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use axum::body::Body;
@@ -12,11 +13,11 @@ use serde_json::Value;
 
 use super::answer::{Answer, Envelope, Events, Kind};
 use super::error::ApiError;
-use super::request::{ChatRequest, CompletionRequest, Sampling};
+use super::request::{ChatPrompt, ChatRequest, CompletionRequest, Sampling};
 use super::{json_response, read_json, request_id};
 use crate::engine_server::core::State;
 use crate::engine_server::shared::{Generation, Shared, Work};
-use crate::text::{Tokens, seed_of};
+use crate::text::seed_of;
 
 /// vLLM's `max_tokens` of plain completions.
 const COMPLETION_DEFAULT_MAX_TOKENS: u32 = 16;
@@ -28,9 +29,9 @@ pub(super) async fn chat(
 ) -> Result<Response, ApiError> {
     let request: ChatRequest = read_json(&shared, body).await?;
     request.sampling.check(request.logprobs)?;
-    let tokens = request.tokens()?;
+    let prompt = request.prompt()?;
     let id = format!("chatcmpl-{}", request_id(&headers));
-    generate(&shared, Kind::Chat, id, &request.sampling, &tokens, None).await
+    generate(&shared, Kind::Chat, id, &request.sampling, &prompt, None).await
 }
 
 pub(super) async fn completions(
@@ -46,10 +47,11 @@ pub(super) async fn completions(
             "echo: this engine does not repeat prompts; leave echo out.",
         ));
     }
-    let tokens = request.prompt.tokens()?;
+    // Text that continues an answer looks like any other here, as it does to a real engine.
+    let prompt = ChatPrompt { tokens: request.prompt.tokens()?, begun: None };
     let id = format!("cmpl-{}", request_id(&headers));
     let default = Some(COMPLETION_DEFAULT_MAX_TOKENS);
-    generate(&shared, Kind::Completion, id, &request.sampling, &tokens, default).await
+    generate(&shared, Kind::Completion, id, &request.sampling, &prompt, default).await
 }
 
 /// The model of a request: the base model (`None`) or an adapter, whose use this counts.
@@ -83,14 +85,19 @@ async fn generate(
     kind: Kind,
     id: String,
     sampling: &Sampling,
-    tokens: &Tokens,
+    prompt: &ChatPrompt,
     default_limit: Option<u32>,
 ) -> Result<Response, ApiError> {
     check_model(shared, sampling.model.as_deref())?;
+    let tokens = &prompt.tokens;
     let prompt_tokens = tokens.len();
     let limit = sampling.limit(prompt_tokens, shared.max_model_len, default_limit)?;
-    let answer =
-        Answer::decide(sampling, limit, &shared.config.answer, tokens.fingerprint(shared.config.seed));
+    let (answered, begun) = match &prompt.begun {
+        Some(begun) => (&begun.to, begun.text.as_str()),
+        None => (tokens, ""),
+    };
+    let seed = answered.fingerprint(shared.config.seed);
+    let answer = Answer::decide(sampling, limit, &shared.config.answer, seed, begun);
     let salt = sampling.cache_salt.as_deref().map_or(0, seed_of);
     let generation = shared.submit(Work {
         prompt_blocks: tokens.block_hashes(shared.config.engine.block_tokens, salt),
@@ -164,7 +171,7 @@ fn stream_answer(generation: Generation, answer: Answer, envelope: Envelope, usa
     (headers, Body::from_stream(frames)).into_response()
 }
 
-impl<P: Iterator<Item = &'static str>> Streaming<P> {
+impl<P: Iterator<Item = Cow<'static, str>>> Streaming<P> {
     /// The events of all tokens that came since the last frame: one event a token, however many a frame.
     async fn next_frame(&mut self) -> Result<Bytes, std::io::Error> {
         let Some(progress) = self.generation.beyond(self.seen).await else {
@@ -187,9 +194,9 @@ impl<P: Iterator<Item = &'static str>> Streaming<P> {
         let stop: Value = self.answer.stop_reason();
         while self.seen < progress.tokens {
             self.seen += 1;
-            let piece = self.pieces.next().unwrap_or("");
+            let piece = self.pieces.next().unwrap_or_default();
             let last = self.seen == progress.tokens && progress.state == State::Done;
-            self.events.token(&mut out, piece, last.then(|| (self.answer.finish_reason(), &stop)));
+            self.events.token(&mut out, &piece, last.then(|| (self.answer.finish_reason(), &stop)));
         }
         if progress.state == State::Done {
             self.over = true;

@@ -61,8 +61,31 @@ pub(in super::super) struct ChatRequest {
     pub(in super::super) tools: Option<Vec<Value>>,
     #[serde(default)]
     pub(in super::super) logprobs: bool,
+    /// Whether the template opens an answer after the messages (`None`: it does).
+    pub(in super::super) add_generation_prompt: Option<bool>,
+    /// The last message is left open: the answer continues it.
+    #[serde(default)]
+    pub(in super::super) continue_final_message: bool,
     #[serde(flatten)]
     pub(in super::super) sampling: Sampling,
+}
+
+/// A chat prompt as the template renders it.
+#[derive(Debug, Clone)]
+pub(in super::super) struct ChatPrompt {
+    /// All of it.
+    pub(in super::super) tokens: Tokens,
+    /// Where the answer has begun already.
+    pub(in super::super) begun: Option<Begun>,
+}
+
+/// An answer that the prompt holds a part of.
+#[derive(Debug, Clone)]
+pub(in super::super) struct Begun {
+    /// The prompt that it answers.
+    pub(in super::super) to: Tokens,
+    /// What there is of it.
+    pub(in super::super) text: String,
 }
 
 /// One message.
@@ -96,17 +119,51 @@ pub(in super::super) enum Prompt {
 }
 
 impl ChatRequest {
-    /// The prompt that the template makes.
-    pub(in super::super) fn tokens(&self) -> Result<Tokens, ApiError> {
-        if self.messages.is_empty() {
+    /// The prompt that the template makes. With `continue_final_message` the last message is rendered as an answer that
+    /// has begun, so that its prompt and it make the prefix that they made when it was generated.
+    pub(in super::super) fn prompt(&self) -> Result<ChatPrompt, ApiError> {
+        let Some((last, before)) = self.messages.split_last() else {
             return Err(ApiError::bad(Some("messages"), "messages: is empty; give at least one message."));
+        };
+        if !self.continue_final_message {
+            let mut tokens = self.render(&self.messages)?;
+            if self.add_generation_prompt.unwrap_or(true) {
+                tokens.push_reply_start();
+            }
+            return Ok(ChatPrompt { tokens, begun: None });
         }
+        if self.add_generation_prompt.unwrap_or(true) {
+            return Err(ApiError::bad(
+                Some("continue_final_message"),
+                "Cannot set both `continue_final_message` and `add_generation_prompt` to True.",
+            ));
+        }
+        let text = match &last.content {
+            Value::String(text) if !text.is_empty() => text.clone(),
+            _ => {
+                return Err(ApiError::bad(
+                    Some("messages"),
+                    "continue_final_message is set but the final message has no text to continue.",
+                ));
+            }
+        };
+        if last.role != "assistant" {
+            return Ok(ChatPrompt { tokens: self.render(&self.messages)?, begun: None });
+        }
+        let mut to = self.render(before)?;
+        to.push_reply_start();
+        let mut tokens = to.clone();
+        tokens.push_text(&text);
+        Ok(ChatPrompt { tokens, begun: Some(Begun { to, text }) })
+    }
+
+    fn render(&self, messages: &[ChatMessage]) -> Result<Tokens, ApiError> {
         let mut tokens = Tokens::default();
         if let Some(tools) = self.tools.as_ref().filter(|t| !t.is_empty()) {
             tokens.push_message_start("tools");
             tokens.push_text(&Value::from(tools.clone()).to_string());
         }
-        for (i, message) in self.messages.iter().enumerate() {
+        for (i, message) in messages.iter().enumerate() {
             tokens.push_message_start(&message.role);
             match &message.content {
                 Value::Null => {}
@@ -134,7 +191,6 @@ impl ChatRequest {
                 tokens.push_text(&calls.to_string());
             }
         }
-        tokens.push_reply_start();
         Ok(tokens)
     }
 }
@@ -250,7 +306,7 @@ mod tests {
         let body = r#"{"model":"m","messages":[{"role":"system","content":"12345678"},
             {"role":"user","content":[{"type":"text","text":"1234"},{"type":"text","text":"12"}]}]}"#;
         let request: ChatRequest = serde_json::from_str(body).unwrap();
-        assert_eq!(request.tokens().unwrap().len(), 4 + 2 + 4 + 1 + 1 + 3);
+        assert_eq!(request.prompt().unwrap().tokens.len(), 4 + 2 + 4 + 1 + 1 + 3);
         assert_eq!(request.sampling.model.as_deref(), Some("m"));
     }
 
@@ -258,7 +314,26 @@ mod tests {
     fn images_are_refused_by_name() {
         let body = r#"{"messages":[{"role":"user","content":[{"type":"image_url","image_url":{}}]}]}"#;
         let request: ChatRequest = serde_json::from_str(body).unwrap();
-        assert!(request.tokens().unwrap_err().message.contains("image_url"));
+        assert!(request.prompt().unwrap_err().message.contains("image_url"));
+    }
+
+    #[test]
+    fn a_continued_message_follows_the_opening_of_its_answer() {
+        let request = |more: Value| -> ChatRequest {
+            let mut body = serde_json::json!({"messages": [
+                {"role": "user", "content": "12345678"}, {"role": "assistant", "content": "abcdef"},
+            ]});
+            body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            serde_json::from_value(body).unwrap()
+        };
+        let on = serde_json::json!({"continue_final_message": true, "add_generation_prompt": false});
+        let prompt = request(on).prompt().unwrap();
+        let begun = prompt.begun.unwrap();
+        assert_eq!((prompt.tokens.len(), begun.to.len(), begun.text.as_str()), (4 + 2 + 3 + 2, 9, "abcdef"));
+        let both = request(serde_json::json!({"continue_final_message": true})).prompt().unwrap_err();
+        assert!(both.message.starts_with("Cannot set both"), "{}", both.message);
+        let neither = request(serde_json::json!({"add_generation_prompt": false})).prompt().unwrap();
+        assert_eq!((neither.tokens.len(), neither.begun.is_none()), (4 + 2 + 4 + 2, true));
     }
 
     #[test]
