@@ -1,12 +1,16 @@
 //! Routing, admission and budget spending; then the OpenAI proxy, telemetry and engine drivers around them.
 //!
 //! Pure decisions: [`route`] (which replica), [`admit`] (what runs, waits or is refused at an engine), [`spend`]
-//! (budget leases), [`liveness`], and the readers [`body`], [`sse`] and [`scrape`]. Around them an [`Agent`] serves
+//! (budget leases), [`resume`] (streams whose engine died), [`liveness`], and the readers [`body`], [`sse`] and [`scrape`]. Around them an [`Agent`] serves
 //! OpenAI-compatible HTTP, probes the engines of its node and talks to the scheduler.
 //!
 //! One agent runs on each GPU node; the same code without a node is a gateway. Whoever takes a request from a client
 //! chooses the replica and forwards the request to the agent beside it, which alone admits or refuses; a refusal goes to
 //! the next choice. Nothing on the request path waits for the scheduler.
+//!
+//! Whoever took the request also keeps its answer whole: when an engine, or the agent in between, dies in the middle of a
+//! stream, it has another engine go on where the client's text ends; an answer that does not stream is asked for again.
+//! An engine whose agent is gone is asked at its own address.
 //!
 //! Times in decisions and reports are *model time*: real time multiplied by [`AgentConfig::time_scale`]; only the length
 //! of a report's interval is real time.
@@ -24,6 +28,7 @@ pub mod openai;
 pub mod persist;
 mod proxy;
 mod replica;
+pub mod resume;
 pub mod route;
 pub mod scrape;
 mod session;

@@ -40,6 +40,17 @@ pub struct ReasonLabels {
     pub reason: &'static str,
 }
 
+/// Labels of the counter of broken answers.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ResumeLabels {
+    /// Agent.
+    pub agent: String,
+    /// `resumed`, `finished` (only its formal end was missing) or `asked_again` (it did not stream); else why it was not:
+    /// `unfit_request`, `unfit_stream`, `too_long`, `stop_string`, `too_often`, `retry_budget`, `deadline`, `no_replica`,
+    /// `refused`, `failed`.
+    pub outcome: &'static str,
+}
+
 /// Labels of engine gauges.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct EngineLabels {
@@ -87,6 +98,10 @@ pub struct AgentMetrics {
     pub choice_seconds: Family<AgentLabels, Histogram, fn() -> Histogram>,
     /// Attempts beyond the first, by why.
     pub retries: Family<ReasonLabels, Counter>,
+    /// Answers that broke off once begun, by what became of them.
+    pub resumed: Family<ResumeLabels, Counter>,
+    /// Requests sent past an agent that is gone, by why: `refused` or `reset`.
+    pub bypasses: Family<ReasonLabels, Counter>,
     /// Refusals at this agent's own engines, by why.
     pub refusals: Family<ReasonLabels, Counter>,
     /// Requests at an engine.
@@ -114,6 +129,8 @@ impl Default for AgentMetrics {
             choices: Family::default(),
             choice_seconds: Family::new_with_constructor(micros),
             retries: Family::default(),
+            resumed: Family::default(),
+            bypasses: Family::default(),
             refusals: Family::default(),
             engine_running: Family::default(),
             engine_waiting: Family::default(),
@@ -139,6 +156,8 @@ impl AgentMetrics {
         r.register("choices", "Replica choices by reason", m.choices.clone());
         r.register("choice_seconds", "Real time one choice took", m.choice_seconds.clone());
         r.register("retries", "Attempts beyond the first by reason", m.retries.clone());
+        r.register("resumed", "Answers that broke off once begun, by what became of them", m.resumed.clone());
+        r.register("bypasses", "Agents found gone and bypassed, by how", m.bypasses.clone());
         r.register("refusals", "Requests refused for this agent's own engines by reason", m.refusals.clone());
         r.register("engine_running", "Requests at an engine", m.engine_running.clone());
         r.register("engine_waiting", "Requests waiting at the agent for an engine", m.engine_waiting.clone());

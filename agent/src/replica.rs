@@ -28,6 +28,7 @@ pub(crate) struct Replica {
     hint_at: AtomicU64,
     suspect_until: AtomicU64,
     failures: AtomicU64,
+    agent_gone_until: AtomicU64,
 }
 
 const READY: u8 = 0;
@@ -49,6 +50,7 @@ impl Replica {
             hint_at: AtomicU64::new(0),
             suspect_until: AtomicU64::new(0),
             failures: AtomicU64::new(0),
+            agent_gone_until: AtomicU64::new(0),
         }
     }
 
@@ -126,6 +128,15 @@ impl Replica {
     pub(crate) fn failed(&self, now_ms: f64) {
         let failures = self.failures.fetch_add(1, Relaxed).min(5);
         self.suspect_until.store((now_ms + SUSPECT_MS * f64::from(1u32 << failures)).to_bits(), Relaxed);
+    }
+
+    /// The agent beside it is gone: its engine is asked directly until then.
+    pub(crate) fn agent_lost(&self, until_ms: f64) {
+        self.agent_gone_until.store(until_ms.to_bits(), Relaxed);
+    }
+
+    pub(crate) fn agent_gone(&self, now_ms: f64) -> bool {
+        now_ms < f64::from_bits(self.agent_gone_until.load(Relaxed))
     }
 
     pub(crate) fn succeeded(&self) {
@@ -206,5 +217,8 @@ mod tests {
         assert_eq!(r.load(3000.0).availability, Availability::Suspect);
         r.succeeded();
         assert_eq!(r.load(3000.0).availability, Availability::Ready);
+        assert!(!r.agent_gone(3000.0));
+        r.agent_lost(4000.0);
+        assert!(r.agent_gone(3999.0) && !r.agent_gone(4000.0), "remembered for a while");
     }
 }

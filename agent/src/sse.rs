@@ -122,6 +122,11 @@ impl SseScanner {
         &self.seen
     }
 
+    /// What came of an event that is not whole yet.
+    pub fn tail(&self) -> &[u8] {
+        &self.tail
+    }
+
     /// Takes a chunk and returns what may be sent on: whole events, as they came.
     pub fn push(&mut self, chunk: Bytes) -> Bytes {
         let data = if self.tail.is_empty() {
@@ -263,7 +268,7 @@ pub fn rename_model(data: &[u8], from: &[u8], to: &[u8]) -> Option<Vec<u8>> {
 }
 
 /// The end (after the blank line) of the event that begins at `from`.
-fn event_end(data: &[u8], from: usize) -> Option<usize> {
+pub(crate) fn event_end(data: &[u8], from: usize) -> Option<usize> {
     let mut at = from;
     loop {
         let newline = at + data[at..].iter().position(|b| *b == b'\n')?;

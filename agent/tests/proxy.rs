@@ -146,7 +146,7 @@ async fn the_only_replica_is_tried_again_but_not_for_ever() {
 }
 
 #[tokio::test]
-async fn an_answer_that_had_begun_is_not_asked_for_twice() {
+async fn an_answer_of_which_the_client_has_nothing_is_asked_for_again() {
     let a = Engine::start().await;
     let b = Engine::start_with(a.state.script.clone()).await;
     let gateway = agent("gw", None, |_| {}).await;
@@ -158,9 +158,18 @@ async fn an_answer_that_had_begun_is_not_asked_for_twice() {
         gateway.set_routes(routes);
         a.next(&[Act::DieAfter(1)]);
         let got = send(chat(gateway.addr(), false)).await;
-        assert_eq!((got.status, a.requests() + b.requests()), (502, i as usize), "{}", got.text);
-        assert!(got.message().contains("had begun"), "{}", got.message());
+        assert_eq!((got.status, a.requests() + b.requests()), (200, 2 * i as usize), "{}", got.text);
+        assert_eq!(got.json()["choices"][0]["message"]["content"], "xxx");
+        let traffic = &gateway.take_traffic()[0];
+        assert_eq!((traffic.arrived, traffic.finished, traffic.failed), (1, 1, 0));
+        assert_eq!(traffic.lengths, [(5, 1, 1)], "what came to nothing is not the client's");
     }
+    // Not where asking leaves something behind.
+    a.next(&[Act::DieAfter(1)]);
+    let body = json!({"model": "chat-model", "input": "x"}).to_string();
+    let got = send(post(gateway.addr(), "/v1/responses", body)).await;
+    assert_eq!(got.status, 502);
+    assert!(got.message().contains("had begun"), "{}", got.message());
 }
 
 #[tokio::test]
@@ -187,12 +196,12 @@ async fn an_engine_that_dies_midway_ends_the_stream_with_an_error() {
             assert!(error["error"]["message"].as_str().unwrap().contains("chat-1"), "{last}");
             assert_eq!(got.text.matches("\"error\"").count(), 1);
         }
-        engine.next(&[Act::DieAfter(1)]);
+        engine.next(&[Act::DieAfter(1); 3]);
         let got = send(chat(gateway.addr(), false)).await;
         assert_eq!(got.status, 502, "{}", got.text);
         assert_eq!(got.json()["error"]["type"], "server_error");
     }
-    assert_eq!(other.requests(), 0, "nothing is sent twice once it was begun");
+    assert_eq!(other.requests(), 0, "one that drains takes nothing new");
     assert_eq!(gateway.take_traffic()[0].failed, 6);
 }
 

@@ -12,6 +12,17 @@ use crate::spend::Reservation;
 use crate::sse::{Seen, Usage};
 use crate::telemetry::Finished;
 
+/// What an attempt needs to know of a request.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Sizes {
+    /// When the client's request came, model ms.
+    pub(crate) begun_ms: f64,
+    /// Prompt tokens, estimated.
+    pub(crate) prompt_tokens: f64,
+    /// Answer tokens, expected.
+    pub(crate) expected_output: f64,
+}
+
 /// What holds the request's place at an engine.
 #[derive(Debug)]
 pub(crate) enum Place {
@@ -92,6 +103,14 @@ impl Account {
 
     pub(crate) fn begun_ms(&self) -> f64 {
         self.begun_ms
+    }
+
+    pub(crate) fn sizes(&self) -> Sizes {
+        Sizes {
+            begun_ms: self.begun_ms,
+            prompt_tokens: self.prompt_estimate,
+            expected_output: self.expected_output,
+        }
     }
 
     fn labels(&self) -> RequestLabels {

@@ -9,11 +9,12 @@ use http_body_util::{Either, Full, Limited};
 use hyper::body::{Body, Incoming};
 use plimsoll_fleet::Endpoint;
 
-use super::account::{Account, Outcome, Place};
+use super::account::{Account, Outcome, Place, Sizes};
 use super::handler::{Answer, Proxy, drain, error_answer};
 use super::headers::{self as names, positive, text};
 use super::hop::Hop;
 use super::relay::{AnswerBody, Relay};
+use super::resumption::Resumption;
 use super::upstream::UpstreamError;
 use crate::admit::{Ask, Refusal, RefusalReason};
 use crate::body::{self, Api, Parsed};
@@ -28,16 +29,22 @@ use crate::sse::{SseScanner, rename_model, usage_of};
 pub(super) enum Missed {
     /// Not admitted: the next choice may.
     Refused(Refusal),
+    /// Broke before the first byte of an answer; whoever tried knows what that says of the replica.
+    Unreached(UpstreamError),
     /// Failed before the first byte of an answer: the next choice may do better.
     Failed(String),
-    /// Failed once the answer had begun: it is not asked for twice.
+    /// Failed once an answer that does not stream had begun.
     Begun(String),
 }
 
+/// How long an agent that is gone is not asked again, real time.
+const AGENT_GONE: Duration = Duration::from_secs(2);
+
 /// What the routing loop needs of a request.
-pub(super) struct Routed<'a> {
+#[derive(Debug, Clone)]
+pub(super) struct Routed {
     pub(super) api: Api,
-    pub(super) path: &'a str,
+    pub(super) path: String,
     pub(super) headers: HeaderMap,
     pub(super) body: Bytes,
     pub(super) parsed: Parsed,
@@ -47,12 +54,25 @@ pub(super) struct Routed<'a> {
     pub(super) ttft_objective_ms: Option<f64>,
 }
 
+impl Routed {
+    /// A reader for the stream of an endpoint.
+    pub(super) fn scanner(&self, endpoint: &Endpoint) -> SseScanner {
+        SseScanner::new(self.strip_usage, self.renamed(endpoint))
+    }
+
+    /// The engine's name of the model and the client's, where they differ.
+    fn renamed<'a>(&'a self, endpoint: &'a Endpoint) -> Option<(&'a str, &'a str)> {
+        let served = &self.parsed.model;
+        (endpoint.engine_model != *served).then_some((endpoint.engine_model.as_str(), served.as_str()))
+    }
+}
+
 impl Proxy {
-    /// Tries one replica.
+    /// Tries one replica: through the agent beside it, or directly if that is gone.
     pub(super) async fn attempt(
         &self,
-        routed: &Routed<'_>,
-        account: &Account,
+        routed: &Routed,
+        sizes: Sizes,
         pool: &Arc<Pool>,
         ranked: &Ranked,
     ) -> Result<Reply, Missed> {
@@ -60,18 +80,20 @@ impl Proxy {
         let endpoint = &pool.view.route.endpoints[ranked.endpoint];
         let replica = &pool.replicas[ranked.endpoint];
         let now = shared.clock.now_ms();
-        let first_token_in_ms = routed.ttft_objective_ms.map(|ms| account.begun_ms() + ms - now);
+        let first_token_in_ms = routed.ttft_objective_ms.map(|ms| sizes.begun_ms + ms - now);
         let hop = Hop {
             replica: endpoint.replica.clone(),
-            prompt_tokens: account.prompt_estimate,
+            prompt_tokens: sizes.prompt_tokens,
             cached_tokens: ranked.cached_tokens,
-            expected_output: account.expected_output,
+            expected_output: sizes.expected_output,
             streaming: routed.parsed.stream,
             first_token_in_ms,
         };
         let body = body::rewrite(&routed.body, &routed.parsed, &endpoint.engine_model, routed.strip_usage);
-        let body = Either::Left(Full::new(body));
+        let out = || Either::Left(Full::new(body.clone()));
         let mut headers = routed.headers.clone();
+        let (path, api) = (routed.path.as_str(), routed.api);
+        let reached = |missed| self.reached(replica, missed);
         match &replica.local {
             Some(engine) => {
                 let permit = self
@@ -79,34 +101,74 @@ impl Proxy {
                     .await
                     .map_err(Missed::Refused)?;
                 let place = Place::Here(permit);
-                self.send(&endpoint.engine_address, routed.path, headers, body, place, replica, routed.api)
+                self.send(&endpoint.engine_address, path, headers, out(), place, replica, api)
                     .await
+                    .map_err(reached)
             }
             None => {
-                let address = match &endpoint.agent_address {
-                    Some(agent) => {
-                        let limits = &shared.config.limits;
-                        let value = HeaderValue::from_str(&hop.to_text());
-                        headers.insert(names::HOP, value.map_err(|e| Missed::Failed(e.to_string()))?);
-                        if let Some(key) =
-                            limits.hop_secret.as_deref().and_then(|k| HeaderValue::from_str(k).ok())
+                let uncached = sizes.prompt_tokens - ranked.cached_tokens;
+                let place = || Place::There(Flight::new(replica.clone(), uncached));
+                let agent = endpoint.agent_address.as_deref().filter(|_| !replica.agent_gone(now));
+                if let Some(agent) = agent {
+                    let mut hop_headers = headers.clone();
+                    self.hop_headers(&mut hop_headers, &hop, routed.deadline_ms)?;
+                    let missed = match self.send(agent, path, hop_headers, out(), place(), replica, api).await
+                    {
+                        Ok(reply) => return Ok(Reply { through_agent: true, ..reply }),
+                        Err(missed) => missed,
+                    };
+                    let how = match &missed {
+                        Missed::Unreached(UpstreamError::Connect { timed_out: false, .. }) => "refused",
+                        Missed::Unreached(UpstreamError::Broken { .. })
+                            if self.upstream.refuses(agent).await =>
                         {
-                            headers.insert(names::HOP_KEY, key);
+                            "reset"
                         }
-                        if let Some(deadline) = routed.deadline_ms {
-                            headers.insert(
-                                names::DEADLINE_MS,
-                                HeaderValue::from((deadline - now).max(1.0) as u64),
-                            );
-                        }
-                        agent
+                        _ => return Err(reached(missed)),
+                    };
+                    tracing::warn!(replica = %replica.id, agent, how, "the agent is gone, its engine is asked directly");
+                    self.count_reason(&shared.config.metrics.bypasses, how);
+                    replica.agent_lost(shared.clock.now_ms() + shared.clock.model_ms(AGENT_GONE));
+                    if how == "reset" {
+                        // The engine may not have seen yet that whoever asked has gone: names must differ.
+                        names::rename_request(&mut headers, "direct");
                     }
-                    None => &endpoint.engine_address,
-                };
-                let uncached = account.prompt_estimate - ranked.cached_tokens;
-                let place = Place::There(Flight::new(replica.clone(), uncached));
-                self.send(address, routed.path, headers, body, place, replica, routed.api).await
+                }
+                self.send(&endpoint.engine_address, path, headers, out(), place(), replica, api)
+                    .await
+                    .map_err(reached)
             }
+        }
+    }
+
+    /// Adds what the agent beside an engine is told.
+    fn hop_headers(
+        &self,
+        headers: &mut HeaderMap,
+        hop: &Hop,
+        deadline_ms: Option<f64>,
+    ) -> Result<(), Missed> {
+        let limits = &self.shared.config.limits;
+        let value = HeaderValue::from_str(&hop.to_text());
+        headers.insert(names::HOP, value.map_err(|e| Missed::Failed(e.to_string()))?);
+        if let Some(key) = limits.hop_secret.as_deref().and_then(|k| HeaderValue::from_str(k).ok()) {
+            headers.insert(names::HOP_KEY, key);
+        }
+        if let Some(deadline) = deadline_ms {
+            let left_ms = (deadline - self.shared.clock.now_ms()).max(1.0);
+            headers.insert(names::DEADLINE_MS, HeaderValue::from(left_ms as u64));
+        }
+        Ok(())
+    }
+
+    /// What was tried was the replica itself: that it was not reached speaks against it.
+    fn reached(&self, replica: &Replica, missed: Missed) -> Missed {
+        match missed {
+            Missed::Unreached(error) => {
+                replica.failed(self.shared.clock.now_ms());
+                Missed::Failed(error.to_string())
+            }
+            other => other,
         }
     }
 
@@ -161,12 +223,11 @@ impl Proxy {
         api: Api,
     ) -> Result<Reply, Missed> {
         let shared = &self.shared;
-        let failed = |e: UpstreamError| {
-            replica.failed(shared.clock.now_ms());
-            Missed::Failed(e.to_string())
-        };
-        let response =
-            self.upstream.send(address, path, Method::POST, headers, body).await.map_err(failed)?;
+        let response = self
+            .upstream
+            .send(address, path, Method::POST, headers, body)
+            .await
+            .map_err(Missed::Unreached)?;
         let (head, mut body) = response.into_parts();
         if let Some(load) = head.headers.get(names::LOAD).and_then(|v| v.to_str().ok()) {
             replica.take_hint(load, shared.clock.now_ms());
@@ -198,24 +259,29 @@ impl Proxy {
             .get(header::CONTENT_TYPE)
             .is_some_and(|v| v.as_bytes().starts_with(b"text/event-stream"));
         let content = if streams && head.status.is_success() {
-            let first =
-                self.upstream.part(address, &mut body, self.upstream.first_byte).await.map_err(failed)?;
+            let first = self
+                .upstream
+                .part(address, &mut body, self.upstream.first_byte)
+                .await
+                .map_err(Missed::Unreached)?;
             match first {
                 Some(first) => Content::Stream { first, rest: body },
                 None if api.is_generation() => {
-                    return Err(failed(UpstreamError::Broken {
-                        address: address.to_owned(),
-                        detail: "the stream ended before it began".into(),
-                    }));
+                    replica.failed(shared.clock.now_ms());
+                    return Err(Missed::Failed(format!("the stream of {address} ended before it began")));
                 }
                 None => Content::Whole(Bytes::new()),
             }
         } else {
             let limit = shared.config.limits.max_answer_bytes;
-            let first =
-                self.upstream.part(address, &mut body, self.upstream.first_byte).await.map_err(failed)?;
+            let first = self
+                .upstream
+                .part(address, &mut body, self.upstream.first_byte)
+                .await
+                .map_err(Missed::Unreached)?;
             let Some(first) = first else {
-                return Ok(Reply { head, content: Content::Whole(Bytes::new()), place });
+                let content = Content::Whole(Bytes::new());
+                return Ok(Reply { head, content, place, through_agent: false });
             };
             let whole = self.upstream.collect(address, first, body, limit).await.map_err(|e| {
                 replica.failed(shared.clock.now_ms());
@@ -224,22 +290,20 @@ impl Proxy {
             Content::Whole(whole)
         };
         replica.succeeded();
-        Ok(Reply { head, content, place })
+        Ok(Reply { head, content, place, through_agent: false })
     }
 
     /// Turns an engine's reply into the client's answer and settles the account, now or when the stream is over.
     pub(super) fn deliver(
         &self,
-        routed: &Routed<'_>,
+        routed: Routed,
         endpoint: &Endpoint,
+        replica: &Arc<Replica>,
         reply: Reply,
         mut account: Account,
         plan: u64,
     ) -> Answer {
         tracing::Span::current().record("replica", endpoint.replica.as_str());
-        let served = &routed.parsed.model;
-        let renamed =
-            (endpoint.engine_model != *served).then_some((endpoint.engine_model.as_str(), served.as_str()));
         let mut headers = names::forward_response(&reply.head.headers);
         headers.insert(names::PLAN, HeaderValue::from(plan));
         if let Ok(value) = HeaderValue::from_str(endpoint.replica.as_str()) {
@@ -249,12 +313,14 @@ impl Proxy {
             Content::Stream { first, rest } => AnswerBody::Stream(Box::new(Relay::new(
                 rest,
                 first,
-                SseScanner::new(routed.strip_usage, renamed),
+                routed.scanner(endpoint),
                 self.upstream.idle,
                 Some(account),
                 reply.place,
                 endpoint.replica.to_string(),
                 routed.api.is_generation(),
+                (routed.api.is_generation() && reply.head.status.is_success())
+                    .then(|| Resumption::new(self.clone(), routed, replica.clone(), reply.through_agent)),
             ))),
             Content::Whole(bytes) => {
                 let status = reply.head.status;
@@ -265,7 +331,8 @@ impl Proxy {
                 };
                 account.settle(outcome, usage_of(&bytes).filter(|_| status.is_success()));
                 let quoted = |name: &str| serde_json::Value::from(name).to_string().into_bytes();
-                let bytes = renamed
+                let bytes = routed
+                    .renamed(endpoint)
                     .and_then(|(from, to)| rename_model(&bytes, &quoted(from), &quoted(to)))
                     .map_or(bytes, Bytes::from);
                 AnswerBody::full(bytes)
@@ -313,7 +380,8 @@ impl Proxy {
         }
         let out = Either::Right(Limited::new(body, shared.config.limits.max_body_bytes + 4096));
         let address = &local.endpoint.engine_address;
-        match self.send(address, path, headers, out, Place::Here(permit), &local.replica, api).await {
+        let sent = self.send(address, path, headers, out, Place::Here(permit), &local.replica, api).await;
+        match sent.map_err(|missed| self.reached(&local.replica, missed)) {
             Ok(reply) => {
                 let mut headers = names::forward_response(&reply.head.headers);
                 if let Ok(value) = HeaderValue::from_str(&local.replica.hint_text()) {
@@ -329,6 +397,7 @@ impl Proxy {
                         reply.place,
                         local.replica.id.to_string(),
                         api.is_generation(),
+                        None,
                     ))),
                     Content::Whole(bytes) => AnswerBody::full(bytes),
                 };
@@ -340,6 +409,9 @@ impl Proxy {
             Err(Missed::Refused(refusal)) => Ok(self.refuse_hop(&refusal, Some(&local.replica))),
             Err(Missed::Failed(what)) => {
                 Err(ApiError::server(StatusCode::BAD_GATEWAY, "engine_failed", what))
+            }
+            Err(Missed::Unreached(error)) => {
+                Err(ApiError::server(StatusCode::BAD_GATEWAY, "engine_failed", error.to_string()))
             }
             Err(Missed::Begun(what)) => {
                 let mut answer =
@@ -368,12 +440,14 @@ impl Proxy {
 
 /// What an engine, or the agent beside it, replied.
 pub(super) struct Reply {
-    head: http::response::Parts,
-    content: Content,
-    place: Place,
+    pub(super) head: http::response::Parts,
+    pub(super) content: Content,
+    pub(super) place: Place,
+    /// The agent beside the engine passes it on.
+    pub(super) through_agent: bool,
 }
 
-enum Content {
+pub(super) enum Content {
     Whole(Bytes),
     Stream { first: Bytes, rest: Incoming },
 }

@@ -99,6 +99,14 @@ pub(crate) fn forward_response(from: &HeaderMap) -> HeaderMap {
     out
 }
 
+/// Gives a request that is sent once more a name of its own: engines confuse two of one name.
+pub(crate) fn rename_request(headers: &mut HeaderMap, suffix: &str) {
+    let name = text(headers, REQUEST_ID.as_str()).map(|id| format!("{id}-{suffix}"));
+    if let Some(value) = name.and_then(|n| http::HeaderValue::from_str(&n).ok()) {
+        headers.insert(REQUEST_ID, value);
+    }
+}
+
 fn connection_names(headers: &HeaderMap) -> Vec<String> {
     headers
         .get_all(header::CONNECTION)

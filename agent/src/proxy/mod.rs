@@ -6,6 +6,7 @@ pub(crate) mod handler;
 pub(crate) mod headers;
 pub(crate) mod hop;
 pub(crate) mod relay;
+pub(crate) mod resumption;
 pub(crate) mod routing;
 pub(crate) mod server;
 pub(crate) mod upstream;

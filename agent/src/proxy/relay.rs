@@ -1,7 +1,8 @@
 //! Answers on their way back to the client.
 
+use std::future::Future;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,9 +12,11 @@ use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
 
 use super::account::{Account, Outcome, Place};
+use super::resumption::{Cut, Leg, Next, Resuming, Resumption};
 use super::upstream::chain;
 use crate::openai::ApiError;
-use crate::sse::SseScanner;
+use crate::resume;
+use crate::sse::{Seen, SseScanner};
 
 /// The body of an answer to a client (or to an agent that forwarded a request).
 #[derive(Debug)]
@@ -70,16 +73,31 @@ pub(crate) struct Relay {
     idle_after: Duration,
     /// The client's account; `None` on a hop, which the other agent counts.
     account: Option<Account>,
+    /// Token events that streams showed which this one continues.
+    earlier_events: u64,
     token_events: u64,
     place: Option<Place>,
     replica: String,
     /// The stream must say that it is complete.
     needs_end: bool,
+    /// What it takes to go on elsewhere; `None` on a hop and where nobody can.
+    resumption: Option<Box<Resumption>>,
+    resuming: Option<Resuming>,
+    /// Why the stream broke for which another is sought.
+    broken: Option<Fault>,
     over: bool,
 }
 
+/// Why a stream ended before its answer did.
+#[derive(Debug)]
+struct Fault {
+    what: String,
+    /// The engine's own word to the client.
+    event: Option<Bytes>,
+}
+
 impl Relay {
-    pub(crate) fn new(
+    pub(super) fn new(
         upstream: Incoming,
         first: Bytes,
         scanner: SseScanner,
@@ -88,6 +106,7 @@ impl Relay {
         place: Place,
         replica: String,
         needs_end: bool,
+        resumption: Option<Resumption>,
     ) -> Self {
         Self {
             upstream: Some(upstream),
@@ -96,16 +115,30 @@ impl Relay {
             idle: Box::pin(tokio::time::sleep(idle_after)),
             idle_after,
             account,
+            earlier_events: 0,
             token_events: 0,
             place: Some(place),
             replica,
             needs_end,
+            resumption: resumption.map(Box::new),
+            resuming: None,
+            broken: None,
             over: false,
         }
     }
 
+    /// What all streams of the answer have shown.
+    fn seen(&self) -> Seen {
+        let mut seen = *self.scanner.seen();
+        seen.token_events += self.earlier_events;
+        if let Some(resumption) = &self.resumption {
+            seen.usage = resumption.transcript.total(seen.usage);
+        }
+        seen
+    }
+
     fn saw(&mut self) {
-        let seen = *self.scanner.seen();
+        let seen = self.seen();
         if let Some(account) = &mut self.account {
             account.saw(&seen);
         }
@@ -121,36 +154,99 @@ impl Relay {
     fn end(&mut self, outcome: Outcome) {
         self.over = true;
         self.upstream = None;
+        self.resuming = None;
         self.place = None;
+        let usage = self.seen().usage;
         if let Some(mut account) = self.account.take() {
-            account.settle(outcome, self.scanner.seen().usage);
+            account.settle(outcome, usage);
         }
     }
 
     /// Tells the client what happened as a last event, and ends.
-    fn fail(&mut self, rest: Bytes, what: &str) -> Bytes {
+    fn fail(&mut self, rest: Bytes, fault: Fault) -> Bytes {
+        let what = &fault.what;
         tracing::warn!(replica = %self.replica, what, "stream broke off");
-        let error = ApiError::server(
-            StatusCode::BAD_GATEWAY,
-            "engine_failed",
-            format!(
-                "replica {} {what}; the answer above is incomplete, send the request again",
-                self.replica
-            ),
-        );
         self.end(Outcome::Failed);
-        let mut out = rest.to_vec();
-        if !out.is_empty() && !out.ends_with(b"\n\n") {
-            out.extend_from_slice(if out.ends_with(b"\n") { b"\n" } else { b"\n\n" });
+        let mut out = terminated(rest);
+        match fault.event {
+            Some(event) => out.extend_from_slice(&event),
+            None => {
+                let message = format!(
+                    "replica {} {what}; the answer above is incomplete, send the request again",
+                    self.replica
+                );
+                let error = ApiError::server(StatusCode::BAD_GATEWAY, "engine_failed", message);
+                out.extend_from_slice(error.event().as_bytes());
+            }
         }
-        out.extend_from_slice(error.event().as_bytes());
         out.into()
+    }
+
+    /// The stream ended before the answer did: looks for somebody to go on, or tells the client.
+    fn broke(&mut self, out: Bytes, cut: Cut, fault: Fault) -> Bytes {
+        self.upstream = None;
+        let (Some(resumption), Some(account)) = (&mut self.resumption, &self.account) else {
+            return self.fail(out, fault);
+        };
+        match resumption.next(cut, account, &fault.what) {
+            Next::Finish(end) => {
+                let mut out = terminated(out);
+                out.extend_from_slice(&end);
+                self.end(Outcome::Finished);
+                out.into()
+            }
+            Next::Wait(resuming) => {
+                self.place = None;
+                self.resuming = Some(resuming);
+                self.broken = Some(fault);
+                terminated(out).into()
+            }
+            Next::Leave => self.fail(out, fault),
+        }
+    }
+
+    /// Another engine goes on with the answer.
+    fn go_on(&mut self, leg: Leg) {
+        self.resuming = None;
+        self.broken = None;
+        if let Some(resumption) = &mut self.resumption {
+            resumption.go_on(&leg);
+            self.replica = resumption.replica().to_string();
+        }
+        self.earlier_events += self.scanner.seen().token_events;
+        self.scanner = leg.scanner;
+        self.upstream = Some(leg.rest);
+        self.first = Some(leg.first);
+        self.place = Some(leg.place);
+        self.idle.as_mut().reset(Instant::now() + self.idle_after);
+    }
+
+    /// Has the transcript read what passes.
+    fn pass(&mut self, events: Bytes) -> (Bytes, Option<Fault>) {
+        let Some(resumption) = &mut self.resumption else { return (events, None) };
+        let passed = resumption.transcript.pass(events);
+        let fault = passed.broke.map(|b| Fault { what: format!("failed ({})", b.message), event: b.event });
+        (passed.out, fault)
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
         loop {
             if self.over {
                 return Poll::Ready(None);
+            }
+            if let Some(resuming) = &mut self.resuming {
+                match ready!(Pin::new(resuming).poll(cx)) {
+                    Ok(leg) => self.go_on(leg),
+                    Err((outcome, why)) => {
+                        if let Some(resumption) = &self.resumption {
+                            resumption.left(outcome, &why);
+                        }
+                        let fault = self.broken.take();
+                        let fault = fault
+                            .unwrap_or_else(|| Fault { what: "broke off its answer".into(), event: None });
+                        return Poll::Ready(Some(self.fail(Bytes::new(), fault)));
+                    }
+                }
             }
             let next = match self.first.take() {
                 Some(first) => Some(Ok(first)),
@@ -161,29 +257,28 @@ impl Relay {
                             Ok(data) => Some(Ok(data)),
                             Err(_) => continue,
                         },
-                        Poll::Ready(Some(Err(e))) => Some(Err(chain(&e))),
+                        Poll::Ready(Some(Err(e))) => Some(Err((Cut::Connection, chain(&e)))),
                         Poll::Ready(None) => None,
                         Poll::Pending => {
-                            if self.idle.as_mut().poll(cx).is_pending() {
-                                return Poll::Pending;
-                            }
-                            let what = format!("sent nothing for {:?}", self.idle_after);
-                            return Poll::Ready(Some(self.fail(Bytes::new(), &what)));
+                            ready!(self.idle.as_mut().poll(cx));
+                            Some(Err((Cut::Engine, format!("nothing for {:?}", self.idle_after))))
                         }
                     }
                 }
             };
-            match next {
+            let out = match next {
                 Some(Ok(data)) => {
                     self.idle.as_mut().reset(Instant::now() + self.idle_after);
                     let out = self.scanner.push(data);
+                    let (out, fault) = self.pass(out);
                     self.saw();
-                    if !out.is_empty() {
-                        return Poll::Ready(Some(out));
+                    match fault {
+                        Some(fault) => self.broke(out, Cut::Engine, fault),
+                        None => out,
                     }
                 }
-                Some(Err(detail)) => {
-                    let seen = *self.scanner.seen();
+                Some(Err((cut, detail))) => {
+                    let seen = self.seen();
                     if seen.done {
                         // Everything was there but the formal end.
                         self.end(if seen.error { Outcome::Failed } else { Outcome::Finished });
@@ -191,24 +286,48 @@ impl Relay {
                     }
                     // An event cut short is no use to anybody.
                     let what = format!("broke off its answer ({detail})");
-                    return Poll::Ready(Some(self.fail(Bytes::new(), &what)));
+                    self.broke(Bytes::new(), cut, Fault { what, event: None })
                 }
-                None => {
-                    let rest = self.scanner.finish();
-                    self.saw();
-                    let seen = *self.scanner.seen();
-                    if seen.error {
-                        self.end(Outcome::Failed);
-                    } else if self.needs_end && !seen.done && !seen.finished {
-                        return Poll::Ready(Some(self.fail(rest, "ended its answer without finishing it")));
-                    } else {
-                        self.end(Outcome::Finished);
-                    }
-                    return Poll::Ready(Some(rest).filter(|r| !r.is_empty()));
-                }
+                None => self.ended(),
+            };
+            if !out.is_empty() {
+                return Poll::Ready(Some(out));
             }
         }
     }
+
+    /// The connection's end was in order; whether the stream's is remains to be seen.
+    fn ended(&mut self) -> Bytes {
+        let cut_short = self.resumption.is_some() && !resume::is_whole(self.scanner.tail());
+        let rest = if cut_short { Bytes::new() } else { self.scanner.finish() };
+        let (rest, fault) = self.pass(rest);
+        self.saw();
+        let seen = self.seen();
+        if let Some(fault) = fault {
+            return self.broke(rest, Cut::Engine, fault);
+        }
+        if seen.error {
+            self.end(Outcome::Failed);
+            return rest;
+        }
+        // One that was not read to its end is taken at its word.
+        let can_go_on = self.resumption.as_ref().is_some_and(|r| !seen.finished || r.transcript.finished());
+        if self.needs_end && !seen.done && (can_go_on || !seen.finished) {
+            let what = "ended its answer without finishing it".to_owned();
+            return self.broke(rest, Cut::Engine, Fault { what, event: None });
+        }
+        self.end(Outcome::Finished);
+        rest
+    }
+}
+
+/// Events with the blank line that ends the last, so that another can follow.
+fn terminated(events: Bytes) -> Vec<u8> {
+    let mut out = events.to_vec();
+    if !out.is_empty() && !out.ends_with(b"\n\n") && !out.ends_with(b"\n\r\n") {
+        out.extend_from_slice(if out.ends_with(b"\n") { b"\n" } else { b"\n\n" });
+    }
+    out
 }
 
 impl Drop for Relay {

@@ -8,19 +8,19 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use plimsoll_fleet::{PoolRoute, SloClass};
 
-use super::account::{Account, Outcome};
+use super::account::{Account, Outcome, Sizes};
 use super::forward::{Missed, Routed};
 use super::handler::{Answer, Proxy};
 use super::headers::{self as names, positive, text};
 use crate::admit::{Refusal, RefusalReason};
 use crate::body::{self, Api};
-use crate::metrics::{AgentLabels, ReasonLabels, RequestLabels};
+use crate::metrics::{AgentLabels, ReasonLabels, RequestLabels, ResumeLabels};
 use crate::openai::ApiError;
 use crate::route::{self, Excluded};
 use crate::shared::{Pool, Shared};
 
 /// Engines that one request may fail at: what breaks engines must not go round all of them.
-const MOST_FAILURES: u32 = 3;
+pub(super) const MOST_FAILURES: u32 = 3;
 
 /// What a wait for a pool to wake allows for the delays of the control loops, real time.
 const LOOP_DELAYS: Duration = Duration::from_secs(10);
@@ -86,7 +86,7 @@ impl Proxy {
             .or_else(|| class.and_then(|c| c.slo.ttft).map(|o| o.ms));
         let routed = Routed {
             api,
-            path,
+            path: path.to_owned(),
             headers,
             strip_usage: parsed.stream && api.is_generation() && !parsed.include_usage,
             deadline_ms: positive(&parts.headers, &[names::DEADLINE_MS]).map(|ms| account.begun_ms() + ms),
@@ -123,7 +123,7 @@ impl Proxy {
     }
 
     /// Chooses, tries, and tries the next, until there is an answer.
-    pub(super) async fn route(&self, routed: Routed<'_>, mut account: Account) -> Result<Answer, ApiError> {
+    pub(super) async fn route(&self, routed: Routed, mut account: Account) -> Result<Answer, ApiError> {
         let shared = &self.shared;
         let mut held: Option<Held> = None;
         let mut failures = 0;
@@ -136,36 +136,9 @@ impl Proxy {
                 return Err(self.unknown_model(&routed.parsed.model));
             };
             account.pool = pool.clone();
-            let stats_tokens_per_block =
-                route::BLOCK_BYTES as f64 / pool.memory.stats.lock().bytes_per_token();
             let class = account.class.clone();
-            let request = route::Request {
-                class: &class,
-                prefix: &routed.parsed.prefix,
-                prompt_tokens: account.prompt_estimate,
-                tokens_per_block: stats_tokens_per_block,
-                expected_output: account.expected_output,
-                adapter: None,
-                ttft_objective_ms: routed.ttft_objective_ms,
-            };
-            let choice = {
-                let now = shared.clock.now_ms();
-                let began = tokio::time::Instant::now();
-                let mut memory = pool.memory.router.lock();
-                let choice = route::choose(&pool.view, &request, |i| pool.replicas[i].load(now), &mut memory);
-                if let Some(first) = choice.order.first() {
-                    memory.record(&pool.view, &request, first.endpoint);
-                }
-                drop(memory);
-                let label = AgentLabels { agent: shared.config.name.clone() };
-                shared
-                    .config
-                    .metrics
-                    .choice_seconds
-                    .get_or_create(&label)
-                    .observe(began.elapsed().as_secs_f64());
-                choice
-            };
+            let request = request(&routed, &class, account.sizes(), &pool);
+            let choice = self.choose(&pool, &request);
             let Some(first) = choice.order.first().copied() else {
                 if held.is_none() {
                     held = Held::begin(shared, &pool, &class);
@@ -207,12 +180,13 @@ impl Proxy {
                     pool.memory.router.lock().shift(&pool.view, &request, first.endpoint, ranked.endpoint);
                 }
                 self.count_reason(&shared.config.metrics.choices, ranked.reason.as_str());
-                match self.attempt(&routed, &account, &pool, ranked).await {
+                match self.attempt(&routed, account.sizes(), &pool, ranked).await {
                     Ok(reply) => {
                         let endpoint = &pool.view.route.endpoints[ranked.endpoint];
                         return Ok(self.deliver(
-                            &routed,
+                            routed,
                             endpoint,
+                            &pool.replicas[ranked.endpoint],
                             reply,
                             account,
                             shared.table.load().routes.plan,
@@ -225,6 +199,13 @@ impl Proxy {
                         );
                         refusal = Some(r);
                     }
+                    // The client has nothing of it yet: it is asked for again, unless asking has effects of its own.
+                    Err(Missed::Begun(what)) if routed.api != Api::Responses && !routed.too_late(shared) => {
+                        tracing::warn!(replica = %pool.view.route.endpoints[ranked.endpoint].replica, %what, "answer lost");
+                        self.count_resumed("asked_again");
+                        failure = Some(what);
+                        failures += 1;
+                    }
                     Err(Missed::Begun(what)) => {
                         account.settle(Outcome::Failed, None);
                         return Err(ApiError::server(
@@ -232,6 +213,10 @@ impl Proxy {
                             "engine_failed",
                             format!("{what}; the answer had begun and is lost, send the request again"),
                         ));
+                    }
+                    Err(Missed::Unreached(error)) => {
+                        failure = Some(error.to_string());
+                        failures += 1;
                     }
                     Err(Missed::Failed(what)) => {
                         tracing::warn!(replica = %pool.view.route.endpoints[ranked.endpoint].replica, %what, "attempt failed");
@@ -269,6 +254,28 @@ impl Proxy {
                 }
             });
         }
+    }
+
+    /// Chooses and takes note of it.
+    pub(super) fn choose(&self, pool: &Pool, request: &route::Request<'_>) -> route::Choice {
+        let shared = &self.shared;
+        let now = shared.clock.now_ms();
+        let began = tokio::time::Instant::now();
+        let mut memory = pool.memory.router.lock();
+        let choice = route::choose(&pool.view, request, |i| pool.replicas[i].load(now), &mut memory);
+        if let Some(first) = choice.order.first() {
+            memory.record(&pool.view, request, first.endpoint);
+        }
+        drop(memory);
+        let label = AgentLabels { agent: shared.config.name.clone() };
+        shared.config.metrics.choice_seconds.get_or_create(&label).observe(began.elapsed().as_secs_f64());
+        choice
+    }
+
+    /// Counts what became of an answer that broke off.
+    pub(super) fn count_resumed(&self, outcome: &'static str) {
+        let labels = ResumeLabels { agent: self.shared.config.name.clone(), outcome };
+        self.shared.config.metrics.resumed.get_or_create(&labels).inc();
     }
 
     pub(super) fn count_reason(
@@ -333,6 +340,31 @@ impl Proxy {
         // Health changes do not bump the table: look again now and then.
         let _ = tokio::time::timeout(left.min(Duration::from_millis(250)), changed.changed()).await;
         Ok(())
+    }
+}
+
+/// What the router is asked about a request.
+pub(super) fn request<'a>(
+    routed: &'a Routed,
+    class: &'a str,
+    sizes: Sizes,
+    pool: &Pool,
+) -> route::Request<'a> {
+    route::Request {
+        class,
+        prefix: &routed.parsed.prefix,
+        prompt_tokens: sizes.prompt_tokens,
+        tokens_per_block: route::BLOCK_BYTES as f64 / pool.memory.stats.lock().bytes_per_token(),
+        expected_output: sizes.expected_output,
+        adapter: None,
+        ttft_objective_ms: routed.ttft_objective_ms,
+    }
+}
+
+impl Routed {
+    /// Whether its answer is worthless by now.
+    pub(super) fn too_late(&self, shared: &Shared) -> bool {
+        self.deadline_ms.is_some_and(|deadline| shared.clock.now_ms() >= deadline)
     }
 }
 

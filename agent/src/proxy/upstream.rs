@@ -9,10 +9,14 @@ use hyper::body::Incoming;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+use tokio::net::TcpStream;
 
 /// How long an unused connection is kept: less than the 5 s after which uvicorn, under vLLM and SGLang, closes it, so that
 /// no request meets a connection that is just being closed.
 const POOL_IDLE: Duration = Duration::from_secs(4);
+
+/// How long to wait for a refusal: a host that is up refuses at once.
+const REFUSAL_WAIT: Duration = Duration::from_millis(250);
 
 /// A body that is at hand, or one that passes through.
 pub(crate) type OutBody = Either<Full<Bytes>, Limited<Incoming>>;
@@ -21,7 +25,7 @@ pub(crate) type OutBody = Either<Full<Bytes>, Limited<Incoming>>;
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum UpstreamError {
     #[error("cannot connect to {address}: {detail}")]
-    Connect { address: String, detail: String },
+    Connect { address: String, detail: String, timed_out: bool },
     #[error("{address} did not begin to answer within {after:?}")]
     FirstByte { address: String, after: Duration },
     #[error("{address} sent nothing for {after:?}")]
@@ -79,12 +83,19 @@ impl Upstream {
         *request.headers_mut() = headers;
         match tokio::time::timeout(self.first_byte, self.client.request(request)).await {
             Ok(Ok(response)) => Ok(response),
-            Ok(Err(e)) if e.is_connect() => {
-                Err(UpstreamError::Connect { address: address.to_owned(), detail: chain(&e) })
-            }
+            Ok(Err(e)) if e.is_connect() => Err(UpstreamError::Connect {
+                address: address.to_owned(),
+                detail: chain(&e),
+                timed_out: timed_out(&e),
+            }),
             Ok(Err(e)) => Err(UpstreamError::Broken { address: address.to_owned(), detail: chain(&e) }),
             Err(_) => Err(UpstreamError::FirstByte { address: address.to_owned(), after: self.first_byte }),
         }
+    }
+
+    /// Whether nobody listens at an address. Silence is no proof.
+    pub(crate) async fn refuses(&self, address: &str) -> bool {
+        matches!(tokio::time::timeout(REFUSAL_WAIT, TcpStream::connect(address)).await, Ok(Err(_)))
     }
 
     /// The next part of an answer; `None` at its end. `within` bounds the wait.
@@ -150,6 +161,12 @@ impl Upstream {
             .await
             .unwrap_or_else(|_| Err(UpstreamError::FirstByte { address: address.to_owned(), after: within }))
     }
+}
+
+fn timed_out(error: &(dyn std::error::Error + 'static)) -> bool {
+    std::iter::successors(Some(error), |e| e.source())
+        .filter_map(|e| e.downcast_ref::<std::io::Error>())
+        .any(|e| e.kind() == std::io::ErrorKind::TimedOut)
 }
 
 /// An error with its causes.

@@ -33,6 +33,8 @@ pub enum Act {
     Answer,
     /// Answers 503.
     Unavailable,
+    /// Answers 400.
+    Complain,
     /// Closes the connection before answering.
     HangUp,
     /// Sends the head and then closes, before any event.
@@ -202,11 +204,20 @@ async fn serve(
     let tokens = s.tokens.load(Ordering::SeqCst);
     let pause = *s.pause.lock();
     let model = body["model"].clone();
-    let usage = json!({"prompt_tokens": 40, "completion_tokens": tokens, "prompt_tokens_details": {"cached_tokens": 16}});
+    // A message to be continued holds so many tokens of the answer.
+    let begun =
+        body["messages"].as_array().and_then(|m| m.last()).filter(|_| body["continue_final_message"] == true);
+    let begun = begun.map_or(0, |m| m["content"].as_str().unwrap().split_whitespace().count());
+    let usage = json!({"prompt_tokens": 40 + begun, "completion_tokens": tokens - begun, "prompt_tokens_details": {"cached_tokens": 16}});
     match act {
         Act::Unavailable => {
             open.done = true;
             return Response::builder().status(503).body(full("{}")).unwrap();
+        }
+        Act::Complain => {
+            open.done = true;
+            let error = json!({"error": {"message": "no such template", "code": 400}});
+            return Response::builder().status(400).body(full(error.to_string())).unwrap();
         }
         Act::HangUp => {
             open.done = true;
@@ -248,7 +259,13 @@ async fn serve(
             tx.abort().await;
             return;
         }
-        let mut sent = 0;
+        let id = format!("id-{begun}");
+        let role = json!({"id": id, "created": begun, "model": model,
+            "choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]});
+        if tx.send_data(Bytes::from(format!("data: {role}\n\n"))).await.is_err() {
+            return;
+        }
+        let mut sent = begun;
         loop {
             match act {
                 Act::DieAfter(n) if sent == n => {
@@ -264,8 +281,7 @@ async fn serve(
                 _ if sent == tokens => break,
                 _ => {}
             }
-            let event =
-                json!({"model": model, "choices": [{"index": 0, "delta": {"content": format!("t{sent} ")}}]});
+            let event = json!({"id": id, "created": begun, "model": model, "choices": [{"index": 0, "delta": {"content": format!("t{sent} ")}}]});
             // In two parts, so that events are cut.
             let text = format!("data: {event}\n\n");
             let (a, b) = text.split_at(9);
@@ -280,10 +296,13 @@ async fn serve(
         }
         let mut end = format!(
             "data: {}\n\n",
-            json!({"model": model, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
+            json!({"id": id, "model": model, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
         );
         if with_usage {
-            end.push_str(&format!("data: {}\n\n", json!({"model": model, "choices": [], "usage": usage})));
+            end.push_str(&format!(
+                "data: {}\n\n",
+                json!({"id": id, "model": model, "choices": [], "usage": usage})
+            ));
         }
         end.push_str("data: [DONE]\n\n");
         open.done = tx.send_data(Bytes::from(end)).await.is_ok();
@@ -394,6 +413,11 @@ impl Got {
     }
     pub fn header(&self, name: &str) -> &str {
         self.headers.get(name).map_or("", |v| v.to_str().unwrap())
+    }
+    /// The events of a stream, without `[DONE]`.
+    pub fn events(&self) -> Vec<Value> {
+        let data = self.text.lines().filter_map(|l| l.strip_prefix("data: "));
+        data.filter_map(|d| serde_json::from_str(d).ok()).collect()
     }
     /// The streamed content put together.
     pub fn content(&self) -> String {

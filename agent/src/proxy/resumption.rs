@@ -1,0 +1,269 @@
+//! Streams that broke off: asking another engine to go on.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::StatusCode;
+use hyper::body::Incoming;
+use plimsoll_fleet::ReplicaId;
+use tracing::Instrument;
+
+use super::account::{Account, Place, Sizes};
+use super::forward::{Content, Missed, Routed};
+use super::handler::Proxy;
+use super::headers::{self as names, text};
+use super::routing::{MOST_FAILURES, request};
+use crate::body;
+use crate::replica::Replica;
+use crate::resume::{Ask, Decision, MOST_RESUMES, Transcript};
+use crate::route::{Ranked, Reason};
+use crate::sse::SseScanner;
+
+/// What broke.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Cut {
+    /// The connection that the stream came by.
+    Connection,
+    /// The engine, by its agent's word, its own, or its silence.
+    Engine,
+}
+
+/// The rest of an answer, under way to the client.
+pub(super) struct Leg {
+    pub(super) first: Bytes,
+    pub(super) rest: Incoming,
+    pub(super) scanner: SseScanner,
+    pub(super) place: Place,
+    replica: Arc<Replica>,
+    through_agent: bool,
+    ask: Ask,
+}
+
+/// Why nobody goes on: for metrics, and for people.
+type NoLeg = (&'static str, String);
+
+/// A search for an engine that goes on; it ends when dropped.
+pub(super) struct Resuming(Pin<Box<dyn Future<Output = Result<Leg, NoLeg>> + Send>>);
+
+impl fmt::Debug for Resuming {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Resuming")
+    }
+}
+
+impl Future for Resuming {
+    type Output = Result<Leg, NoLeg>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> std::task::Poll<Result<Leg, NoLeg>> {
+        self.get_mut().0.as_mut().poll(cx)
+    }
+}
+
+/// What to do about a broken stream.
+pub(super) enum Next {
+    /// Send this and end: nothing else was missing.
+    Finish(Bytes),
+    /// Wait for the rest.
+    Wait(Resuming),
+    /// Tell the client.
+    Leave,
+}
+
+/// What it takes to go on with one answer.
+#[derive(Debug)]
+pub(crate) struct Resumption {
+    proxy: Proxy,
+    routed: Routed,
+    pub(super) transcript: Transcript,
+    replica: Arc<Replica>,
+    through_agent: bool,
+    resumed: u32,
+    span: tracing::Span,
+}
+
+impl Resumption {
+    pub(super) fn new(proxy: Proxy, routed: Routed, replica: Arc<Replica>, through_agent: bool) -> Self {
+        let transcript = Transcript::new(routed.api);
+        let span = tracing::Span::current();
+        Self { proxy, routed, transcript, replica, through_agent, resumed: 0, span }
+    }
+
+    fn request_id(&self) -> &str {
+        text(&self.routed.headers, names::REQUEST_ID.as_str()).unwrap_or("?")
+    }
+
+    pub(super) fn replica(&self) -> &ReplicaId {
+        &self.replica.id
+    }
+
+    /// The stream broke: decides, and begins to look for an engine that goes on.
+    pub(super) fn next(&mut self, cut: Cut, account: &Account, what: &str) -> Next {
+        let shared = &self.proxy.shared;
+        // Where only the agent in between died, the engine is well and holds the answer's cache.
+        let same = self.through_agent && cut == Cut::Connection;
+        if !same {
+            self.replica.failed(shared.clock.now_ms());
+        }
+        let no = |outcome: &'static str| {
+            self.left(outcome, what);
+            Next::Leave
+        };
+        let ask = match self.transcript.decide(&self.routed.body, self.routed.parsed.include_usage) {
+            Decision::Finish(end) => {
+                self.proxy.count_resumed("finished");
+                return Next::Finish(end);
+            }
+            Decision::Leave(unfit) => return no(unfit.as_str()),
+            Decision::Ask(ask) => ask,
+        };
+        if self.resumed >= MOST_RESUMES {
+            return no("too_often");
+        }
+        if self.routed.too_late(shared) {
+            return no("deadline");
+        }
+        if !shared.retries.lock().spend() {
+            return no("retry_budget");
+        }
+        let Ok(parsed) = body::parse(self.routed.api, &ask.body) else { return no("unfit_request") };
+        self.resumed += 1;
+        let mut routed = self.routed.clone();
+        names::rename_request(&mut routed.headers, &format!("r{}", self.resumed));
+        routed.parsed = parsed;
+        routed.body = ask.body.clone();
+        let delivered = self.transcript.tokens() as f64;
+        let mut sizes = account.sizes();
+        sizes.prompt_tokens += delivered;
+        sizes.expected_output = (sizes.expected_output - delivered).max(1.0);
+        // The client is waiting in the middle of a sentence: nothing is more urgent.
+        routed.ttft_objective_ms = Some(0.0);
+        let search = Search {
+            proxy: self.proxy.clone(),
+            routed,
+            sizes,
+            class: account.class.clone(),
+            broken: self.replica.id.clone(),
+            same,
+            ask,
+        };
+        tracing::info!(
+            request_id = self.request_id(), replica = %self.replica.id, what, delivered,
+            "stream broke off, asking for the rest"
+        );
+        Next::Wait(Resuming(Box::pin(search.run().instrument(self.span.clone()))))
+    }
+
+    /// Another engine goes on.
+    pub(super) fn go_on(&mut self, leg: &Leg) {
+        self.proxy.count_resumed("resumed");
+        tracing::info!(
+            request_id = self.request_id(), from = %self.replica.id, to = %leg.replica.id,
+            directly = !leg.through_agent, delivered = self.transcript.tokens(), "stream goes on"
+        );
+        self.transcript.go_on(&leg.ask);
+        self.replica = leg.replica.clone();
+        self.through_agent = leg.through_agent;
+    }
+
+    /// Nobody goes on.
+    pub(super) fn left(&self, outcome: &'static str, what: &str) {
+        self.proxy.count_resumed(outcome);
+        tracing::warn!(
+            request_id = self.request_id(), replica = %self.replica.id, outcome, what, "stream is not continued"
+        );
+    }
+}
+
+struct Search {
+    proxy: Proxy,
+    routed: Routed,
+    sizes: Sizes,
+    class: String,
+    broken: ReplicaId,
+    /// The replica whose stream broke may go on itself.
+    same: bool,
+    ask: Ask,
+}
+
+impl Search {
+    async fn run(self) -> Result<Leg, NoLeg> {
+        let Self { proxy, routed, sizes, class, broken, mut same, ask } = self;
+        let shared = &proxy.shared;
+        let until = tokio::time::Instant::now() + shared.config.limits.settle_wait;
+        let mut failures = 0;
+        loop {
+            let mut changed = shared.changed.subscribe();
+            let Some(pool) = shared.table.load().by_name.get(&routed.parsed.model).cloned() else {
+                return Err(("no_replica", "its model is no longer served".into()));
+            };
+            let request = request(&routed, &class, sizes, &pool);
+            let mut order = proxy.choose(&pool, &request).order;
+            let is_broken = |r: &Ranked| pool.view.route.endpoints[r.endpoint].replica == broken;
+            let own = order.iter().position(is_broken).map(|at| order.remove(at)).or_else(|| {
+                let endpoint = pool.view.index_of(broken.as_str())?;
+                let usable = !pool.view.route.endpoints[endpoint].draining;
+                let (prediction, reason) = (Default::default(), Reason::LastResort);
+                usable.then_some(Ranked { endpoint, prediction, cached_tokens: 0.0, reason })
+            });
+            if same && let Some(own) = own {
+                order.insert(0, own);
+            }
+            if order.is_empty() {
+                return Err(("no_replica", "no other replica may be used".into()));
+            }
+            let mut last = String::new();
+            for ranked in &order {
+                if routed.too_late(shared) {
+                    return Err(("deadline", "its deadline has passed".into()));
+                }
+                match proxy.attempt(&routed, sizes, &pool, ranked).await {
+                    Ok(reply) => {
+                        let status = reply.head.status;
+                        match reply.content {
+                            Content::Stream { first, rest } if status.is_success() => {
+                                let endpoint = &pool.view.route.endpoints[ranked.endpoint];
+                                return Ok(Leg {
+                                    first,
+                                    rest,
+                                    scanner: routed.scanner(endpoint),
+                                    place: reply.place,
+                                    replica: pool.replicas[ranked.endpoint].clone(),
+                                    through_agent: reply.through_agent,
+                                    ask,
+                                });
+                            }
+                            Content::Whole(said) if status.is_client_error() => {
+                                let said = String::from_utf8_lossy(&said[..said.len().min(500)]).into_owned();
+                                return Err(("refused", format!("{status}: {said}")));
+                            }
+                            _ if status == StatusCode::OK => last = "the answer is no stream".into(),
+                            _ => last = status.to_string(),
+                        }
+                        failures += 1;
+                    }
+                    Err(Missed::Refused(refusal)) => last = refusal.reason.as_str().to_owned(),
+                    Err(Missed::Failed(what) | Missed::Begun(what)) => {
+                        last = what;
+                        failures += 1;
+                    }
+                    Err(Missed::Unreached(error)) => {
+                        last = error.to_string();
+                        failures += 1;
+                    }
+                }
+                if failures > 0 && (failures >= MOST_FAILURES || !shared.retries.lock().spend()) {
+                    return Err(("failed", last));
+                }
+            }
+            same = false;
+            if tokio::time::Instant::now() >= until {
+                return Err(("failed", last));
+            }
+            let _ = tokio::time::timeout(Duration::from_millis(50), changed.changed()).await;
+        }
+    }
+}
