@@ -20,7 +20,12 @@ pub enum Format {
 #[derive(Debug, Clone, clap::Args)]
 pub struct LogArgs {
     /// What to log, e.g. `info` or `warn,plimsoll_agent=debug`
-    #[arg(long, global = true, env = "PLIMSOLL_LOG", default_value = "info,kube=warn,hyper=warn,h2=warn,tower=warn")]
+    #[arg(
+        long,
+        global = true,
+        env = "PLIMSOLL_LOG",
+        default_value = "info,kube=warn,hyper=warn,h2=warn,tower=warn"
+    )]
     pub log: String,
     /// Form of log lines
     #[arg(long, global = true, value_enum, env = "PLIMSOLL_LOG_FORMAT", default_value = "text")]

@@ -18,7 +18,9 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{agent, crds, devcluster, engine_sim, explain, operator, plan, replay, scheduler, top, up};
+use crate::commands::{
+    agent, crds, devcluster, engine_sim, explain, operator, plan, replay, scheduler, top, up,
+};
 use crate::failure::{Failure, Outcome};
 use crate::logging::LogArgs;
 

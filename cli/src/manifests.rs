@@ -89,10 +89,7 @@ fn take(loaded: &mut Loaded, file: &Path, document: Value) {
             Ok(())
         }),
         "Tenant" => read::<crds::Tenant>(document).and_then(|o| {
-            loaded
-                .snapshot
-                .tenants
-                .push(o.to_fleet(Vec::new()).map_err(|e| crds::invalid::describe(&e))?);
+            loaded.snapshot.tenants.push(o.to_fleet(Vec::new()).map_err(|e| crds::invalid::describe(&e))?);
             Ok(())
         }),
         "LoraAdapter" => read::<crds::LoraAdapter>(document).and_then(|o| {

@@ -105,9 +105,8 @@ fn pool_lines(view: &FleetView) -> Vec<String> {
         let seen = observed.get(id.as_str());
         let name = id.strip_prefix("default/").unwrap_or(&id);
         let rps = seen.map_or_else(|| "–".to_owned(), |o| format!("{:.1}", o.rps));
-        let attainment = seen
-            .and_then(|o| o.attainment)
-            .map_or_else(|| "–".to_owned(), |a| format!("{:.1} %", 100.0 * a));
+        let attainment =
+            seen.and_then(|o| o.attainment).map_or_else(|| "–".to_owned(), |a| format!("{:.1} %", 100.0 * a));
         lines.push(format!(
             "{name:<14} {:<6} {:<30} {rps:>7} {:>14} {:>12} {attainment:>7} {:>7.2}  {}",
             format!("{}/{}", seen.map_or(0, |o| o.ready_replicas), pool.replicas.len()),

@@ -46,8 +46,7 @@ pub async fn start(
         Failure::caused(format!("the fleet view cannot listen on {listen}"), e)
             .hint("stop what uses the port, or choose another: --view-listen 127.0.0.1:0")
     })?;
-    let addr =
-        listener.local_addr().map_err(|e| Failure::caused("the fleet view has no address", e))?;
+    let addr = listener.local_addr().map_err(|e| Failure::caused("the fleet view has no address", e))?;
     let router = Router::new()
         .route("/", get(|| async { Html(PAGE) }))
         .route("/api/fleet", get(fleet))
@@ -71,9 +70,7 @@ async fn metrics(State(state): State<ViewState>) -> Response {
             let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
             ([(header::CONTENT_TYPE, kind)], text).into_response()
         }
-        Err(error) => {
-            (axum::http::StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response()
-        }
+        Err(error) => (axum::http::StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
     }
 }
 

@@ -27,7 +27,8 @@ impl Kubectl {
     pub async fn connect(endpoints: &Endpoints) -> Result<Self, Error> {
         let kubeconfig = Kubeconfig::read_from(&endpoints.kubeconfig)?;
         let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
-        let binary = if std::env::var_os("PLIMSOLL_E2E_NO_KUBECTL").is_some() { None } else { find("kubectl") };
+        let binary =
+            if std::env::var_os("PLIMSOLL_E2E_NO_KUBECTL").is_some() { None } else { find("kubectl") };
         Ok(Self { client: Client::try_from(config)?, kubeconfig: endpoints.kubeconfig.clone(), binary })
     }
 
@@ -224,8 +225,9 @@ impl Kubectl {
     /// # Errors
     /// If the call fails.
     pub async fn pods_of(&self, pool: &str) -> Result<Vec<(String, String)>, Error> {
-        let list =
-            self.get_json(&format!("/api/v1/namespaces/default/pods?labelSelector=plimsoll.dev/pool%3D{pool}")).await?;
+        let list = self
+            .get_json(&format!("/api/v1/namespaces/default/pods?labelSelector=plimsoll.dev/pool%3D{pool}"))
+            .await?;
         Ok(list["items"]
             .as_array()
             .into_iter()
@@ -247,4 +249,3 @@ fn find(program: &str) -> Option<PathBuf> {
         .map(|dir| Path::new(dir).join(program))
         .find(|path| path.is_file())
 }
-

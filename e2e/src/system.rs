@@ -204,7 +204,11 @@ impl Up {
             let url = url.clone();
             async move {
                 let reply = crate::openai::chat(&url, model, "hello", 4, false).await?;
-                if reply.status == 200 { Ok(()) } else { Err(format!("{} {}", reply.status, reply.text).into()) }
+                if reply.status == 200 {
+                    Ok(())
+                } else {
+                    Err(format!("{} {}", reply.status, reply.text).into())
+                }
             }
         })
         .await

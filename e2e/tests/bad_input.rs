@@ -71,7 +71,12 @@ async fn bad_objects_and_requests_are_answered_in_words() -> Result<(), Error> {
         .await?;
     explained(&kubectl, "fast", &["TPOT p95", "1 ms"]).await?;
     kubectl
-        .apply_text(&pool("odd", "odd", "llama-3.1-8b", "  slo: {tpot: {p95: 100ms}}\n  parallelism: {tensor: [3]}"))
+        .apply_text(&pool(
+            "odd",
+            "odd",
+            "llama-3.1-8b",
+            "  slo: {tpot: {p95: 100ms}}\n  parallelism: {tensor: [3]}",
+        ))
         .await?;
     explained(&kubectl, "odd", &["tensor", "3"]).await?;
     kubectl.apply_text(&pool("twin", "llama-3.1-8b", "llama-3.1-8b", "  slo: {tpot: {p95: 100ms}}")).await?;
@@ -89,9 +94,11 @@ async fn bad_objects_and_requests_are_answered_in_words() -> Result<(), Error> {
     // Requests.
     let base = up.openai()?.to_owned();
     let chat = format!("{base}/chat/completions");
-    let (status, text) = openai::request("POST", &chat, "{\"model\": \"llama-3.1-8b\", \"messages\": [").await?;
+    let (status, text) =
+        openai::request("POST", &chat, "{\"model\": \"llama-3.1-8b\", \"messages\": [").await?;
     assert!(status == 400 && text.contains("\"error\""), "{status} {text}");
-    let (status, text) = openai::request("POST", &chat, json!({"model": "nope", "messages": []}).to_string()).await?;
+    let (status, text) =
+        openai::request("POST", &chat, json!({"model": "nope", "messages": []}).to_string()).await?;
     assert!(status == 404 && text.contains("nope") && text.contains("llama-3.1-8b"), "{status} {text}");
     let (status, text) = openai::request("POST", &chat, "{}").await?;
     assert!(status == 400 && text.contains("model"), "{status} {text}");
@@ -106,7 +113,8 @@ async fn bad_objects_and_requests_are_answered_in_words() -> Result<(), Error> {
     }
 
     // A client that goes away frees its place in the engine.
-    let pod = kubectl.get_json("/api/v1/namespaces/default/pods?labelSelector=plimsoll.dev/pool%3Dgood").await?;
+    let pod =
+        kubectl.get_json("/api/v1/namespaces/default/pods?labelSelector=plimsoll.dev/pool%3Dgood").await?;
     let name = pod["items"][0]["metadata"]["name"].as_str().ok_or("no pod")?.to_owned();
     let engine = pod["items"][0]["status"]["podIP"].as_str().ok_or("no pod IP")?.to_owned();
     let metrics = format!("http://{engine}:8000/metrics");
@@ -126,13 +134,17 @@ async fn bad_objects_and_requests_are_answered_in_words() -> Result<(), Error> {
     eventually("the request runs", 20, || running(&metrics, 1.0)).await?;
     tokio::time::sleep(Duration::from_secs(1)).await;
     delete_now(&kubectl, &name).await?;
-    let reply = tokio::time::timeout(Duration::from_secs(30), stream).await.map_err(|_| "the stream hung")???;
+    let reply =
+        tokio::time::timeout(Duration::from_secs(30), stream).await.map_err(|_| "the stream hung")???;
     assert!(reply.error.is_some() || (reply.done && reply.finish_reason.is_some()), "{reply:?}");
     up.wait_serving("llama-3.1-8b", 60).await?;
 
     // A trace that was cut short.
     let trace = dir.path().join("cut.csv");
-    std::fs::write(&trace, "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:17:03.9799600,100,4\n2023-11-16 18:17:04.0319600,31")?;
+    std::fs::write(
+        &trace,
+        "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:17:03.9799600,100,4\n2023-11-16 18:17:04.0319600,31",
+    )?;
     let path = trace.to_str().ok_or("path is not UTF-8")?;
     let replay = ["replay", "--url", &base, "--model", "llama-3.1-8b", "--trace", path];
     let Err(error) = run(&replay).await else { return Err("a cut trace was replayed".into()) };

@@ -34,8 +34,7 @@ async fn from_nothing_to_served_tokens_and_back() -> Result<(), Error> {
         })
         .await?;
     }
-    let table =
-        kubectl.get("mp", "/apis/plimsoll.dev/v1alpha1/namespaces/default/modelpools").await?;
+    let table = kubectl.get("mp", "/apis/plimsoll.dev/v1alpha1/namespaces/default/modelpools").await?;
     note(&format!("kubectl get mp\n{table}"));
     for part in ["NAME", "MODEL", "READY", "SHAPE", "$/H", "WHY", "H100", "llama-3.1-70b"] {
         assert!(table.contains(part), "no {part:?} in\n{table}");
@@ -68,7 +67,8 @@ async fn from_nothing_to_served_tokens_and_back() -> Result<(), Error> {
     let url = up.openai()?.to_owned();
     let azure = workspace().join("../shared/data/traces/azure2023_conv.csv");
     let azure_text = azure.to_string_lossy().into_owned();
-    let mut args = vec!["replay", "--url", &url, "--model", "llama-3.1-70b", "--speed", "10", "--duration", "10m"];
+    let mut args =
+        vec!["replay", "--url", &url, "--model", "llama-3.1-70b", "--speed", "10", "--duration", "10m"];
     if azure.exists() {
         args.extend(["--trace", &azure_text]);
     } else {

@@ -81,7 +81,8 @@ impl Parts {
 
     fn start_scheduler(&mut self) -> Result<(), Error> {
         let data = self.dir.path().join("scheduler");
-        let args = ["scheduler", "--listen", &self.scheduler_addr, "--data", text(&data)?, "--replan-seconds", "5"];
+        let args =
+            ["scheduler", "--listen", &self.scheduler_addr, "--data", text(&data)?, "--replan-seconds", "5"];
         self.scheduler = Some(Process::start("scheduler", &args, self.dir.path())?);
         Ok(())
     }
@@ -105,8 +106,17 @@ impl Parts {
         let node = format!("l4-{}", index + 1);
         let state = self.dir.path().join(&node);
         let url = self.scheduler_url();
-        let args =
-            ["agent", "--node", &node, "--listen", "127.0.0.1:0", "--scheduler", &url, "--state", text(&state)?];
+        let args = [
+            "agent",
+            "--node",
+            &node,
+            "--listen",
+            "127.0.0.1:0",
+            "--scheduler",
+            &url,
+            "--state",
+            text(&state)?,
+        ];
         self.agents[index] = Some(Process::start(&format!("agent-{node}"), &args, self.dir.path())?);
         Ok(())
     }

@@ -47,11 +47,7 @@ pub async fn run(args: &Args) -> Outcome {
         .map(NodeName::new)
         .transpose()
         .map_err(|e| Failure::caused("--node is no node name", e))?;
-    let name = args
-        .name
-        .clone()
-        .or_else(|| args.node.clone())
-        .unwrap_or_else(|| "gateway".to_owned());
+    let name = args.name.clone().or_else(|| args.node.clone()).unwrap_or_else(|| "gateway".to_owned());
     let stop = CancellationToken::new();
     signals::cancel_on_signal(stop.clone());
     let config = AgentConfig {

@@ -92,8 +92,7 @@ pub struct Args {
 }
 
 fn header(text: &str) -> Result<(String, String), String> {
-    let (name, value) =
-        text.split_once(':').ok_or_else(|| format!("{text:?} is not `Name: value`"))?;
+    let (name, value) = text.split_once(':').ok_or_else(|| format!("{text:?} is not `Name: value`"))?;
     Ok((name.trim().to_lowercase(), value.trim().to_owned()))
 }
 
@@ -152,7 +151,10 @@ pub async fn run(args: &Args) -> Outcome {
     let report = Replay::run(config, |p| {
         bar.set_position(p.done as u64);
         let lag = if p.lag_ms > 250.0 { format!("   lag {:.0} ms", p.lag_ms) } else { String::new() };
-        bar.set_message(format!("rate {:.0} rps   in flight {}   errors {}{lag}", p.rate_rps, p.in_flight, p.errors));
+        bar.set_message(format!(
+            "rate {:.0} rps   in flight {}   errors {}{lag}",
+            p.rate_rps, p.in_flight, p.errors
+        ));
     })
     .await
     .map_err(|e| Failure::new(e.to_string()))?;
@@ -217,9 +219,8 @@ fn pool_slo(explained: &ExplainResponse, model: &str) -> Option<Slo> {
 
 /// `replicas 2 → 6 → 3, 7 changes, 0 reversals; cost $1.07`, from the scheduler's own records.
 fn scaling(before: &ExplainResponse, after: &ExplainResponse, model: &str) -> Option<String> {
-    let find = |e: &ExplainResponse| {
-        e.observations.as_ref()?.pools.iter().find(|p| p.served_name == model).cloned()
-    };
+    let find =
+        |e: &ExplainResponse| e.observations.as_ref()?.pools.iter().find(|p| p.served_name == model).cloned();
     let (from, to) = (find(before)?, find(after)?);
     let history: Vec<plimsoll_fleet::plan::ScalingRecord> =
         document::decode("history", after.history.as_ref()).ok()?;
@@ -258,7 +259,10 @@ mod tests {
         for bad in ["800", "p95", "p100=5", "p95=-1", "p95=NaN"] {
             assert!(objective(bad).is_err(), "{bad}");
         }
-        assert_eq!(header("X-Plimsoll-Slo-Class: gold").unwrap(), ("x-plimsoll-slo-class".into(), "gold".into()));
+        assert_eq!(
+            header("X-Plimsoll-Slo-Class: gold").unwrap(),
+            ("x-plimsoll-slo-class".into(), "gold".into())
+        );
         assert!(header("no colon").is_err());
     }
 }

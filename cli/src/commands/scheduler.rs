@@ -42,9 +42,8 @@ pub async fn run(args: &Args) -> Outcome {
         time_scale: args.speed,
         ..SchedulerConfig::new(std::sync::Arc::new(EnginePlanner::default()))
     };
-    let handle = Scheduler::start(config, stop)
-        .await
-        .map_err(|e| Failure::caused("the scheduler cannot start", e))?;
+    let handle =
+        Scheduler::start(config, stop).await.map_err(|e| Failure::caused("the scheduler cannot start", e))?;
     tracing::info!(addr = %handle.addr(), "scheduler listens");
     handle.join().await.map_err(|e| Failure::caused("the scheduler stopped", e))
 }

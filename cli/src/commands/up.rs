@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use plimsoll_agent::{Agent, AgentConfig, AgentHandle, AgentMetrics};
 use plimsoll_fleet::NodeName;
 use plimsoll_operator::{Operator, OperatorConfig};
+use plimsoll_scheduler::demand::DemandConfig;
 use plimsoll_scheduler::planner::EnginePlanner;
 use plimsoll_scheduler::service::{Scheduler, SchedulerConfig, SchedulerHandle, SchedulerMetrics};
 use prometheus_client::registry::Registry;
@@ -56,8 +57,6 @@ struct Parts {
     operator: JoinHandle<()>,
     scheduler: SchedulerHandle,
     cluster: crate::local::LocalCluster,
-
-
 }
 
 /// Runs it until a signal.
@@ -87,10 +86,13 @@ pub async fn run(args: &Args, log: &LogArgs) -> Outcome {
     println!("stopping …");
     endpoints.remove(&dir);
     parts.shutdown().await;
-    println!("stopped; state {}", match &args.cluster.data {
-        Some(data) => format!("kept in {}", data.display()),
-        None => "not kept (--data DIR keeps it)".to_owned(),
-    });
+    println!(
+        "stopped; state {}",
+        match &args.cluster.data {
+            Some(data) => format!("kept in {}", data.display()),
+            None => "not kept (--data DIR keeps it)".to_owned(),
+        }
+    );
     Ok(())
 }
 
@@ -108,6 +110,15 @@ async fn start(
             data_dir: args.cluster.data.as_ref().map(|d| d.join("scheduler")),
             replan_interval: Duration::from_secs_f64(args.replan_seconds.clamp(0.1, 86_400.0)),
             time_scale: speed,
+            // Engines start within seconds here, so shorter looks at the demand pay.
+            demand: DemandConfig {
+                step_seconds: 2.0,
+                blend_seconds: 60.0,
+                hold_seconds: 60.0,
+                mix_half_life_seconds: 120.0,
+                window_seconds: 60.0,
+                ..DemandConfig::default()
+            },
             metrics: SchedulerMetrics::new(&mut metrics.lock()),
             ..SchedulerConfig::new(Arc::new(EnginePlanner::default()))
         },
@@ -119,8 +130,7 @@ async fn start(
 
     let config = OperatorConfig { drain_timeout: Duration::from_secs(60), ..OperatorConfig::default() };
     let operator_stop = stop.child_token();
-    let operator_run =
-        Operator::run(cluster.client.clone(), scheduler_url.clone(), config, operator_stop);
+    let operator_run = Operator::run(cluster.client.clone(), scheduler_url.clone(), config, operator_stop);
     let operator = tokio::spawn(async move {
         if let Err(error) = operator_run.await {
             error!(%error, "the operator stopped");
@@ -172,15 +182,7 @@ async fn start(
         pid: std::process::id(),
     };
     info!(?endpoints, "up");
-    let parts = Parts {
-        stop: stop.clone(),
-        gateway,
-        agents,
-        operator,
-        scheduler,
-        cluster,
-
-    };
+    let parts = Parts { stop: stop.clone(), gateway, agents, operator, scheduler, cluster };
     Ok((parts, endpoints, fleet))
 }
 
@@ -216,10 +218,7 @@ fn banner(args: &Args, endpoints: &Endpoints, log: &Path) -> Vec<String> {
         ),
         String::new(),
         format!("  Kubernetes API   export KUBECONFIG={kubeconfig}"),
-        format!(
-            "  OpenAI API       {}          (key: any)",
-            endpoints.openai.as_deref().unwrap_or_default()
-        ),
+        format!("  OpenAI API       {}          (key: any)", endpoints.openai.as_deref().unwrap_or_default()),
     ];
     if let Some(view) = &endpoints.view {
         lines.push(format!("  Fleet view       {view}"));

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use kube::api::{Api, Patch, PatchParams};
 use kube::{Client, ResourceExt};
-use plimsoll_devcluster::nodes::{NodeSimulator, NodeHandle, NodeSpec};
+use plimsoll_devcluster::nodes::{NodeHandle, NodeSimulator, NodeSpec};
 use plimsoll_devcluster::{DevCluster, DevClusterConfig};
 use tracing::info;
 
@@ -95,7 +95,12 @@ fn node_spec(node: crate::nodespec::NodeFacts) -> NodeSpec {
     if let Some(resource) = node.resource {
         capacity.push((resource.to_owned(), node.gpus.to_string()));
     }
-    NodeSpec { name: node.name, labels: node.labels, capacity: capacity.into_iter().collect(), zone: node.zone }
+    NodeSpec {
+        name: node.name,
+        labels: node.labels,
+        capacity: capacity.into_iter().collect(),
+        zone: node.zone,
+    }
 }
 
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";

@@ -35,6 +35,7 @@ use tracing::Instrument;
 pub use metrics::SchedulerMetrics;
 
 use crate::clock::{InvalidScale, seconds};
+use crate::cold_start::ColdStarts;
 use crate::demand::{DemandConfig, DemandTracker};
 use crate::fast::{FastConfig, FastState};
 use crate::ledger::Ledger;
@@ -195,6 +196,7 @@ impl Scheduler {
         let mut state = State {
             snapshot: loaded.snapshot.map(Arc::new),
             snapshot_is_current: false,
+            cold_starts: ColdStarts::default(),
             pushed: None,
             demand,
             engines: BTreeMap::new(),

@@ -46,7 +46,7 @@ impl Plans {
     fn take_snapshot(&self, request: v1::PushSnapshotRequest) -> Result<(u64, Vec<PoolId>), Status> {
         let snapshot: ClusterSnapshot = decode("snapshot", request.snapshot.as_ref())?;
         check(&snapshot)?;
-        let snapshot = self.shared.snapshot_in_virtual_time(snapshot);
+        let mut snapshot = self.shared.snapshot_in_virtual_time(snapshot);
         let now = self.shared.now_seconds();
         let mut state = self.shared.state.lock();
         let plan = state.plan.as_ref().map_or(0, |p| p.number);
@@ -57,7 +57,17 @@ impl Plans {
         self.shared.metrics.snapshots.inc();
         state.pushed = Some((request.operator, request.sequence));
         let old = state.snapshot.clone().filter(|_| state.snapshot_is_current);
-        let why = material_snapshot_change(old.as_deref(), &snapshot);
+        // A cold start that turns out otherwise changes the next plan, but is no edit of the pool.
+        let learned = state.cold_starts.learn(&snapshot);
+        state.cold_starts.apply(&mut snapshot);
+        let why = match (&old, learned) {
+            (Some(old), true) => {
+                let mut old = ClusterSnapshot::clone(old);
+                state.cold_starts.apply(&mut old);
+                material_snapshot_change(Some(&old), &snapshot)
+            }
+            _ => material_snapshot_change(old.as_deref(), &snapshot),
+        };
         state.demand.sync_pools(&snapshot.pools);
         let caps = snapshot.budgets.iter().filter_map(|b| Some((b.name.as_str(), b.tokens_per_minute?)));
         state.ledger.set_budgets(caps, now);

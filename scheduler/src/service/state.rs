@@ -17,6 +17,7 @@ use super::SchedulerConfig;
 use super::metrics::SchedulerMetrics;
 use super::persist::Records;
 use crate::clock::{Clock, seconds};
+use crate::cold_start::ColdStarts;
 use crate::demand::{DemandTracker, Rate};
 use crate::drain::DrainState;
 use crate::fast::FastState;
@@ -77,6 +78,8 @@ pub struct State {
     pub snapshot: Option<Arc<ClusterSnapshot>>,
     /// Whether the snapshot was pushed in this life; one from the store is only for looking at.
     pub snapshot_is_current: bool,
+    /// Cold starts as measured.
+    pub cold_starts: ColdStarts,
     /// Who pushed it, with its sequence number.
     pub pushed: Option<(String, u64)>,
     /// Demand.
