@@ -164,6 +164,12 @@ async fn an_answer_of_which_the_client_has_nothing_is_asked_for_again() {
         assert_eq!((traffic.arrived, traffic.finished, traffic.failed), (1, 1, 0));
         assert_eq!(traffic.lengths, [(5, 1, 1)], "what came to nothing is not the client's");
     }
+    // A dying engine may still say so; what two engines say is the answer.
+    a.next(&[Act::Fail]);
+    assert_eq!(send(chat(gateway.addr(), false)).await.status, 200);
+    a.next(&[Act::Fail, Act::Fail]);
+    let got = send(chat(gateway.addr(), false)).await;
+    assert_eq!((got.status, got.message().as_str()), (500, "the engine died"));
     // Not where asking leaves something behind.
     a.next(&[Act::DieAfter(1)]);
     let body = json!({"model": "chat-model", "input": "x"}).to_string();

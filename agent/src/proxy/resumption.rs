@@ -126,7 +126,8 @@ impl Resumption {
         if self.routed.too_late(shared) {
             return no("deadline");
         }
-        if !shared.retries.lock().spend() {
+        // An engine that answers on does no work but its own, however many streams its agent takes along.
+        if !same && !shared.retries.lock().spend() {
             return no("retry_budget");
         }
         let Ok(parsed) = body::parse(self.routed.api, &ask.body) else { return no("unfit_request") };
@@ -203,7 +204,7 @@ impl Search {
             let request = request(&routed, &class, sizes, &pool);
             let mut order = proxy.choose(&pool, &request).order;
             let is_broken = |r: &Ranked| pool.view.route.endpoints[r.endpoint].replica == broken;
-            let own = order.iter().position(is_broken).map(|at| order.remove(at)).or_else(|| {
+            let own = order.iter().position(&is_broken).map(|at| order.remove(at)).or_else(|| {
                 let endpoint = pool.view.index_of(broken.as_str())?;
                 let usable = !pool.view.route.endpoints[endpoint].draining;
                 let (prediction, reason) = (Default::default(), Reason::LastResort);
@@ -245,7 +246,11 @@ impl Search {
                         }
                         failures += 1;
                     }
-                    Err(Missed::Refused(refusal)) => last = refusal.reason.as_str().to_owned(),
+                    Err(Missed::Refused(refusal)) => {
+                        // An agent that has just come back may not know its engines yet.
+                        last = refusal.reason.as_str().to_owned();
+                        continue;
+                    }
                     Err(Missed::Failed(what) | Missed::Begun(what)) => {
                         last = what;
                         failures += 1;
@@ -255,11 +260,11 @@ impl Search {
                         failures += 1;
                     }
                 }
+                same &= !is_broken(ranked);
                 if failures > 0 && (failures >= MOST_FAILURES || !shared.retries.lock().spend()) {
                     return Err(("failed", last));
                 }
             }
-            same = false;
             if tokio::time::Instant::now() >= until {
                 return Err(("failed", last));
             }

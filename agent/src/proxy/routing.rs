@@ -181,6 +181,17 @@ impl Proxy {
                 }
                 self.count_reason(&shared.config.metrics.choices, ranked.reason.as_str());
                 match self.attempt(&routed, account.sizes(), &pool, ranked).await {
+                    // What a dying engine says, but also one whom the request itself upsets: one more is asked.
+                    Ok(reply)
+                        if reply.head.status == StatusCode::INTERNAL_SERVER_ERROR
+                            && routed.api.is_generation()
+                            && failures == 0
+                            && i + 1 < choice.order.len()
+                            && !routed.too_late(shared) =>
+                    {
+                        failure = Some(format!("it answered {}", reply.head.status));
+                        failures += 1;
+                    }
                     Ok(reply) => {
                         let endpoint = &pool.view.route.endpoints[ranked.endpoint];
                         return Ok(self.deliver(

@@ -33,6 +33,8 @@ pub enum Act {
     Answer,
     /// Answers 503.
     Unavailable,
+    /// Answers 500, as vLLM does while it dies.
+    Fail,
     /// Answers 400.
     Complain,
     /// Closes the connection before answering.
@@ -213,6 +215,11 @@ async fn serve(
         Act::Unavailable => {
             open.done = true;
             return Response::builder().status(503).body(full("{}")).unwrap();
+        }
+        Act::Fail => {
+            open.done = true;
+            let error = json!({"error": {"message": "the engine died", "code": 500}});
+            return Response::builder().status(500).body(full(error.to_string())).unwrap();
         }
         Act::Complain => {
             open.done = true;
