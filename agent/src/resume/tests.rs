@@ -328,6 +328,11 @@ fn an_engines_last_word_is_held_back_a_complaint_is_not() {
         let broke = passed.broke.unwrap();
         assert_eq!((broke.message.as_str(), broke.event.unwrap()), ("gone", error(code).into()));
     }
+    let mut given_up = said("");
+    given_up["choices"][0]["finish_reason"] = json!("abort");
+    let mut transcript = after(Api::Chat, &[said("x")]);
+    let passed = transcript.pass(event_of(&given_up).into());
+    assert!(passed.out.is_empty() && passed.broke.is_some() && !transcript.finished());
     let mut transcript = Transcript::new(Api::Chat);
     let stream = error(json!(400));
     assert_eq!(transcript.pass(stream.clone().into()), Passed { out: stream.into(), broke: None });
