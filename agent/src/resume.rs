@@ -9,13 +9,14 @@
 //!
 //! Tokens delivered are counted by events, one each, as engines send them, unless the stream carries running usage.
 
+mod chunk;
 mod fit;
 
 use bytes::Bytes;
-use serde::Deserialize;
-use serde::de::IgnoredAny;
 use serde_json::{Map, Value, json};
 
+pub use self::chunk::is_whole;
+use self::chunk::{Choice, Chunk, Name, cut, data_of, event_of, is_failure};
 use self::fit::{ends_within, unfit_member};
 use crate::body::Api;
 use crate::sse::{PromptDetails, Usage, event_end};
@@ -94,81 +95,6 @@ pub struct Broke {
     pub message: String,
     /// The event, for a client that must be told after all (`None`: nothing of it is fit to be sent).
     pub event: Option<Bytes>,
-}
-
-/// What a stream calls itself.
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
-struct Name {
-    id: Option<String>,
-    created: Option<Value>,
-    model: Option<String>,
-    object: Option<String>,
-    system_fingerprint: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct Chunk {
-    #[serde(default)]
-    choices: Option<Vec<Choice>>,
-    #[serde(default)]
-    usage: Option<Usage>,
-    #[serde(default)]
-    error: Option<Value>,
-    #[serde(default)]
-    object: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct Choice {
-    #[serde(default)]
-    index: u64,
-    #[serde(default)]
-    delta: Option<Delta>,
-    #[serde(default)]
-    text: Option<String>,
-    #[serde(default)]
-    finish_reason: Option<String>,
-    #[serde(default)]
-    logprobs: Option<IgnoredAny>,
-}
-
-#[derive(Deserialize)]
-struct Delta {
-    #[serde(default)]
-    role: Option<String>,
-    #[serde(default)]
-    content: Option<String>,
-    #[serde(default, alias = "reasoning")]
-    reasoning_content: Option<String>,
-    #[serde(default)]
-    refusal: Option<String>,
-    #[serde(default)]
-    tool_calls: Option<Vec<IgnoredAny>>,
-    #[serde(default)]
-    function_call: Option<IgnoredAny>,
-    #[serde(default)]
-    audio: Option<IgnoredAny>,
-}
-
-impl Choice {
-    /// Whether it is the only one and has nothing but text.
-    fn plain(&self) -> bool {
-        let some = |text: &Option<String>| text.as_ref().is_some_and(|t| !t.is_empty());
-        self.index == 0
-            && self.logprobs.is_none()
-            && self.delta.as_ref().is_none_or(|d| {
-                !some(&d.reasoning_content)
-                    && !some(&d.refusal)
-                    && d.tool_calls.as_ref().is_none_or(Vec::is_empty)
-                    && d.function_call.is_none()
-                    && d.audio.is_none()
-            })
-    }
-
-    fn shown(&self) -> &str {
-        let delta = self.delta.as_ref().and_then(|d| d.content.as_deref());
-        delta.or(self.text.as_deref()).unwrap_or_default()
-    }
 }
 
 /// What a client has been sent of one answer.
@@ -566,45 +492,6 @@ impl Transcript {
         // Until an event was sent there is nothing to fit to.
         self.splicing = self.name.is_some();
     }
-}
-
-/// The data of an event's lines.
-fn data_of(event: &[u8]) -> impl Iterator<Item = &[u8]> {
-    event.split(|b| *b == b'\n').filter_map(|line| line.strip_prefix(b"data:")).map(<[u8]>::trim_ascii)
-}
-
-/// Whether what is left of a stream that ended is a whole event but for its end.
-pub fn is_whole(tail: &[u8]) -> bool {
-    data_of(tail).all(|d| d == b"[DONE]" || serde_json::from_slice::<IgnoredAny>(d).is_ok())
-}
-
-fn event_of(value: &Value) -> String {
-    format!("data: {value}\n\n")
-}
-
-/// Cuts the beginning off a text; whether any is left.
-fn cut(text: Option<&mut Value>, bytes: usize) -> bool {
-    match text {
-        Some(Value::String(text)) => {
-            if text.is_char_boundary(bytes) {
-                text.drain(..bytes);
-            }
-            !text.is_empty()
-        }
-        _ => false,
-    }
-}
-
-/// Whether an error event means that the engine failed, not that the request is at fault.
-fn is_failure(error: &Value) -> bool {
-    let code = &error["code"];
-    let number = code.as_u64().or_else(|| code.as_str()?.parse().ok());
-    number.is_some_and(|n| n >= 500)
-        || code == "engine_failed"
-        || matches!(
-            error["type"].as_str(),
-            Some("server_error" | "InternalServerError" | "ServiceUnavailableError")
-        )
 }
 
 #[cfg(test)]

@@ -259,6 +259,12 @@ fn what_is_asked_is_what_is_missing() {
     let asked: Value = serde_json::from_slice(&ask.body).unwrap();
     assert_eq!(asked["messages"], json!([{"role": "assistant", "content": "So. It was a"}]));
 
+    // Members that say nothing do no harm.
+    let empty = json!({"choices": [{"index": 0, "delta": {"role": null, "content": "x", "reasoning": null,
+        "reasoning_content": null, "tool_calls": null}, "logprobs": null, "matched_stop": null}], "usage": null});
+    let decision = after(Api::Chat, &[empty]).decide(&body(Api::Chat, json!({})), true);
+    assert!(matches!(decision, Decision::Ask(_)), "{decision:?}");
+
     // Nothing but the role was sent: the same once more.
     let role = json!({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]});
     let request = body(Api::Chat, json!({}));
