@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use axum::Router;
+use axum::serve::ListenerExt as _;
 use jiff::Timestamp;
 use parking_lot::RwLock;
 use serde_json::json;
@@ -96,9 +97,14 @@ impl DevCluster {
             clock: Arc::new(Timestamp::now),
             stop: stop.clone(),
             address: addr.to_string(),
+            documents: Default::default(),
         });
         let router = Router::new().fallback(move |request| Arc::clone(&cluster).handle(request));
         let stopped = stop.clone();
+        // Watches send small pieces that must not wait for more.
+        let listener = listener.tap_io(|stream| {
+            let _ = stream.set_nodelay(true);
+        });
         let server = tokio::spawn(async move {
             let serving = axum::serve(listener, router).with_graceful_shutdown(stopped.cancelled_owned());
             if let Err(error) = serving.await {

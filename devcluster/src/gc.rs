@@ -8,7 +8,7 @@ use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use crate::resources::{CRD_FINALIZER, Registry};
-use crate::store::{CommitError, Expected, GroupResource, ObjectKey, Store};
+use crate::store::{CommitError, Expected, GroupResource, ObjectKey, Store, Stored};
 
 /// Runs until `stop`.
 pub async fn run(store: Arc<Store>, registry: Arc<Registry>, stop: CancellationToken) {
@@ -43,9 +43,11 @@ fn collect(store: &Store, registry: &Registry, key: &ObjectKey) {
     let value = &current.value;
     let deleting = !value["metadata"]["deletionTimestamp"].is_null();
     if !deleting {
-        if orphaned(store, key, value) {
-            mark_deleted(store, key, value);
-        }
+        follow_owners(store, registry, key, &current);
+        return;
+    }
+    if key.resource == GroupResource::new("", "namespaces") {
+        end_namespace(store, registry, key, value);
         return;
     }
     let finalizers: Vec<&str> =
@@ -59,17 +61,19 @@ fn collect(store: &Store, registry: &Registry, key: &ObjectKey) {
         return;
     }
     if finalizers.contains(&"foregroundDeletion") {
-        let dependents = store.dependents(current.meta("uid").unwrap_or_default());
-        if dependents.is_empty() {
-            remove_finalizer(store, key, "foregroundDeletion");
-        } else {
-            for dependent in dependents {
-                if let Some(object) = store.get(&dependent)
-                    && object.meta("deletionTimestamp").is_none()
-                {
-                    mark_deleted(store, &dependent, &object.value);
-                }
+        // Dependents that block go first; the others follow once the owner is gone.
+        let uid = current.meta("uid").unwrap_or_default();
+        let mut blocked = false;
+        for dependent in store.dependents(uid) {
+            if let Some(object) = store.get(&dependent)
+                && object.meta("deletionTimestamp").is_none()
+            {
+                follow_owners(store, registry, &dependent, &object);
             }
+            blocked |= store.get(&dependent).is_some_and(|d| blocks(&d.value, uid));
+        }
+        if !blocked {
+            remove_finalizer(store, key, "foregroundDeletion");
         }
         return;
     }
@@ -80,16 +84,26 @@ fn collect(store: &Store, registry: &Registry, key: &ObjectKey) {
     if !finalizers.is_empty() {
         return;
     }
-    if key.resource == GroupResource::new("", "namespaces") {
-        end_namespace(store, key);
-        return;
-    }
     // A pod with a grace period is its kubelet's to end.
     let grace = value["metadata"]["deletionGracePeriodSeconds"].as_i64().unwrap_or(0);
     if key.resource == GroupResource::new("", "pods") && grace > 0 {
         return;
     }
     remove(store, registry, key, current.revision);
+}
+
+/// Deletes an object that is left without owners, or drops those that are gone.
+fn follow_owners(store: &Store, registry: &Registry, key: &ObjectKey, current: &Stored) {
+    match owners_of(store, key, &current.value) {
+        Owners::Keep => {}
+        Owners::Drop(uids) => {
+            let _ = store.update(key, |object| uids.iter().filter(|uid| drop_owner(object, uid)).count() > 0);
+        }
+        Owners::Follow { foreground } => {
+            let holds = foreground && !store.dependents(current.meta("uid").unwrap_or_default()).is_empty();
+            mark_deleted(store, registry, key, &current.value, holds);
+        }
+    }
 }
 
 fn remove(store: &Store, registry: &Registry, key: &ObjectKey, revision: u64) {
@@ -100,28 +114,73 @@ fn remove(store: &Store, registry: &Registry, key: &ObjectKey, revision: u64) {
     }
 }
 
-/// Whether an object has owners and none of them is left.
-fn orphaned(store: &Store, key: &ObjectKey, value: &Value) -> bool {
-    let owners = value["metadata"]["ownerReferences"].as_array().map(Vec::as_slice).unwrap_or_default();
-    !owners.is_empty()
-        && owners.iter().filter_map(|o| o["uid"].as_str()).all(|uid| {
-            store.key_of_uid(uid).is_none_or(|owner| !owner.namespace.is_empty() && owner.namespace != key.namespace)
-        })
+/// What an object's owners mean for it.
+enum Owners {
+    /// Nothing.
+    Keep,
+    /// Some are gone or going, others stay: it belongs to those only from now on.
+    Drop(Vec<String>),
+    /// None stays, so it goes; `foreground` if an owner waits for it.
+    Follow { foreground: bool },
 }
 
-/// Deletes in the background: removes, or marks where finalizers or a kubelet hold it.
-fn mark_deleted(store: &Store, key: &ObjectKey, value: &Value) {
+fn owners_of(store: &Store, key: &ObjectKey, value: &Value) -> Owners {
+    let (mut solid, mut gone, mut waiting) = (0, Vec::new(), Vec::new());
+    for reference in value["metadata"]["ownerReferences"].as_array().into_iter().flatten() {
+        let uid = reference["uid"].as_str().unwrap_or_default();
+        let owner = store
+            .key_of_uid(uid)
+            // An owner in another namespace is no owner.
+            .filter(|owner| owner.namespace.is_empty() || owner.namespace == key.namespace)
+            .and_then(|owner| store.get(&owner));
+        match owner {
+            None => gone.push(uid.to_owned()),
+            Some(owner) if in_foreground(&owner.value) && reference["blockOwnerDeletion"] == true => {
+                waiting.push(uid.to_owned());
+            }
+            Some(_) => solid += 1,
+        }
+    }
+    match (solid, gone.is_empty() && waiting.is_empty()) {
+        (_, true) => Owners::Keep,
+        (0, false) => Owners::Follow { foreground: !waiting.is_empty() },
+        (_, false) => {
+            gone.extend(waiting);
+            Owners::Drop(gone)
+        }
+    }
+}
+
+fn in_foreground(object: &Value) -> bool {
+    let meta = &object["metadata"];
+    !meta["deletionTimestamp"].is_null()
+        && meta["finalizers"].as_array().is_some_and(|f| f.iter().any(|f| f == "foregroundDeletion"))
+}
+
+/// Whether an object keeps its owner `uid` from ending in the foreground.
+fn blocks(object: &Value, uid: &str) -> bool {
+    let owners = object["metadata"]["ownerReferences"].as_array();
+    owners.into_iter().flatten().any(|o| o["uid"] == uid && o["blockOwnerDeletion"] == true)
+}
+
+/// Deletes in the background, or, with `foreground`, after the object's own dependents: removes, or marks where finalizers
+/// or a kubelet hold it.
+fn mark_deleted(store: &Store, registry: &Registry, key: &ObjectKey, value: &Value, foreground: bool) {
     let held = value["metadata"]["finalizers"].as_array().is_some_and(|f| !f.is_empty());
     let pod = key.resource == GroupResource::new("", "pods")
         && value["spec"]["nodeName"].as_str().is_some_and(|n| !n.is_empty())
         && !matches!(value["status"]["phase"].as_str(), Some("Succeeded" | "Failed"));
-    if !held && !pod {
+    if !held && !pod && !foreground {
         if let Some(current) = store.get(key) {
-            let _ = store.commit(key, Expected::Revision(current.revision), None);
+            remove(store, registry, key, current.revision);
         }
         return;
     }
-    let grace = if pod { value["spec"]["terminationGracePeriodSeconds"].as_i64().unwrap_or(30) } else { 0 };
+    let grace = if pod {
+        value["spec"]["terminationGracePeriodSeconds"].as_i64().unwrap_or(30).clamp(0, 1_000_000_000)
+    } else {
+        0
+    };
     let at = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(grace);
     let at = at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
     let _ = store.update(key, |object| {
@@ -130,6 +189,11 @@ fn mark_deleted(store: &Store, key: &ObjectKey, value: &Value) {
         }
         object["metadata"]["deletionTimestamp"] = at.clone().into();
         object["metadata"]["deletionGracePeriodSeconds"] = grace.into();
+        if foreground {
+            let finalizers = object["metadata"]["finalizers"].as_array().cloned().unwrap_or_default();
+            let own = Value::from("foregroundDeletion");
+            object["metadata"]["finalizers"] = finalizers.into_iter().chain([own]).collect();
+        }
         true
     });
 }
@@ -163,7 +227,7 @@ fn end_definition(store: &Store, registry: &Registry, key: &ObjectKey, value: &V
             object.meta("name").unwrap_or_default(),
         );
         if object.meta("deletionTimestamp").is_none() {
-            mark_deleted(store, &at, &object.value);
+            mark_deleted(store, registry, &at, &object.value, false);
         }
     }
     let (left, _) = store.list(&resource, None);
@@ -173,16 +237,23 @@ fn end_definition(store: &Store, registry: &Registry, key: &ObjectKey, value: &V
     }
 }
 
-/// A namespace ends when nothing is left in it.
-fn end_namespace(store: &Store, key: &ObjectKey) {
+/// A namespace ends when nothing is left in it and nobody's finalizer holds it.
+fn end_namespace(store: &Store, registry: &Registry, key: &ObjectKey, value: &Value) {
     for inside in store.keys_in_namespace(&key.name) {
         if let Some(object) = store.get(&inside)
             && object.meta("deletionTimestamp").is_none()
         {
-            mark_deleted(store, &inside, &object.value);
+            mark_deleted(store, registry, &inside, &object.value, false);
         }
     }
+    let held = |list: &Value| {
+        list.as_array().is_some_and(|all| {
+            all.iter().any(|f| !["kubernetes", "orphan", "foregroundDeletion"].iter().any(|own| f == own))
+        })
+    };
     if store.keys_in_namespace(&key.name).is_empty()
+        && !held(&value["metadata"]["finalizers"])
+        && !held(&value["spec"]["finalizers"])
         && let Some(current) = store.get(key)
     {
         let _ = store.commit(key, Expected::Revision(current.revision), None);

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use parking_lot::RwLock;
 use serde_json::{Value, json};
+use tokio::sync::watch;
 
 use crate::apply::Typing;
 use crate::builtin::definitions::DEFINITIONS;
@@ -229,12 +230,16 @@ impl Served {
     }
 }
 
+/// A definition's `spec` and what it declares.
+type Declared = (Value, Vec<Arc<Resource>>);
+
 /// The registry of served resources.
 #[derive(Debug)]
 pub struct Registry {
     built_in: Vec<Arc<Resource>>,
-    custom: RwLock<BTreeMap<String, Vec<Arc<Resource>>>>,
+    custom: RwLock<BTreeMap<String, Declared>>,
     served: RwLock<Arc<Served>>,
+    generation: watch::Sender<u64>,
 }
 
 impl Registry {
@@ -249,7 +254,12 @@ impl Registry {
             .map(|l| parse_line(l).map(Arc::new).ok_or_else(|| format!("bad built-in resource: {l}")))
             .collect::<Result<Vec<_>, _>>()?;
         let served = Served { resources: built_in.clone(), generation: 0 };
-        Ok(Self { built_in, custom: RwLock::default(), served: RwLock::new(Arc::new(served)) })
+        Ok(Self {
+            built_in,
+            custom: RwLock::default(),
+            served: RwLock::new(Arc::new(served)),
+            generation: watch::Sender::new(0),
+        })
     }
 
     /// What is served now.
@@ -257,14 +267,23 @@ impl Registry {
         self.served.read().clone()
     }
 
+    /// Tells of every change of what is served, by its `generation`.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.generation.subscribe()
+    }
+
     /// Serves what `crd` declares, in place of what it declared before.
     ///
     /// # Errors
     /// The fields of the definition that are wrong.
     pub fn define(&self, crd: &Value) -> Result<(), Vec<Cause>> {
-        let resources = compile(crd)?.into_iter().map(Arc::new).collect();
         let name = crd["metadata"]["name"].as_str().unwrap_or_default().to_owned();
-        self.custom.write().insert(name, resources);
+        if self.custom.read().get(&name).is_some_and(|(spec, _)| *spec == crd["spec"]) {
+            // A change of metadata or status changes nothing that is served, and ends no watch.
+            return Ok(());
+        }
+        let resources = compile(crd)?.into_iter().map(Arc::new).collect();
+        self.custom.write().insert(name, (crd["spec"].clone(), resources));
         self.publish();
         Ok(())
     }
@@ -284,12 +303,15 @@ impl Registry {
     }
 
     fn publish(&self) {
-        let mut custom: Vec<Arc<Resource>> = self.custom.read().values().flatten().cloned().collect();
-        custom.sort_by_key(|r| (r.group.clone(), version_rank(&r.version), r.plural.clone()));
+        // Held first, so that of two changes at once the later one is served.
         let mut served = self.served.write();
+        let mut custom: Vec<Arc<Resource>> =
+            self.custom.read().values().flat_map(|(_, all)| all).cloned().collect();
+        custom.sort_by_key(|r| (r.group.clone(), version_rank(&r.version), r.plural.clone()));
         let generation = served.generation + 1;
         let resources = self.built_in.iter().cloned().chain(custom).collect();
         *served = Arc::new(Served { resources, generation });
+        self.generation.send_replace(generation);
     }
 }
 
@@ -395,7 +417,8 @@ fn compile(crd: &Value) -> Result<Vec<Resource>, Vec<Cause>> {
         let kind = GroupKind::new(&group, text(&names["kind"]));
         // Without columns of its own a custom resource shows name and age.
         let no_columns = json!([{"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"}]);
-        let printer = version.get("additionalPrinterColumns").filter(|c| c.as_array().is_some_and(|c| !c.is_empty()));
+        let printer =
+            version.get("additionalPrinterColumns").filter(|c| c.as_array().is_some_and(|c| !c.is_empty()));
         let columns = match table::columns_for(&kind, Some(printer.unwrap_or(&no_columns))) {
             Ok(columns) => columns,
             Err(e) => {

@@ -35,8 +35,7 @@ pub fn one_group(served: &Served, name: &str) -> Option<Value> {
 
 /// `/api/v1` and `/apis/GROUP/VERSION`.
 pub fn resources(served: &Served, group: &str, version: &str) -> Option<Value> {
-    let of: Vec<_> =
-        served.resources.iter().filter(|r| r.group == group && r.version == version).collect();
+    let of: Vec<_> = served.resources.iter().filter(|r| r.group == group && r.version == version).collect();
     if of.is_empty() {
         return None;
     }
@@ -98,7 +97,8 @@ pub fn aggregated(served: &Served, core: bool) -> Value {
 }
 
 fn aggregated_resource(r: &Resource) -> Value {
-    let kind = |group: &str, version: &str, kind: &str| json!({"group": group, "version": version, "kind": kind});
+    let kind =
+        |group: &str, version: &str, kind: &str| json!({"group": group, "version": version, "kind": kind});
     let mut entry = json!({
         "resource": r.plural, "singularResource": r.singular, "verbs": r.verbs,
         "scope": if r.namespaced { "Namespaced" } else { "Cluster" },

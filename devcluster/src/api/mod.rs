@@ -1,7 +1,9 @@
 //! The API server: routes a request to reads, writes, subresources and documents.
 
+mod delete;
 mod discovery;
-mod openapi;
+pub(crate) mod openapi;
+mod protobuf;
 mod read;
 mod request;
 mod subresource;
@@ -25,16 +27,20 @@ use crate::nodes::PodLogs;
 use crate::resources::{Registry, Resource};
 use crate::server::status::{self, ApiError};
 use crate::store::{ObjectKey, Store};
+use delete::Deletion;
 use read::{Selection, Showing};
 use request::{Form, Query, Target};
 pub(crate) use write::new_uid;
-use write::{Deletion, FieldValidation, PatchKind, WriteOptions, Written, present};
+use write::{FieldValidation, PatchKind, WriteOptions, Written, present};
 
 /// The Kubernetes version this API speaks.
 pub const VERSION: &str = "v1.35.0";
 
 /// Largest request body, as on a real API server.
 const MAX_BODY_BYTES: usize = 3 << 20;
+const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
+/// How much of a body that is too large is still read.
+const MAX_DRAIN_BYTES: usize = 32 << 20;
 
 /// What handles requests: the objects, what is served, and where pod logs are.
 pub struct Cluster {
@@ -44,6 +50,7 @@ pub struct Cluster {
     pub(crate) clock: Arc<dyn Fn() -> Timestamp + Send + Sync>,
     pub(crate) stop: CancellationToken,
     pub(crate) address: String,
+    pub(crate) documents: openapi::Cache,
 }
 
 impl Cluster {
@@ -66,7 +73,7 @@ impl Cluster {
         let (parts, body) = request.into_parts();
         let path = parts.uri.path().to_owned();
         let query = Query::parse(parts.uri.query().unwrap_or_default());
-        if parts.method == Method::GET
+        if matches!(parts.method, Method::GET | Method::HEAD)
             && let Some(response) = self.document(&path, &parts.headers)
         {
             return Ok(response);
@@ -77,7 +84,10 @@ impl Cluster {
             .find(&target.group, &target.version, &target.plural)
             .cloned()
             .ok_or_else(ApiError::no_resource)?;
-        if resource.namespaced && target.namespace.is_empty() && !target.name.is_empty() {
+        let in_namespace = !target.namespace.is_empty();
+        if (resource.namespaced && !in_namespace && !target.name.is_empty())
+            || (in_namespace && !resource.namespaced)
+        {
             return Err(ApiError::no_resource());
         }
         let now = (self.clock)();
@@ -94,7 +104,8 @@ impl Cluster {
             now,
         };
         let watching = query.get("watch").is_some_and(|w| w == "1" || w == "true");
-        let verb = request::verb(&parts.method, &target, watching).ok_or_else(ApiError::method_not_allowed)?;
+        let verb =
+            request::verb(&parts.method, &target, watching).ok_or_else(ApiError::method_not_allowed)?;
         let form = request::form(&parts.headers)?;
         let showing = Showing::new(form, &query);
         if !target.subresource.is_empty() {
@@ -102,10 +113,26 @@ impl Cluster {
             if !known.verbs.iter().any(|v| v == verb) {
                 return Err(ApiError::method_not_allowed());
             }
-            let body = if matches!(verb, "get") { Value::Null } else { read_body(body, &parts.headers, verb).await?.0 };
-            return self.subresource(&resource, &target, verb, &parts.headers, body, &options, showing, now);
+            let body = if matches!(verb, "get") {
+                Value::Null
+            } else {
+                read_body(body, &parts.headers, verb).await?.0
+            };
+            return self.subresource(
+                &resource,
+                &target,
+                verb,
+                &parts.headers,
+                &query,
+                body,
+                &options,
+                showing,
+                now,
+            );
         }
-        if !resource.allows(verb) {
+        // Only lists and watches reach across namespaces.
+        let across = resource.namespaced && !in_namespace && !matches!(verb, "list" | "watch");
+        if !resource.allows(verb) || across {
             return Err(ApiError::method_not_allowed());
         }
         let key = ObjectKey::new(resource.storage.clone(), target.namespace.clone(), target.name.clone());
@@ -126,7 +153,9 @@ impl Cluster {
                 let lines = self.watch(&resource, selection, showing, &query, self.stop.clone())?;
                 let stream = ReceiverStream::new(lines).map(Ok::<_, std::convert::Infallible>);
                 let mut response = Response::new(Body::from_stream(stream));
-                response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+                response
+                    .headers_mut()
+                    .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
                 Ok(response)
             }
             "create" => {
@@ -136,7 +165,7 @@ impl Cluster {
             "update" => {
                 let (body, _) = read_body(body, &parts.headers, verb).await?;
                 let written = self.replace(&resource, &key, None, body, &options)?;
-                self.written(&resource, &key, written, showing, now)
+                Ok(self.written(&resource, &written, showing, now))
             }
             "patch" => {
                 let (body, kind) = read_body(body, &parts.headers, verb).await?;
@@ -147,16 +176,19 @@ impl Cluster {
                     ));
                 }
                 let written = self.patch(&resource, &key, None, &kind, &body, &options)?;
-                self.written(&resource, &key, written, showing, now)
+                Ok(self.written(&resource, &written, showing, now))
             }
             "delete" => {
                 let (body, _) = read_body(body, &parts.headers, verb).await?;
                 let delete = delete_options(&body, &query)?;
                 let dry_run = dry_run || body["dryRun"] == json!(["All"]);
                 match self.delete(&resource, &key, &delete, dry_run, now)? {
+                    // Some kinds answer with what was deleted, most with a `Status`.
+                    Deletion::Gone(last) if returns_deleted(&resource) => {
+                        Ok(answer(200, showing.one(&resource, present(&resource, &last), now), &[]))
+                    }
                     Deletion::Gone(last) => {
                         let uid = last["metadata"]["uid"].as_str().unwrap_or_default();
-                        // Pods and custom objects answer with what was deleted on some servers; kubectl reads neither.
                         Ok(answer(200, status::deleted(&resource.group_resource(), &key.name, uid), &[]))
                     }
                     Deletion::Marked(object) => {
@@ -168,7 +200,8 @@ impl Cluster {
                 let (body, _) = read_body(body, &parts.headers, verb).await?;
                 let delete = delete_options(&body, &query)?;
                 let selection = Selection::new(&resource, &target.namespace, "", &query)?;
-                let list = self.list(&resource, &selection, Showing::new(Form::Object, &query), &query, now)?;
+                let list =
+                    self.list(&resource, &selection, Showing::new(Form::Object, &query), &query, now)?;
                 for item in list["items"].as_array().into_iter().flatten() {
                     let meta = &item["metadata"];
                     let key = ObjectKey::new(
@@ -186,19 +219,11 @@ impl Cluster {
         }
     }
 
-    /// A created, updated or patched object. An update that empties the finalizers of an object that is being deleted
-    /// ends it; the collector does that.
-    fn written(
-        &self,
-        resource: &Resource,
-        _key: &ObjectKey,
-        written: Written,
-        showing: Showing,
-        now: Timestamp,
-    ) -> Result<Response, ApiError> {
+    /// The answer to a create, update or patch.
+    fn written(&self, resource: &Resource, written: &Written, showing: Showing, now: Timestamp) -> Response {
         let code = if written.created { 201 } else { 200 };
         let object = present(resource, &written.object);
-        Ok(answer(code, showing.one(resource, object, now), &written.warnings))
+        answer(code, showing.one(resource, object, now), &written.warnings)
     }
 
     fn post(
@@ -210,6 +235,9 @@ impl Cluster {
         showing: Showing,
         now: Timestamp,
     ) -> Result<Response, ApiError> {
+        if !body.is_object() {
+            return Err(ApiError::bad_request("the body is not an object"));
+        }
         match resource.kind.as_str() {
             "SelfSubjectAccessReview" => {
                 let mut review = body;
@@ -218,20 +246,14 @@ impl Cluster {
             }
             "SelfSubjectReview" => {
                 let mut review = body;
-                review["status"] =
-                    json!({"userInfo": {"username": "kubernetes-admin", "groups": ["system:masters", "system:authenticated"]}});
+                review["status"] = json!({"userInfo": {"username": "kubernetes-admin", "groups": ["system:masters", "system:authenticated"]}});
                 return Ok(answer(201, review, &[]));
             }
             _ => {}
         }
         let namespace = if resource.namespaced { target.namespace.as_str() } else { "" };
-        if resource.namespaced && namespace.is_empty() {
-            return Err(ApiError::bad_request("an empty namespace may not be set during creation"));
-        }
         let written = self.create(resource, namespace, body, options)?;
-        let code = 201;
-        let object = present(resource, &written.object);
-        Ok(answer(code, showing.one(resource, object, now), &written.warnings))
+        Ok(self.written(resource, &written, showing, now))
     }
 
     /// Documents that are no objects: health, version, discovery, OpenAPI.
@@ -264,7 +286,7 @@ impl Cluster {
                 if accept.contains("protobuf") && !accept.contains("application/json") {
                     return Some(error_response(&ApiError::not_acceptable()));
                 }
-                return Some(answer(200, openapi::v2(&served), &[]));
+                return self.documents.get(trimmed, &served, || Some(openapi::v2(&served))).map(json_bytes);
             }
             "/openapi/v3" => return Some(answer(200, openapi::v3_index(&served), &[])),
             _ => {}
@@ -276,13 +298,29 @@ impl Cluster {
             ["apis", group, version] => {
                 discovery::resources(&served, group, version).map(|d| answer(200, d, &[]))
             }
-            ["openapi", "v3", "api", version] => openapi::v3(&served, "", version).map(|d| answer(200, d, &[])),
+            ["openapi", "v3", "api", version] => {
+                self.documents.get(trimmed, &served, || openapi::v3(&served, "", version)).map(json_bytes)
+            }
             ["openapi", "v3", "apis", group, version] => {
-                openapi::v3(&served, group, version).map(|d| answer(200, d, &[]))
+                self.documents.get(trimmed, &served, || openapi::v3(&served, group, version)).map(json_bytes)
             }
             _ => None,
         }
     }
+}
+
+/// Kinds whose deletion answers with the deleted object (`ReturnDeletedObject` in `k8s.io/kubernetes/pkg/registry`).
+fn returns_deleted(resource: &Resource) -> bool {
+    matches!(
+        resource.kind.as_str(),
+        "Pod"
+            | "PodTemplate"
+            | "ServiceAccount"
+            | "Service"
+            | "ResourceQuota"
+            | "PersistentVolume"
+            | "PersistentVolumeClaim"
+    ) && resource.custom.is_none()
 }
 
 fn unsupported_patch() -> ApiError {
@@ -306,18 +344,31 @@ fn delete_options(body: &Value, query: &Query) -> Result<Value, ApiError> {
     Ok(options)
 }
 
+/// Reads a body up to its limit. What is beyond is read and dropped within reason, so that the client gets its answer
+/// rather than a closed connection.
+async fn collect(mut body: Body) -> Result<Bytes, ApiError> {
+    let mut bytes = Vec::new();
+    let mut seen = 0;
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|e| ApiError::bad_request(format!("the body could not be read: {e}")))?;
+        let Some(data) = frame.data_ref() else { continue };
+        seen += data.len();
+        if seen <= MAX_BODY_BYTES {
+            bytes.extend_from_slice(data);
+        } else if seen > MAX_DRAIN_BYTES {
+            break;
+        }
+    }
+    if seen > MAX_BODY_BYTES { Err(ApiError::too_large(MAX_BODY_BYTES)) } else { Ok(bytes.into()) }
+}
+
 /// Reads a bounded body as JSON or YAML; for a patch, also its kind.
 async fn read_body(
     body: Body,
     headers: &http::HeaderMap,
     verb: &str,
 ) -> Result<(Value, Option<PatchKind>), ApiError> {
-    let collected = http_body_util::Limited::new(body, MAX_BODY_BYTES).collect().await;
-    let bytes: Bytes = match collected {
-        Ok(collected) => collected.to_bytes(),
-        Err(e) if e.is::<http_body_util::LengthLimitError>() => return Err(ApiError::too_large(MAX_BODY_BYTES)),
-        Err(e) => return Err(ApiError::bad_request(format!("the body could not be read: {e}"))),
-    };
+    let bytes = collect(body).await?;
     let kind = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
     let media = kind.split(';').next().unwrap_or_default().trim();
     let patch = match media {
@@ -325,7 +376,7 @@ async fn read_body(
         "application/merge-patch+json" => Some(PatchKind::Merge),
         "application/strategic-merge-patch+json" => Some(PatchKind::Strategic),
         "application/apply-patch+yaml" => Some(PatchKind::Apply),
-        "" | "application/json" | "application/yaml" | "*/*" => None,
+        "" | "application/json" | "application/yaml" | "*/*" | PROTOBUF => None,
         _ => return Err(ApiError::unsupported_media_type(&["application/json", "application/yaml"])),
     };
     if verb == "patch" && patch.is_none() {
@@ -336,6 +387,13 @@ async fn read_body(
             "delete" | "deletecollection" => Ok((Value::Null, None)),
             _ => Err(ApiError::bad_request("the body is empty")),
         };
+    }
+    if media == PROTOBUF {
+        return protobuf::decode(&bytes).map(|value| (value, None)).map_err(|why| {
+            let mut error = ApiError::unsupported_media_type(&["application/json", "application/yaml"]);
+            error.message = format!("{}: {why}", error.message);
+            error
+        });
     }
     let value = match serde_json::from_slice::<Value>(&bytes) {
         Ok(value) => value,
@@ -353,7 +411,15 @@ async fn read_body(
 
 fn text(content: &'static str) -> Response {
     let mut response = Response::new(Body::from(content));
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    response
+}
+
+fn json_bytes(document: Bytes) -> Response {
+    let mut response = Response::new(Body::from(document));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }
 
@@ -368,7 +434,7 @@ fn answer(code: u16, value: Value, warnings: &[String]) -> Response {
     let mut response = answer_as(code, &value, "application/json");
     for warning in warnings {
         let quoted = warning.replace('\\', "\\\\").replace('"', "\\\"");
-        if let Ok(header) = HeaderValue::from_str(&format!("299 - \"{quoted}\"")) {
+        if let Ok(header) = HeaderValue::from_bytes(format!("299 - \"{quoted}\"").as_bytes()) {
             response.headers_mut().append(header::WARNING, header);
         }
     }

@@ -1,13 +1,38 @@
 //! OpenAPI documents, v2 and v3: what `kubectl explain` reads and what tells clients that the server validates fields.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
+use bytes::Bytes;
+use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
 
 use crate::builtin::definitions::{
     API_VERSION_DESCRIPTION, DEFINITIONS, KIND_DESCRIPTION, OBJECT_META, REF_PREFIX, list_schema,
 };
 use crate::resources::{Resource, Served, api_version};
+
+/// Documents as they were last asked for: megabytes that change only when what is served changes.
+#[derive(Debug, Default)]
+pub(crate) struct Cache(Mutex<HashMap<String, (u64, Bytes)>>);
+
+impl Cache {
+    /// The document of `path` for what is served, made by `make` if it is not known yet.
+    pub(super) fn get(
+        &self,
+        path: &str,
+        served: &Served,
+        make: impl FnOnce() -> Option<Value>,
+    ) -> Option<Bytes> {
+        if let Some((generation, document)) = self.0.lock().get(path)
+            && *generation == served.generation
+        {
+            return Some(document.clone());
+        }
+        let document = Bytes::from(make()?.to_string());
+        self.0.lock().insert(path.to_owned(), (served.generation, document.clone()));
+        Some(document)
+    }
+}
 
 /// Name of a custom kind's definition: the group reversed, as a real server names it.
 fn definition_name(r: &Resource) -> String {
@@ -74,7 +99,9 @@ fn schemas<'a>(resources: impl Iterator<Item = &'a Resource>, all_built_in: bool
 fn collect_refs(schema: &Value, out: &mut Vec<String>) {
     match schema {
         Value::Object(map) => {
-            if let Some(name) = map.get("$ref").and_then(Value::as_str).and_then(|r| r.strip_prefix(REF_PREFIX)) {
+            if let Some(name) =
+                map.get("$ref").and_then(Value::as_str).and_then(|r| r.strip_prefix(REF_PREFIX))
+            {
                 out.push(name.to_owned());
             }
             map.values().for_each(|v| collect_refs(v, out));
@@ -107,7 +134,8 @@ pub fn v3_index(served: &Served) -> Value {
     let mut paths = Map::new();
     for (group, versions) in served.groups() {
         for version in versions {
-            let path = if group.is_empty() { format!("api/{version}") } else { format!("apis/{group}/{version}") };
+            let path =
+                if group.is_empty() { format!("api/{version}") } else { format!("apis/{group}/{version}") };
             let url = format!("/openapi/v3/{path}?hash={}", served.generation);
             paths.insert(path, json!({"serverRelativeURL": url}));
         }
@@ -146,7 +174,9 @@ pub fn v3(served: &Served, group: &str, version: &str) -> Option<Value> {
 fn to_v3(schema: &mut Value) {
     match schema {
         Value::Object(map) => {
-            if let Some(name) = map.get("$ref").and_then(Value::as_str).and_then(|r| r.strip_prefix(REF_PREFIX)) {
+            if let Some(name) =
+                map.get("$ref").and_then(Value::as_str).and_then(|r| r.strip_prefix(REF_PREFIX))
+            {
                 let reference = json!({"$ref": format!("#/components/schemas/{name}")});
                 if map.len() == 1 {
                     *schema = reference;
@@ -171,7 +201,11 @@ fn operations(r: &Resource, v3: bool) -> Vec<(String, Value)> {
     } else {
         format!("/apis/{}", api_version(&r.group, &r.version))
     };
-    let base = if r.namespaced { format!("{base}/namespaces/{{namespace}}/{}", r.plural) } else { format!("{base}/{}", r.plural) };
+    let base = if r.namespaced {
+        format!("{base}/namespaces/{{namespace}}/{}", r.plural)
+    } else {
+        format!("{base}/{}", r.plural)
+    };
     let gvk = json!({"group": r.group, "kind": r.kind, "version": r.version});
     let parameter = |name: &str| match v3 {
         true => json!({"name": name, "in": "query", "schema": {"type": "string", "uniqueItems": true}}),
@@ -193,14 +227,19 @@ fn operations(r: &Resource, v3: bool) -> Vec<(String, Value)> {
             "responses": {"200": {"description": "OK"}},
         });
         if verb == "patch" {
-            let mut types =
-                vec!["application/json-patch+json", "application/merge-patch+json", "application/apply-patch+yaml"];
+            let mut types = vec![
+                "application/json-patch+json",
+                "application/merge-patch+json",
+                "application/apply-patch+yaml",
+            ];
             if r.custom.is_none() {
                 // kubectl chooses its patch by this: custom resources know no strategic merge.
                 types.push("application/strategic-merge-patch+json");
             }
             match v3 {
-                true => op["requestBody"] = json!({"content": types.iter().map(|t| ((*t).to_owned(), json!({"schema": {"type": "object"}}))).collect::<Map<_, _>>()}),
+                true => {
+                    op["requestBody"] = json!({"content": types.iter().map(|t| ((*t).to_owned(), json!({"schema": {"type": "object"}}))).collect::<Map<_, _>>()})
+                }
                 false => op["consumes"] = json!(types),
             }
         }

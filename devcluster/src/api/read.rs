@@ -14,7 +14,7 @@ use super::write::present;
 use crate::resources::Resource;
 use crate::selector::{Fields, Labels};
 use crate::server::status::ApiError;
-use crate::store::{Change, ChangeKind, Stored};
+use crate::store::{Change, ChangeKind, Expired, Stored};
 use crate::table::{self, IncludeObject};
 
 /// Which objects are wanted.
@@ -35,7 +35,11 @@ impl Selection {
         let labels = Labels::parse(query.get("labelSelector").unwrap_or_default()).map_err(bad)?;
         let mut text = query.get("fieldSelector").unwrap_or_default().to_owned();
         if !name.is_empty() {
-            text = if text.is_empty() { format!("metadata.name={name}") } else { format!("{text},metadata.name={name}") };
+            text = if text.is_empty() {
+                format!("metadata.name={name}")
+            } else {
+                format!("{text},metadata.name={name}")
+            };
         }
         let fields = Fields::parse(&text).map_err(bad)?;
         if let Some(path) = fields.paths().find(|p| !resource.selectable(p)) {
@@ -54,7 +58,8 @@ impl Selection {
                 if resource.api_version() == resource.storage_api_version {
                     self.fields.matches(&stored.value)
                 } else {
-                    self.fields.matches(&stored.value) || self.fields.matches(&present(resource, &stored.value))
+                    self.fields.matches(&stored.value)
+                        || self.fields.matches(&present(resource, &stored.value))
                 }
             })
     }
@@ -142,7 +147,10 @@ impl Cluster {
             }
         };
         let key = |s: &Stored| {
-            (s.meta("namespace").unwrap_or_default().to_owned(), s.meta("name").unwrap_or_default().to_owned())
+            (
+                s.meta("namespace").unwrap_or_default().to_owned(),
+                s.meta("name").unwrap_or_default().to_owned(),
+            )
         };
         let mut matching: Vec<Arc<Stored>> = objects
             .into_iter()
@@ -199,7 +207,13 @@ impl Cluster {
         };
         let timeout = query.number("timeoutSeconds")?.map(Duration::from_secs);
         let (tx, rx) = mpsc::channel(64);
-        let watch = match self.store.watch(&resource.storage, since) {
+        let current = self.store.revision();
+        let opened = match since {
+            // A version of the future is one of an earlier life of this API, whose history is gone.
+            Some(asked) if asked > current => Err(Expired { asked, oldest: current }),
+            _ => self.store.watch(&resource.storage, since),
+        };
+        let watch = match opened {
             Ok(watch) => watch,
             Err(expired) => {
                 let error = ApiError::expired(expired).to_json();
@@ -210,31 +224,39 @@ impl Cluster {
         };
         let resource = Arc::clone(resource);
         let clock = Arc::clone(&self.clock);
+        let registry = Arc::clone(&self.registry);
         tokio::spawn(async move {
-            let deadline = timeout.map(|t| tokio::time::Instant::now() + t);
+            let deadline = timeout.and_then(|t| tokio::time::Instant::now().checked_add(t));
             let mut watch = watch;
-            let show = |kind: &str, stored: &Stored| {
-                event_line(kind, showing.one(&resource, present(&resource, &stored.value), clock()))
+            let mut first = true;
+            let mut show = |kind: &str, value: &Value| {
+                let mut shown = showing.one(&resource, present(&resource, value), clock());
+                if showing.form == Form::Table && !std::mem::take(&mut first) {
+                    // A watch names its columns once.
+                    shown["columnDefinitions"] = Value::Null;
+                }
+                event_line(kind, shown)
             };
             let mut last = watch.revision;
             if let Some(initial) = watch.initial.take() {
                 for stored in initial.iter().filter(|s| selection.matches(&resource, s)) {
-                    if tx.send(show("ADDED", stored)).await.is_err() {
+                    if tx.send(show("ADDED", &stored.value)).await.is_err() {
                         return;
                     }
                 }
-                if send_initial && tx.send(bookmark(&resource, last, true)).await.is_err() {
+                if send_initial && tx.send(bookmark(&resource, showing.form, last, true)).await.is_err() {
                     return;
                 }
             }
             for change in std::mem::take(&mut watch.backlog) {
                 last = change.revision;
-                if let Some(line) = translate(&resource, &selection, &change, &show)
+                if let Some(line) = translate(&resource, &selection, &change, &mut show)
                     && tx.send(line).await.is_err()
                 {
                     return;
                 }
             }
+            let mut changed = registry.changes();
             let mut tick = tokio::time::interval(Duration::from_secs(30));
             tick.tick().await;
             loop {
@@ -248,7 +270,7 @@ impl Cluster {
                     change = watch.changes.recv() => match change {
                         Some(change) => {
                             last = change.revision;
-                            if let Some(line) = translate(&resource, &selection, &change, &show)
+                            if let Some(line) = translate(&resource, &selection, &change, &mut show)
                                 && tx.send(line).await.is_err()
                             {
                                 return;
@@ -263,14 +285,21 @@ impl Cluster {
                     },
                     () = timed_out => {
                         if bookmarks {
-                            let _ = tx.send(bookmark(&resource, last, false)).await;
+                            let _ = tx.send(bookmark(&resource, showing.form, last, false)).await;
                         }
                         return;
                     }
                     () = stop.cancelled() => return,
+                    Ok(()) = changed.changed() => {
+                        // As on a real server, a changed definition ends the watches of its objects.
+                        let still = registry.served().find(&resource.group, &resource.version, &resource.plural).is_some_and(|now| Arc::ptr_eq(now, &resource));
+                        if !still {
+                            return;
+                        }
+                    }
                     () = tx.closed() => return,
                     _ = tick.tick() => {
-                        if bookmarks && tx.send(bookmark(&resource, last, false)).await.is_err() {
+                        if bookmarks && tx.send(bookmark(&resource, showing.form, last, false)).await.is_err() {
                             return;
                         }
                     }
@@ -286,17 +315,22 @@ fn translate(
     resource: &Resource,
     selection: &Selection,
     change: &Change,
-    show: &impl Fn(&str, &Stored) -> Bytes,
+    show: &mut impl FnMut(&str, &Value) -> Bytes,
 ) -> Option<Bytes> {
     let was = change.previous.as_ref().is_some_and(|p| selection.matches(resource, p));
     let is = selection.matches(resource, &change.object);
+    let value = &change.object.value;
     match (change.kind, was, is) {
-        (ChangeKind::Deleted, true, _) | (ChangeKind::Deleted, false, true) => Some(show("DELETED", &change.object)),
-        (ChangeKind::Deleted, false, false) => None,
-        (_, false, true) => Some(show("ADDED", &change.object)),
-        (_, true, true) => Some(show("MODIFIED", &change.object)),
-        (_, true, false) => Some(show("DELETED", &change.object)),
-        (_, false, false) => None,
+        (ChangeKind::Deleted, false, false) | (_, false, false) => None,
+        (ChangeKind::Deleted, _, _) => Some(show("DELETED", value)),
+        (_, false, true) => Some(show("ADDED", value)),
+        (_, true, true) => Some(show("MODIFIED", value)),
+        (_, true, false) => {
+            // The watcher is shown the object as it last matched, at the version that ended the match.
+            let mut last = change.previous.as_ref().map_or_else(|| value.clone(), |p| p.value.clone());
+            last["metadata"]["resourceVersion"] = change.revision.to_string().into();
+            Some(show("DELETED", &last))
+        }
     }
 }
 
@@ -306,12 +340,23 @@ fn event_line(kind: &str, object: Value) -> Bytes {
     Bytes::from(line)
 }
 
-fn bookmark(resource: &Resource, revision: u64, initial_end: bool) -> Bytes {
+fn bookmark(resource: &Resource, form: Form, revision: u64, initial_end: bool) -> Bytes {
     let mut meta = json!({"resourceVersion": revision.to_string(), "creationTimestamp": null});
     if initial_end {
         meta["annotations"] = json!({"k8s.io/initial-events-end": "true"});
     }
-    event_line("BOOKMARK", json!({"kind": resource.kind, "apiVersion": resource.api_version(), "metadata": meta}))
+    let object = match form {
+        Form::Object => {
+            json!({"kind": resource.kind, "apiVersion": resource.api_version(), "metadata": meta})
+        }
+        Form::Metadata => {
+            json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": meta})
+        }
+        Form::Table => json!({
+            "kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": meta, "columnDefinitions": null, "rows": [],
+        }),
+    };
+    event_line("BOOKMARK", object)
 }
 
 fn write_token(revision: u64, key: &(String, String)) -> String {

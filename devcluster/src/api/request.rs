@@ -23,11 +23,7 @@ pub struct Target {
 
 /// Reads a resource path (`/api/v1/…`, `/apis/GROUP/VERSION/…`); `None` for any other.
 pub fn target(path: &str) -> Option<Target> {
-    let parts: Vec<String> = path
-        .trim_matches('/')
-        .split('/')
-        .map(|p| percent_decode(p))
-        .collect();
+    let parts: Vec<String> = path.trim_matches('/').split('/').map(percent_decode).collect();
     let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
     let (group, version, rest) = match parts.as_slice() {
         ["api", version, rest @ ..] => ("", *version, rest),
@@ -164,7 +160,7 @@ pub fn verb(method: &Method, target: &Target, watch: bool) -> Option<&'static st
         Method::GET | Method::HEAD if collection && watch => "watch",
         Method::GET | Method::HEAD if collection => "list",
         Method::GET | Method::HEAD => "get",
-        Method::POST => "create",
+        Method::POST if collection || !target.subresource.is_empty() => "create",
         Method::PUT if !collection => "update",
         Method::PATCH if !collection => "patch",
         Method::DELETE if collection => "deletecollection",
@@ -180,7 +176,10 @@ mod tests {
     #[test]
     fn paths_name_targets() {
         let t = target("/apis/plimsoll.dev/v1alpha1/namespaces/default/modelpools/chat/status").unwrap();
-        assert_eq!((t.group.as_str(), t.namespace.as_str(), t.name.as_str(), t.subresource.as_str()), ("plimsoll.dev", "default", "chat", "status"));
+        assert_eq!(
+            (t.group.as_str(), t.namespace.as_str(), t.name.as_str(), t.subresource.as_str()),
+            ("plimsoll.dev", "default", "chat", "status")
+        );
         let t = target("/api/v1/namespaces/x").unwrap();
         assert_eq!((t.plural.as_str(), t.name.as_str()), ("namespaces", "x"));
         let t = target("/api/v1/namespaces/x/pods").unwrap();

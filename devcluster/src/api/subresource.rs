@@ -8,13 +8,15 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::read::Showing;
-use super::request::Target;
+use super::request::{Query, Target};
 use super::write::{PatchKind, WriteOptions, present};
 use super::{Cluster, answer, unsupported_patch};
+use crate::gvk::GroupKind;
 use crate::patch;
 use crate::resources::{Resource, ScalePaths};
-use crate::server::status::ApiError;
-use crate::store::ObjectKey;
+use crate::selector::Labels;
+use crate::server::status::{ApiError, Cause};
+use crate::store::{GroupResource, ObjectKey};
 
 impl Cluster {
     /// Answers a request to a subresource that the resource has, with a verb it allows.
@@ -27,6 +29,7 @@ impl Cluster {
         target: &Target,
         verb: &str,
         headers: &HeaderMap,
+        query: &Query,
         body: Value,
         options: &WriteOptions,
         showing: Showing,
@@ -38,7 +41,7 @@ impl Cluster {
             self.store.get(&key).ok_or_else(|| ApiError::not_found(&resource.group_resource(), &key.name))?;
         match (target.subresource.as_str(), verb) {
             ("log", _) => {
-                let log = self.logs.read().read(namespace, &key.name).unwrap_or_default();
+                let log = self.log(&current.value, query)?;
                 let mut response = Response::new(axum::body::Body::from(log));
                 response
                     .headers_mut()
@@ -48,10 +51,19 @@ impl Cluster {
             ("binding", _) => self.bind(resource, &key, &body, options),
             ("eviction", _) => {
                 let delete = body.get("deleteOptions").cloned().unwrap_or_else(|| json!({}));
-                self.delete(resource, &key, &delete, options.dry_run, now)?;
-                Ok(answer(201, json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"}), &[]))
+                self.check_budgets(&current.value)?;
+                let dry_run = options.dry_run || delete["dryRun"] == json!(["All"]);
+                self.delete(resource, &key, &delete, dry_run, now)?;
+                Ok(answer(
+                    201,
+                    json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"}),
+                    &[],
+                ))
             }
             ("finalize", _) => {
+                if options.dry_run {
+                    return Ok(answer(200, current.value.clone(), &[]));
+                }
                 let stored = self
                     .store
                     .update(&key, |object| {
@@ -72,29 +84,137 @@ impl Cluster {
                     None if verb == "patch" => return Err(unsupported_patch()),
                     None => body,
                 };
+                let asked = wanted["metadata"]["resourceVersion"].as_str().filter(|v| !v.is_empty());
+                if asked.is_some_and(|v| v != current.revision.to_string()) {
+                    return Err(ApiError::modified(&resource.group_resource(), &key.name));
+                }
                 let replicas = match &wanted["spec"]["replicas"] {
                     Value::Null => 0,
-                    value => value
-                        .as_i64()
-                        .filter(|r| *r >= 0)
-                        .ok_or_else(|| ApiError::bad_request("spec.replicas must be 0 or more"))?,
+                    value => value.as_i64().ok_or_else(|| {
+                        ApiError::bad_request(format!("spec.replicas must be a whole number, not {value}"))
+                    })?,
                 };
+                if replicas < 0 {
+                    let why = "must be greater than or equal to 0";
+                    let cause = Cause::invalid("spec.replicas", &replicas.into(), why);
+                    let kind = GroupKind::new("autoscaling", "Scale");
+                    return Err(ApiError::invalid(&kind, &key.name, vec![cause]));
+                }
                 let paths = scale_paths(resource)?;
-                let change = nested(&paths.spec, replicas.into());
-                let written = self.patch(resource, &key, None, &PatchKind::Merge, &change, options)?;
+                let mut change = nested(&paths.spec, replicas.into());
+                if asked.is_some() && verb == "update" {
+                    change["metadata"] = json!({"resourceVersion": asked});
+                }
+                let written =
+                    self.patch(resource, &key, Some("scale"), &PatchKind::Merge, &change, options)?;
                 Ok(answer(200, scale_of(resource, &written.object)?, &written.warnings))
             }
             (_, "get") => Ok(answer(200, showing.one(resource, present(resource, &current.value), now), &[])),
             (name, "update") => {
                 let written = self.replace(resource, &key, Some(name), body, options)?;
-                Ok(answer(200, showing.one(resource, present(resource, &written.object), now), &written.warnings))
+                Ok(answer(
+                    200,
+                    showing.one(resource, present(resource, &written.object), now),
+                    &written.warnings,
+                ))
             }
             (name, _) => {
                 let kind = patch_kind(headers).ok_or_else(unsupported_patch)?;
                 let written = self.patch(resource, &key, Some(name), &kind, &body, options)?;
-                Ok(answer(200, showing.one(resource, present(resource, &written.object), now), &written.warnings))
+                Ok(answer(
+                    200,
+                    showing.one(resource, present(resource, &written.object), now),
+                    &written.warnings,
+                ))
             }
         }
+    }
+
+    /// A pod's log, as much as asked for. `follow` ends where the log ends now.
+    fn log(&self, pod: &Value, query: &Query) -> Result<String, ApiError> {
+        let (namespace, name) = (&pod["metadata"]["namespace"], &pod["metadata"]["name"]);
+        let (namespace, name) = (namespace.as_str().unwrap_or_default(), name.as_str().unwrap_or_default());
+        let containers: Vec<&str> = ["containers", "initContainers"]
+            .iter()
+            .flat_map(|list| pod["spec"][list].as_array().into_iter().flatten())
+            .filter_map(|c| c["name"].as_str())
+            .collect();
+        let container = query.get("container").or_else(|| containers.first().copied()).unwrap_or_default();
+        if !containers.contains(&container) {
+            return Err(ApiError::bad_request(format!("container {container} is not valid for pod {name}")));
+        }
+        let tail = query.number("tailLines")?;
+        let limit = query.number("limitBytes")?;
+        let Some(log) = self.logs.read().read(namespace, name) else {
+            let waiting = &pod["status"]["containerStatuses"][0]["state"]["waiting"]["reason"];
+            let reason = waiting.as_str().unwrap_or("ContainerCreating");
+            return Err(ApiError::bad_request(format!(
+                "container {container:?} in pod {name:?} is waiting to start: {reason}"
+            )));
+        };
+        let mut out = match tail {
+            Some(lines) => {
+                let all: Vec<&str> = log.split_inclusive('\n').collect();
+                all[all.len().saturating_sub(usize::try_from(lines).unwrap_or(usize::MAX))..].concat()
+            }
+            None => log,
+        };
+        if let Some(limit) = limit.and_then(|l| usize::try_from(l).ok()).filter(|l| *l < out.len()) {
+            let end = (0..=limit).rev().find(|i| out.is_char_boundary(*i)).unwrap_or(0);
+            out.truncate(end);
+        }
+        Ok(out)
+    }
+
+    /// Whether the disruption budgets that cover a pod let it go. Pods that serve nothing may always go.
+    fn check_budgets(&self, pod: &Value) -> Result<(), ApiError> {
+        let namespace = pod["metadata"]["namespace"].as_str().unwrap_or_default();
+        let serves = |pod: &Value| {
+            pod["metadata"]["deletionTimestamp"].is_null()
+                && pod["status"]["conditions"]
+                    .as_array()
+                    .is_some_and(|all| all.iter().any(|c| c["type"] == "Ready" && c["status"] == "True"))
+        };
+        if !serves(pod) {
+            return Ok(());
+        }
+        let (budgets, _) =
+            self.store.list(&GroupResource::new("policy", "poddisruptionbudgets"), Some(namespace));
+        let covering: Vec<_> = budgets
+            .iter()
+            .filter_map(|b| Some((b, Labels::from_label_selector(&b.value["spec"]["selector"]).ok()?)))
+            .filter(|(_, labels)| labels.matches(pod))
+            .collect();
+        if covering.len() > 1 {
+            return Err(ApiError::internal(
+                "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.",
+            ));
+        }
+        let Some((budget, labels)) = covering.first() else { return Ok(()) };
+        let (pods, _) = self.store.list(&GroupResource::new("", "pods"), Some(namespace));
+        let covered: Vec<_> = pods.iter().filter(|p| labels.matches(&p.value)).collect();
+        let healthy = covered.iter().filter(|p| serves(&p.value)).count() as i64;
+        let expected = covered.len() as i64;
+        let spec = &budget.value["spec"];
+        let wanted =
+            match (scaled(&spec["minAvailable"], expected), scaled(&spec["maxUnavailable"], expected)) {
+                (Some(least), _) => least,
+                (None, Some(most)) => (expected - most).max(0),
+                (None, None) => return Ok(()),
+            };
+        if healthy > wanted {
+            return Ok(());
+        }
+        let cause = Cause {
+            reason: "DisruptionBudget".into(),
+            message: format!(
+                "The disruption budget {} needs {wanted} healthy pods and has {healthy} currently",
+                budget.meta("name").unwrap_or_default()
+            ),
+            field: String::new(),
+        };
+        let message = "Cannot evict pod as it would violate the pod's disruption budget.";
+        Err(ApiError::too_many_requests(message, cause))
     }
 
     fn bind(
@@ -110,6 +230,16 @@ impl Cluster {
             .ok_or_else(|| ApiError::bad_request("binding needs target.name"))?;
         let at = options.now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
         let mut bound_to = None;
+        let current =
+            self.store.get(key).ok_or_else(|| ApiError::not_found(&resource.group_resource(), &key.name))?;
+        if current.meta("deletionTimestamp").is_some() {
+            let why = format!("pod {} is being deleted, cannot be assigned to a host", key.name);
+            return Err(ApiError::conflict(&resource.group_resource(), &key.name, &why));
+        }
+        if options.dry_run {
+            let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201});
+            return Ok(answer(201, status, &[]));
+        }
         self.store
             .update(key, |pod| {
                 if let Some(already) = pod["spec"]["nodeName"].as_str().filter(|n| !n.is_empty()) {
@@ -144,6 +274,15 @@ impl Cluster {
     }
 }
 
+/// A number of pods, or a share of `of`, rounded up.
+fn scaled(value: &Value, of: i64) -> Option<i64> {
+    if let Some(number) = value.as_i64() {
+        return Some(number);
+    }
+    let percent: i64 = value.as_str()?.strip_suffix('%')?.parse().ok()?;
+    Some((percent.clamp(0, 100) * of + 99) / 100)
+}
+
 fn patch_kind(headers: &HeaderMap) -> Option<PatchKind> {
     let media = headers.get(header::CONTENT_TYPE)?.to_str().ok()?.split(';').next()?.trim();
     Some(match media {
@@ -158,7 +297,11 @@ fn patch_kind(headers: &HeaderMap) -> Option<PatchKind> {
 fn scale_paths(resource: &Resource) -> Result<ScalePaths, ApiError> {
     match &resource.custom {
         Some(custom) => custom.scale.clone().ok_or_else(ApiError::no_resource),
-        None => Ok(ScalePaths { spec: ".spec.replicas".into(), status: ".status.replicas".into(), selector: None }),
+        None => Ok(ScalePaths {
+            spec: ".spec.replicas".into(),
+            status: ".status.replicas".into(),
+            selector: None,
+        }),
     }
 }
 
@@ -178,6 +321,11 @@ fn nested(path: &str, value: Value) -> Value {
 fn scale_of(resource: &Resource, object: &Value) -> Result<Value, ApiError> {
     let paths = scale_paths(resource)?;
     let meta = &object["metadata"];
+    let replicas = lookup(object, &paths.spec);
+    if replicas.is_null() && resource.custom.is_some() {
+        return Err(ApiError::internal(format!("the spec replicas field {:?} does not exist", paths.spec)));
+    }
+    let replicas = replicas.as_i64().unwrap_or(0);
     let mut status = json!({"replicas": lookup(object, &paths.status).as_i64().unwrap_or(0)});
     let selector = match &paths.selector {
         Some(path) => lookup(object, path).as_str().map(str::to_owned),
@@ -198,7 +346,7 @@ fn scale_of(resource: &Resource, object: &Value) -> Result<Value, ApiError> {
             "name": meta["name"], "namespace": meta["namespace"], "uid": meta["uid"],
             "resourceVersion": meta["resourceVersion"], "creationTimestamp": meta["creationTimestamp"],
         },
-        "spec": {"replicas": lookup(object, &paths.spec).as_i64().unwrap_or(0)},
+        "spec": {"replicas": replicas},
         "status": status,
     }))
 }

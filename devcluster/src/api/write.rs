@@ -10,7 +10,9 @@ use crate::builtin::{decode, defaults, events, validate};
 use crate::patch;
 use crate::resources::{CRD_FINALIZER, Resource};
 use crate::server::status::{ApiError, Cause};
-use crate::store::{CommitError, Expected, GroupResource, ObjectKey, Stored, bump_generation, resource_version};
+use crate::store::{
+    CommitError, Expected, GroupResource, ObjectKey, Stored, bump_generation, resource_version,
+};
 
 /// How a write is to be done.
 #[derive(Debug, Clone)]
@@ -79,22 +81,30 @@ impl Cluster {
     ) -> Result<Written, ApiError> {
         self.check_type(resource, &object)?;
         self.set_namespace(resource, namespace, &mut object)?;
+        if resource_version(&object).is_some_and(|v| v != 0) {
+            return Err(ApiError::version_on_create());
+        }
         let name = name_of(&mut object)?;
         self.check_namespace(resource, namespace, &name)?;
+        self.check_definition(resource)?;
         let meta = object_meta(&mut object)?;
         meta.remove("resourceVersion");
         meta.remove("deletionTimestamp");
         meta.remove("deletionGracePeriodSeconds");
         meta.remove("selfLink");
         meta.insert("uid".into(), new_uid().into());
-        meta.insert("creationTimestamp".into(), options.now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string().into());
+        meta.insert(
+            "creationTimestamp".into(),
+            options.now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string().into(),
+        );
         meta.insert("generation".into(), 1.into());
-        if resource.has_status() && resource.storage != GroupResource::new("", "pods") {
+        if drops_status(resource) {
             object.as_object_mut().map(|o| o.remove("status"));
         }
         let mut warnings = Vec::new();
         let object = self.admit(resource, object, None, None, options, &mut warnings)?;
-        let object = apply::track_update(None, &object, &options.manager, None, options.now, &resource.typing);
+        let object =
+            apply::track_update(None, &object, &options.manager, None, options.now, &resource.typing);
         self.store_new(resource, namespace, &name, object, options, warnings)
     }
 
@@ -146,10 +156,19 @@ impl Cluster {
         }
         let current =
             self.store.get(key).ok_or_else(|| ApiError::not_found(&resource.group_resource(), &key.name))?;
-        if let Some(asked) = resource_version(&object)
-            && asked != current.revision
-        {
-            return Err(ApiError::modified(&resource.group_resource(), &key.name));
+        match resource_version(&object) {
+            Some(asked) if asked != 0 && asked != current.revision => {
+                return Err(ApiError::modified(&resource.group_resource(), &key.name));
+            }
+            None | Some(0) if needs_version(resource) => {
+                let cause = Cause {
+                    reason: "FieldValueInvalid".into(),
+                    message: "Invalid value: 0x0: must be specified for an update".into(),
+                    field: "metadata.resourceVersion".into(),
+                };
+                return Err(ApiError::invalid(&resource.group_kind(), &key.name, vec![cause]));
+            }
+            _ => {}
         }
         check_uid(resource, &object, &current, &key.name)?;
         self.write_over(resource, key, subresource, object, &current, options, Tracked::No)
@@ -173,14 +192,18 @@ impl Cluster {
             let result = match kind {
                 PatchKind::Apply => self.apply(resource, key, subresource, body, current.as_deref(), options),
                 _ => {
-                    let current = current
-                        .ok_or_else(|| ApiError::not_found(&resource.group_resource(), &key.name))?;
+                    let current =
+                        current.ok_or_else(|| ApiError::not_found(&resource.group_resource(), &key.name))?;
                     self.patch_once(resource, key, subresource, kind, body, &current, options)
                 }
             };
             match result {
                 // Another writer was faster and the patch does not insist on a version: try on the newer object.
-                Err(e) if e.code == 409 && e.reason == "Conflict" && e.causes.is_empty() && body["metadata"]["resourceVersion"].is_null() => {}
+                Err(e)
+                    if e.code == 409
+                        && e.reason == "Conflict"
+                        && e.causes.is_empty()
+                        && body["metadata"]["resourceVersion"].is_null() => {}
                 done => return done,
             }
         }
@@ -263,6 +286,7 @@ impl Cluster {
                 {
                     return Err(ApiError::modified(&resource.group_resource(), &key.name));
                 }
+                check_uid(resource, &config, current, &key.name)?;
                 if live.as_ref() == Some(&merged) {
                     return Ok(Written { object: current.value.clone(), created: false, warnings });
                 }
@@ -271,11 +295,16 @@ impl Cluster {
                 written.warnings.splice(0..0, warnings);
                 Ok(written)
             }
-            None if subresource.is_some() => {
-                Err(ApiError::not_found(&resource.group_resource(), &key.name))
-            }
+            None if subresource.is_some() => Err(ApiError::not_found(&resource.group_resource(), &key.name)),
             None => {
+                if let Some(uid) = config["metadata"]["uid"].as_str().filter(|u| !u.is_empty()) {
+                    let why = format!(
+                        "uid mismatch: the provided object specified uid {uid}, and no existing object was found"
+                    );
+                    return Err(ApiError::conflict(&resource.group_resource(), &key.name, &why));
+                }
                 self.check_namespace(resource, &key.namespace, &key.name)?;
+                self.check_definition(resource)?;
                 let mut object = merged;
                 let meta = object_meta(&mut object)?;
                 meta.insert("uid".into(), new_uid().into());
@@ -284,7 +313,7 @@ impl Cluster {
                     options.now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string().into(),
                 );
                 meta.insert("generation".into(), 1.into());
-                if resource.has_status() {
+                if drops_status(resource) {
                     object.as_object_mut().map(|o| o.remove("status"));
                 }
                 let object = self.admit(resource, object, None, None, options, &mut warnings)?;
@@ -305,6 +334,10 @@ impl Cluster {
         tracked: Tracked,
     ) -> Result<Written, ApiError> {
         let before = present(resource, &current.value);
+        if !object.is_object() {
+            return Err(ApiError::unprocessable("the patch leaves no object"));
+        }
+        object_meta(&mut object)?;
         if before["kind"] != object["kind"] && !object["kind"].is_null() {
             return Err(ApiError::bad_request("an object's kind cannot change"));
         }
@@ -312,7 +345,10 @@ impl Cluster {
         keep_system_fields(&before, &mut object);
         let mut warnings = Vec::new();
         let mut object = self.admit(resource, object, Some(&before), subresource, options, &mut warnings)?;
-        if subresource != Some("status") && spec_of(&object) != spec_of(&before) && counts_generations(resource) {
+        if subresource != Some("status")
+            && spec_of(&object) != spec_of(&before)
+            && counts_generations(resource)
+        {
             bump_generation(&mut object);
         }
         if matches!(tracked, Tracked::No) {
@@ -325,12 +361,26 @@ impl Cluster {
                 &resource.typing,
             );
         }
+        check_finalizers(resource, &key.name, &before, &object)?;
         let object = to_storage(resource, object);
         if object == current.value || same_but_version(&object, &current.value) {
             return Ok(Written { object: current.value.clone(), created: false, warnings });
         }
         if options.dry_run {
             return Ok(Written { object, created: false, warnings });
+        }
+        if ends(resource, &object) {
+            // The last finalizer is gone: this write is the object's end.
+            let mut last = object;
+            let stored = self
+                .store
+                .commit(key, Expected::Revision(current.revision), None)
+                .map_err(|e| commit_error(&e, resource, &key.name))?;
+            last["metadata"]["resourceVersion"] = stored.revision.to_string().into();
+            if resource.kind == "CustomResourceDefinition" {
+                self.registry.undefine(&key.name);
+            }
+            return Ok(Written { object: last, created: false, warnings });
         }
         let stored = self
             .store
@@ -462,7 +512,12 @@ impl Cluster {
         Ok(())
     }
 
-    fn set_namespace(&self, resource: &Resource, namespace: &str, object: &mut Value) -> Result<(), ApiError> {
+    fn set_namespace(
+        &self,
+        resource: &Resource,
+        namespace: &str,
+        object: &mut Value,
+    ) -> Result<(), ApiError> {
         object["apiVersion"] = resource.api_version().into();
         object["kind"] = resource.kind.clone().into();
         let meta = object_meta(object)?;
@@ -495,6 +550,19 @@ impl Cluster {
         Ok(())
     }
 
+    /// A definition that is being deleted takes no new objects.
+    fn check_definition(&self, resource: &Resource) -> Result<(), ApiError> {
+        if resource.custom.is_none() {
+            return Ok(());
+        }
+        let definitions = GroupResource::new("apiextensions.k8s.io", "customresourcedefinitions");
+        let key = ObjectKey::new(definitions, "", resource.storage.to_string());
+        match self.store.get(&key) {
+            Some(crd) if crd.meta("deletionTimestamp").is_some() => Err(ApiError::definition_terminating()),
+            _ => Ok(()),
+        }
+    }
+
     fn after_write(&self, resource: &Resource, stored: &Stored) {
         if resource.kind == "CustomResourceDefinition"
             && stored.meta("deletionTimestamp").is_none()
@@ -504,97 +572,6 @@ impl Cluster {
             tracing::error!(?causes, "a checked definition was refused");
         }
     }
-
-    /// Deletes an object: at once, or by marking it where finalizers or a grace period hold it.
-    ///
-    /// # Errors
-    /// 404 if it is not there, 409 if a precondition fails.
-    pub fn delete(
-        &self,
-        resource: &Resource,
-        key: &ObjectKey,
-        options: &Value,
-        dry_run: bool,
-        now: Timestamp,
-    ) -> Result<Deletion, ApiError> {
-        let gone = || ApiError::not_found(&resource.group_resource(), &key.name);
-        loop {
-            let current = self.store.get(key).ok_or_else(gone)?;
-            let wanted = &options["preconditions"];
-            if wanted["uid"].as_str().is_some_and(|uid| Some(uid) != current.meta("uid")) {
-                let why = format!(
-                    "Precondition failed: UID in precondition: {}, UID in object meta: {}",
-                    wanted["uid"].as_str().unwrap_or_default(),
-                    current.meta("uid").unwrap_or_default()
-                );
-                return Err(ApiError::conflict(&resource.group_resource(), &key.name, &why));
-            }
-            if wanted["resourceVersion"].as_str().is_some_and(|v| v != current.revision.to_string()) {
-                return Err(ApiError::modified(&resource.group_resource(), &key.name));
-            }
-            let mut value = current.value.clone();
-            let grace = grace_seconds(resource, &value, options);
-            let propagation = options["propagationPolicy"].as_str().unwrap_or_default();
-            let finalizer = match propagation {
-                "Foreground" => Some("foregroundDeletion"),
-                "Orphan" => Some("orphan"),
-                _ => None,
-            };
-            let mut finalizers: Vec<Value> =
-                value["metadata"]["finalizers"].as_array().cloned().unwrap_or_default();
-            if let Some(finalizer) = finalizer
-                && !finalizers.iter().any(|f| f == finalizer)
-                && !self.store.dependents(current.meta("uid").unwrap_or_default()).is_empty()
-            {
-                finalizers.push(finalizer.into());
-            }
-            let namespace_held = resource.kind == "Namespace";
-            let held = !finalizers.is_empty() || grace > 0 || namespace_held;
-            let marked = !value["metadata"]["deletionTimestamp"].is_null();
-            if dry_run {
-                return Ok(Deletion::Marked(current.value.clone()));
-            }
-            let next = if held {
-                let left = value["metadata"]["deletionGracePeriodSeconds"].as_i64().unwrap_or(i64::MAX);
-                if marked && grace >= left && value["metadata"]["finalizers"].as_array().map_or(0, Vec::len) == finalizers.len() {
-                    return Ok(Deletion::Marked(current.value.clone()));
-                }
-                let at = now + jiff::SignedDuration::from_secs(grace);
-                let meta = object_meta(&mut value)?;
-                if !marked || grace < left {
-                    meta.insert("deletionTimestamp".into(), at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string().into());
-                    meta.insert("deletionGracePeriodSeconds".into(), grace.into());
-                }
-                if !finalizers.is_empty() {
-                    meta.insert("finalizers".into(), finalizers.into());
-                }
-                if !marked && counts_generations(resource) {
-                    bump_generation(&mut value);
-                }
-                if namespace_held {
-                    value["status"]["phase"] = "Terminating".into();
-                }
-                Some(value)
-            } else {
-                None
-            };
-            match self.store.commit(key, Expected::Revision(current.revision), next) {
-                Ok(stored) if held => return Ok(Deletion::Marked(stored.value.clone())),
-                Ok(stored) => return Ok(Deletion::Gone(stored.value.clone())),
-                Err(CommitError::Conflict(_)) => {}
-                Err(_) => return Err(gone()),
-            }
-        }
-    }
-}
-
-/// What a delete did.
-#[derive(Debug, Clone)]
-pub enum Deletion {
-    /// The object is gone; its last state.
-    Gone(Value),
-    /// The object is marked and waits.
-    Marked(Value),
 }
 
 /// Whether `managedFields` are up to date already.
@@ -603,25 +580,52 @@ enum Tracked {
     Already,
 }
 
-fn grace_seconds(resource: &Resource, object: &Value, options: &Value) -> i64 {
-    if resource.storage != GroupResource::new("", "pods") {
-        return 0;
-    }
-    // A pod that no kubelet has seen goes at once, and so does one that has ended.
-    let bound = object["spec"]["nodeName"].as_str().is_some_and(|n| !n.is_empty());
-    let ended = matches!(object["status"]["phase"].as_str(), Some("Succeeded" | "Failed"));
-    if !bound || ended {
-        return 0;
-    }
-    options["gracePeriodSeconds"]
-        .as_i64()
-        .or_else(|| object["spec"]["terminationGracePeriodSeconds"].as_i64())
-        .unwrap_or(30)
-        .max(0)
+/// Whether a create starts without status: nodes alone register with theirs.
+fn drops_status(resource: &Resource) -> bool {
+    resource.has_status() && resource.kind != "Node"
 }
 
-fn counts_generations(resource: &Resource) -> bool {
-    resource.custom.is_some() || !matches!(resource.kind.as_str(), "Event" | "Lease" | "ConfigMap" | "Secret" | "Node")
+/// Whether a replacement must name the version it replaces, as the strategies of these kinds demand.
+fn needs_version(resource: &Resource) -> bool {
+    resource.custom.is_some()
+        || matches!(
+            resource.kind.as_str(),
+            "CustomResourceDefinition" | "Lease" | "PodDisruptionBudget" | "APIService" | "RuntimeClass"
+        )
+}
+
+/// Whether a deleted object has nothing left to wait for. Namespaces wait for what is in them, pods for their kubelet.
+fn ends(resource: &Resource, object: &Value) -> bool {
+    let meta = &object["metadata"];
+    let pod = resource.storage == GroupResource::new("", "pods");
+    !meta["deletionTimestamp"].is_null()
+        && meta["finalizers"].as_array().is_none_or(Vec::is_empty)
+        && resource.kind != "Namespace"
+        && !(pod && meta["deletionGracePeriodSeconds"].as_i64().unwrap_or(0) > 0)
+}
+
+/// An object that is being deleted takes no new finalizers.
+fn check_finalizers(resource: &Resource, name: &str, before: &Value, object: &Value) -> Result<(), ApiError> {
+    if before["metadata"]["deletionTimestamp"].is_null() {
+        return Ok(());
+    }
+    let of = |o: &Value| o["metadata"]["finalizers"].as_array().cloned().unwrap_or_default();
+    let old = of(before);
+    let new: Vec<String> = of(object).iter().filter(|f| !old.contains(f)).map(ToString::to_string).collect();
+    if new.is_empty() {
+        return Ok(());
+    }
+    let why = format!(
+        "no new finalizers can be added if the object is being deleted, found new finalizers []string{{{}}}",
+        new.join(", ")
+    );
+    let cause = Cause::forbidden("metadata.finalizers", &why);
+    Err(ApiError::invalid(&resource.group_kind(), name, vec![cause]))
+}
+
+pub(super) fn counts_generations(resource: &Resource) -> bool {
+    resource.custom.is_some()
+        || !matches!(resource.kind.as_str(), "Event" | "Lease" | "ConfigMap" | "Secret" | "Node")
 }
 
 /// What the generation counts: everything but metadata and status.
@@ -716,7 +720,7 @@ fn same_but_version(a: &Value, b: &Value) -> bool {
     strip(a) == strip(b) && managers(a) == managers(b)
 }
 
-fn object_meta(object: &mut Value) -> Result<&mut Map<String, Value>, ApiError> {
+pub(super) fn object_meta(object: &mut Value) -> Result<&mut Map<String, Value>, ApiError> {
     if object["metadata"].is_null() {
         object["metadata"] = json!({});
     }
@@ -733,7 +737,8 @@ fn name_of(object: &mut Value) -> Result<String, ApiError> {
     const LETTERS: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
     let mut random = rand::rng();
     let suffix: String = (0..5).map(|_| char::from(LETTERS[random.random_range(0..LETTERS.len())])).collect();
-    let name = format!("{}{suffix}", &prefix[..prefix.len().min(58)]);
+    let prefix: String = prefix.chars().take(58).collect();
+    let name = format!("{prefix}{suffix}");
     object["metadata"]["name"] = name.clone().into();
     Ok(name)
 }

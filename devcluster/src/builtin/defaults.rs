@@ -110,7 +110,9 @@ fn pod(object: &mut Value) {
     if let Some(account) = spec.get("serviceAccountName").cloned() {
         set(spec, "serviceAccount", account);
     }
-    for (key, effect) in [("node.kubernetes.io/not-ready", "NoExecute"), ("node.kubernetes.io/unreachable", "NoExecute")] {
+    for (key, effect) in
+        [("node.kubernetes.io/not-ready", "NoExecute"), ("node.kubernetes.io/unreachable", "NoExecute")]
+    {
         let tolerated = spec["tolerations"].as_array().is_some_and(|list| {
             list.iter().any(|t| {
                 (t["key"] == key || t["key"].is_null()) && (t["effect"] == effect || t["effect"].is_null())
@@ -119,7 +121,9 @@ fn pod(object: &mut Value) {
         if !tolerated {
             set(spec, "tolerations", json!([]));
             if let Some(list) = spec["tolerations"].as_array_mut() {
-                list.push(json!({"effect": effect, "key": key, "operator": "Exists", "tolerationSeconds": 300}));
+                list.push(
+                    json!({"effect": effect, "key": key, "operator": "Exists", "tolerationSeconds": 300}),
+                );
             }
         }
     }
@@ -235,7 +239,11 @@ fn stateful_set(object: &mut Value) {
     set(spec, "replicas", 1);
     set(spec, "revisionHistoryLimit", 10);
     set(spec, "podManagementPolicy", "OrderedReady");
-    set(spec, "persistentVolumeClaimRetentionPolicy", json!({"whenDeleted": "Retain", "whenScaled": "Retain"}));
+    set(
+        spec,
+        "persistentVolumeClaimRetentionPolicy",
+        json!({"whenDeleted": "Retain", "whenScaled": "Retain"}),
+    );
     set(spec, "updateStrategy", json!({}));
     let strategy = &mut spec["updateStrategy"];
     set(strategy, "type", "RollingUpdate");

@@ -80,28 +80,71 @@ fn build() -> Definitions {
     let mut generator = SchemaGenerator::default();
     let mut kinds = Vec::new();
     add_all!(
-        generator, kinds, true,
-        core::ConfigMap, core::Endpoints, core::Event, core::LimitRange, core::Namespace, core::Node,
-        core::PersistentVolumeClaim, core::PersistentVolume, core::Pod, core::PodTemplate,
-        core::ReplicationController, core::ResourceQuota, core::Secret, core::ServiceAccount, core::Service,
-        apiregistration::APIService, apps::ControllerRevision, apps::DaemonSet, apps::Deployment,
-        apps::ReplicaSet, apps::StatefulSet, events::Event, batch::CronJob, batch::Job,
-        networking::IngressClass, networking::Ingress, networking::NetworkPolicy,
-        policy::PodDisruptionBudget, rbac::ClusterRoleBinding, rbac::ClusterRole, rbac::RoleBinding, rbac::Role,
-        storage::CSIDriver, storage::CSINode, storage::CSIStorageCapacity, storage::StorageClass,
-        storage::VolumeAttachment, apiextensions::CustomResourceDefinition, scheduling::PriorityClass,
-        coordination::Lease, node::RuntimeClass, discovery::EndpointSlice,
+        generator,
+        kinds,
+        true,
+        core::ConfigMap,
+        core::Endpoints,
+        core::Event,
+        core::LimitRange,
+        core::Namespace,
+        core::Node,
+        core::PersistentVolumeClaim,
+        core::PersistentVolume,
+        core::Pod,
+        core::PodTemplate,
+        core::ReplicationController,
+        core::ResourceQuota,
+        core::Secret,
+        core::ServiceAccount,
+        core::Service,
+        apiregistration::APIService,
+        apps::ControllerRevision,
+        apps::DaemonSet,
+        apps::Deployment,
+        apps::ReplicaSet,
+        apps::StatefulSet,
+        events::Event,
+        batch::CronJob,
+        batch::Job,
+        networking::IngressClass,
+        networking::Ingress,
+        networking::NetworkPolicy,
+        policy::PodDisruptionBudget,
+        rbac::ClusterRoleBinding,
+        rbac::ClusterRole,
+        rbac::RoleBinding,
+        rbac::Role,
+        storage::CSIDriver,
+        storage::CSINode,
+        storage::CSIStorageCapacity,
+        storage::StorageClass,
+        storage::VolumeAttachment,
+        apiextensions::CustomResourceDefinition,
+        scheduling::PriorityClass,
+        coordination::Lease,
+        node::RuntimeClass,
+        discovery::EndpointSlice,
     );
     add_all!(
-        generator, kinds, false,
-        core::Binding, policy::Eviction, autoscaling::Scale, authentication::SelfSubjectReview,
-        authorization::SelfSubjectAccessReview, meta::Status,
+        generator,
+        kinds,
+        false,
+        core::Binding,
+        policy::Eviction,
+        autoscaling::Scale,
+        authentication::SelfSubjectReview,
+        authorization::SelfSubjectAccessReview,
+        meta::Status,
     );
     generator.subschema_for::<meta::DeleteOptions>();
     generator.subschema_for::<meta::ListMeta>();
     generator.subschema_for::<meta::Patch>();
-    let mut schemas: BTreeMap<String, Value> =
-        generator.take_definitions(true).into_iter().map(|(name, schema)| (name, normalise(schema))).collect();
+    let mut schemas: BTreeMap<String, Value> = generator
+        .take_definitions(true)
+        .into_iter()
+        .map(|(name, schema)| (name, normalise(schema)))
+        .collect();
     for ((group, version, kind), name) in &kinds {
         if let Some(item) = name.strip_suffix("List").filter(|_| !schemas.contains_key(name)) {
             let list = list_schema(kind, &json!({"$ref": format!("{REF_PREFIX}{item}")}));

@@ -119,7 +119,9 @@ fn immutable_pod(new: &Value, old: &Value, causes: &mut Vec<Cause>) {
     let strip = |pod: &Value| {
         let mut spec = pod["spec"].clone();
         if let Some(map) = spec.as_object_mut() {
-            for field in ["activeDeadlineSeconds", "terminationGracePeriodSeconds", "tolerations", "schedulingGates"] {
+            for field in
+                ["activeDeadlineSeconds", "terminationGracePeriodSeconds", "tolerations", "schedulingGates"]
+            {
                 map.remove(field);
             }
             // Only the scheduler's first assignment may set it; that goes through the binding subresource.
@@ -146,11 +148,7 @@ fn immutable_pod(new: &Value, old: &Value, causes: &mut Vec<Cause>) {
 fn workload(new: &Value, old: Option<&Value>, causes: &mut Vec<Cause>) {
     let spec = &new["spec"];
     if spec["replicas"].as_i64().is_some_and(|n| n < 0) {
-        causes.push(Cause::invalid(
-            "spec.replicas",
-            &spec["replicas"],
-            "must be greater than or equal to 0",
-        ));
+        causes.push(Cause::invalid("spec.replicas", &spec["replicas"], "must be greater than or equal to 0"));
     }
     let selector = &spec["selector"];
     let empty = |field: &str| {
@@ -158,11 +156,7 @@ fn workload(new: &Value, old: Option<&Value>, causes: &mut Vec<Cause>) {
             && selector[field].as_array().is_none_or(Vec::is_empty)
     };
     if selector.is_object() && empty("matchLabels") && empty("matchExpressions") {
-        causes.push(Cause::invalid(
-            "spec.selector",
-            selector,
-            "empty selector is invalid for deployment",
-        ));
+        causes.push(Cause::invalid("spec.selector", selector, "empty selector is invalid for deployment"));
     } else if let Ok(labels) = crate::selector::Labels::from_label_selector(selector)
         && selector.is_object()
         && !labels.matches(&spec["template"])
@@ -250,11 +244,10 @@ pub fn metadata(kind: &str, meta: &Value) -> Vec<Cause> {
     let name = meta["name"].as_str().unwrap_or_default();
     let why = match kind {
         // RBAC names may be any path segment: `system:node`.
-        "Role" | "ClusterRole" | "RoleBinding" | "ClusterRoleBinding" => (name.contains('/')
-            || name.contains('%')
-            || name == "."
-            || name == "..")
-            .then(|| "may not contain '/' or '%'".to_owned()),
+        "Role" | "ClusterRole" | "RoleBinding" | "ClusterRoleBinding" => {
+            (name.contains('/') || name.contains('%') || name == "." || name == "..")
+                .then(|| "may not contain '/' or '%'".to_owned())
+        }
         "Namespace" | "Service" => dns_label(name),
         _ => dns_subdomain(name),
     };

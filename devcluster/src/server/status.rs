@@ -81,11 +81,11 @@ pub struct ApiError {
     /// What `kubectl` prints.
     pub message: String,
     /// Name of the object at fault.
-    pub name: String,
+    pub name: Box<str>,
     /// Its group.
-    pub group: String,
+    pub group: Box<str>,
     /// Its resource, or its kind for `Invalid`.
-    pub kind: String,
+    pub kind: Box<str>,
     /// Fields at fault.
     pub causes: Vec<Cause>,
     /// Seconds after which a retry may succeed; 0 for none.
@@ -98,17 +98,17 @@ impl ApiError {
             code,
             reason,
             message: message.into(),
-            name: String::new(),
-            group: String::new(),
-            kind: String::new(),
+            name: Box::default(),
+            group: Box::default(),
+            kind: Box::default(),
             causes: Vec::new(),
             retry_after_s: 0,
         }
     }
 
     fn about(mut self, resource: &GroupResource, name: &str) -> Self {
-        self.group = resource.group.clone();
-        self.kind = resource.resource.clone();
+        self.group = resource.group.as_str().into();
+        self.kind = resource.resource.as_str().into();
         self.name = name.into();
         self
     }
@@ -177,8 +177,8 @@ impl ApiError {
             many => format!("[{}]", many.join(", ")),
         };
         let mut error = Self::new(422, "Invalid", format!("{kind} {name:?} is invalid: {all}"));
-        error.group = kind.group.clone();
-        error.kind = kind.kind.clone();
+        error.group = kind.group.as_str().into();
+        error.kind = kind.kind.as_str().into();
         error.name = name.into();
         error.causes = causes;
         error
@@ -201,7 +201,8 @@ impl ApiError {
 
     /// 403 for a create in a namespace that is going away.
     pub fn namespace_terminating(resource: &GroupResource, name: &str, namespace: &str) -> Self {
-        let why = format!("unable to create new content in namespace {namespace} because it is being terminated");
+        let why =
+            format!("unable to create new content in namespace {namespace} because it is being terminated");
         Self::forbidden(resource, name, &why).cause(Cause {
             reason: "NamespaceTerminating".into(),
             message: format!("namespace {namespace} is being terminated"),
@@ -212,6 +213,20 @@ impl ApiError {
     /// 405.
     pub fn method_not_allowed() -> Self {
         Self::new(405, "MethodNotAllowed", "the server does not allow this method on the requested resource")
+    }
+
+    /// 405 for a create of a custom resource whose definition is being deleted.
+    pub fn definition_terminating() -> Self {
+        Self::new(
+            405,
+            "MethodNotAllowed",
+            "create not allowed while custom resource definition is terminating",
+        )
+    }
+
+    /// 500, as a real API server answers it, for a create that names a version.
+    pub fn version_on_create() -> Self {
+        Self::new(500, "InternalError", "resourceVersion should not be set on objects to be created")
     }
 
     /// 406.
@@ -290,7 +305,7 @@ impl ApiError {
         let mut details = Map::new();
         for (field, value) in [("name", &self.name), ("group", &self.group), ("kind", &self.kind)] {
             if !value.is_empty() {
-                details.insert(field.into(), value.clone().into());
+                details.insert(field.into(), value.as_ref().into());
             }
         }
         if !self.causes.is_empty() {

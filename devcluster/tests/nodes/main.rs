@@ -2,14 +2,11 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
 
-mod api;
-
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use api::Api as Fake;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use k8s_openapi::api::core::v1::{Event, Node, Pod};
@@ -18,6 +15,7 @@ use parking_lot::Mutex;
 use plimsoll_devcluster::nodes::{
     NodeHandle, NodeSimulator, NodeSpec, Options, PodExit, PodRuntime, RunningPod, RuntimeError,
 };
+use plimsoll_devcluster::{DevCluster, DevClusterConfig};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -95,7 +93,7 @@ async fn serve(listener: TcpListener, health: watch::Receiver<bool>, requests: A
 }
 
 struct World {
-    fake: Fake,
+    cluster: Option<DevCluster>,
     client: kube::Client,
     toy: Arc<Toy>,
     handle: Option<NodeHandle>,
@@ -121,11 +119,15 @@ fn options() -> Options {
 }
 
 impl World {
-    fn start(nodes: Vec<NodeSpec>) -> Self {
-        let fake = Fake::new();
-        let client = fake.client();
+    async fn start(nodes: Vec<NodeSpec>) -> Self {
+        Self::start_on(nodes, DevClusterConfig::default()).await
+    }
+
+    async fn start_on(nodes: Vec<NodeSpec>, config: DevClusterConfig) -> Self {
+        let cluster = DevCluster::start(config).await.unwrap();
+        let client = cluster.client();
         let toy = Arc::new(Toy::default());
-        let mut world = Self { fake, client, toy, handle: None };
+        let mut world = Self { cluster: Some(cluster), client, toy, handle: None };
         world.boot(nodes);
         world
     }
@@ -213,7 +215,7 @@ fn ready(pod: &Value) -> bool {
 
 #[tokio::test]
 async fn nodes_register_and_pods_run_and_drain() {
-    let world = World::start(vec![spec("n1", 2)]);
+    let world = World::start(vec![spec("n1", 2)]).await;
     let node = world.node("n1", "ready", |n| condition(n, "Ready", "True")).await;
     assert_eq!(node["status"]["allocatable"]["nvidia.com/gpu"], "2");
     assert_eq!(node["metadata"]["labels"]["topology.kubernetes.io/zone"], "zone-a");
@@ -243,7 +245,7 @@ async fn nodes_register_and_pods_run_and_drain() {
 
 #[tokio::test]
 async fn what_does_not_fit_waits_and_says_why() {
-    let world = World::start(vec![spec("n1", 1)]);
+    let world = World::start(vec![spec("n1", 1)]).await;
     world.node("n1", "ready", |n| condition(n, "Ready", "True")).await;
     world.create("a", json!({})).await;
     world.pod("a", "ready", ready).await;
@@ -257,7 +259,7 @@ async fn what_does_not_fit_waits_and_says_why() {
 
 #[tokio::test]
 async fn cordoned_nodes_take_nothing_and_added_ones_do() {
-    let world = World::start(vec![spec("n1", 1)]);
+    let world = World::start(vec![spec("n1", 1)]).await;
     world.node("n1", "ready", |n| condition(n, "Ready", "True")).await;
     let nodes: Api<Node> = Api::all(world.client.clone());
     let cordon = Patch::Merge(json!({"spec": {"unschedulable": true}}));
@@ -278,7 +280,7 @@ async fn cordoned_nodes_take_nothing_and_added_ones_do() {
 
 #[tokio::test]
 async fn readiness_probes_use_real_http() {
-    let world = World::start(vec![spec("n1", 1)]);
+    let world = World::start(vec![spec("n1", 1)]).await;
     let probe =
         json!({"httpGet": {"path": "/health", "port": 8000}, "periodSeconds": 1, "failureThreshold": 1});
     let containers = json!([{"name": "main", "image": "toy", "ports": [{"containerPort": 8000}], "readinessProbe": probe,
@@ -299,7 +301,7 @@ async fn readiness_probes_use_real_http() {
 
 #[tokio::test]
 async fn crashes_restart_with_backoff() {
-    let world = World::start(vec![spec("n1", 1)]);
+    let world = World::start(vec![spec("n1", 1)]).await;
     world.create("a", json!({})).await;
     world.pod("a", "ready", ready).await;
     world.exit("a", 1);
@@ -323,7 +325,7 @@ async fn crashes_restart_with_backoff() {
 
 #[tokio::test]
 async fn restart_policy_never_ends_and_failed_starts_retry() {
-    let world = World::start(vec![spec("n1", 2)]);
+    let world = World::start(vec![spec("n1", 2)]).await;
     world.create("job", json!({"spec": {"restartPolicy": "Never"}})).await;
     world.pod("job", "ready", ready).await;
     world.exit("job", 0);
@@ -342,7 +344,7 @@ async fn restart_policy_never_ends_and_failed_starts_retry() {
 
 #[tokio::test]
 async fn failed_nodes_kill_their_pods_and_recover() {
-    let world = World::start(vec![spec("n1", 1)]);
+    let world = World::start(vec![spec("n1", 1)]).await;
     world.create("a", json!({})).await;
     world.pod("a", "ready", ready).await;
     world.handle().fail_node("n1").await.unwrap();
@@ -373,12 +375,17 @@ async fn failed_nodes_kill_their_pods_and_recover() {
 
 #[tokio::test]
 async fn pods_survive_an_absent_api_and_a_restarted_simulator() {
-    let mut world = World::start(vec![spec("n1", 1)]);
+    let dir = tempfile::tempdir().unwrap();
+    let config = DevClusterConfig { data_dir: Some(dir.path().into()), ..DevClusterConfig::default() };
+    let mut world = World::start_on(vec![spec("n1", 1)], config.clone()).await;
     world.create("a", json!({})).await;
     world.pod("a", "ready", ready).await;
-    world.fake.down.store(true, Ordering::SeqCst);
+    // The API is away for a while and comes back where it was.
+    let cluster = world.cluster.take().unwrap();
+    let listen = cluster.addr();
+    cluster.shutdown().await;
     tokio::time::sleep(Duration::from_millis(600)).await;
-    world.fake.down.store(false, Ordering::SeqCst);
+    world.cluster = Some(DevCluster::start(DevClusterConfig { listen, ..config }).await.unwrap());
     world.node("n1", "ready", |n| condition(n, "Ready", "True")).await;
     assert_eq!(world.toy.starts.load(Ordering::SeqCst), 1, "the pod kept running");
     world.handle.take().unwrap().shutdown().await;
@@ -392,7 +399,7 @@ async fn pods_survive_an_absent_api_and_a_restarted_simulator() {
 
 #[tokio::test]
 async fn forced_deletion_does_not_wait() {
-    let world = World::start(vec![spec("n1", 1)]);
+    let world = World::start(vec![spec("n1", 1)]).await;
     world.create("a", json!({})).await;
     world.pod("a", "ready", ready).await;
     world.pods().delete("a", &DeleteParams::default().grace_period(0)).await.unwrap();
