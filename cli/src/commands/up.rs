@@ -11,6 +11,7 @@ use plimsoll_agent::{Agent, AgentConfig, AgentHandle, AgentMetrics};
 use plimsoll_fleet::NodeName;
 use plimsoll_operator::{Operator, OperatorConfig};
 use plimsoll_scheduler::demand::DemandConfig;
+use plimsoll_scheduler::plan::PlannerConfig;
 use plimsoll_scheduler::planner::EnginePlanner;
 use plimsoll_scheduler::service::{Scheduler, SchedulerConfig, SchedulerHandle, SchedulerMetrics};
 use prometheus_client::registry::Registry;
@@ -120,7 +121,12 @@ async fn start(
                 ..DemandConfig::default()
             },
             metrics: SchedulerMetrics::new(&mut metrics.lock()),
-            ..SchedulerConfig::new(Arc::new(EnginePlanner::default()))
+            ..SchedulerConfig::new(Arc::new(EnginePlanner::new(PlannerConfig {
+                // With starts this quick a decision need not hold for long; the price of a change stays what it is
+                // on a cluster, about a sixth of the replica's hourly price.
+                change_horizon_seconds: 30.0,
+                ..PlannerConfig::default()
+            })))
         },
         stop.child_token(),
     )
