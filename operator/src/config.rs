@@ -20,11 +20,11 @@ pub struct EngineImages {
 impl Default for EngineImages {
     fn default() -> Self {
         Self {
-            vllm: "docker.io/vllm/vllm-openai:v0.11.0".to_owned(),
-            sglang: "docker.io/lmsysorg/sglang:v0.5.4".to_owned(),
+            vllm: "vllm/vllm-openai:v0.11.0".to_owned(),
+            sglang: "lmsysorg/sglang:v0.5.4".to_owned(),
             llamacpp: "ghcr.io/ggml-org/llama.cpp:server-cuda".to_owned(),
             llamacpp_cpu: "ghcr.io/ggml-org/llama.cpp:server".to_owned(),
-            plimsoll: concat!("ghcr.io/plimsoll/plimsoll:v", env!("CARGO_PKG_VERSION")).to_owned(),
+            plimsoll: concat!("plimsoll/plimsoll:v", env!("CARGO_PKG_VERSION")).to_owned(),
         }
     }
 }

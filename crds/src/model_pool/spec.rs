@@ -27,7 +27,7 @@ use crate::duration::DurationText;
     derive = "PartialEq",
     doc = "A pool of engine replicas that serve one model under one name within stated latency objectives. Say what service is wanted; Plimsoll chooses accelerators, parallelism, replica count and placement, and says why in the status.",
     scale(
-        spec_replicas_path = ".spec.replicas",
+        spec_replicas_path = ".spec.scaling.min",
         status_replicas_path = ".status.replicas",
         label_selector_path = ".status.selector"
     ),
@@ -101,7 +101,7 @@ pub struct ModelPoolSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub demand: Option<Demand>,
 
-    /// Pins the number of replicas; what `kubectl scale` writes. Leave it out for Plimsoll to decide within `scaling`.
+    /// Pins the number of replicas. Leave it out for Plimsoll to decide within `scaling`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 10000))]
     pub replicas: Option<i32>,
@@ -448,7 +448,7 @@ pub struct Lengths {
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("self.max >= self.min").message("max must be at least min"))]
 pub struct Scaling {
-    /// Fewest replicas (while awake, if the pool may scale to zero).
+    /// Fewest replicas (while awake, if the pool may scale to zero); what `kubectl scale` writes.
     #[serde(default = "Scaling::default_min")]
     #[schemars(range(min = 0, max = 10000))]
     pub min: i32,
