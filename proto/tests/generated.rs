@@ -1,6 +1,8 @@
 //! The committed gRPC code equals what the `.proto` files generate. `PLIMSOLL_REGENERATE=1` rewrites it
 //! (`make generate`). The compiler is pure Rust: no `protoc` is needed here or in a build.
 
+#![allow(clippy::unwrap_used, reason = "test code")]
+
 use std::path::{Path, PathBuf};
 
 fn generate(out: &Path) {

@@ -105,6 +105,7 @@ async fn start(
 ) -> Result<(Parts, Endpoints, tokio::sync::watch::Receiver<FleetView>), Failure> {
     let (cluster, kubeconfig) = args.cluster.start().await?;
     let speed = args.cluster.speed;
+    let scheduler_metrics = SchedulerMetrics::new(&mut metrics.lock());
     let scheduler = Scheduler::start(
         SchedulerConfig {
             listen: args.scheduler_listen,
@@ -120,7 +121,7 @@ async fn start(
                 window_seconds: 60.0,
                 ..DemandConfig::default()
             },
-            metrics: SchedulerMetrics::new(&mut metrics.lock()),
+            metrics: scheduler_metrics,
             ..SchedulerConfig::new(Arc::new(EnginePlanner::new(PlannerConfig {
                 // With starts this quick a decision need not hold for long; the price of a change stays what it is
                 // on a cluster, about a sixth of the replica's hourly price.
@@ -152,10 +153,9 @@ async fn start(
         time_scale: speed,
         ..AgentConfig::new(name)
     };
-    let gateway_config = AgentConfig {
-        metrics: AgentMetrics::register(&mut metrics.lock()),
-        ..agent("gateway", None, args.openai_listen)
-    };
+    let gateway_metrics = AgentMetrics::register(&mut metrics.lock());
+    let gateway_config =
+        AgentConfig { metrics: gateway_metrics, ..agent("gateway", None, args.openai_listen) };
     let gateway = Agent::start(gateway_config, stop.child_token()).await.map_err(|e| {
         Failure::caused(format!("the OpenAI API cannot start on {}", args.openai_listen), e)
             .hint("stop what uses the port, or choose another: --openai-listen 127.0.0.1:0")

@@ -47,16 +47,13 @@ impl LocalCluster {
     /// # Errors
     /// If the API cannot listen or its data cannot be read.
     pub async fn start(config: LocalClusterConfig) -> Result<Self, Failure> {
-        let api = DevCluster::start(DevClusterConfig {
-            listen: config.listen,
-            data_dir: config.data.clone(),
-            ..DevClusterConfig::default()
-        })
-        .await
-        .map_err(|e| {
-            Failure::caused(format!("the local Kubernetes API cannot start on {}", config.listen), e)
-                .hint("stop what uses the port, or choose another: --api-listen 127.0.0.1:0")
-        })?;
+        let api =
+            DevCluster::start(DevClusterConfig { listen: config.listen, data_dir: config.data.clone() })
+                .await
+                .map_err(|e| {
+                    Failure::caused(format!("the local Kubernetes API cannot start on {}", config.listen), e)
+                        .hint("stop what uses the port, or choose another: --api-listen 127.0.0.1:0")
+                })?;
         let client = api.client();
         install_crds(&client).await?;
         install_classes(&client, &config.nodes).await?;

@@ -147,6 +147,12 @@ fn running(ip: IpAddr, server: EngineServer, record: ReplicaRecord) -> RunningPo
     }
 }
 
+impl PodRuntime for EngineRuntime {
+    fn start<'a>(&'a self, pod: &'a Pod) -> BoxFuture<'a, Result<RunningPod, RuntimeError>> {
+        self.start_engine(pod).boxed()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -164,11 +170,5 @@ mod tests {
         let runtime = EngineRuntime::new(1.0, Duration::ZERO);
         let (a, b) = (runtime.address(), runtime.address());
         assert!(a.is_loopback() && b.is_loopback() && a != b, "{a} {b}");
-    }
-}
-
-impl PodRuntime for EngineRuntime {
-    fn start<'a>(&'a self, pod: &'a Pod) -> BoxFuture<'a, Result<RunningPod, RuntimeError>> {
-        self.start_engine(pod).boxed()
     }
 }
