@@ -5,9 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use plimsoll_fleet::plan::{BindingConstraint, Flow, PoolOutcome, Prediction, SolveQuality};
 use plimsoll_fleet::{Plan, PoolPlan, ReplicaAssignment, ReplicaId, RequestClass};
 
+use super::greedy::Remaining;
 use super::performance::{Performance, Query};
 use super::prepare::{Draft, Fate, budget_notes, live_usd};
-use super::program::{Coupling, PoolProblem, Remaining};
+use super::program::{Coupling, PoolProblem};
 use super::{Group, PlanInput, PlanOutcome};
 use crate::explain::{self, Limiting};
 
@@ -194,8 +195,14 @@ fn planned(
             };
         }
     }
-    let unserved_rps: f64 =
-        problem.set.classes.iter().zip(&answer.unserved).map(|(c, u)| c.rps * u).filter(|u| *u > 1e-6).sum();
+    let unserved_rps: f64 = problem
+        .set
+        .classes
+        .iter()
+        .zip(&answer.unserved)
+        .map(|(c, u)| c.rps * u)
+        .filter(|u| *u > 1e-6)
+        .fold(0.0, |a, u| a + u);
     let short = unserved_rps > 0.0 || answer.short > 0;
     let limiting = if short { limiting(group, at, left) } else { Limiting::None };
     let outcome = match &limiting {

@@ -2,18 +2,21 @@
 //! every budget.
 //!
 //! [`plan`] is a pure function. It finds each pool's candidates ([`candidates`]), counts what may be used
-//! ([`inventory`]), solves the program ([`program`]) through a [`solver::Solver`], places the replicas
+//! ([`inventory`]), solves the program ([`program`]) by prices through a [`solver::Solver`], places the replicas
 //! ([`crate::place`]), and writes down the reasons ([`crate::explain`]). Broken pools, budgets or classes get a reason
 //! each and disturb no other.
 //!
-//! Complexity: candidates cost questions to the engine model that are cached between plans; the program is a
-//! mixed-integer one of pools × shapes × cells whole variables, bounded by a node limit; placement is linear in
-//! replicas × nodes of a cell.
+//! Complexity: candidates cost questions to the engine model that are cached between plans; solving by prices takes a
+//! handful of tiny programs a pool and a small linear program a round, near-linear in pools, and small fleets are
+//! solved as one program besides; placement is linear in replicas × nodes of a cell. Measured by
+//! `cargo bench -p plimsoll-scheduler --bench plan`.
 
 mod assemble;
 pub mod candidates;
 mod config;
+mod decompose;
 mod engine_model;
+mod greedy;
 pub mod inventory;
 pub mod performance;
 pub(crate) mod prepare;
@@ -126,11 +129,11 @@ fn solve_group<'a>(
 ) -> Group<'a> {
     let limits = input.config.limits();
     let mut problem = prepare::problem(input, drafts, &members, reserved, spent);
-    let mut answer = program::solve(&problem, solver, &limits);
+    let mut answer = decompose::solve(&problem, solver, &limits);
     if !answer.complete && problem.pools.iter().any(|p| p.headroom > 1.0) {
         // Headroom is for calm times: when something is short, size by demand alone.
         problem.pools.iter_mut().for_each(|p| p.headroom = 1.0);
-        answer = program::solve(&problem, solver, &limits);
+        answer = decompose::solve(&problem, solver, &limits);
     }
     let mut wants = prepare::wants(drafts, &members, &problem, &answer);
     let mut placement = place::place(&problem.cells, &wants, place::Mode::Stay);
@@ -151,7 +154,7 @@ fn solve_group<'a>(
                 .sum();
             problem.cuts.push(Cut { cell, size, groups });
         }
-        answer = program::solve(&problem, solver, &limits);
+        answer = decompose::solve(&problem, solver, &limits);
         wants = prepare::wants(drafts, &members, &problem, &answer);
         placement = place::place(&problem.cells, &wants, place::Mode::Stay);
         if placement.unplaced.is_empty() {

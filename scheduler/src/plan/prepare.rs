@@ -8,9 +8,10 @@ use plimsoll_fleet::{Budget, ClusterSnapshot, DemandEstimate, ModelPool, NodeNam
 
 use super::PlanInput;
 use super::candidates::{CandidateSet, candidates, prune};
+use super::greedy::answer_of;
 use super::inventory::{Eligibility, Reserved, cells, gpus_by_node, price};
 use super::performance::Performance;
-use super::program::{Answer, BudgetRow, PoolProblem, Problem, fill};
+use super::program::{Answer, BudgetRow, PoolProblem, Problem};
 use crate::place::{Live, Placement, Want};
 
 /// What becomes of a pool before anything is solved.
@@ -302,7 +303,16 @@ pub(crate) fn problem<'a>(
             }
         })
         .collect();
-    Problem { pools: problems, cells, budgets, cuts: Vec::new() }
+    Problem {
+        pools: problems,
+        cells,
+        budgets,
+        cuts: Vec::new(),
+        held: Vec::new(),
+        prices: Vec::new(),
+        allowed: None,
+        uncoupled: false,
+    }
 }
 
 /// The cell a live replica sits in, if its pool may keep it there.
@@ -373,7 +383,7 @@ pub(crate) fn drop_unplaced(
         }
         let mut counts = answer.pools[w.pool].counts.clone();
         counts.retain(|_, n| *n > 0);
-        answer.pools[w.pool] = fill(pool, &counts);
+        answer.pools[w.pool] = answer_of(problem, w.pool, &counts);
         answer.complete = false;
     }
 }

@@ -9,11 +9,12 @@
 //! Size: pools × shapes × cells whole variables, pools × shapes × classes real ones. The number of solves is at most
 //! the number of tiers plus two.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use plimsoll_fleet::ModelPool;
 
 use super::candidates::CandidateSet;
+use super::greedy::{answer_of, fill};
 use super::inventory::{Cell, Eligibility};
 use super::solver::{Comparison, Limits, Program, RowId, Solution, SolveError, Solver, VarId};
 
@@ -53,7 +54,7 @@ impl PoolProblem<'_> {
     }
 
     /// Most replicas of candidate `k` that could be of use.
-    fn useful(&self, k: usize) -> f64 {
+    pub(crate) fn useful(&self, k: usize) -> f64 {
         let c = &self.set.candidates[k];
         let need: f64 = self
             .set
@@ -102,6 +103,61 @@ pub struct Problem<'a> {
     pub budgets: Vec<BudgetRow>,
     /// Cuts.
     pub cuts: Vec<Cut>,
+    /// What others hold of the cells.
+    pub held: Vec<Held>,
+    /// Prices of coupling rows, added to the cost of what uses them.
+    pub prices: Vec<(Coupling, f64)>,
+    /// New replicas only of these candidates in these cells (`None`: of all in all). For a single pool.
+    pub allowed: Option<BTreeSet<(usize, usize)>>,
+    /// Leave out coupling and zone rows: each pool as if it were alone in an endless cluster, but for the prices.
+    pub uncoupled: bool,
+}
+
+/// Replicas of others in a cell.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Held {
+    /// Cell.
+    pub cell: usize,
+    /// Tensor-parallel degree.
+    pub tensor: u32,
+    /// Pipeline stages.
+    pub pipeline: u32,
+    /// Replicas.
+    pub count: u32,
+}
+
+impl Problem<'_> {
+    /// Groups of `size` that a cell has left.
+    pub(crate) fn groups(&self, cell: usize, size: u32) -> u32 {
+        let mut groups = self.cells[cell].groups(size);
+        for cut in self.cuts.iter().filter(|cut| cut.cell == cell && cut.size == size) {
+            groups = groups.min(cut.groups);
+        }
+        let held: u32 = self
+            .held
+            .iter()
+            .filter(|h| h.cell == cell && h.tensor >= size)
+            .map(|h| (h.tensor / size) * h.pipeline * h.count)
+            .sum();
+        groups.saturating_sub(held)
+    }
+
+    /// What one replica of a shape in a cell takes of a coupling row.
+    pub fn takes(&self, what: &Coupling, p: usize, k: usize, cell: usize) -> f64 {
+        let shape = &self.pools[p].set.candidates[k].shape;
+        match what {
+            Coupling::Slots { cell: c, size } if *c == cell && shape.tensor_parallel >= *size => {
+                f64::from((shape.tensor_parallel / size) * shape.pipeline_parallel)
+            }
+            Coupling::Budget(b) if self.budgets[*b].covers[p] => self.pools[p].usd(k, &self.cells[cell]),
+            Coupling::Slots { .. } | Coupling::Budget(_) => 0.0,
+        }
+    }
+
+    /// What one replica of a shape pays in prices, dollars per hour.
+    pub fn surcharge(&self, p: usize, k: usize, cell: usize) -> f64 {
+        self.prices.iter().map(|(what, price)| price * self.takes(what, p, k, cell)).fold(0.0, |a, b| a + b)
+    }
 }
 
 /// A coupling row that could bind.
@@ -165,7 +221,7 @@ const SHORT_WEIGHT: f64 = 0.25;
 /// Weight of a missing zone.
 const ZONE_WEIGHT: f64 = 0.05;
 /// Dollars per hour that a GPU costs at least in the objective, so that free hardware is not wasted.
-const TIE_USD: f64 = 1e-4;
+pub(crate) const TIE_USD: f64 = 1e-4;
 
 /// The variables of one pool.
 #[derive(Debug, Default)]
@@ -214,7 +270,7 @@ fn build(problem: &Problem<'_>) -> Built {
                     TIE_USD * (size * (1.0 + 0.1 * size.log2()) + (1.0 - candidate.quality.clamp(0.0, 1.0)));
                 let preferred =
                     pool.pool.placement.spot == plimsoll_fleet::pool::SpotPolicy::Preferred && !cell.spot;
-                let cost = usd + tie + if preferred { 0.01 * usd } else { 0.0 };
+                let cost = usd + tie + if preferred { 0.01 * usd } else { 0.0 } + problem.surcharge(p, k, c);
                 let running = pool.running.get(&(k, c)).copied().unwrap_or(0);
                 let stop = pool.stop_factor * usd;
                 constant += f64::from(running) * stop;
@@ -234,8 +290,10 @@ fn build(problem: &Problem<'_>) -> Built {
                     vars.kept.push((k, c, add(&mut program, cost - stop, f64::from(running))));
                 }
                 let room = f64::from(cell.groups(shape.tensor_parallel) / shape.pipeline_parallel.max(1));
-                if cell.eligible[p] == Eligibility::Open && room >= 1.0 {
+                let allowed = problem.allowed.as_ref().is_none_or(|a| a.contains(&(k, c)));
+                if allowed && cell.eligible[p] == Eligibility::Open && room >= 1.0 {
                     let start = pool.start_factor * usd;
+                    let room = if problem.uncoupled { useful } else { room };
                     vars.new.push((k, c, add(&mut program, cost + start, room.min(useful))));
                 }
             }
@@ -283,7 +341,7 @@ fn build(problem: &Problem<'_>) -> Built {
                 f64::from(pool.ceiling),
             );
         }
-        if pool.min_zones > 1 {
+        if pool.min_zones > 1 && !problem.uncoupled {
             let mut terms = Vec::new();
             for (zone, members) in &by_zone {
                 if zone.is_empty() {
@@ -304,9 +362,14 @@ fn build(problem: &Problem<'_>) -> Built {
         all.push(vars);
     }
     let mut coupling = Vec::new();
+    if problem.uncoupled {
+        slots.clear();
+        spend.clear();
+    }
     for (c, members) in &slots {
         let mut sizes: Vec<u32> = members.iter().map(|(tp, _, _)| *tp).collect();
         sizes.push(1);
+        sizes.extend(problem.held.iter().filter(|h| h.cell == *c).map(|h| h.tensor));
         sizes.sort_unstable();
         sizes.dedup();
         for size in sizes {
@@ -315,10 +378,7 @@ fn build(problem: &Problem<'_>) -> Built {
                 .filter(|(tp, _, _)| *tp >= size)
                 .map(|(tp, pp, v)| (*v, f64::from((tp / size) * pp)))
                 .collect();
-            let mut groups = problem.cells[*c].groups(size);
-            for cut in problem.cuts.iter().filter(|cut| cut.cell == *c && cut.size == size) {
-                groups = groups.min(cut.groups);
-            }
+            let groups = problem.groups(*c, size);
             // A row that every member's bound already implies would only slow the solver down.
             let most: f64 = terms.iter().map(|(v, a)| a * program.variables[*v].upper).sum();
             if most > f64::from(groups) {
@@ -406,242 +466,6 @@ fn start_of(problem: &Problem<'_>, built: &Built, fleet: &[BTreeMap<(usize, usiz
     values
 }
 
-/// Serves a pool's classes with given replicas, cheapest capacity first and all classes in step: a feasible, not
-/// always best, flow.
-pub fn fill(pool: &PoolProblem<'_>, counts: &BTreeMap<(usize, usize), u32>) -> PoolAnswer {
-    let classes = &pool.set.classes;
-    let mut rest: Vec<f64> = classes.iter().map(|c| if c.rps > 0.0 { 1.0 } else { 0.0 }).collect();
-    let mut shares = vec![vec![0.0; pool.set.candidates.len()]; classes.len()];
-    let mut totals = vec![0_u32; pool.set.candidates.len()];
-    for ((k, _), n) in counts {
-        totals[*k] += n;
-    }
-    // Shapes that serve fewest classes first: the others can take what these cannot.
-    let mut order: Vec<usize> = (0..totals.len()).filter(|k| totals[*k] > 0).collect();
-    order.sort_by_key(|k| pool.set.candidates[*k].rates.iter().filter(|r| **r > 0.0).count());
-    for k in order {
-        let rates = &pool.set.candidates[k].rates;
-        let need: f64 = (0..rest.len())
-            .filter(|c| rates[*c] > 0.0)
-            .map(|c| rest[c] * classes[c].rps * pool.headroom / rates[c])
-            .sum();
-        if need <= 0.0 {
-            continue;
-        }
-        let part = (f64::from(totals[k]) / need).min(1.0);
-        for c in 0..rest.len() {
-            if rates[c] > 0.0 {
-                shares[c][k] = rest[c] * part;
-                rest[c] -= shares[c][k];
-            }
-        }
-    }
-    // What headroom reserved is first of all for the demand there is.
-    if pool.headroom > 1.0 {
-        for c in 0..rest.len() {
-            let served: f64 = shares[c].iter().sum();
-            let target = (served * pool.headroom).min(if classes[c].rps > 0.0 { 1.0 } else { 0.0 });
-            if served > 0.0 && rest[c] > 1e-9 {
-                shares[c].iter_mut().for_each(|s| *s *= target / served);
-                rest[c] = 1.0 - target;
-            }
-        }
-    }
-    PoolAnswer {
-        counts: counts.clone(),
-        shares,
-        unserved: rest.into_iter().map(|r| if r < 1e-9 { 0.0 } else { r }).collect(),
-        short: pool.floor.saturating_sub(counts.values().sum()),
-        zones_short: 0,
-    }
-}
-
-/// What is left of the coupling rows while a fleet is built up.
-#[derive(Debug, Clone)]
-pub struct Remaining<'p, 'a> {
-    problem: &'p Problem<'a>,
-    /// Groups taken: by cell, `(tp, pp) → replicas`.
-    taken: BTreeMap<usize, BTreeMap<(u32, u32), u32>>,
-    spent: Vec<f64>,
-}
-
-impl<'p, 'a> Remaining<'p, 'a> {
-    /// Nothing taken yet.
-    pub fn new(problem: &'p Problem<'a>) -> Self {
-        Self { problem, taken: BTreeMap::new(), spent: vec![0.0; problem.budgets.len()] }
-    }
-
-    /// What a budget's pools cost so far, dollars per hour.
-    pub fn spent(&self, budget: usize) -> f64 {
-        self.spent[budget]
-    }
-
-    /// Whether one more replica of pool `p`, candidate `k` fits cell `c` and every budget.
-    pub fn fits(&self, p: usize, k: usize, c: usize) -> bool {
-        let usd = self.problem.pools[p].usd(k, &self.problem.cells[c]);
-        self.problem
-            .budgets
-            .iter()
-            .zip(&self.spent)
-            .all(|(b, s)| !b.covers[p] || usd <= 0.0 || s + usd <= b.usd_per_hour + 1e-9)
-            && self.has_slots(p, k, c)
-    }
-
-    /// Whether one more replica of pool `p`, candidate `k` finds accelerators in cell `c`.
-    pub fn has_slots(&self, p: usize, k: usize, c: usize) -> bool {
-        let shape = &self.problem.pools[p].set.candidates[k].shape;
-        let cell = &self.problem.cells[c];
-        let empty = BTreeMap::new();
-        let taken = self.taken.get(&c).unwrap_or(&empty);
-        let mut sizes: Vec<u32> = taken.keys().map(|(tp, _)| *tp).chain([1, shape.tensor_parallel]).collect();
-        sizes.extend(self.problem.cuts.iter().filter(|cut| cut.cell == c).map(|cut| cut.size));
-        sizes.sort_unstable();
-        sizes.dedup();
-        sizes.iter().filter(|s| **s <= shape.tensor_parallel).all(|size| {
-            let used: u32 = taken
-                .iter()
-                .filter(|((tp, _), _)| tp >= size)
-                .map(|((tp, pp), n)| (tp / size) * pp * n)
-                .sum();
-            let mut groups = cell.groups(*size);
-            for cut in self.problem.cuts.iter().filter(|cut| cut.cell == c && cut.size == *size) {
-                groups = groups.min(cut.groups);
-            }
-            used + (shape.tensor_parallel / size) * shape.pipeline_parallel <= groups
-        })
-    }
-
-    /// Takes one replica's worth.
-    pub fn take(&mut self, p: usize, k: usize, c: usize) {
-        let pool = &self.problem.pools[p];
-        let shape = &pool.set.candidates[k].shape;
-        *self
-            .taken
-            .entry(c)
-            .or_default()
-            .entry((shape.tensor_parallel, shape.pipeline_parallel))
-            .or_default() += 1;
-        let usd = pool.usd(k, &self.problem.cells[c]);
-        for (b, spent) in self.problem.budgets.iter().zip(&mut self.spent) {
-            if b.covers[p] {
-                *spent += usd;
-            }
-        }
-    }
-
-    /// Gives one replica's worth back.
-    pub fn release(&mut self, p: usize, k: usize, c: usize) {
-        let pool = &self.problem.pools[p];
-        let shape = &pool.set.candidates[k].shape;
-        if let Some(n) =
-            self.taken.get_mut(&c).and_then(|t| t.get_mut(&(shape.tensor_parallel, shape.pipeline_parallel)))
-        {
-            *n = n.saturating_sub(1);
-        }
-        let usd = pool.usd(k, &self.problem.cells[c]);
-        for (b, spent) in self.problem.budgets.iter().zip(&mut self.spent) {
-            if b.covers[p] {
-                *spent -= usd;
-            }
-        }
-    }
-}
-
-/// A fleet by greedy choice, highest tier first: the running replicas that fit, then the cheapest coverage. The start
-/// of every solve, and the answer should the solver fail.
-pub fn greedy(problem: &Problem<'_>) -> Vec<BTreeMap<(usize, usize), u32>> {
-    let mut fleet = vec![BTreeMap::new(); problem.pools.len()];
-    let mut order: Vec<usize> = (0..problem.pools.len()).collect();
-    order.sort_by_key(|p| std::cmp::Reverse(problem.pools[*p].pool.priority));
-    let mut left = Remaining::new(problem);
-    for p in order {
-        let pool = &problem.pools[p];
-        let counts: &mut BTreeMap<(usize, usize), u32> = &mut fleet[p];
-        let mut total = 0;
-        for ((k, c), n) in &pool.running {
-            for _ in 0..*n {
-                if total < pool.ceiling && left.fits(p, *k, *c) {
-                    left.take(p, *k, *c);
-                    *counts.entry((*k, *c)).or_default() += 1;
-                    total += 1;
-                }
-            }
-        }
-        // Add the cheapest coverage of what is still unserved.
-        while total < pool.ceiling {
-            let now = fill(pool, counts);
-            let unserved = now.unserved.iter().any(|u| *u > 1e-9);
-            if !unserved && total >= pool.floor {
-                break;
-            }
-            let mut best: Option<(f64, usize, usize)> = None;
-            for (k, candidate) in pool.set.candidates.iter().enumerate() {
-                let need: f64 = pool
-                    .set
-                    .classes
-                    .iter()
-                    .enumerate()
-                    .filter(|(i, _)| candidate.rates[*i] > 0.0)
-                    .map(|(i, c)| now.unserved[i] * c.rps * pool.headroom / candidate.rates[i])
-                    .sum();
-                let gain: f64 = pool
-                    .set
-                    .classes
-                    .iter()
-                    .enumerate()
-                    .filter(|(i, _)| candidate.rates[*i] > 0.0)
-                    .map(|(i, c)| now.unserved[i] * c.rps)
-                    .sum::<f64>()
-                    * if need > 1.0 { 1.0 / need } else { 1.0 };
-                if unserved && gain <= 0.0 {
-                    continue;
-                }
-                for (c, cell) in problem.cells.iter().enumerate() {
-                    if cell.accelerator != candidate.shape.accelerator
-                        || cell.eligible[p] != Eligibility::Open
-                        || !left.fits(p, k, c)
-                    {
-                        continue;
-                    }
-                    let usd = pool.usd(k, cell) + TIE_USD * f64::from(candidate.shape.gpus());
-                    let score = if unserved { usd / gain } else { usd };
-                    if best.is_none_or(|(s, _, _)| score < s - 1e-12) {
-                        best = Some((score, k, c));
-                    }
-                }
-            }
-            let Some((_, k, c)) = best else { break };
-            left.take(p, k, c);
-            *counts.entry((k, c)).or_default() += 1;
-            total += 1;
-        }
-        // Let go of what is not needed, dearest first.
-        let mut members: Vec<(usize, usize)> = counts.keys().copied().collect();
-        members.sort_by(|a, b| {
-            let usd = |m: &(usize, usize)| pool.usd(m.0, &problem.cells[m.1]);
-            usd(b).total_cmp(&usd(a)).then(a.cmp(b))
-        });
-        let unserved =
-            |counts: &BTreeMap<(usize, usize), u32>| -> f64 { fill(pool, counts).unserved.iter().sum() };
-        let base = unserved(counts);
-        for m in members {
-            while counts.get(&m).copied().unwrap_or(0) > 0 && counts.values().sum::<u32>() > pool.floor {
-                let mut fewer = counts.clone();
-                if let Some(n) = fewer.get_mut(&m) {
-                    *n -= 1;
-                }
-                if unserved(&fewer) > base + 1e-9 {
-                    break;
-                }
-                left.release(p, m.0, m.1);
-                *counts = fewer;
-            }
-        }
-        counts.retain(|_, n| *n > 0);
-    }
-    fleet
-}
-
 fn read(problem: &Problem<'_>, built: &Built, values: &[f64]) -> Vec<PoolAnswer> {
     problem
         .pools
@@ -682,15 +506,91 @@ fn read(problem: &Problem<'_>, built: &Built, values: &[f64]) -> Vec<PoolAnswer>
         .collect()
 }
 
-/// Solves a problem: serve tiers in order, then spend least.
+/// Replicas by candidate and cell, for each pool.
+pub type Fleet = Vec<BTreeMap<(usize, usize), u32>>;
+
+/// Cost of a fleet, price of change included, dollars per hour.
+pub fn cost_of(problem: &Problem<'_>, fleet: &Fleet) -> f64 {
+    let built = build(problem);
+    let values = start_of(problem, &built, fleet);
+    built.program.objective(&values) + built.constant
+}
+
+/// Shadow prices of the coupling rows in the linear relaxation, and its bound. Where not everything can be served,
+/// unserved demand is priced so high that the rows that keep it out show their worth.
+pub fn relaxation(problem: &Problem<'_>, solver: &dyn Solver) -> (Vec<(Coupling, f64)>, f64) {
+    let mut built = build(problem);
+    let undone: Vec<Vec<(VarId, f64)>> =
+        problem.pools.iter().zip(&built.vars).map(|(p, v)| undone(p, v)).collect();
+    let saved: Vec<f64> = undone.iter().flatten().map(|(v, _)| built.program.variables[*v].upper).collect();
+    undone.iter().flatten().for_each(|(v, _)| built.program.variables[*v].upper = 0.0);
+    let mut bound = 0.0;
+    let relaxed =
+        solver.relax(&built.program).inspect(|r| bound = r.objective + built.constant).or_else(|_| {
+            undone
+                .iter()
+                .flatten()
+                .zip(&saved)
+                .for_each(|((v, _), u)| built.program.variables[*v].upper = *u);
+            let lowest = problem.pools.iter().map(|p| p.pool.priority).min().unwrap_or(0);
+            for (pool, terms) in problem.pools.iter().zip(&undone) {
+                let rank = f64::from(pool.pool.priority.saturating_sub(lowest).min(20));
+                let usd = pool
+                    .set
+                    .candidates
+                    .iter()
+                    .map(|k| k.usd_per_hour * k.replicas_for(&pool.set.classes).max(1.0))
+                    .filter(|x| x.is_finite())
+                    .fold(1.0, f64::max);
+                for (v, weight) in terms {
+                    built.program.variables[*v].cost += 5.0 * usd * weight * (1.0 + rank);
+                }
+            }
+            solver.relax(&built.program)
+        });
+    let prices = relaxed.map_or_else(
+        |_| Vec::new(),
+        |r| {
+            let priced = built.coupling.iter().filter(|(_, row)| r.prices[*row] < -1e-4);
+            priced.map(|(what, row)| (what.clone(), -r.prices[*row])).collect()
+        },
+    );
+    (prices, bound)
+}
+
+/// Lower bound on the cost of any fleet that leaves no more undone than this one, by the linear relaxation.
+pub fn bound_given(problem: &Problem<'_>, fleet: &Fleet, solver: &dyn Solver) -> f64 {
+    let mut built = build(problem);
+    let values = start_of(problem, &built, fleet);
+    for (pool, vars) in problem.pools.iter().zip(&built.vars) {
+        for (v, _) in undone(pool, vars) {
+            built.program.variables[v].upper = values[v] + 1e-6;
+        }
+    }
+    solver.relax(&built.program).map_or(0.0, |r| r.objective + built.constant)
+}
+
+/// The coupling rows that could bind, with what each offers.
+pub fn couplings(problem: &Problem<'_>) -> Vec<(Coupling, f64)> {
+    let built = build(problem);
+    built.coupling.into_iter().map(|(what, row)| (what, built.program.rows[row].rhs)).collect()
+}
+
+/// Whole variables of a problem's program.
+pub fn size(problem: &Problem<'_>) -> usize {
+    build(problem).program.variables.iter().filter(|v| v.integer).count()
+}
+
+/// Solves a problem as one program from a known fleet: serve tiers in order, then spend least.
 ///
-/// Never fails: should the solver not answer, the greedy fleet stands, with the bound it has.
-pub fn solve(problem: &Problem<'_>, solver: &dyn Solver, limits: &Limits) -> Answer {
+/// Never fails: should the solver not answer, the given fleet stands, with the bound it has.
+///
+/// The answer carries no prices; [`relaxation`] has them.
+pub fn solve_whole(problem: &Problem<'_>, fleet: &Fleet, solver: &dyn Solver, limits: &Limits) -> Answer {
     let mut built = build(problem);
     if built.program.variables.is_empty() {
         return Answer { complete: true, ..Answer::default() };
     }
-    let fleet = greedy(problem);
     let costs: Vec<f64> = built.program.variables.iter().map(|v| v.cost).collect();
     let undone: Vec<Vec<(VarId, f64)>> =
         problem.pools.iter().zip(&built.vars).map(|(p, v)| undone(p, v)).collect();
@@ -700,7 +600,7 @@ pub fn solve(problem: &Problem<'_>, solver: &dyn Solver, limits: &Limits) -> Ans
     for (v, _) in &uppers {
         built.program.variables[*v].upper = 0.0;
     }
-    let start = start_of(problem, &built, &fleet);
+    let start = start_of(problem, &built, fleet);
     let start_ok = |program: &Program, s: &[f64]| program.is_feasible(s, 1e-6);
     let full = solver.solve(
         &built.program,
@@ -714,31 +614,26 @@ pub fn solve(problem: &Problem<'_>, solver: &dyn Solver, limits: &Limits) -> Ans
             for (v, upper) in &uppers {
                 built.program.variables[*v].upper = *upper;
             }
-            (by_tiers(problem, &mut built, &costs, &undone, &fleet, solver, limits), false)
+            (by_tiers(problem, &mut built, &costs, &undone, fleet, solver, limits), false)
         }
     };
     let Some(solution) = solution else {
-        let pools = problem.pools.iter().zip(&fleet).map(|(p, f)| fill(p, f)).collect();
-        return Answer { pools, objective: f64::INFINITY, bound: 0.0, complete: false, prices: Vec::new() };
+        let pools = fleet.iter().enumerate().map(|(p, f)| answer_of(problem, p, f)).collect();
+        return Answer {
+            pools,
+            objective: cost_of(problem, fleet),
+            bound: 0.0,
+            complete: false,
+            prices: Vec::new(),
+        };
     };
     let pools = read(problem, &built, &solution.values);
-    let prices = solver.relax(&built.program).map_or_else(
-        |_| Vec::new(),
-        |r| {
-            built
-                .coupling
-                .iter()
-                .filter(|(_, row)| r.prices[*row] < -1e-4)
-                .map(|(what, row)| (what.clone(), -r.prices[*row]))
-                .collect()
-        },
-    );
     Answer {
         pools,
         objective: solution.objective + built.constant,
         bound: solution.bound + built.constant,
         complete,
-        prices,
+        prices: Vec::new(),
     }
 }
 
