@@ -153,7 +153,7 @@ mod tests {
         std::fs::write(
             &file,
             "apiVersion: plimsoll.dev/v1alpha1\nkind: ModelPool\nmetadata: {name: bad}\nspec: {model: {name: m, preset: no-such}, slo: {ttft: {p95: 1s}}}\n\
-             ---\napiVersion: plimsoll.dev/v1alpha1\nkind: ModelPool\nmetadata: {name: good}\nspec: {model: {name: n, preset: llama-3.1-8b}, slo: {ttft: {p95: 1s}}}\n",
+             ---\napiVersion: plimsoll.dev/v1alpha1\nkind: ModelPool\nmetadata: {name: good}\nspec: {model: {name: small, preset: llama-3.1-8b}, slo: {ttft: {p95: 1s}}}\n",
         )
         .unwrap();
         let loaded = load(&[file]).unwrap();
