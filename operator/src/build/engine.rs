@@ -141,17 +141,7 @@ fn vllm(
 ) -> Launch {
     let mut args = Vec::new();
     args.extend(weights.argument());
-    flag(&mut args, "--served-model-name", &pool.served_name);
-    flag(&mut args, "--host", "0.0.0.0");
-    flag(&mut args, "--port", ENGINE_PORT);
-    flag(&mut args, "--tensor-parallel-size", shape.tensor_parallel);
-    if shape.pipeline_parallel > 1 {
-        flag(&mut args, "--pipeline-parallel-size", shape.pipeline_parallel);
-    }
-    flag(&mut args, "--dtype", compute_type(variant));
-    if quantised_at_load(pool, variant) {
-        flag(&mut args, "--quantization", "fp8");
-    }
+    common_flags(&mut args, pool, shape, variant);
     flag(&mut args, "--kv-cache-dtype", if variant.kv == Dtype::Fp8 { "fp8" } else { "auto" });
     if let Some(tokens) = pool.max_context_tokens {
         flag(&mut args, "--max-model-len", tokens);
@@ -172,6 +162,21 @@ fn vllm(
     Launch { image: images.vllm.clone(), command: words(["vllm", "serve"]), args, env }
 }
 
+/// The flags that vLLM and SGLang share.
+fn common_flags(args: &mut Vec<String>, pool: &ModelPool, shape: &Shape, variant: &Variant) {
+    flag(args, "--served-model-name", &pool.served_name);
+    flag(args, "--host", "0.0.0.0");
+    flag(args, "--port", ENGINE_PORT);
+    flag(args, "--tensor-parallel-size", shape.tensor_parallel);
+    if shape.pipeline_parallel > 1 {
+        flag(args, "--pipeline-parallel-size", shape.pipeline_parallel);
+    }
+    flag(args, "--dtype", compute_type(variant));
+    if quantised_at_load(pool, variant) {
+        flag(args, "--quantization", "fp8");
+    }
+}
+
 fn sglang(
     images: &EngineImages,
     pool: &ModelPool,
@@ -184,17 +189,7 @@ fn sglang(
     if let Some(path) = weights.argument() {
         flag(&mut args, "--model-path", path);
     }
-    flag(&mut args, "--served-model-name", &pool.served_name);
-    flag(&mut args, "--host", "0.0.0.0");
-    flag(&mut args, "--port", ENGINE_PORT);
-    flag(&mut args, "--tensor-parallel-size", shape.tensor_parallel);
-    if shape.pipeline_parallel > 1 {
-        flag(&mut args, "--pipeline-parallel-size", shape.pipeline_parallel);
-    }
-    flag(&mut args, "--dtype", compute_type(variant));
-    if quantised_at_load(pool, variant) {
-        flag(&mut args, "--quantization", "fp8");
-    }
+    common_flags(&mut args, pool, shape, variant);
     flag(&mut args, "--kv-cache-dtype", if variant.kv == Dtype::Fp8 { "fp8_e4m3" } else { "auto" });
     if let Some(tokens) = pool.max_context_tokens {
         flag(&mut args, "--context-length", tokens);
