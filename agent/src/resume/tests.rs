@@ -70,7 +70,8 @@ impl Model {
             };
             event(delta, None);
         }
-        let reason = if limit < rest.len() { "length" } else { "stop" };
+        // The end token counts too: an answer that fills its limit exactly has no room to say that it is done.
+        let reason = if limit <= rest.len() { "length" } else { "stop" };
         let last = match self.api {
             Api::Chat => json!([{"index": 0, "delta": {}, "finish_reason": reason}]),
             _ => json!([{"index": 0, "text": "", "finish_reason": reason}]),
