@@ -1,55 +1,39 @@
 //! Defaults that the API server fills into built-in kinds.
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
-/// Fills in defaults of `kind` (in its storage version).
+/// Fills in defaults of `kind` (in its storage version). Fields that hold further fields are only made where a default of the
+/// server's own goes into them: an object without `spec.template` comes out without one.
 pub fn apply(kind: &str, object: &mut Value) {
     match kind {
         "Pod" => pod(object),
-        "Deployment" => deployment(object),
-        "ReplicaSet" | "ReplicationController" => {
-            set(&mut object["spec"], "replicas", 1);
-            template(&mut object["spec"]["template"]);
-        }
-        "StatefulSet" => stateful_set(object),
-        "DaemonSet" => {
-            let spec = &mut object["spec"];
-            set(spec, "revisionHistoryLimit", 10);
-            set(spec, "updateStrategy", json!({"type": "RollingUpdate"}));
-            if spec["updateStrategy"]["type"] == "RollingUpdate" {
-                let strategy = &mut spec["updateStrategy"];
-                set(strategy, "rollingUpdate", json!({}));
-                set(&mut strategy["rollingUpdate"], "maxSurge", 0);
-                set(&mut strategy["rollingUpdate"], "maxUnavailable", 1);
-            }
-            template(&mut spec["template"]);
-        }
-        "Job" => job_spec(&mut object["spec"]),
-        "CronJob" => {
-            let spec = &mut object["spec"];
-            set(spec, "concurrencyPolicy", "Allow");
-            set(spec, "failedJobsHistoryLimit", 1);
-            set(spec, "successfulJobsHistoryLimit", 3);
-            set(spec, "suspend", false);
-        }
+        "Deployment" => with(object, "spec", deployment),
+        "ReplicaSet" | "ReplicationController" => with(object, "spec", |spec| {
+            set(spec, "replicas", 1);
+            with(spec, "template", template);
+        }),
+        "StatefulSet" => with(object, "spec", stateful_set),
+        "DaemonSet" => with(object, "spec", daemon_set),
+        "Job" => with(object, "spec", job),
+        "CronJob" => with(object, "spec", cron_job),
         "Service" => service(object),
         "Secret" => secret(object),
         "Namespace" => namespace(object),
         "PersistentVolumeClaim" => {
-            set(&mut object["spec"], "volumeMode", "Filesystem");
-            set(object, "status", json!({}));
-            set(&mut object["status"], "phase", "Pending");
+            with(object, "spec", |spec| set(spec, "volumeMode", "Filesystem"));
+            make(object, "status", |status| set(status, "phase", "Pending"));
         }
         "PersistentVolume" => {
-            set(&mut object["spec"], "volumeMode", "Filesystem");
-            set(&mut object["spec"], "persistentVolumeReclaimPolicy", "Retain");
-            set(object, "status", json!({}));
-            set(&mut object["status"], "phase", "Pending");
+            with(object, "spec", |spec| {
+                set(spec, "volumeMode", "Filesystem");
+                set(spec, "persistentVolumeReclaimPolicy", "Retain");
+            });
+            make(object, "status", |status| set(status, "phase", "Pending"));
         }
-        "NetworkPolicy" => network_policy(object),
+        "NetworkPolicy" => with(object, "spec", network_policy),
         "RoleBinding" | "ClusterRoleBinding" => {
-            set(&mut object["roleRef"], "apiGroup", "rbac.authorization.k8s.io");
-            for subject in items(&mut object["subjects"]) {
+            with(object, "roleRef", |role| set(role, "apiGroup", "rbac.authorization.k8s.io"));
+            for subject in list_of(object, "subjects") {
                 if matches!(subject["kind"].as_str(), Some("User" | "Group")) {
                     set(subject, "apiGroup", "rbac.authorization.k8s.io");
                 }
@@ -61,28 +45,28 @@ pub fn apply(kind: &str, object: &mut Value) {
         }
         "PriorityClass" => set(object, "preemptionPolicy", "PreemptLowerPriority"),
         "EndpointSlice" => {
-            for port in items(&mut object["ports"]) {
+            for port in list_of(object, "ports") {
                 set(port, "name", "");
                 set(port, "protocol", "TCP");
             }
         }
         "Endpoints" => {
-            for subset in items(&mut object["subsets"]) {
-                for port in items(&mut subset["ports"]) {
-                    set(port, "protocol", "TCP");
-                }
+            for subset in list_of(object, "subsets") {
+                list_of(subset, "ports").for_each(|port| set(port, "protocol", "TCP"));
             }
         }
-        "Node" => node(object),
-        "CustomResourceDefinition" => custom_resource_definition(object),
+        "Node" => with(object, "status", |status| {
+            if let Some(capacity) = status.get("capacity").cloned() {
+                set(status, "allocatable", capacity);
+            }
+        }),
+        "CustomResourceDefinition" => with(object, "spec", custom_resource_definition),
         _ => {}
     }
 }
 
+/// Sets a field that is absent or null.
 fn set(target: &mut Value, field: &str, default: impl Into<Value>) {
-    if target.is_null() {
-        *target = Value::Object(Map::new());
-    }
     if let Some(map) = target.as_object_mut() {
         let slot = map.entry(field).or_insert(Value::Null);
         if slot.is_null() {
@@ -91,18 +75,38 @@ fn set(target: &mut Value, field: &str, default: impl Into<Value>) {
     }
 }
 
-/// The items of a list; indexing a missing field would leave a `null` behind, so none is taken for absent lists.
-fn items(list: &mut Value) -> impl Iterator<Item = &mut Value> {
-    list.as_array_mut().into_iter().flatten()
+/// Fills in the object at `field`, if there is one.
+fn with(object: &mut Value, field: &str, fill: impl FnOnce(&mut Value)) {
+    if let Some(inner) = object.get_mut(field).filter(|i| i.is_object()) {
+        fill(inner);
+    }
 }
 
+/// Fills in the object at `field`, which is made where it is absent.
+fn make(object: &mut Value, field: &str, fill: impl FnOnce(&mut Value)) {
+    set(object, field, json!({}));
+    with(object, field, fill);
+}
+
+/// The items of the list at `field`; none if it is absent.
 fn list_of<'a>(object: &'a mut Value, field: &str) -> impl Iterator<Item = &'a mut Value> {
     object.get_mut(field).and_then(Value::as_array_mut).into_iter().flatten()
 }
 
 fn pod(object: &mut Value) {
-    pod_spec(&mut object["spec"]);
-    let spec = &mut object["spec"];
+    with(object, "spec", |spec| {
+        pod_spec(spec);
+        admit_pod_spec(spec);
+    });
+    let class = qos_class(object);
+    make(object, "status", |status| {
+        set(status, "phase", "Pending");
+        set(status, "qosClass", class);
+    });
+}
+
+/// What admission adds to a pod, beyond the defaults that its template would have too.
+fn admit_pod_spec(spec: &mut Value) {
     set(spec, "enableServiceLinks", true);
     set(spec, "preemptionPolicy", "PreemptLowerPriority");
     set(spec, "priority", 0);
@@ -127,10 +131,6 @@ fn pod(object: &mut Value) {
             }
         }
     }
-    let class = qos_class(object);
-    set(object, "status", json!({}));
-    set(&mut object["status"], "phase", "Pending");
-    set(&mut object["status"], "qosClass", class);
 }
 
 fn qos_class(pod: &Value) -> &'static str {
@@ -155,9 +155,7 @@ fn qos_class(pod: &Value) -> &'static str {
 }
 
 fn template(template: &mut Value) {
-    if template.get("spec").is_some() {
-        pod_spec(&mut template["spec"]);
-    }
+    with(template, "spec", pod_spec);
 }
 
 fn pod_spec(spec: &mut Value) {
@@ -175,26 +173,26 @@ fn pod_spec(spec: &mut Value) {
             set(container, "terminationMessagePath", "/dev/termination-log");
             set(container, "terminationMessagePolicy", "File");
             set(container, "resources", json!({}));
-            if let Some(limits) = container["resources"].get("limits").and_then(Value::as_object).cloned() {
+            with(container, "resources", |resources| {
+                let limits = resources.get("limits").and_then(Value::as_object).cloned().unwrap_or_default();
                 for (resource, amount) in limits {
-                    set(&mut container["resources"], "requests", json!({}));
-                    set(&mut container["resources"]["requests"], &resource, amount);
+                    make(resources, "requests", |requests| set(requests, &resource, amount));
                 }
-            }
+            });
             for port in list_of(container, "ports") {
                 set(port, "protocol", "TCP");
             }
             for probe in ["livenessProbe", "readinessProbe", "startupProbe"] {
-                if let Some(probe) = container.get_mut(probe).filter(|p| p.is_object()) {
+                with(container, probe, |probe| {
                     set(probe, "failureThreshold", 3);
                     set(probe, "periodSeconds", 10);
                     set(probe, "successThreshold", 1);
                     set(probe, "timeoutSeconds", 1);
-                    if let Some(get) = probe.get_mut("httpGet").filter(|g| g.is_object()) {
+                    with(probe, "httpGet", |get| {
                         set(get, "path", "/");
                         set(get, "scheme", "HTTP");
-                    }
-                }
+                    });
+                });
             }
             for env in list_of(container, "env") {
                 if let Some(field) = env.pointer_mut("/valueFrom/fieldRef") {
@@ -205,88 +203,110 @@ fn pod_spec(spec: &mut Value) {
     }
     for volume in list_of(spec, "volumes") {
         for source in ["secret", "configMap", "downwardAPI", "projected"] {
-            if let Some(source) = volume.get_mut(source).filter(|s| s.is_object()) {
-                set(source, "defaultMode", 420);
-            }
+            with(volume, source, |source| set(source, "defaultMode", 420));
         }
-        if let Some(path) = volume.get_mut("hostPath").filter(|s| s.is_object()) {
-            set(path, "type", "");
-        }
+        with(volume, "hostPath", |path| set(path, "type", ""));
         if volume.as_object().is_some_and(|v| v.len() == 1) {
             set(volume, "emptyDir", json!({}));
         }
     }
 }
 
-fn deployment(object: &mut Value) {
-    let spec = &mut object["spec"];
+fn deployment(spec: &mut Value) {
     set(spec, "progressDeadlineSeconds", 600);
     set(spec, "replicas", 1);
     set(spec, "revisionHistoryLimit", 10);
-    set(spec, "strategy", json!({}));
-    let strategy = &mut spec["strategy"];
-    set(strategy, "type", "RollingUpdate");
-    if strategy["type"] == "RollingUpdate" {
-        set(strategy, "rollingUpdate", json!({}));
-        set(&mut strategy["rollingUpdate"], "maxSurge", "25%");
-        set(&mut strategy["rollingUpdate"], "maxUnavailable", "25%");
-    }
-    template(&mut spec["template"]);
+    make(spec, "strategy", |strategy| {
+        rolling_update(strategy, &[("maxSurge", "25%".into()), ("maxUnavailable", "25%".into())]);
+    });
+    with(spec, "template", template);
 }
 
-fn stateful_set(object: &mut Value) {
-    let spec = &mut object["spec"];
+fn stateful_set(spec: &mut Value) {
     set(spec, "replicas", 1);
     set(spec, "revisionHistoryLimit", 10);
     set(spec, "podManagementPolicy", "OrderedReady");
-    set(
-        spec,
-        "persistentVolumeClaimRetentionPolicy",
-        json!({"whenDeleted": "Retain", "whenScaled": "Retain"}),
-    );
-    set(spec, "updateStrategy", json!({}));
-    let strategy = &mut spec["updateStrategy"];
-    set(strategy, "type", "RollingUpdate");
-    if strategy["type"] == "RollingUpdate" {
-        set(strategy, "rollingUpdate", json!({}));
-        set(&mut strategy["rollingUpdate"], "partition", 0);
+    make(spec, "persistentVolumeClaimRetentionPolicy", |policy| {
+        set(policy, "whenDeleted", "Retain");
+        set(policy, "whenScaled", "Retain");
+    });
+    make(spec, "updateStrategy", |strategy| rolling_update(strategy, &[("partition", 0.into())]));
+    with(spec, "template", template);
+    for claim in list_of(spec, "volumeClaimTemplates") {
+        // Typed by the server, since the embedded object has a kind of its own.
+        set(claim, "apiVersion", "v1");
+        set(claim, "kind", "PersistentVolumeClaim");
+        apply("PersistentVolumeClaim", claim);
     }
-    template(&mut spec["template"]);
 }
 
-fn job_spec(spec: &mut Value) {
-    set(spec, "backoffLimit", 6);
-    set(spec, "completionMode", "NonIndexed");
-    set(spec, "completions", 1);
+fn daemon_set(spec: &mut Value) {
+    set(spec, "revisionHistoryLimit", 10);
+    make(spec, "updateStrategy", |strategy| {
+        rolling_update(strategy, &[("maxSurge", 0.into()), ("maxUnavailable", 1.into())]);
+    });
+    with(spec, "template", template);
+}
+
+/// The strategy of a workload: rolling update unless it says otherwise, with these parameters.
+fn rolling_update(strategy: &mut Value, parameters: &[(&str, Value)]) {
+    set(strategy, "type", "RollingUpdate");
+    if strategy["type"] == "RollingUpdate" {
+        make(strategy, "rollingUpdate", |update| {
+            for (field, default) in parameters {
+                set(update, field, default.clone());
+            }
+        });
+    }
+}
+
+fn job(spec: &mut Value) {
+    // A job with parallelism alone is a work queue, which is complete when a pod says so.
+    if spec["completions"].is_null() && spec["parallelism"].is_null() {
+        set(spec, "completions", 1);
+    }
     set(spec, "parallelism", 1);
+    let per_index = !spec["backoffLimitPerIndex"].is_null();
+    set(spec, "backoffLimit", if per_index { i32::MAX } else { 6 });
+    let replacement = if spec["podFailurePolicy"].is_null() { "TerminatingOrFailed" } else { "Failed" };
+    set(spec, "podReplacementPolicy", replacement);
+    set(spec, "completionMode", "NonIndexed");
     set(spec, "suspend", false);
     set(spec, "manualSelector", false);
-    set(spec, "podReplacementPolicy", "TerminatingOrFailed");
-    template(&mut spec["template"]);
+    with(spec, "template", template);
+}
+
+fn cron_job(spec: &mut Value) {
+    set(spec, "concurrencyPolicy", "Allow");
+    set(spec, "failedJobsHistoryLimit", 1);
+    set(spec, "successfulJobsHistoryLimit", 3);
+    set(spec, "suspend", false);
+    with(spec, "jobTemplate", |job| with(job, "spec", |spec| with(spec, "template", template)));
 }
 
 fn service(object: &mut Value) {
-    let spec = &mut object["spec"];
-    set(spec, "type", "ClusterIP");
-    set(spec, "sessionAffinity", "None");
-    if spec["type"] != "ExternalName" {
-        set(spec, "internalTrafficPolicy", "Cluster");
-        set(spec, "ipFamilies", json!(["IPv4"]));
-        set(spec, "ipFamilyPolicy", "SingleStack");
-        if matches!(spec["type"].as_str(), Some("NodePort" | "LoadBalancer")) {
-            set(spec, "externalTrafficPolicy", "Cluster");
+    with(object, "spec", |spec| {
+        set(spec, "type", "ClusterIP");
+        set(spec, "sessionAffinity", "None");
+        if spec["type"] != "ExternalName" {
+            set(spec, "internalTrafficPolicy", "Cluster");
+            set(spec, "ipFamilies", json!(["IPv4"]));
+            set(spec, "ipFamilyPolicy", "SingleStack");
+            if matches!(spec["type"].as_str(), Some("NodePort" | "LoadBalancer")) {
+                set(spec, "externalTrafficPolicy", "Cluster");
+            }
+            if let Some(ip) = spec.get("clusterIP").filter(|ip| !ip.is_null()).cloned() {
+                set(spec, "clusterIPs", json!([ip]));
+            }
         }
-        if let Some(ip) = spec.get("clusterIP").cloned() {
-            set(spec, "clusterIPs", json!([ip]));
+        for port in list_of(spec, "ports") {
+            set(port, "protocol", "TCP");
+            if let Some(target) = port.get("port").cloned() {
+                set(port, "targetPort", target);
+            }
         }
-    }
-    for port in list_of(spec, "ports") {
-        set(port, "protocol", "TCP");
-        let target = port["port"].clone();
-        set(port, "targetPort", target);
-    }
-    set(object, "status", json!({}));
-    set(&mut object["status"], "loadBalancer", json!({}));
+    });
+    make(object, "status", |status| set(status, "loadBalancer", json!({})));
 }
 
 fn secret(object: &mut Value) {
@@ -296,50 +316,133 @@ fn secret(object: &mut Value) {
         for (key, value) in plain.as_object().into_iter().flatten() {
             let encoded =
                 base64::engine::general_purpose::STANDARD.encode(value.as_str().unwrap_or_default());
-            set(object, "data", json!({}));
-            object["data"][key] = encoded.into();
+            make(object, "data", |data| data[key] = encoded.into());
         }
     }
 }
 
 fn namespace(object: &mut Value) {
-    let name = object["metadata"]["name"].clone();
-    set(&mut object["metadata"], "labels", json!({}));
-    object["metadata"]["labels"]["kubernetes.io/metadata.name"] = name;
+    with(object, "metadata", |meta| {
+        let name = meta["name"].clone();
+        if !name.is_null() {
+            make(meta, "labels", |labels| labels["kubernetes.io/metadata.name"] = name);
+        }
+    });
     if object["metadata"]["deletionTimestamp"].is_null() {
-        set(object, "spec", json!({}));
-        set(&mut object["spec"], "finalizers", json!(["kubernetes"]));
+        make(object, "spec", |spec| set(spec, "finalizers", json!(["kubernetes"])));
     }
-    set(object, "status", json!({}));
-    set(&mut object["status"], "phase", "Active");
+    make(object, "status", |status| set(status, "phase", "Active"));
 }
 
-fn network_policy(object: &mut Value) {
-    let spec = &mut object["spec"];
-    let types: &[&str] = if spec.get("egress").is_some() { &["Ingress", "Egress"] } else { &["Ingress"] };
+fn network_policy(spec: &mut Value) {
+    let types: &[&str] = if spec["egress"].is_null() { &["Ingress"] } else { &["Ingress", "Egress"] };
     set(spec, "policyTypes", json!(types));
-    for (rules, _) in [("ingress", "from"), ("egress", "to")] {
+    for rules in ["ingress", "egress"] {
         for rule in list_of(spec, rules) {
-            for port in list_of(rule, "ports") {
-                set(port, "protocol", "TCP");
-            }
+            list_of(rule, "ports").for_each(|port| set(port, "protocol", "TCP"));
         }
     }
 }
 
-fn node(object: &mut Value) {
-    let Some(status) = object.get_mut("status").filter(|s| s.is_object()) else { return };
-    if let Some(capacity) = status.get("capacity").cloned() {
-        set(status, "allocatable", capacity);
-    }
+fn custom_resource_definition(spec: &mut Value) {
+    with(spec, "names", |names| {
+        let kind = names["kind"].as_str().unwrap_or_default().to_owned();
+        if !kind.is_empty() {
+            set(names, "singular", kind.to_lowercase());
+            set(names, "listKind", format!("{kind}List"));
+        }
+    });
+    set(spec, "conversion", json!({"strategy": "None"}));
 }
 
-fn custom_resource_definition(object: &mut Value) {
-    let spec = &mut object["spec"];
-    let kind = spec["names"]["kind"].as_str().unwrap_or_default().to_owned();
-    if !kind.is_empty() {
-        set(&mut spec["names"], "singular", kind.to_lowercase());
-        set(&mut spec["names"], "listKind", format!("{kind}List"));
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KINDS: &[&str] = &[
+        "Pod",
+        "Deployment",
+        "ReplicaSet",
+        "ReplicationController",
+        "StatefulSet",
+        "DaemonSet",
+        "Job",
+        "CronJob",
+        "Service",
+        "Secret",
+        "Namespace",
+        "PersistentVolumeClaim",
+        "PersistentVolume",
+        "NetworkPolicy",
+        "RoleBinding",
+        "ClusterRoleBinding",
+        "StorageClass",
+        "PriorityClass",
+        "EndpointSlice",
+        "Endpoints",
+        "Node",
+        "CustomResourceDefinition",
+        "ConfigMap",
+    ];
+
+    fn nulls(value: &Value) -> bool {
+        match value {
+            Value::Null => true,
+            Value::Array(items) => items.iter().any(nulls),
+            Value::Object(map) => map.values().any(nulls),
+            _ => false,
+        }
     }
-    set(spec, "conversion", json!({"strategy": "None"}));
+
+    #[test]
+    fn what_is_absent_does_not_become_null() {
+        let shapes = [
+            json!({}),
+            json!({"metadata": {"name": "x"}}),
+            json!({"metadata": {"name": "x"}, "spec": {}, "status": {}}),
+            json!({"metadata": {"name": "x"}, "spec": {"template": {}, "jobTemplate": {}, "names": {}, "ports": [{}]},
+                "subjects": [{}], "subsets": [{}], "ports": [{}], "roleRef": {}}),
+            json!({"metadata": {"name": "x"}, "spec": {"template": {"spec": {}}, "containers": [{"name": "c"}],
+                "volumes": [{"name": "v"}], "ingress": [{}], "egress": [{}], "volumeClaimTemplates": [{}]}}),
+        ];
+        for kind in KINDS {
+            for shape in &shapes {
+                let mut object = shape.clone();
+                apply(kind, &mut object);
+                assert!(!nulls(&object) || nulls(shape), "{kind} of {shape} became {object}");
+                let once = object.clone();
+                apply(kind, &mut object);
+                assert_eq!(object, once, "{kind} of {shape}: defaults of defaults");
+            }
+        }
+        let mut without_template = json!({"spec": {"selector": {"matchLabels": {"a": "b"}}}});
+        apply("Deployment", &mut without_template);
+        assert_eq!(without_template["spec"].get("template"), None);
+        let mut no_spec = json!({"metadata": {"name": "x"}});
+        apply("DaemonSet", &mut no_spec);
+        assert_eq!(no_spec, json!({"metadata": {"name": "x"}}));
+    }
+
+    #[test]
+    fn a_strategy_given_in_part_is_completed() {
+        let mut object = json!({"spec": {"updateStrategy": {"rollingUpdate": {"maxUnavailable": 3}}}});
+        apply("DaemonSet", &mut object);
+        assert_eq!(
+            object["spec"]["updateStrategy"],
+            json!({"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 3}})
+        );
+        let mut object = json!({"spec": {"strategy": {"type": "Recreate"}}});
+        apply("Deployment", &mut object);
+        assert_eq!(object["spec"]["strategy"], json!({"type": "Recreate"}));
+    }
+
+    #[test]
+    fn a_job_with_parallelism_alone_is_a_work_queue() {
+        let mut object = json!({"spec": {"parallelism": 4}});
+        apply("Job", &mut object);
+        assert_eq!(object["spec"].get("completions"), None);
+        let mut object = json!({"spec": {}});
+        apply("Job", &mut object);
+        assert_eq!((&object["spec"]["completions"], &object["spec"]["parallelism"]), (&json!(1), &json!(1)));
+    }
 }
