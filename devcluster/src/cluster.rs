@@ -8,7 +8,6 @@ use axum::Router;
 use axum::serve::ListenerExt as _;
 use jiff::Timestamp;
 use parking_lot::RwLock;
-use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -17,7 +16,8 @@ use crate::api::Cluster;
 use crate::gc;
 use crate::nodes::PodLogs;
 use crate::resources::Registry;
-use crate::store::{Expected, GroupResource, ObjectKey, PersistError, Store};
+use crate::store::{GroupResource, PersistError, Store};
+use crate::upkeep::{self, standing};
 
 /// Changes of each resource that watches can resume from.
 const HISTORY: usize = 4096;
@@ -86,7 +86,9 @@ impl DevCluster {
         let addr = listener.local_addr().map_err(listen)?;
         let store = Arc::new(Store::open(config.data_dir.as_deref(), HISTORY, WATCH_QUEUE)?);
         let registry = Arc::new(Registry::new().map_err(DevClusterError::Resources)?);
-        prepare(&store)?;
+        standing::first_namespaces(&store, Timestamp::now())
+            .map_err(|e| DevClusterError::Prepare(e.to_string()))?;
+        standing::restore_all(&store, addr, Timestamp::now());
         serve_definitions(&store, &registry);
         let stop = CancellationToken::new();
         let logs = Arc::new(RwLock::new(PodLogs::default()));
@@ -112,11 +114,13 @@ impl DevCluster {
             }
         });
         let collector = tokio::spawn(gc::run(Arc::clone(&store), registry, stop.clone()));
+        let keeper =
+            tokio::spawn(upkeep::run(Arc::clone(&store), addr, Arc::new(Timestamp::now), stop.clone()));
         let uri = format!("http://{addr}").parse().map_err(|e| DevClusterError::Prepare(format!("{e}")))?;
         let mut client_config = kube::Config::new(uri);
         client_config.default_namespace = "default".into();
         let client = kube::Client::try_from(client_config).map_err(DevClusterError::Client)?;
-        Ok(Self { addr, store, client, logs, stop, tasks: vec![server, collector] })
+        Ok(Self { addr, store, client, logs, stop, tasks: vec![server, collector, keeper] })
     }
 
     /// Where it listens.
@@ -160,30 +164,6 @@ impl DevCluster {
             let _ = tokio::time::timeout(std::time::Duration::from_secs(2), task).await;
         }
     }
-}
-
-/// The namespaces that every cluster has.
-fn prepare(store: &Store) -> Result<(), DevClusterError> {
-    for name in ["default", "kube-system", "kube-public", "kube-node-lease"] {
-        let key = ObjectKey::new(GroupResource::new("", "namespaces"), "", name);
-        if store.get(&key).is_some() {
-            continue;
-        }
-        let namespace = json!({
-            "apiVersion": "v1", "kind": "Namespace",
-            "metadata": {
-                "name": name, "uid": crate::api::new_uid(),
-                "creationTimestamp": Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
-                "labels": {"kubernetes.io/metadata.name": name},
-            },
-            "spec": {"finalizers": ["kubernetes"]},
-            "status": {"phase": "Active"},
-        });
-        store
-            .commit(&key, Expected::Absent, Some(namespace))
-            .map_err(|e| DevClusterError::Prepare(e.to_string()))?;
-    }
-    Ok(())
 }
 
 /// Serves the definitions that were kept from an earlier run.

@@ -10,7 +10,8 @@ use futures::{StreamExt, TryStreamExt, pin_mut};
 use http::Request;
 use http_body_util::BodyExt;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{ConfigMap, Event, Namespace, Pod};
+use k8s_openapi::api::core::v1::{ConfigMap, Event, Namespace, Pod, Service, ServiceAccount};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::api::{
     Api, ApiResource, DeleteParams, DynamicObject, EvictParams, ListParams, Patch, PatchParams, PostParams,
     Preconditions, PropagationPolicy, ValidationDirective, WatchEvent, WatchParams,
@@ -227,8 +228,10 @@ async fn objects_are_created_read_replaced_and_deleted() {
     let (code, _, message) = status_of(elsewhere.create(&PostParams::default(), &prefixed).await);
     assert_eq!((code, message.as_str()), (404, r#"namespaces "nowhere" not found"#));
     let all = maps.delete_collection(&DeleteParams::default(), &ListParams::default()).await.unwrap();
-    assert_eq!(all.left().unwrap().items.len(), 2);
-    assert!(maps.list(&ListParams::default()).await.unwrap().items.is_empty());
+    assert_eq!(all.left().unwrap().items.len(), 3, "two made here, and kube-root-ca.crt, which comes back");
+    for name in [a, b] {
+        assert!(maps.get_opt(&name).await.unwrap().is_none());
+    }
 }
 
 #[tokio::test]
@@ -518,11 +521,11 @@ async fn lists_page_and_select() {
         w.map(&format!("m{i}"), json!({"labels": {"parity": if i % 2 == 0 { "even" } else { "odd" }}})).await;
     }
     let first = maps.list(&ListParams::default().limit(3)).await.unwrap();
-    assert_eq!((first.items.len(), first.metadata.remaining_item_count), (3, Some(4)));
+    assert_eq!((first.items.len(), first.metadata.remaining_item_count), (3, Some(5)));
     maps.delete("m6", &DeleteParams::default()).await.unwrap();
     let token = first.metadata.continue_.unwrap();
     let rest = maps.list(&ListParams::default().continue_token(&token)).await.unwrap();
-    assert_eq!(rest.items.len(), 4, "pages are of one moment");
+    assert_eq!(rest.items.len(), 5, "pages are of one moment");
     assert_eq!(rest.metadata.resource_version, first.metadata.resource_version);
     assert_eq!(status_of(maps.list(&ListParams::default().continue_token("bogus")).await).0, 400);
     let names = |list: kube::core::ObjectList<ConfigMap>| {
@@ -544,11 +547,12 @@ async fn lists_page_and_select() {
     boats.create(&PostParams::default(), &boat("g", json!({"flag": "green"}))).await.unwrap();
     assert_eq!(boats.list(&ListParams::default().fields("spec.flag=green")).await.unwrap().items.len(), 1);
     let all: Api<ConfigMap> = Api::all(w.client.clone());
-    assert_eq!(all.list(&ListParams::default()).await.unwrap().items.len(), 6);
+    // The maps made here, and four namespaces' kube-root-ca.crt.
+    assert_eq!(all.list(&ListParams::default()).await.unwrap().items.len(), 6 + 4);
     let future = w.raw("GET", "/api/v1/configmaps?resourceVersion=99999999", &[], "").await;
     assert_eq!(future.0, 504);
     let metadata = maps.list_metadata(&ListParams::default()).await.unwrap();
-    assert_eq!((metadata.items.len(), metadata.types.kind.as_str()), (6, "PartialObjectMetadataList"));
+    assert_eq!((metadata.items.len(), metadata.types.kind.as_str()), (7, "PartialObjectMetadataList"));
 }
 
 #[tokio::test]
@@ -808,6 +812,41 @@ async fn namespaces_end_with_what_is_in_them() {
         .unwrap();
     w.gone(&namespaces, "team").await;
     assert_eq!(status_of(namespaces.delete("default", &DeleteParams::default()).await).0, 403);
+}
+
+#[tokio::test]
+async fn every_namespace_holds_its_standing_objects() {
+    let w = world().await;
+    let namespaces: Api<Namespace> = Api::all(w.client.clone());
+    let ns: Namespace = serde_json::from_value(json!({"metadata": {"name": "team"}})).unwrap();
+    namespaces.create(&PostParams::default(), &ns).await.unwrap();
+    let there = |o: Option<&ServiceAccount>| o.is_some();
+    let accounts: Api<ServiceAccount> = Api::namespaced(w.client.clone(), "team");
+    soon("the account", kube::runtime::wait::await_condition(accounts.clone(), "default", there))
+        .await
+        .unwrap();
+    // What is deleted or changed comes back.
+    let first = accounts.get("default").await.unwrap().metadata.uid;
+    accounts.delete("default", &DeleteParams::default()).await.unwrap();
+    let again =
+        kube::runtime::wait::await_condition(accounts.clone(), "default", |o: Option<&ServiceAccount>| {
+            o.is_some_and(|o| o.metadata.uid != first)
+        });
+    soon("another account", again).await.unwrap();
+    let patch = Patch::Merge(json!({"data": {"ca.crt": "mine"}}));
+    w.maps().patch("kube-root-ca.crt", &PatchParams::default(), &patch).await.unwrap();
+    let back =
+        |o: Option<&ConfigMap>| o.is_some_and(|o| o.data.as_ref().is_some_and(|d| d["ca.crt"].is_empty()));
+    soon("the bundle", kube::runtime::wait::await_condition(w.maps(), "kube-root-ca.crt", back))
+        .await
+        .unwrap();
+    let services: Api<Service> = Api::default_namespaced(w.client.clone());
+    let ports = services.get("kubernetes").await.unwrap().spec.unwrap().ports.unwrap();
+    assert_eq!(ports[0].target_port, Some(IntOrString::Int(w.cluster.addr().port().into())));
+    // None of it keeps a namespace from ending.
+    namespaces.delete("team", &DeleteParams::default()).await.unwrap();
+    w.gone(&namespaces, "team").await;
+    assert_eq!(accounts.list(&ListParams::default()).await.unwrap().items.len(), 0);
 }
 
 #[tokio::test]

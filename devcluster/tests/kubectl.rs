@@ -268,7 +268,7 @@ async fn built_in_kinds_work() {
     has(&w.ok("create namespace team").await, &["namespace/team created"]);
     w.ok("create configmap m -n team --from-literal=a=1").await;
     w.ok("create secret generic s -n team --from-literal=p=q").await;
-    has(&w.ok("get cm,secret -n team").await, &["configmap/m   1", "secret/s   Opaque   1"]);
+    has(&w.ok("get cm/m secret/s -n team").await, &["configmap/m   1", "secret/s   Opaque   1"]);
     has(&w.ok("describe secret s -n team").await, &["p:  1 bytes"]);
     let deployment = json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "d"}, "spec": {"replicas": 2,
         "selector": {"matchLabels": {"app": "d"}}, "template": {"metadata": {"labels": {"app": "d"}},
