@@ -1,8 +1,8 @@
 //! Simulated nodes have no GPUs: whatever engine a replica's pod names, they run a simulated one of the same shape.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::io::ErrorKind;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use futures::FutureExt as _;
@@ -10,7 +10,7 @@ use futures::future::BoxFuture;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
 use parking_lot::Mutex;
-use plimsoll_devcluster::nodes::{PodExit, PodRuntime, RunningPod, RuntimeError};
+use plimsoll_devcluster::nodes::{LoopbackIps, PodExit, PodRuntime, RunningPod, RuntimeError};
 use plimsoll_engine::EngineConfig;
 use plimsoll_fleet::LengthDistribution;
 use plimsoll_operator::ReplicaRecord;
@@ -21,48 +21,32 @@ use tokio::sync::watch;
 const RECORD: &str = "plimsoll.dev/replica";
 /// Port of an engine's API within its pod, as the operator gives it to every engine.
 const ENGINE_PORT: u16 = 8000;
-/// Addresses tried for one pod before giving up (others on the machine may hold some).
-const ADDRESS_TRIES: u32 = 4096;
 
 /// Starts simulated engines for pods, each on a loopback address of its own, as real pods have.
 #[derive(Debug)]
 pub struct EngineRuntime {
     speed: f64,
     startup: Duration,
-    next_address: AtomicU32,
+    addresses: LoopbackIps,
 }
 
 impl EngineRuntime {
     /// Engines that run `speed` times as fast as real ones and need `startup` (virtual) to come up.
     pub fn new(speed: f64, startup: Duration) -> Self {
-        // Processes start at different places, so that several on one machine seldom try the same address.
-        let start = std::process::id().wrapping_mul(251);
-        Self { speed, startup, next_address: AtomicU32::new(start) }
-    }
-
-    /// The next address of 127.64.0.0/10.
-    fn address(&self) -> Ipv4Addr {
-        let n = self.next_address.fetch_add(1, Ordering::Relaxed) % 0x3f_fffd + 1;
-        Ipv4Addr::from(0x7f40_0000 + n)
+        Self { speed, startup, addresses: LoopbackIps::default() }
     }
 
     async fn start_engine(&self, pod: &Pod) -> Result<RunningPod, RuntimeError> {
         let record = record(pod)?;
-        let mut last = None;
-        for _ in 0..ADDRESS_TRIES {
-            let ip = self.address();
-            let config = self.config(&record, SocketAddr::from((ip, ENGINE_PORT)));
-            match EngineServer::start(config).await {
-                Ok(server) => return Ok(running(IpAddr::V4(ip), server, record)),
-                Err(EngineServerError::Listen { addr, source })
-                    if source.kind() == std::io::ErrorKind::AddrInUse =>
-                {
-                    last = Some(format!("{addr} is in use"));
-                }
-                Err(error) => return Err(failed("RunContainerError", error.to_string())),
+        let start = |ip| EngineServer::start(self.config(&record, SocketAddr::from((ip, ENGINE_PORT))));
+        let taken = |error: &EngineServerError| matches!(error, EngineServerError::Listen { source, .. } if source.kind() == ErrorKind::AddrInUse);
+        match self.addresses.start_on_free(start, taken).await {
+            Ok((ip, server)) => Ok(running(IpAddr::V4(ip), server, record)),
+            Err(error) if taken(&error) => {
+                Err(failed("RunContainerError", format!("no free loopback address: {error}")))
             }
+            Err(error) => Err(failed("RunContainerError", error.to_string())),
         }
-        Err(failed("RunContainerError", format!("no free loopback address: {}", last.unwrap_or_default())))
     }
 
     fn config(&self, record: &ReplicaRecord, listen: SocketAddr) -> EngineServerConfig {
@@ -163,12 +147,5 @@ mod tests {
         let error = runtime.start(&Pod::default()).await.unwrap_err();
         assert_eq!(error.reason, "ErrImagePull");
         assert!(error.message.contains("plimsoll.dev/replica"), "{}", error.message);
-    }
-
-    #[test]
-    fn addresses_are_loopback_and_differ() {
-        let runtime = EngineRuntime::new(1.0, Duration::ZERO);
-        let (a, b) = (runtime.address(), runtime.address());
-        assert!(a.is_loopback() && b.is_loopback() && a != b, "{a} {b}");
     }
 }

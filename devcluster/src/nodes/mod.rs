@@ -7,6 +7,7 @@
 mod events;
 mod fit;
 mod kubelet;
+mod loopback;
 mod probe;
 mod quantity;
 mod runtime;
@@ -27,8 +28,9 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 pub use fit::{NodeView, Resources, Unschedulable, allocatable, choose, matches_affinity, requests};
+pub use loopback::LoopbackIps;
 pub use quantity::milli;
-pub use runtime::{LogSource, LoopbackIps, PodExit, PodLogs, PodRuntime, RunningPod, RuntimeError, Stop};
+pub use runtime::{LogSource, PodExit, PodLogs, PodRuntime, RunningPod, RuntimeError, Stop};
 
 /// Annotation with the real addresses of a pod's container ports, as a JSON object from port to `ip:port`. Present only on
 /// pods whose runtime maps ports.

@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
@@ -109,24 +108,6 @@ impl RunningPod {
     /// The real address of a container port.
     pub fn address(&self, container_port: u16) -> SocketAddr {
         self.ports.get(&container_port).copied().unwrap_or(SocketAddr::new(self.ip, container_port))
-    }
-}
-
-/// Loopback addresses for pods, from 127.77.0.0/16 in turn. Where the system lets processes bind to all of 127.0.0.0/8
-/// (Linux does), a pod bound to its own one keeps its container ports, and clients find it at its pod IP as on a real
-/// cluster; elsewhere fall back to 127.0.0.1 and [`RunningPod::with_port`].
-#[derive(Debug, Default)]
-pub struct LoopbackIps {
-    next: AtomicU16,
-}
-
-impl LoopbackIps {
-    /// The next address; they repeat after 64,516.
-    pub fn allocate(&self) -> IpAddr {
-        // Skips .0 and .255, which some tools take for network and broadcast.
-        let n = self.next.fetch_add(1, Ordering::Relaxed) % (254 * 254);
-        let octet = |n: u16| u8::try_from(n + 1).unwrap_or(1);
-        IpAddr::V4(Ipv4Addr::new(127, 77, octet(n / 254), octet(n % 254)))
     }
 }
 

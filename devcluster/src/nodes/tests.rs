@@ -235,14 +235,6 @@ fn backoff_doubles_up_to_its_limit() {
     assert_eq!(waits, [10, 20, 40, 80, 160, 300, 300, 300, 300]);
 }
 
-#[test]
-fn loopback_addresses_differ() {
-    let ips = LoopbackIps::default();
-    let some: std::collections::BTreeSet<String> = (0..600).map(|_| ips.allocate().to_string()).collect();
-    assert_eq!(some.len(), 600);
-    assert!(some.contains("127.77.1.1") && some.contains("127.77.2.1"), "{some:?}");
-}
-
 proptest::proptest! {
     #[test]
     fn quantities_never_panic(text in ".{0,40}") {
