@@ -1,4 +1,4 @@
-//! The API as people meet it: the real kubectl, where one is on the `PATH`.
+//! The API as people meet it: the real kubectl, where one of 1.27 or newer is on the `PATH`.
 
 #![recursion_limit = "256"]
 #![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "helpers of tests")]
@@ -68,9 +68,14 @@ struct World {
 /// A cluster and a home for kubectl; `None`, with a line that says so, where there is no kubectl.
 async fn world() -> Option<World> {
     let mut probe = Command::new("kubectl");
-    probe.args(["version", "--client"]).stdout(Stdio::null()).stderr(Stdio::null());
-    if !probe.status().await.is_ok_and(|s| s.success()) {
-        println!("skipped: no kubectl on the PATH");
+    probe.args(["version", "--client", "--output=json"]).stderr(Stdio::null());
+    let minor = probe.output().await.ok().and_then(|out| {
+        let version: Value = serde_json::from_slice(&out.stdout).ok()?;
+        version["clientVersion"]["minor"].as_str()?.trim_end_matches('+').parse::<u32>().ok()
+    });
+    // Older ones read OpenAPI v2 as protobuf only.
+    if minor.is_none_or(|minor| minor < 27) {
+        println!("skipped: no kubectl 1.27 or newer on the PATH");
         return None;
     }
     let cluster = DevCluster::start(DevClusterConfig::default()).await.unwrap();

@@ -12,37 +12,43 @@ use serde_json::Value;
 use crate::Error;
 use crate::system::Endpoints;
 
+/// Oldest kubectl that is used. Older ones read OpenAPI v2 as protobuf only, which the local cluster's API does not speak.
+const OLDEST_MINOR: u32 = 27;
+
 /// A way to speak to the API.
 pub struct Kubectl {
     client: Client,
     kubeconfig: PathBuf,
-    binary: Option<PathBuf>,
+    binary: Result<PathBuf, String>,
 }
 
 impl Kubectl {
-    /// Connects; uses the real kubectl if it is on the path and `PLIMSOLL_E2E_NO_KUBECTL` is not set.
+    /// Connects; uses the real kubectl if one of at least 1.27 is on the path and `PLIMSOLL_E2E_NO_KUBECTL` is not set.
     ///
     /// # Errors
     /// If the kubeconfig is not usable.
     pub async fn connect(endpoints: &Endpoints) -> Result<Self, Error> {
         let kubeconfig = Kubeconfig::read_from(&endpoints.kubeconfig)?;
         let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
-        let binary =
-            if std::env::var_os("PLIMSOLL_E2E_NO_KUBECTL").is_some() { None } else { find("kubectl") };
+        let binary = if std::env::var_os("PLIMSOLL_E2E_NO_KUBECTL").is_some() {
+            Err("PLIMSOLL_E2E_NO_KUBECTL is set".to_owned())
+        } else {
+            usable_kubectl().await
+        };
         Ok(Self { client: Client::try_from(config)?, kubeconfig: endpoints.kubeconfig.clone(), binary })
     }
 
     /// Which client this is, for the run's own record.
     pub fn describe_client(&self) -> String {
         match &self.binary {
-            Some(path) => format!("real kubectl ({})", path.display()),
-            None => "the suite's own HTTP calls (no kubectl here)".to_owned(),
+            Ok(path) => format!("real kubectl ({})", path.display()),
+            Err(why) => format!("the suite's own HTTP calls ({why})"),
         }
     }
 
     /// Whether the real kubectl is used.
     pub fn is_real(&self) -> bool {
-        self.binary.is_some()
+        self.binary.is_ok()
     }
 
     /// A client for direct reads.
@@ -55,7 +61,7 @@ impl Kubectl {
     /// # Errors
     /// If there is none, or it exits with a failure: what it printed.
     pub async fn kubectl(&self, args: &[&str]) -> Result<String, Error> {
-        let binary = self.binary.as_ref().ok_or("no kubectl")?;
+        let binary = self.binary.as_ref().map_err(String::as_str)?;
         let output = tokio::process::Command::new(binary)
             .args(args)
             .env("KUBECONFIG", &self.kubeconfig)
@@ -242,10 +248,47 @@ impl Kubectl {
     }
 }
 
+/// The kubectl on the path, or why there is none that can be used.
+async fn usable_kubectl() -> Result<PathBuf, String> {
+    let path = find("kubectl").ok_or("no kubectl here")?;
+    let output = tokio::process::Command::new(&path)
+        .args(["version", "--client", "--output=json"])
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output()
+        .await
+        .map_err(|e| format!("{} does not run: {e}", path.display()))?;
+    let minor = client_minor(&output.stdout)
+        .ok_or_else(|| format!("{} does not tell its version", path.display()))?;
+    if minor < OLDEST_MINOR {
+        return Err(format!("{} is 1.{minor}; 1.{OLDEST_MINOR} or newer is needed", path.display()));
+    }
+    Ok(path)
+}
+
+/// The minor version in what `kubectl version --client --output=json` prints; vendors write `27+`.
+fn client_minor(json: &[u8]) -> Option<u32> {
+    let version: Value = serde_json::from_slice(json).ok()?;
+    version["clientVersion"]["minor"].as_str()?.trim_end_matches('+').parse().ok()
+}
+
 fn find(program: &str) -> Option<PathBuf> {
     std::env::var_os("PATH")?
         .to_str()?
         .split(':')
         .map(|dir| Path::new(dir).join(program))
         .find(|path| path.is_file())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn client_versions_are_read() {
+        let minor = |text: &str| client_minor(text.as_bytes());
+        assert_eq!(minor(r#"{"clientVersion": {"major": "1", "minor": "32"}}"#), Some(32));
+        assert_eq!(minor(r#"{"clientVersion": {"major": "1", "minor": "20+"}}"#), Some(20));
+        assert_eq!(minor("Client Version: v1.20.2"), None);
+    }
 }
