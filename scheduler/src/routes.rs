@@ -133,6 +133,7 @@ fn step(
         classes,
         arrival_scv: 1.0,
         margin: 0.0,
+        stretch: 1.0,
     })
 }
 

@@ -6,6 +6,7 @@ use plimsoll_fleet::{DemandPrior, LengthDistribution, ModelPool, RequestClass};
 use serde::{Deserialize, Serialize};
 
 use super::DemandConfig;
+use super::burstiness::Burstiness;
 
 /// Requests (by decayed count) at which what was seen weighs as much as what was expected.
 const PRIOR_REQUESTS: f64 = 30.0;
@@ -24,8 +25,9 @@ pub struct Mix {
     input: (f64, f64),
     output: (f64, f64),
     cached_tokens: f64,
-    /// Interarrival samples: count, sum (s), sum of squares (s²).
-    interarrival: (f64, f64, f64),
+    /// How unevenly requests come.
+    #[serde(default)]
+    pub burstiness: Burstiness,
 }
 
 impl Mix {
@@ -45,9 +47,6 @@ impl Mix {
             &mut self.output.0,
             &mut self.output.1,
             &mut self.cached_tokens,
-            &mut self.interarrival.0,
-            &mut self.interarrival.1,
-            &mut self.interarrival.2,
         ] {
             *value *= k;
         }
@@ -75,11 +74,7 @@ impl Mix {
             self.output.1 += good(r.output_tokens.sum);
         }
         let (squares, sum) = r.interarrival_moments;
-        if squares.is_finite() && sum.is_finite() && squares >= 0.0 && sum > 0.0 {
-            self.interarrival.0 += r.arrived as f64;
-            self.interarrival.1 += sum;
-            self.interarrival.2 += squares;
-        }
+        self.burstiness.observe(r.arrived, sum, squares, now);
     }
 
     fn cached_fraction(&self) -> f64 {
@@ -111,17 +106,6 @@ impl Mix {
             })
             .collect()
     }
-}
-
-/// Squared coefficient of variation of inter-arrival times over all classes; 1 (Poisson) until known.
-pub fn arrival_scv<'a>(mixes: impl Iterator<Item = &'a Mix>) -> f64 {
-    let (n, sum, squares) = mixes.fold((0.0, 0.0, 0.0), |a, m| {
-        (a.0 + m.interarrival.0, a.1 + m.interarrival.1, a.2 + m.interarrival.2)
-    });
-    if n < PRIOR_REQUESTS || sum <= 0.0 {
-        return 1.0;
-    }
-    (n * squares / (sum * sum) - 1.0).clamp(0.25, 16.0)
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -301,10 +285,6 @@ impl Mix {
         add(&mut self.input, other.input);
         add(&mut self.output, other.output);
         self.cached_tokens += other.cached_tokens;
-        self.interarrival = (
-            self.interarrival.0 + other.interarrival.0,
-            self.interarrival.1 + other.interarrival.1,
-            self.interarrival.2 + other.interarrival.2,
-        );
+        self.burstiness.absorb(&other.burstiness);
     }
 }

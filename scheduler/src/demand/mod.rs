@@ -4,6 +4,7 @@
 //! zero load: a stale agent's last rate is held, time that nobody measured teaches nothing, and a pool is idle only
 //! while fresh telemetry says so.
 
+mod burstiness;
 mod config;
 mod lengths;
 mod series;
@@ -16,8 +17,9 @@ use plimsoll_fleet::telemetry::AgentReport;
 use plimsoll_fleet::{DemandEstimate, ModelPool, PoolId};
 use serde::{Deserialize, Serialize};
 
+pub use burstiness::Burstiness;
 pub use config::DemandConfig;
-pub use lengths::{Mix, arrival_scv, request_classes};
+pub use lengths::{Mix, request_classes};
 pub use series::{PeakForecast, Series};
 pub use trigger::{material_change, misses_objectives};
 pub use window::{Seen, Window};
@@ -349,7 +351,11 @@ impl DemandTracker {
         DemandEstimate {
             classes: request_classes(pool, mixes, rate.rps, &self.config),
             observed_rps: rate.observed_rps,
-            arrival_scv: arrival_scv(mixes.values()),
+            arrival_scv: Burstiness::scv(
+                mixes.values().map(|m| &m.burstiness),
+                now,
+                self.config.mix_half_life_seconds,
+            ),
             source: rate.source,
         }
     }

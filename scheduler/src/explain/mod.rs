@@ -13,9 +13,9 @@ pub use diff::{PoolDiff, diff};
 use std::collections::BTreeMap;
 
 use plimsoll_fleet::plan::{BindingConstraint, RunnerUp, Why};
-use plimsoll_fleet::{ClusterSnapshot, Dtype, ModelPool, Shape};
+use plimsoll_fleet::{ClusterSnapshot, Dtype, ModelPool, RequestClass, Shape};
 
-use crate::plan::candidates::{CandidateSet, Rejection};
+use crate::plan::candidates::{CandidateSet, Leniency, Rejection};
 use crate::plan::inventory::{Cell, Eligibility};
 use crate::plan::prepare::{Draft, Fate};
 use crate::plan::program::{PoolAnswer, PoolProblem};
@@ -214,8 +214,41 @@ pub(crate) fn summarise(facts: &Facts<'_>) -> Why {
             )
         }
     };
+    let (remark, remedies) = out_of_reach(facts.all);
+    would_help.extend(remedies);
     would_help.extend(facts.notes.iter().cloned());
+    let summary = match remark {
+        Some(remark) if facts.answer.replicas() > 0 => format!("{summary}; {remark}"),
+        _ => summary,
+    };
     Why { summary, binding: facts.binding.clone(), runner_up, would_help, rejected: rejected(facts.all) }
+}
+
+/// What a pool's requests want that no shape gives: a remark for the summary, and what to do about it.
+fn out_of_reach(set: &CandidateSet) -> (Option<String>, Vec<String>) {
+    let total: f64 = set.classes.iter().map(|c| c.rps).sum();
+    let mut remark = None;
+    let mut remedies = Vec::new();
+    let stretched = |l: &Leniency| match l {
+        Leniency::Stretched(by) => Some(*by),
+        Leniency::Calm => None,
+    };
+    let late: Vec<(&RequestClass, f64)> =
+        set.lenient.iter().filter_map(|(c, l)| Some((&set.classes[*c], stretched(l)?))).collect();
+    if let Some((worst, by)) = late.iter().copied().max_by(|a, b| a.1.total_cmp(&b.1)) {
+        let share = 100.0 * late.iter().map(|(c, _)| c.rps).sum::<f64>() / total.max(1e-9);
+        remark = Some(format!("{share:.0} % of requests miss their objectives on every shape"));
+        remedies.push(format!(
+            "spec.slo {by}× as long, or another model: requests of about {:.0} tokens in and {:.0} out miss it on every shape, and are given the replicas that longer limits would take",
+            worst.input_tokens, worst.output_tokens
+        ));
+    }
+    if set.lenient.iter().any(|(_, l)| *l == Leniency::Calm) {
+        remedies.push(
+            "steadier arrivals: requests come in bursts that no shape absorbs within spec.slo; replicas are sized as if they came at random".to_owned(),
+        );
+    }
+    (remark, remedies)
 }
 
 /// One line on a shape that was turned down.

@@ -282,6 +282,7 @@ fn predict(
         classes: mix,
         arrival_scv: if draft.demand.arrival_scv > 0.0 { draft.demand.arrival_scv } else { 1.0 },
         margin: 0.0,
+        stretch: 1.0,
     };
     model.predict(&query, rps)
 }

@@ -1,7 +1,8 @@
 //! Candidates: the shapes that could serve a pool, what each can do, and why the others cannot.
 //!
 //! Complexity: variants × accelerator classes × parallel degrees × (request classes + 1) questions to the engine
-//! model for a pool, answered from [`ShapeCache`] where asked before.
+//! model for a pool (up to ten times that where objectives are out of reach), answered from [`ShapeCache`] where asked
+//! before.
 
 use plimsoll_fleet::{ClusterSnapshot, ModelPool, NodeInfo, RequestClass, Role, Shape};
 
@@ -49,6 +50,27 @@ pub struct CandidateSet {
     pub candidates: Vec<Candidate>,
     /// Shapes turned down (`None`: a remark on something other than one shape).
     pub rejected: Vec<(Option<Shape>, Rejection)>,
+    /// Classes (by index) that no shape serves within their objectives, and what was given up to size for them.
+    pub lenient: Vec<(usize, Leniency)>,
+}
+
+/// What is given up where a class is out of every shape's reach: its requests come all the same, and want replicas.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Leniency {
+    /// The reserve for bursts: sized as if requests came at random (Poisson).
+    Calm,
+    /// The objectives: sized for limits this many times longer.
+    Stretched(f64),
+}
+
+/// Steps by which objectives out of reach are stretched: to twice what some shape just meets.
+const STRETCHES: [f64; 9] = [2.5, 3.0, 4.0, 6.0, 8.0, 12.0, 20.0, 40.0, 100.0];
+
+/// A shape that a pool may take.
+struct Allowed<'a> {
+    shape: Shape,
+    variant: &'a plimsoll_fleet::shape::Variant,
+    accelerator: &'a plimsoll_fleet::AcceleratorClass,
 }
 
 /// Nearest sixteenth of an octave: lengths within 2.2 % of one another share answers.
@@ -110,7 +132,7 @@ fn tensor_degrees(pool: &ModelPool, domain: u32, node_gpus: u32) -> Vec<u32> {
     degrees
 }
 
-/// Finds a pool's candidates.
+/// Finds a pool's candidates. Each serves at least one class.
 pub fn candidates(
     snapshot: &ClusterSnapshot,
     pool: &ModelPool,
@@ -149,6 +171,7 @@ pub fn candidates(
     }
     let mut accelerators: Vec<_> = snapshot.accelerators.iter().collect();
     accelerators.sort_by(|a, b| a.name.cmp(&b.name));
+    let mut shapes: Vec<Allowed<'_>> = Vec::new();
     for accelerator in accelerators {
         if !pool.placement.accelerators.is_empty() && !pool.placement.accelerators.contains(&accelerator.name)
         {
@@ -225,33 +248,72 @@ pub fn candidates(
                         pipeline_parallel: *pp,
                         role: Role::Mixed,
                     };
-                    let query = Query {
-                        pool,
-                        variant,
-                        accelerator,
-                        shape: &shape,
-                        classes: &asked,
-                        arrival_scv: scv,
-                        margin: config.margin(accelerator.calibration.relative_error),
-                    };
-                    match rates(model, cache, &query) {
-                        Ok(rates) => {
-                            let usd_per_hour = accelerator.usd_per_hour * f64::from(shape.gpus());
-                            set.candidates.push(Candidate {
-                                shape,
-                                quality: variant.quality,
-                                rates,
-                                usd_per_hour,
-                            });
-                        }
-                        Err(why) => set.rejected.push((Some(shape), why)),
-                    }
+                    shapes.push(Allowed { shape, variant, accelerator });
                 }
             }
         }
     }
-    set.candidates.sort_by(|a, b| a.shape.cmp(&b.shape));
-    set.candidates.dedup_by(|a, b| a.shape == b.shape);
+    shapes.sort_by(|a, b| a.shape.cmp(&b.shape));
+    shapes.dedup_by(|a, b| a.shape == b.shape);
+    let ask = |o: &Allowed<'_>, classes: &[RequestClass], scv: f64, stretch: f64| {
+        let margin = config.margin(o.accelerator.calibration.relative_error);
+        let (variant, accelerator, shape) = (o.variant, o.accelerator, &o.shape);
+        let query = Query { pool, variant, accelerator, shape, classes, arrival_scv: scv, margin, stretch };
+        rates(model, cache, &query)
+    };
+    let answers: Vec<_> = shapes.iter().map(|o| ask(o, &asked, scv, 1.0)).collect();
+    let mut found: Vec<Vec<f64>> =
+        answers.iter().map(|a| a.clone().unwrap_or_else(|_| vec![0.0; asked.len()])).collect();
+    let serves = |rates: Result<Vec<f64>, Rejection>, class: usize| rates.is_ok_and(|r| r[class] > 0.0);
+    let out_of_reach = |found: &[Vec<f64>]| -> Vec<usize> {
+        (0..asked.len()).filter(|c| found.iter().all(|rates| rates[*c] <= 0.0)).collect()
+    };
+    // Objectives that not even a typical request meets are the owner's to change; those that only some of the requests
+    // miss, or all for now, must not take replicas away from them.
+    let mut missing = out_of_reach(&found);
+    let typical = || {
+        let nominal = planned_classes(pool, &[]);
+        shapes.iter().any(|o| ask(o, &nominal, 1.0, 1.0).is_ok())
+    };
+    if !missing.is_empty() && (missing.len() < asked.len() || typical()) {
+        let calm = (scv > 1.0).then_some(Leniency::Calm);
+        for leniency in calm.into_iter().chain(STRETCHES.map(Leniency::Stretched)) {
+            let (scv, stretch) = match leniency {
+                Leniency::Calm => (1.0, 1.0),
+                Leniency::Stretched(by) => (scv.min(1.0), by),
+            };
+            // Within twice the limits that some shape just meets: at the limit itself hardly anything can be carried.
+            let first = |c: &usize| shapes.iter().any(|o| serves(ask(o, &asked, scv, stretch / 2.0), *c));
+            let reached: Vec<usize> = match leniency {
+                Leniency::Calm => missing.clone(),
+                Leniency::Stretched(_) => missing.iter().copied().filter(first).collect(),
+            };
+            for (option, found) in shapes.iter().zip(&mut found) {
+                let rates = ask(option, &asked, scv, stretch).unwrap_or_default();
+                for c in reached.iter().filter(|c| rates.get(**c).is_some_and(|r| *r > 0.0)) {
+                    found[*c] = rates[*c];
+                }
+            }
+            let still = out_of_reach(&found);
+            set.lenient.extend(missing.iter().filter(|c| !still.contains(c)).map(|c| (*c, leniency)));
+            missing = still;
+            if missing.is_empty() {
+                break;
+            }
+        }
+    }
+    for ((option, rates), answer) in shapes.into_iter().zip(found).zip(answers) {
+        let usd_per_hour = option.accelerator.usd_per_hour * f64::from(option.shape.gpus());
+        match answer {
+            Err(why) if rates.iter().all(|r| *r <= 0.0) => set.rejected.push((Some(option.shape), why)),
+            _ => set.candidates.push(Candidate {
+                shape: option.shape,
+                quality: option.variant.quality,
+                rates,
+                usd_per_hour,
+            }),
+        }
+    }
     set
 }
 

@@ -2,7 +2,7 @@
 
 use plimsoll_engine::{DoesNotFit, EngineConfig, InfeasibleReason, LoadLine, ReplicaModel};
 use plimsoll_fleet::plan::Prediction;
-use plimsoll_fleet::{Percentile, RequestClass, Slo, StepCoefficients};
+use plimsoll_fleet::{Percentile, RequestClass, StepCoefficients};
 
 use super::performance::{Evaluation, Misfit, Miss, Performance, Query};
 
@@ -22,10 +22,6 @@ impl EngineModel {
         ReplicaModel::new(&architecture, q.variant, q.accelerator, q.shape, &self.config)
             .map_err(|e| misfit(q, &e))
     }
-}
-
-fn slo(q: &Query<'_>, class: &str) -> Slo {
-    q.pool.slo_class(class).map(|c| c.slo).unwrap_or_default()
 }
 
 fn misfit(q: &Query<'_>, e: &DoesNotFit) -> Misfit {
@@ -69,7 +65,7 @@ fn miss(q: &Query<'_>, line: &LoadLine) -> Option<Miss> {
 impl Performance for EngineModel {
     fn evaluate(&self, q: &Query<'_>) -> Result<Evaluation, Misfit> {
         let model = self.replica(q)?;
-        let slos = |name: &str| slo(q, name);
+        let slos = |name: &str| q.slo(name);
         let mix = model.load_line(q.classes, &slos, q.arrival_scv, q.margin);
         let mut rates = Vec::with_capacity(q.classes.len());
         let mut misses = Vec::with_capacity(q.classes.len());
@@ -79,7 +75,7 @@ impl Performance for EngineModel {
                 misses.push(miss(q, &mix));
                 continue;
             }
-            let line = model.class_rate(class, &slo(q, &class.slo_class), q.arrival_scv, q.margin);
+            let line = model.class_rate(class, &q.slo(&class.slo_class), q.arrival_scv, q.margin);
             // An objective is over all requests of its SLO class: a few long ones may miss it within a mix that
             // holds it. Such a class counts by its share of the work.
             let rate = if line.rps <= 0.0 && mix.rps > 0.0 && mix.saturation_rps > 0.0 {
@@ -107,7 +103,7 @@ impl Performance for EngineModel {
         } else {
             q.classes.iter().map(|c| c.slo_class.as_str()).take(1).collect()
         };
-        let objectives = slo(q, chosen.first().copied().unwrap_or_default());
+        let objectives = q.slo(chosen.first().copied().unwrap_or_default());
         let value = |p: Option<Percentile>, metric: &dyn Fn(usize, Percentile) -> f64| {
             let p = p.unwrap_or(Percentile::P95);
             let members: Vec<usize> =

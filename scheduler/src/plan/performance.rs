@@ -6,7 +6,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use plimsoll_fleet::plan::Prediction;
 use plimsoll_fleet::shape::Variant;
-use plimsoll_fleet::{AcceleratorClass, ModelPool, RequestClass, Shape};
+use plimsoll_fleet::{AcceleratorClass, ModelPool, Objective, RequestClass, Shape, Slo};
 
 /// One question to a [`Performance`] model.
 #[derive(Debug, Clone, Copy)]
@@ -25,6 +25,17 @@ pub struct Query<'a> {
     pub arrival_scv: f64,
     /// Share (0–1) by which predictions must stay below the objectives.
     pub margin: f64,
+    /// Factor on the objectives' limits: 1, or more where the objectives themselves are out of reach.
+    pub stretch: f64,
+}
+
+impl Query<'_> {
+    /// The objectives of an SLO class, stretched.
+    pub fn slo(&self, class: &str) -> Slo {
+        let slo = self.pool.slo_class(class).map(|c| c.slo).unwrap_or_default();
+        let by = |o: Option<Objective>| o.map(|o| Objective { ms: o.ms * self.stretch.max(1.0), ..o });
+        Slo { ttft: by(slo.ttft), tpot: by(slo.tpot), e2e: by(slo.e2e) }
+    }
 }
 
 /// What one replica can do.
@@ -165,7 +176,7 @@ fn key(q: &Query<'_>) -> String {
         q.margin
     );
     for c in q.classes {
-        let slo = q.pool.slo_class(&c.slo_class).map(|s| s.slo);
+        let slo = q.slo(&c.slo_class);
         let _ = write!(
             key,
             "{:?}/{:?}/{:?}/{:?}/{:?};",

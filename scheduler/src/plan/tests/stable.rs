@@ -202,3 +202,92 @@ fn pipelines_span_nodes_and_new_capacity_is_asked_for() {
     assert!(plan.pools[0].outcome == PoolOutcome::Served && plan.pools[0].replicas[0].nodes.is_empty());
     assert_eq!(w.run().pools[0].replicas, plan.pools[0].replicas, "it goes on waiting under its name");
 }
+
+/// A large model under a rush: the mix drifts while it lasts, and arrivals look as uneven as is believed at all.
+fn rush(mix: usize, scv: f64) -> DemandEstimate {
+    let classes = [
+        vec![
+            (96.0, 15.0, 6.8),
+            (2444.0, 10.0, 1.7),
+            (3610.0, 250.0, 10.5),
+            (584.0, 129.0, 35.3),
+            (597.0, 718.0, 8.4),
+        ],
+        vec![
+            (1373.0, 504.0, 2.1),
+            (119.0, 20.0, 3.6),
+            (3786.0, 62.0, 17.7),
+            (402.0, 110.0, 34.0),
+            (694.0, 54.0, 12.0),
+        ],
+        vec![
+            (1294.0, 401.0, 13.6),
+            (176.0, 183.0, 9.5),
+            (2668.0, 97.0, 16.9),
+            (280.0, 31.0, 5.4),
+            (428.0, 106.0, 18.2),
+        ],
+        vec![
+            (1236.0, 417.0, 26.5),
+            (167.0, 201.0, 5.0),
+            (2401.0, 103.0, 11.0),
+            (259.0, 31.0, 3.3),
+            (392.0, 107.0, 11.5),
+        ],
+    ];
+    let classes = classes[mix]
+        .iter()
+        .enumerate()
+        .map(|(i, (input, output, rps))| class(&format!("c{i}"), *rps, *input, *output))
+        .collect();
+    DemandEstimate { arrival_scv: scv, observed_rps: Some(50.0), ..demand(classes) }
+}
+
+#[test]
+fn objectives_out_of_reach_take_no_replicas_away() {
+    let mut w = World::new((0..4).map(|i| node(&format!("h-{i}"), "h100", 8, "a")).collect());
+    let mut p = pool("chat", "llama-3.1-70b", 800.0, 50.0);
+    p.max_context_tokens = None;
+    w.add(p, demand(vec![class("c0", 4.0, 1200.0, 250.0)]));
+    let before = w.run();
+    for (scv, mix) in [16.0, 4.0, 1.0].into_iter().flat_map(|scv| (0..4).map(move |mix| (scv, mix))) {
+        w.demands.insert("chat".parse().unwrap(), rush(mix, scv));
+        let plan = w.run();
+        let chat = &plan.pools[0];
+        let gpus: u32 = chat.replicas.iter().map(|r| r.shape.gpus()).sum();
+        let text =
+            format!("scv {scv}, mix {mix}: {} for {gpus} GPUs, {}", chat.fleet_text(), chat.why.summary);
+        // Either it is served, or what is left of the cluster could not hold one more of its replicas.
+        assert!(chat.unserved_rps < 1e-6 || gpus > 28, "{text}");
+        assert!(plan.usd_per_hour > 5.0 * before.usd_per_hour, "{text}");
+    }
+}
+
+#[test]
+fn requests_that_no_shape_serves_in_time_are_served_late_and_said_to_be() {
+    let mut w = World::up();
+    let mut p = pool("chat", "llama-3.1-70b", 400.0, 50.0);
+    p.max_context_tokens = None;
+    let long = |rps| class("c1", rps, 60_000.0, 200.0);
+    w.add(p, demand(vec![class("c0", 0.4, 500.0, 200.0)]));
+    let short = w.run();
+    w.demands.insert("chat".parse().unwrap(), demand(vec![class("c0", 0.4, 500.0, 200.0), long(0.1)]));
+    let both = w.run();
+    let chat = &both.pools[0];
+    assert_eq!(chat.outcome, PoolOutcome::Served, "{:?}", chat.why);
+    assert!(both.usd_per_hour > short.usd_per_hour);
+    assert!(
+        chat.why.summary.contains("20 % of requests miss their objectives on every shape"),
+        "{:?}",
+        chat.why
+    );
+    assert!(chat.why.would_help.iter().any(|h| h.contains("spec.slo")), "{:?}", chat.why);
+    // The same when, for now, nothing but such requests comes.
+    w.demands.insert("chat".parse().unwrap(), demand(vec![long(0.1)]));
+    let only = w.run();
+    assert!(
+        !only.pools[0].replicas.is_empty() && only.pools[0].unserved_rps < 1e-6,
+        "{:?}",
+        only.pools[0].why
+    );
+}
