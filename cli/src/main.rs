@@ -3,6 +3,7 @@
 mod commands;
 mod endpoints;
 mod failure;
+mod health;
 mod local;
 mod logging;
 mod manifests;

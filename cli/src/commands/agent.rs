@@ -1,13 +1,19 @@
 //! `plimsoll agent`: takes requests, chooses replicas, admits for its node's engines, reports.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
-use plimsoll_agent::{Agent, AgentConfig};
+use plimsoll_agent::metrics::{AgentLabels, AgentMetrics};
+use plimsoll_agent::{Agent, AgentConfig, ProxyLimits};
 use plimsoll_fleet::NodeName;
+use prometheus_client::registry::Registry;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::failure::{Failure, Outcome};
+use crate::health::{Health, Opinion, Watched, keep_asking, own_address};
 use crate::signals;
 
 /// Run an agent: beside the engines of a node (--node), or as a gateway
@@ -22,15 +28,24 @@ pub struct Args {
     /// Address of the OpenAI API
     #[arg(long, default_value = "127.0.0.1:8080")]
     pub listen: SocketAddr,
+    /// Address of probes (/livez, /readyz) and /metrics [default: none]
+    #[arg(long)]
+    pub http_listen: Option<SocketAddr>,
     /// `host:port` that other agents reach this one by [default: the listening address]
     #[arg(long)]
     pub advertise: Option<String>,
+    /// Address of this host or pod, at which others reach the port listened on; `--advertise` wins
+    #[arg(long, env = "POD_IP")]
+    pub advertise_ip: Option<IpAddr>,
     /// The scheduler's gRPC address
     #[arg(long, env = "PLIMSOLL_SCHEDULER", default_value = "http://127.0.0.1:9090")]
     pub scheduler: String,
     /// Folder for the last route table, so that a restart needs no scheduler
     #[arg(long)]
     pub state: Option<PathBuf>,
+    /// Longest time a shutdown waits for requests to finish, seconds
+    #[arg(long, default_value_t = 30)]
+    pub shutdown_grace_seconds: u64,
     /// Engines run this much faster than the clock
     #[arg(long, default_value_t = 1.0)]
     pub speed: f64,
@@ -48,20 +63,65 @@ pub async fn run(args: &Args) -> Outcome {
         .transpose()
         .map_err(|e| Failure::caused("--node is no node name", e))?;
     let name = args.name.clone().or_else(|| args.node.clone()).unwrap_or_else(|| "gateway".to_owned());
+    let advertise = args.advertise.clone().or_else(|| {
+        let port = Some(args.listen.port()).filter(|p| *p != 0)?;
+        Some(SocketAddr::new(args.advertise_ip?, port).to_string())
+    });
     let stop = CancellationToken::new();
     signals::cancel_on_signal(stop.clone());
+    let mut registry = Registry::default();
+    let metrics = AgentMetrics::register(&mut registry);
     let config = AgentConfig {
         node,
         listen: args.listen,
-        advertise: args.advertise.clone(),
+        advertise,
         scheduler: Some(args.scheduler.clone()),
         state_dir: args.state.clone(),
         time_scale: args.speed,
-        ..AgentConfig::new(name)
+        metrics: metrics.clone(),
+        limits: ProxyLimits {
+            shutdown_grace: Duration::from_secs(args.shutdown_grace_seconds),
+            ..ProxyLimits::default()
+        },
+        ..AgentConfig::new(name.clone())
     };
     let handle =
-        Agent::start(config, stop).await.map_err(|e| Failure::caused("the agent cannot start", e))?;
+        Agent::start(config, stop.clone()).await.map_err(|e| Failure::caused("the agent cannot start", e))?;
     tracing::info!(addr = %handle.addr(), "agent listens");
+    if let Some(listen) = args.http_listen {
+        let (addr, api) = (handle.addr(), Watched::shut("it has not been called yet"));
+        tokio::spawn(keep_asking(api.clone(), stop.clone(), move || call(addr)));
+        let label = AgentLabels { agent: name };
+        Health::new(registry, stop)
+            .ready("api", move || api.get())
+            .ready("routes", move || {
+                // A fleet without pools has no table to send: being heard is then all there is to wait for.
+                let routed = metrics.route_version.get_or_create(&label).get() > 0;
+                if routed || metrics.scheduler_connected.get_or_create(&label).get() > 0 {
+                    Ok(())
+                } else {
+                    Err("no route table is kept and the scheduler does not answer".to_owned())
+                }
+            })
+            .serve(listen)
+            .await?;
+    }
     handle.join().await;
     Ok(())
+}
+
+/// Asks the OpenAI port as a client would.
+async fn call(addr: SocketAddr) -> Opinion {
+    let ask = async {
+        let mut stream = TcpStream::connect(own_address(addr)).await?;
+        stream.write_all(b"GET /healthz HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").await?;
+        let mut begin = [0_u8; 12];
+        stream.read_exact(&mut begin).await?;
+        Ok::<_, std::io::Error>(begin)
+    };
+    match ask.await {
+        Ok(begin) if begin == *b"HTTP/1.1 200" => Ok(()),
+        Ok(begin) => Err(format!("GET /healthz answered {:?}", String::from_utf8_lossy(&begin))),
+        Err(error) => Err(format!("GET /healthz: {error}")),
+    }
 }

@@ -6,6 +6,7 @@ pub mod devcluster;
 pub mod engine_sim;
 pub mod explain;
 pub mod operator;
+mod operator_health;
 pub mod plan;
 pub mod replay;
 pub mod scheduler;
