@@ -1,0 +1,62 @@
+{{- /* The container of an agent: beside engines or as a gateway. Takes (list root component values). */ -}}
+{{- define "plimsoll.agentContainer" -}}
+{{- $root := index . 0 }}{{ $component := index . 1 }}{{ $v := index . 2 -}}
+{{ include "plimsoll.container" . }}
+args:
+  - agent
+  - --listen={{ $root.Values.listenAddress }}:8080
+  - --http-listen={{ $root.Values.listenAddress }}:9091
+  - --state=/var/lib/plimsoll
+  - --shutdown-grace-seconds={{ int $v.shutdownGraceSeconds }}
+  {{- range $v.extraArgs }}
+  - {{ . | quote }}
+  {{- end }}
+env:
+  {{- include "plimsoll.env" (list $root $v) | nindent 2 }}
+  - name: PLIMSOLL_SCHEDULER
+    value: {{ include "plimsoll.scheduler.url" $root }}
+  # Where others reach it.
+  - name: POD_IP
+    valueFrom:
+      fieldRef:
+        fieldPath: status.podIP
+  {{- if eq $component "agent" }}
+  - name: NODE_NAME
+    valueFrom:
+      fieldRef:
+        fieldPath: spec.nodeName
+  {{- end }}
+  {{- with $v.extraEnv }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+ports:
+  - name: http
+    containerPort: 8080
+  - name: metrics
+    containerPort: 9091
+# Time for the endpoints to forget it; then it refuses connections and finishes what it has.
+lifecycle:
+  preStop:
+    sleep:
+      seconds: {{ int $v.preStopSeconds }}
+startupProbe:
+  httpGet: {path: /livez/runtime, port: metrics}
+  periodSeconds: 1
+  failureThreshold: 60
+livenessProbe:
+  httpGet: {path: /livez, port: metrics}
+  periodSeconds: 10
+  timeoutSeconds: 5
+  failureThreshold: 3
+# Gates: shutdown, api (the OpenAI port answers), routes (it knows where to send, or the scheduler has no pools to tell of).
+readinessProbe:
+  httpGet: {path: /readyz, port: metrics}
+  periodSeconds: 2
+  timeoutSeconds: 5
+volumeMounts:
+  - name: state
+    mountPath: /var/lib/plimsoll
+  {{- with $v.extraVolumeMounts }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- end -}}
