@@ -5,6 +5,7 @@ mod builtin;
 mod jsonpath;
 #[cfg(test)]
 mod tests;
+mod workloads;
 
 use jiff::Timestamp;
 use serde_json::{Value, json};

@@ -28,6 +28,7 @@ use crate::resources::{Registry, Resource};
 use crate::server::status::{self, ApiError};
 use crate::store::{ObjectKey, Store};
 use delete::Deletion;
+use openapi::proto::{MEDIA_TYPE, OLD_MEDIA_TYPE};
 use read::{Selection, Showing};
 use request::{Form, Query, Target};
 pub(crate) use write::new_uid;
@@ -282,11 +283,17 @@ impl Cluster {
             "/api" => return Some(answer(200, discovery::core_versions(&self.address), &[])),
             "/apis" => return Some(answer(200, discovery::groups(&served), &[])),
             "/openapi/v2" => {
-                // Only JSON is spoken; clients that insist on protobuf are told so.
-                if accept.contains("protobuf") && !accept.contains("application/json") {
+                let json = |accept: &str| accept.contains("application/json") || accept.contains("*/*");
+                if [MEDIA_TYPE, OLD_MEDIA_TYPE].iter().any(|kind| accept.contains(kind)) {
+                    let name = "/openapi/v2 protobuf";
+                    let document = self.documents.get(name, &served, || Some(openapi::v2_proto(&served)))?;
+                    return Some(document_bytes(document, MEDIA_TYPE));
+                }
+                if !accept.is_empty() && !json(accept) {
                     return Some(error_response(&ApiError::not_acceptable()));
                 }
-                return self.documents.get(trimmed, &served, || Some(openapi::v2(&served))).map(json_bytes);
+                let make = || Some(openapi::v2(&served).to_string().into());
+                return self.documents.get(trimmed, &served, make).map(json_bytes);
             }
             "/openapi/v3" => return Some(answer(200, openapi::v3_index(&served), &[])),
             _ => {}
@@ -299,10 +306,12 @@ impl Cluster {
                 discovery::resources(&served, group, version).map(|d| answer(200, d, &[]))
             }
             ["openapi", "v3", "api", version] => {
-                self.documents.get(trimmed, &served, || openapi::v3(&served, "", version)).map(json_bytes)
+                let make = || Some(openapi::v3(&served, "", version)?.to_string().into());
+                self.documents.get(trimmed, &served, make).map(json_bytes)
             }
             ["openapi", "v3", "apis", group, version] => {
-                self.documents.get(trimmed, &served, || openapi::v3(&served, group, version)).map(json_bytes)
+                let make = || Some(openapi::v3(&served, group, version)?.to_string().into());
+                self.documents.get(trimmed, &served, make).map(json_bytes)
             }
             _ => None,
         }
@@ -418,8 +427,12 @@ fn text(content: &'static str) -> Response {
 }
 
 fn json_bytes(document: Bytes) -> Response {
+    document_bytes(document, "application/json")
+}
+
+fn document_bytes(document: Bytes, kind: &'static str) -> Response {
     let mut response = Response::new(Body::from(document));
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
     response
 }
 

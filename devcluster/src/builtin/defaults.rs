@@ -16,6 +16,7 @@ pub fn apply(kind: &str, object: &mut Value) {
         "DaemonSet" => with(object, "spec", daemon_set),
         "Job" => with(object, "spec", job),
         "CronJob" => with(object, "spec", cron_job),
+        "HorizontalPodAutoscaler" => with(object, "spec", |spec| set(spec, "minReplicas", 1)),
         "Service" => service(object),
         "Secret" => secret(object),
         "Namespace" => namespace(object),

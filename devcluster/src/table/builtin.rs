@@ -6,9 +6,9 @@ use serde_json::{Value, json};
 use super::{Column, Source, since};
 use crate::gvk::GroupKind;
 
-type Compute = fn(&Value, Timestamp) -> Value;
+pub(super) type Compute = fn(&Value, Timestamp) -> Value;
 
-fn column(name: &str, kind: &str, priority: i64, compute: Compute) -> Column {
+pub(super) fn column(name: &str, kind: &str, priority: i64, compute: Compute) -> Column {
     Column {
         name: name.to_owned(),
         kind: kind.to_owned(),
@@ -19,11 +19,11 @@ fn column(name: &str, kind: &str, priority: i64, compute: Compute) -> Column {
     }
 }
 
-fn text(name: &str, compute: Compute) -> Column {
+pub(super) fn text(name: &str, compute: Compute) -> Column {
     column(name, "string", 0, compute)
 }
 
-fn wide(name: &str, compute: Compute) -> Column {
+pub(super) fn wide(name: &str, compute: Compute) -> Column {
     column(name, "string", 1, compute)
 }
 
@@ -36,12 +36,15 @@ pub(super) fn name_column() -> Column {
     }
 }
 
-fn age_column() -> Column {
+pub(super) fn age_column() -> Column {
     text("Age", |o, now| json!(since(o.pointer("/metadata/creationTimestamp"), now)))
 }
 
 /// The columns of a built-in kind; name and age for any other.
 pub(super) fn columns(kind: &GroupKind) -> Vec<Column> {
+    if let Some(columns) = super::workloads::columns(kind) {
+        return columns;
+    }
     let middle = match (kind.group.as_str(), kind.kind.as_str()) {
         ("", "Pod") => {
             return vec![
@@ -125,9 +128,6 @@ pub(super) fn columns(kind: &GroupKind) -> Vec<Column> {
                 wide("Selector", |o, _| labels(o.pointer("/spec/selector/matchLabels"))),
             ];
         }
-        ("apps", "StatefulSet") => vec![text("Ready", |o, _| {
-            json!(format!("{}/{}", int_at(o, "/status/readyReplicas"), int_at(o, "/spec/replicas")))
-        })],
         ("apiextensions.k8s.io", "CustomResourceDefinition") => {
             return vec![name_column(), created_at()];
         }
@@ -143,9 +143,6 @@ pub(super) fn columns(kind: &GroupKind) -> Vec<Column> {
             text("Type", |o, _| json!(str_at(o, "/type"))),
             column("Data", "string", 0, |o, _| json!(count(o.get("data")))),
         ],
-        ("", "ServiceAccount") => {
-            vec![column("Secrets", "string", 0, |o, _| json!(list(o.get("secrets")).len()))]
-        }
         ("", "Endpoints") => vec![text("Endpoints", |o, _| endpoints(o))],
         ("discovery.k8s.io", "EndpointSlice") => vec![
             text("AddressType", |o, _| json!(str_at(o, "/addressType"))),
@@ -173,7 +170,7 @@ fn created_at() -> Column {
     column("Created At", "date", 0, |o, _| json!(str_at(o, "/metadata/creationTimestamp")))
 }
 
-fn str_at<'v>(object: &'v Value, pointer: &str) -> &'v str {
+pub(super) fn str_at<'v>(object: &'v Value, pointer: &str) -> &'v str {
     object.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
 }
 
@@ -184,11 +181,11 @@ fn str_at2<'v>(object: &'v Value, first: &str, second: &str) -> &'v str {
     }
 }
 
-fn int_at(object: &Value, pointer: &str) -> i64 {
+pub(super) fn int_at(object: &Value, pointer: &str) -> i64 {
     object.pointer(pointer).and_then(Value::as_i64).unwrap_or(0)
 }
 
-fn list(value: Option<&Value>) -> &[Value] {
+pub(super) fn list(value: Option<&Value>) -> &[Value] {
     value.and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default()
 }
 
@@ -196,7 +193,7 @@ fn count(map: Option<&Value>) -> usize {
     map.and_then(Value::as_object).map_or(0, serde_json::Map::len)
 }
 
-fn or_none(text: &str) -> Value {
+pub(super) fn or_none(text: &str) -> Value {
     json!(if text.is_empty() { "<none>" } else { text })
 }
 
@@ -204,14 +201,14 @@ fn or_unknown(text: &str) -> Value {
     json!(if text.is_empty() { "<unknown>" } else { text })
 }
 
-fn labels(map: Option<&Value>) -> Value {
+pub(super) fn labels(map: Option<&Value>) -> Value {
     let map = map.and_then(Value::as_object);
     let terms: Vec<String> =
         map.into_iter().flatten().map(|(k, v)| format!("{k}={}", v.as_str().unwrap_or_default())).collect();
     or_none(&terms.join(","))
 }
 
-fn containers(object: &Value, field: &str) -> Value {
+pub(super) fn containers(object: &Value, field: &str) -> Value {
     let names: Vec<&str> = list(object.pointer("/spec/template/spec/containers"))
         .iter()
         .filter_map(|c| c.get(field).and_then(Value::as_str))
@@ -229,7 +226,7 @@ fn condition<'v>(object: &'v Value, kind: &str) -> Option<&'v Value> {
     list(object.pointer("/status/conditions")).iter().find(|c| str_at(c, "/type") == kind)
 }
 
-fn is_true(object: &Value, kind: &str) -> bool {
+pub(super) fn is_true(object: &Value, kind: &str) -> bool {
     condition(object, kind).is_some_and(|c| str_at(c, "/status") == "True")
 }
 

@@ -1,5 +1,7 @@
 //! OpenAPI documents, v2 and v3: what `kubectl explain` reads and what tells clients that the server validates fields.
 
+pub(super) mod proto;
+
 use std::collections::{BTreeMap, HashMap};
 
 use bytes::Bytes;
@@ -16,19 +18,19 @@ use crate::resources::{Resource, Served, api_version};
 pub(crate) struct Cache(Mutex<HashMap<String, (u64, Bytes)>>);
 
 impl Cache {
-    /// The document of `path` for what is served, made by `make` if it is not known yet.
+    /// The document called `path` for what is served, made by `make` if it is not known yet.
     pub(super) fn get(
         &self,
         path: &str,
         served: &Served,
-        make: impl FnOnce() -> Option<Value>,
+        make: impl FnOnce() -> Option<Bytes>,
     ) -> Option<Bytes> {
         if let Some((generation, document)) = self.0.lock().get(path)
             && *generation == served.generation
         {
             return Some(document.clone());
         }
-        let document = Bytes::from(make()?.to_string());
+        let document = make()?;
         self.0.lock().insert(path.to_owned(), (served.generation, document.clone()));
         Some(document)
     }
@@ -113,8 +115,17 @@ fn collect_refs(schema: &Value, out: &mut Vec<String>) {
 
 /// `/openapi/v2`.
 pub fn v2(served: &Served) -> Value {
-    let definitions: Map<String, Value> =
-        schemas(served.resources.iter().map(AsRef::as_ref), true).into_iter().collect();
+    let mut definitions = schemas(served.resources.iter().map(AsRef::as_ref), true);
+    for r in served.resources.iter().filter(|r| r.custom.is_some()) {
+        if let Some(schema) = definitions.get_mut(&definition_name(r)) {
+            to_v2(schema);
+            if schema.get("properties").is_none() {
+                // The root stays an object.
+                schema["type"] = "object".into();
+            }
+        }
+    }
+    let definitions: Map<String, Value> = definitions.into_iter().collect();
     let mut paths = Map::new();
     for r in &served.resources {
         for (path, operations) in operations(r, false) {
@@ -127,6 +138,48 @@ pub fn v2(served: &Served) -> Value {
         "paths": paths,
         "definitions": definitions,
     })
+}
+
+/// `/openapi/v2` in protobuf.
+pub fn v2_proto(served: &Served) -> Bytes {
+    proto::encode(&v2(served)).into()
+}
+
+/// Drops from a custom schema what version 2 does not know or its clients cannot read, as `ToStructuralOpenAPIV2` in
+/// `k8s.io/apiextensions-apiserver/pkg/controller/openapi/v2` does.
+fn to_v2(schema: &mut Value) {
+    let Some(map) = schema.as_object_mut() else { return };
+    for field in ["allOf", "oneOf", "anyOf", "not"] {
+        map.remove(field);
+    }
+    let nullable = map.remove("nullable").is_some_and(|n| n == true);
+    let open = map.get("x-kubernetes-preserve-unknown-fields").is_some_and(|p| *p == true);
+    if nullable || open {
+        map.remove("items");
+        map.remove("properties");
+    }
+    let is = |map: &Map<String, Value>, kind: &str| map.get("type").is_some_and(|t| t == kind);
+    if nullable || (is(map, "array") && !map.contains_key("items")) || (open && is(map, "object")) {
+        map.remove("type");
+    }
+    // What may be null need not be there.
+    let may_be_null: Vec<String> = map
+        .get("properties")
+        .and_then(Value::as_object)
+        .into_iter()
+        .flatten()
+        .filter(|(_, p)| p["nullable"] == true)
+        .map(|(name, _)| name.clone())
+        .collect();
+    if let Some(required) = map.get_mut("required").and_then(Value::as_array_mut) {
+        required.retain(|field| !may_be_null.iter().any(|name| field == name));
+    }
+    for field in ["items", "additionalProperties"] {
+        map.get_mut(field).into_iter().for_each(to_v2);
+    }
+    for property in map.get_mut("properties").and_then(Value::as_object_mut).into_iter().flatten() {
+        to_v2(property.1);
+    }
 }
 
 /// `/openapi/v3`: where each group version's document is.
@@ -262,4 +315,37 @@ fn operations(r: &Resource, v3: bool) -> Vec<(String, Value)> {
         }
     }
     vec![(format!("{base}/{{name}}"), Value::Object(item)), (base, Value::Object(collection))]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn version_2_says_only_what_its_clients_read() {
+        let mut schema = json!({
+            "type": "object", "required": ["a", "b"],
+            "properties": {
+                "a": {"type": "string", "nullable": true, "pattern": "x"},
+                "b": {"x-kubernetes-int-or-string": true, "anyOf": [{"type": "integer"}, {"type": "string"}]},
+                "c": {"type": "object", "x-kubernetes-preserve-unknown-fields": true, "properties": {"d": {"type": "string"}}},
+                "e": {"type": "array", "x-kubernetes-preserve-unknown-fields": true, "items": {"type": "string"}},
+                "f": {"type": "array", "items": {"type": "object", "oneOf": []}},
+            },
+        });
+        to_v2(&mut schema);
+        assert_eq!(
+            schema,
+            json!({
+                "type": "object", "required": ["b"],
+                "properties": {
+                    "a": {"pattern": "x"},
+                    "b": {"x-kubernetes-int-or-string": true},
+                    "c": {"x-kubernetes-preserve-unknown-fields": true},
+                    "e": {"x-kubernetes-preserve-unknown-fields": true},
+                    "f": {"type": "array", "items": {"type": "object"}},
+                },
+            })
+        );
+    }
 }
