@@ -100,7 +100,8 @@ async fn from_nothing_to_served_tokens_and_back() -> Result<(), Error> {
     for part in ["TTFT", "TPOT", "p99", "attainment"] {
         assert!(report.contains(part), "no {part} in\n{report}");
     }
-    assert!(peak > before, "replicas did not rise above {before} under load");
+    // Twelve times the load takes more than a replica or two of any shape.
+    assert!(peak >= before + 3, "replicas rose only from {before} to {peak} under load");
     eventually("replicas fall after the load", 180, || async {
         let now = replicas(&kubectl.pool("chat").await?);
         if now < peak { Ok(()) } else { Err(format!("still {now} of {peak}").into()) }

@@ -10,7 +10,7 @@ pub mod what_if;
 pub use deepen::deepen;
 pub use diff::{PoolDiff, diff};
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use plimsoll_fleet::plan::{BindingConstraint, RunnerUp, Why};
 use plimsoll_fleet::{ClusterSnapshot, Dtype, ModelPool, RequestClass, Shape};
@@ -162,6 +162,9 @@ pub(crate) fn summarise(facts: &Facts<'_>) -> Why {
             }
             Some(r) => {
                 format!("kept: {} would be {} but must start anew", r.fleet, signed_usd(r.extra_usd_per_hour))
+            }
+            None if facts.answer.counts.keys().map(|(k, _)| k).collect::<BTreeSet<_>>().len() > 1 => {
+                "cheapest mix of shapes that serves it".to_owned()
             }
             None => "the only shape that serves it".to_owned(),
         },
