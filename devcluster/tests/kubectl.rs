@@ -288,9 +288,39 @@ async fn built_in_kinds_work() {
     w.ok_in(&["create", "-f", "-"], &event.to_string()).await;
     has(&w.ok("describe pod p").await, &["Status:", "Pending", "Events:", "Testing", "all is well"]);
     has(&w.ok("events").await, &["Testing", "Pod/p", "all is well"]);
-    has(&w.fails(&["logs", "p"], "").await, &["is waiting to start"]);
+    has(&w.fails(&["logs", "p"], "").await, &["pod p does not have a host assigned"]);
+    has(&w.fails(&["exec", "p", "--", "ls"], "").await, &["pods are simulated"]);
     has(&w.ok("delete pod p").await, &["pod \"p\" deleted"]);
     has(&w.ok("delete namespace team").await, &["namespace \"team\" deleted"]);
     has(&w.fails(&["get", "ns", "team"], "").await, &["not found"]);
     has(&w.fails(&["delete", "ns", "default"], "").await, &["this namespace may not be deleted"]);
+}
+
+/// Objects made from flags travel as protobuf since kubectl 1.32.
+#[tokio::test]
+async fn generators_work() {
+    let Some(w) = world().await else { return };
+    has(
+        &w.ok("create deployment web --image=nginx --replicas=2 --port=80").await,
+        &["deployment.apps/web created"],
+    );
+    let spec = "{.spec.replicas} {.spec.strategy.type} {.spec.template.spec.containers[0].ports[0]}";
+    let path = format!("get deployment web -o jsonpath={}", spec.replace(' ', ","));
+    has(&w.ok(&path).await, &[r#"2,RollingUpdate,{"containerPort":80,"protocol":"TCP"}"#]);
+    has(&w.ok("expose deployment web --port=80").await, &["service/web exposed"]);
+    has(&w.ok("create job once --image=busybox -- echo hi").await, &["job.batch/once created"]);
+    has(&w.ok("get job once").await, &["once   Running   0/1"]);
+    has(
+        &w.ok("create role r --verb=get --resource=pods").await,
+        &["role.rbac.authorization.k8s.io/r created"],
+    );
+    has(&w.ok("create pdb half --selector=app=web --max-unavailable=50%").await, &["created"]);
+    has(&w.ok("get pdb half").await, &["half   N/A             50%"]);
+    has(&w.ok("create priorityclass none --value=0").await, &["created"]);
+    has(&w.ok("create token default").await, &["."]);
+    has(&w.ok("auth can-i --list").await, &["*.*"]);
+    has(&w.ok("auth whoami").await, &["kubernetes-admin"]);
+    has(&w.ok("set image deployment/web nginx=nginx:2").await, &["image updated"]);
+    has(&w.ok("get all").await, &["deployment.apps/web", "service/web", "job.batch/once"]);
+    has(&w.fails(&["top", "nodes"], "").await, &["Metrics API not available"]);
 }

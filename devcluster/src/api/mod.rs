@@ -6,6 +6,7 @@ pub(crate) mod openapi;
 mod protobuf;
 mod read;
 mod request;
+mod review;
 mod subresource;
 mod write;
 
@@ -110,7 +111,17 @@ impl Cluster {
         let form = request::form(&parts.headers)?;
         let showing = Showing::new(form, &query);
         if !target.subresource.is_empty() {
-            let known = resource.subresource(&target.subresource).ok_or_else(ApiError::no_resource)?;
+            let absent = || match (resource.storage.resource.as_str(), target.subresource.as_str()) {
+                ("pods", "exec" | "attach" | "portforward" | "proxy" | "ephemeralcontainers") => {
+                    ApiError::not_implemented(format!(
+                        "{} is not to be had here: pods are simulated, with no processes to enter; \
+                         reach what they serve at their pod IP",
+                        target.subresource
+                    ))
+                }
+                _ => ApiError::no_resource(),
+            };
+            let known = resource.subresource(&target.subresource).ok_or_else(absent)?;
             if !known.verbs.iter().any(|v| v == verb) {
                 return Err(ApiError::method_not_allowed());
             }
@@ -239,18 +250,12 @@ impl Cluster {
         if !body.is_object() {
             return Err(ApiError::bad_request("the body is not an object"));
         }
-        match resource.kind.as_str() {
-            "SelfSubjectAccessReview" => {
-                let mut review = body;
-                review["status"] = json!({"allowed": true});
-                return Ok(answer(201, review, &[]));
-            }
-            "SelfSubjectReview" => {
-                let mut review = body;
-                review["status"] = json!({"userInfo": {"username": "kubernetes-admin", "groups": ["system:masters", "system:authenticated"]}});
-                return Ok(answer(201, review, &[]));
-            }
-            _ => {}
+        if let Some(status) = review::status(&resource.kind) {
+            let mut review = body;
+            review["kind"] = resource.kind.clone().into();
+            review["apiVersion"] = resource.api_version().into();
+            review["status"] = status;
+            return Ok(answer(201, review, &[]));
         }
         let namespace = if resource.namespaced { target.namespace.as_str() } else { "" };
         let written = self.create(resource, namespace, body, options)?;

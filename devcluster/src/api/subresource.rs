@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::read::Showing;
 use super::request::{Query, Target};
 use super::write::{PatchKind, WriteOptions, present};
-use super::{Cluster, answer, unsupported_patch};
+use super::{Cluster, answer, review, unsupported_patch};
 use crate::gvk::GroupKind;
 use crate::patch;
 use crate::resources::{Resource, ScalePaths};
@@ -48,6 +48,7 @@ impl Cluster {
                     .insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
                 Ok(response)
             }
+            ("token", _) => Ok(answer(201, review::token(&current.value, body, now)?, &[])),
             ("binding", _) => self.bind(resource, &key, &body, options),
             ("eviction", _) => {
                 let delete = body.get("deleteOptions").cloned().unwrap_or_else(|| json!({}));
@@ -146,8 +147,15 @@ impl Cluster {
         let tail = query.number("tailLines")?;
         let limit = query.number("limitBytes")?;
         let Some(log) = self.logs.read().read(namespace, name) else {
-            let waiting = &pod["status"]["containerStatuses"][0]["state"]["waiting"]["reason"];
-            let reason = waiting.as_str().unwrap_or("ContainerCreating");
+            let statuses = || pod["status"]["containerStatuses"].as_array().into_iter().flatten();
+            let state = statuses().find(|s| s["name"] == container).map_or(&Value::Null, |s| &s["state"]);
+            if pod["spec"]["nodeName"].as_str().is_none_or(str::is_empty) {
+                return Err(ApiError::bad_request(format!("pod {name} does not have a host assigned")));
+            }
+            if state["running"].is_object() || state["terminated"].is_object() {
+                return Ok(String::new());
+            }
+            let reason = state["waiting"]["reason"].as_str().unwrap_or("ContainerCreating");
             return Err(ApiError::bad_request(format!(
                 "container {container:?} in pod {name:?} is waiting to start: {reason}"
             )));

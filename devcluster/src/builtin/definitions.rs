@@ -146,7 +146,11 @@ fn build() -> Definitions {
         policy::Eviction,
         autoscaling::Scale,
         authentication::SelfSubjectReview,
+        authentication::TokenRequest,
+        authorization::LocalSubjectAccessReview,
         authorization::SelfSubjectAccessReview,
+        authorization::SelfSubjectRulesReview,
+        authorization::SubjectAccessReview,
         meta::Status,
     );
     generator.subschema_for::<meta::DeleteOptions>();

@@ -224,6 +224,11 @@ impl ApiError {
         )
     }
 
+    /// 501 for what a real API server would do and this one cannot.
+    pub fn not_implemented(message: impl Into<String>) -> Self {
+        Self::new(501, "NotImplemented", message)
+    }
+
     /// 500, as a real API server answers it, for a create that names a version.
     pub fn version_on_create() -> Self {
         Self::new(500, "InternalError", "resourceVersion should not be set on objects to be created")

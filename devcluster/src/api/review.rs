@@ -1,0 +1,96 @@
+//! Who the caller is and what callers may do: this API knows no users and allows everything, and says so.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use jiff::{SignedDuration, Timestamp};
+use serde_json::{Value, json};
+
+use crate::server::status::{ApiError, Cause};
+
+/// Shortest and longest life of a token, and what it is unless asked otherwise, in seconds, as on a real API server.
+const TOKEN_SECONDS: (i64, i64, i64) = (600, 1 << 32, 3600);
+
+/// The answer to a review of this kind; `None` for kinds that are no reviews.
+pub(super) fn status(kind: &str) -> Option<Value> {
+    Some(match kind {
+        "SelfSubjectAccessReview" | "SubjectAccessReview" | "LocalSubjectAccessReview" => {
+            json!({"allowed": true})
+        }
+        "SelfSubjectRulesReview" => json!({
+            "incomplete": false,
+            "resourceRules": [{"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]}],
+            "nonResourceRules": [{"verbs": ["*"], "nonResourceURLs": ["*"]}],
+        }),
+        "SelfSubjectReview" => json!({
+            "userInfo": {"username": "kubernetes-admin", "groups": ["system:masters", "system:authenticated"]},
+        }),
+        _ => return None,
+    })
+}
+
+/// Answers a request for a token of a service account. It is a JWT with the claims of a real one but without a signature,
+/// since nothing here checks it.
+///
+/// # Errors
+/// 422 for a life that is too short or too long.
+pub(super) fn token(account: &Value, mut request: Value, now: Timestamp) -> Result<Value, ApiError> {
+    let meta = &account["metadata"];
+    let (namespace, name) =
+        (meta["namespace"].as_str().unwrap_or_default(), meta["name"].as_str().unwrap_or_default());
+    let (shortest, longest, usual) = TOKEN_SECONDS;
+    let asked = &request["spec"]["expirationSeconds"];
+    let seconds = asked.as_i64().unwrap_or(usual);
+    let why = match () {
+        () if seconds < shortest => Some("may not specify a duration less than 10 minutes"),
+        () if seconds > longest => Some("may not specify a duration larger than 2^32 seconds"),
+        () => None,
+    };
+    if let Some(why) = why {
+        let kind = crate::gvk::GroupKind::new("authentication.k8s.io", "TokenRequest");
+        let cause = Cause::invalid("spec.expirationSeconds", asked, why);
+        return Err(ApiError::invalid(&kind, name, vec![cause]));
+    }
+    let expires = now + SignedDuration::from_secs(seconds);
+    let audiences = match &request["spec"]["audiences"] {
+        Value::Array(given) if !given.is_empty() => request["spec"]["audiences"].clone(),
+        _ => json!(["https://kubernetes.default.svc.cluster.local"]),
+    };
+    let claims = json!({
+        "aud": audiences, "exp": expires.as_second(), "iat": now.as_second(), "nbf": now.as_second(),
+        "iss": "https://kubernetes.default.svc.cluster.local",
+        "kubernetes.io": {"namespace": namespace, "serviceaccount": {"name": name, "uid": meta["uid"]}},
+        "sub": format!("system:serviceaccount:{namespace}:{name}"),
+    });
+    let part = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
+    let token = format!("{}.{}.", part(&json!({"alg": "none", "typ": "JWT"})), part(&claims));
+    let at = |time: Timestamp| time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+    request["kind"] = "TokenRequest".into();
+    request["apiVersion"] = "authentication.k8s.io/v1".into();
+    request["metadata"] = json!({"name": name, "namespace": namespace, "creationTimestamp": at(now)});
+    if !request["spec"].is_object() {
+        request["spec"] = json!({});
+    }
+    request["spec"]["expirationSeconds"] = seconds.into();
+    request["spec"]["audiences"] = audiences;
+    request["status"] = json!({"token": token, "expirationTimestamp": at(expires)});
+    Ok(request)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_name_their_account_and_end() {
+        let account = json!({"metadata": {"name": "web", "namespace": "team", "uid": "u"}});
+        let now: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+        let made = token(&account, json!({}), now).unwrap();
+        assert_eq!(made["status"]["expirationTimestamp"], "2026-01-01T01:00:00Z");
+        let parts: Vec<&str> = made["status"]["token"].as_str().unwrap().split('.').collect();
+        let claims: Value = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(parts[1]).unwrap()).unwrap();
+        assert_eq!((parts.len(), &claims["sub"]), (3, &json!("system:serviceaccount:team:web")));
+        let short = token(&account, json!({"spec": {"expirationSeconds": 1}}), now).unwrap_err();
+        assert_eq!(short.code, 422);
+        assert!(token(&account, json!({"spec": 3}), now).is_ok());
+    }
+}
