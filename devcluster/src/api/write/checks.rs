@@ -1,0 +1,182 @@
+//! What a write must pass before it is looked at as a whole: its type, namespace, fields, identity and finalizers.
+
+use serde_json::Value;
+
+use super::super::Cluster;
+use super::object::object_meta;
+use super::{FieldValidation, WriteOptions};
+use crate::builtin::decode;
+use crate::resources::Resource;
+use crate::server::status::{ApiError, Cause};
+use crate::store::{GroupResource, ObjectKey, Stored};
+
+impl Cluster {
+    pub(super) fn check_unknown(
+        &self,
+        resource: &Resource,
+        object: &mut Value,
+        options: &WriteOptions,
+        warnings: &mut Vec<String>,
+    ) -> Result<(), ApiError> {
+        let unknown = match (&resource.custom, &resource.definition) {
+            (Some(custom), _) => {
+                let unknown = custom.schema.unknown_fields(object);
+                custom.schema.prune(object);
+                unknown
+            }
+            (None, Some(definition)) => {
+                let decoded = decode::decode(definition, object);
+                if let Some(mismatch) = decoded.mismatch {
+                    return Err(ApiError::bad_request(mismatch));
+                }
+                decoded.unknown
+            }
+            (None, None) => Vec::new(),
+        };
+        if unknown.is_empty() {
+            return Ok(());
+        }
+        let said = unknown.iter().map(|f| format!("unknown field {f:?}"));
+        match options.field_validation {
+            FieldValidation::Ignore => {}
+            FieldValidation::Warn => warnings.extend(said),
+            FieldValidation::Strict => {
+                return Err(ApiError::bad_request(format!(
+                    "{} in version {:?} cannot be handled as a {}: strict decoding error: {}",
+                    resource.kind,
+                    resource.version,
+                    resource.kind,
+                    said.collect::<Vec<_>>().join(", ")
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn check_type(&self, resource: &Resource, object: &Value) -> Result<(), ApiError> {
+        if !object.is_object() {
+            return Err(ApiError::bad_request("the body is not an object"));
+        }
+        let (kind, version) = (&object["kind"], &object["apiVersion"]);
+        let wrong_kind = !kind.is_null() && *kind != resource.kind.as_str();
+        let wrong_version = !version.is_null() && *version != resource.api_version().as_str();
+        if wrong_kind || wrong_version {
+            return Err(ApiError::bad_request(format!(
+                "the API version in the data ({}, {}) does not match the expected API version ({}, {})",
+                version.as_str().unwrap_or_default(),
+                kind.as_str().unwrap_or_default(),
+                resource.api_version(),
+                resource.kind
+            )));
+        }
+        Ok(())
+    }
+
+    pub(super) fn set_namespace(
+        &self,
+        resource: &Resource,
+        namespace: &str,
+        object: &mut Value,
+    ) -> Result<(), ApiError> {
+        object["apiVersion"] = resource.api_version().into();
+        object["kind"] = resource.kind.clone().into();
+        let meta = object_meta(object)?;
+        if !resource.namespaced {
+            meta.remove("namespace");
+            return Ok(());
+        }
+        match meta.get("namespace").and_then(Value::as_str).filter(|n| !n.is_empty()) {
+            Some(given) if given != namespace => Err(ApiError::bad_request(format!(
+                "the namespace of the provided object does not match the namespace sent on the request ({given} != {namespace})"
+            ))),
+            _ => {
+                meta.insert("namespace".into(), namespace.into());
+                Ok(())
+            }
+        }
+    }
+
+    pub(super) fn check_namespace(
+        &self,
+        resource: &Resource,
+        namespace: &str,
+        name: &str,
+    ) -> Result<(), ApiError> {
+        if !resource.namespaced {
+            return Ok(());
+        }
+        let namespaces = GroupResource::new("", "namespaces");
+        let key = ObjectKey::new(namespaces.clone(), "", namespace);
+        let found = self.store.get(&key).ok_or_else(|| ApiError::not_found(&namespaces, namespace))?;
+        // Events may still be written: they tell what happens to the rest.
+        if found.meta("deletionTimestamp").is_some() && resource.storage.resource != "events" {
+            return Err(ApiError::namespace_terminating(&resource.group_resource(), name, namespace));
+        }
+        Ok(())
+    }
+
+    /// A definition that is being deleted takes no new objects.
+    pub(super) fn check_definition(&self, resource: &Resource) -> Result<(), ApiError> {
+        if resource.custom.is_none() {
+            return Ok(());
+        }
+        let definitions = GroupResource::new("apiextensions.k8s.io", "customresourcedefinitions");
+        let key = ObjectKey::new(definitions, "", resource.storage.to_string());
+        match self.store.get(&key) {
+            Some(crd) if crd.meta("deletionTimestamp").is_some() => Err(ApiError::definition_terminating()),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Whether a replacement must name the version it replaces, as the strategies of these kinds demand.
+pub(super) fn needs_version(resource: &Resource) -> bool {
+    resource.custom.is_some()
+        || matches!(
+            resource.kind.as_str(),
+            "CustomResourceDefinition" | "Lease" | "PodDisruptionBudget" | "APIService" | "RuntimeClass"
+        )
+}
+
+/// An object that is being deleted takes no new finalizers.
+pub(super) fn check_finalizers(
+    resource: &Resource,
+    name: &str,
+    before: &Value,
+    object: &Value,
+) -> Result<(), ApiError> {
+    if before["metadata"]["deletionTimestamp"].is_null() {
+        return Ok(());
+    }
+    let of = |o: &Value| o["metadata"]["finalizers"].as_array().cloned().unwrap_or_default();
+    let old = of(before);
+    let new: Vec<String> = of(object).iter().filter(|f| !old.contains(f)).map(ToString::to_string).collect();
+    if new.is_empty() {
+        return Ok(());
+    }
+    let why = format!(
+        "no new finalizers can be added if the object is being deleted, found new finalizers []string{{{}}}",
+        new.join(", ")
+    );
+    let cause = Cause::forbidden("metadata.finalizers", &why);
+    Err(ApiError::invalid(&resource.group_kind(), name, vec![cause]))
+}
+
+pub(super) fn check_uid(
+    resource: &Resource,
+    object: &Value,
+    current: &Stored,
+    name: &str,
+) -> Result<(), ApiError> {
+    match object["metadata"]["uid"].as_str() {
+        Some(uid) if !uid.is_empty() && Some(uid) != current.meta("uid") => Err(ApiError::conflict(
+            &resource.group_resource(),
+            name,
+            &format!(
+                "Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
+                current.meta("uid").unwrap_or_default()
+            ),
+        )),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,334 @@
+//! Create, update, patch, delete: every write goes through one pipeline of decode, default, validate, commit.
+
+mod checks;
+mod object;
+mod patch;
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::Cluster;
+use crate::apply;
+use crate::builtin::{decode, defaults, validate};
+use crate::resources::{CRD_FINALIZER, Resource};
+use crate::server::status::{ApiError, Cause};
+use crate::store::{CommitError, Expected, ObjectKey, Stored, bump_generation, resource_version};
+use checks::{check_finalizers, check_uid, needs_version};
+pub(crate) use object::new_uid;
+pub use object::present;
+use object::{
+    confine, crd_status, drops_status, ends, keep_system_fields, name_of, same_but_version, spec_of,
+    to_storage,
+};
+pub(super) use object::{counts_generations, object_meta};
+
+/// How a write is to be done.
+#[derive(Debug, Clone)]
+pub struct WriteOptions {
+    /// Who writes.
+    pub manager: String,
+    /// Check everything, store nothing.
+    pub dry_run: bool,
+    /// Take over fields of other managers (apply).
+    pub force: bool,
+    /// `Strict`, `Warn` or `Ignore` for unknown fields.
+    pub field_validation: FieldValidation,
+    /// Now.
+    pub now: Timestamp,
+}
+
+/// What to do with fields that the schema does not know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FieldValidation {
+    /// Drop silently.
+    Ignore,
+    /// Drop, and warn.
+    Warn,
+    /// Refuse.
+    Strict,
+}
+
+/// A write that was done (or, dry, would be).
+#[derive(Debug, Clone)]
+pub struct Written {
+    /// The object as stored.
+    pub object: Value,
+    /// Whether it is new.
+    pub created: bool,
+    /// Warnings for the client.
+    pub warnings: Vec<String>,
+}
+
+/// A patch, by its content type.
+#[derive(Debug, Clone)]
+pub enum PatchKind {
+    /// RFC 6902.
+    Json,
+    /// RFC 7386.
+    Merge,
+    /// Strategic merge.
+    Strategic,
+    /// Server-side apply.
+    Apply,
+}
+
+impl Cluster {
+    /// Creates an object.
+    ///
+    /// # Errors
+    /// What a real API server answers: 400, 403, 404, 409, 422.
+    pub fn create(
+        &self,
+        resource: &Resource,
+        namespace: &str,
+        mut object: Value,
+        options: &WriteOptions,
+    ) -> Result<Written, ApiError> {
+        self.check_type(resource, &object)?;
+        self.set_namespace(resource, namespace, &mut object)?;
+        if resource_version(&object).is_some_and(|v| v != 0) {
+            return Err(ApiError::version_on_create());
+        }
+        let name = name_of(&mut object)?;
+        self.check_namespace(resource, namespace, &name)?;
+        self.check_definition(resource)?;
+        let meta = object_meta(&mut object)?;
+        meta.remove("resourceVersion");
+        meta.remove("deletionTimestamp");
+        meta.remove("deletionGracePeriodSeconds");
+        meta.remove("selfLink");
+        meta.insert("uid".into(), new_uid().into());
+        meta.insert(
+            "creationTimestamp".into(),
+            options.now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string().into(),
+        );
+        meta.insert("generation".into(), 1.into());
+        if drops_status(resource) {
+            object.as_object_mut().map(|o| o.remove("status"));
+        }
+        let mut warnings = Vec::new();
+        let object = self.admit(resource, object, None, None, options, &mut warnings)?;
+        let object =
+            apply::track_update(None, &object, &options.manager, None, options.now, &resource.typing);
+        self.store_new(resource, namespace, &name, object, options, warnings)
+    }
+
+    fn store_new(
+        &self,
+        resource: &Resource,
+        namespace: &str,
+        name: &str,
+        object: Value,
+        options: &WriteOptions,
+        warnings: Vec<String>,
+    ) -> Result<Written, ApiError> {
+        let key = ObjectKey::new(resource.storage.clone(), namespace, name);
+        let object = to_storage(resource, object);
+        if options.dry_run {
+            if self.store.get(&key).is_some() {
+                return Err(ApiError::already_exists(&resource.group_resource(), name));
+            }
+            return Ok(Written { object, created: true, warnings });
+        }
+        let stored = self
+            .store
+            .commit(&key, Expected::Absent, Some(object))
+            .map_err(|e| commit_error(&e, resource, name))?;
+        self.after_write(resource, &stored);
+        Ok(Written { object: stored.value.clone(), created: true, warnings })
+    }
+
+    /// Replaces an object, or one of its subresources' parts.
+    ///
+    /// # Errors
+    /// What a real API server answers: 400, 404, 409, 422.
+    pub fn replace(
+        &self,
+        resource: &Resource,
+        key: &ObjectKey,
+        subresource: Option<&str>,
+        mut object: Value,
+        options: &WriteOptions,
+    ) -> Result<Written, ApiError> {
+        self.check_type(resource, &object)?;
+        self.set_namespace(resource, &key.namespace, &mut object)?;
+        let given = object["metadata"]["name"].as_str().unwrap_or_default();
+        if !given.is_empty() && given != key.name {
+            return Err(ApiError::bad_request(format!(
+                "the name of the object ({given}) does not match the name on the URL ({})",
+                key.name
+            )));
+        }
+        let current =
+            self.store.get(key).ok_or_else(|| ApiError::not_found(&resource.group_resource(), &key.name))?;
+        match resource_version(&object) {
+            Some(asked) if asked != 0 && asked != current.revision => {
+                return Err(ApiError::modified(&resource.group_resource(), &key.name));
+            }
+            None | Some(0) if needs_version(resource) => {
+                let cause = Cause {
+                    reason: "FieldValueInvalid".into(),
+                    message: "Invalid value: 0x0: must be specified for an update".into(),
+                    field: "metadata.resourceVersion".into(),
+                };
+                return Err(ApiError::invalid(&resource.group_kind(), &key.name, vec![cause]));
+            }
+            _ => {}
+        }
+        check_uid(resource, &object, &current, &key.name)?;
+        self.write_over(resource, key, subresource, object, &current, options, Tracked::No)
+    }
+
+    /// The part of a write that update and every kind of patch share: `object` is the wanted whole.
+    fn write_over(
+        &self,
+        resource: &Resource,
+        key: &ObjectKey,
+        subresource: Option<&str>,
+        mut object: Value,
+        current: &Stored,
+        options: &WriteOptions,
+        tracked: Tracked,
+    ) -> Result<Written, ApiError> {
+        let before = present(resource, &current.value);
+        if !object.is_object() {
+            return Err(ApiError::unprocessable("the patch leaves no object"));
+        }
+        object_meta(&mut object)?;
+        if before["kind"] != object["kind"] && !object["kind"].is_null() {
+            return Err(ApiError::bad_request("an object's kind cannot change"));
+        }
+        confine(resource, subresource, &before, &mut object);
+        keep_system_fields(&before, &mut object);
+        let mut warnings = Vec::new();
+        let mut object = self.admit(resource, object, Some(&before), subresource, options, &mut warnings)?;
+        if subresource != Some("status")
+            && spec_of(&object) != spec_of(&before)
+            && counts_generations(resource)
+        {
+            bump_generation(&mut object);
+        }
+        if matches!(tracked, Tracked::No) {
+            object = apply::track_update(
+                Some(&before),
+                &object,
+                &options.manager,
+                subresource,
+                options.now,
+                &resource.typing,
+            );
+        }
+        check_finalizers(resource, &key.name, &before, &object)?;
+        let object = to_storage(resource, object);
+        if object == current.value || same_but_version(&object, &current.value) {
+            return Ok(Written { object: current.value.clone(), created: false, warnings });
+        }
+        if options.dry_run {
+            return Ok(Written { object, created: false, warnings });
+        }
+        if ends(resource, &object) {
+            // The last finalizer is gone: this write is the object's end.
+            let mut last = object;
+            let stored = self
+                .store
+                .commit(key, Expected::Revision(current.revision), None)
+                .map_err(|e| commit_error(&e, resource, &key.name))?;
+            last["metadata"]["resourceVersion"] = stored.revision.to_string().into();
+            if resource.kind == "CustomResourceDefinition" {
+                self.registry.undefine(&key.name);
+            }
+            return Ok(Written { object: last, created: false, warnings });
+        }
+        let stored = self
+            .store
+            .commit(key, Expected::Revision(current.revision), Some(object))
+            .map_err(|e| commit_error(&e, resource, &key.name))?;
+        self.after_write(resource, &stored);
+        Ok(Written { object: stored.value.clone(), created: false, warnings })
+    }
+
+    /// Unknown fields, defaults, checks.
+    fn admit(
+        &self,
+        resource: &Resource,
+        mut object: Value,
+        before: Option<&Value>,
+        subresource: Option<&str>,
+        options: &WriteOptions,
+        warnings: &mut Vec<String>,
+    ) -> Result<Value, ApiError> {
+        self.check_unknown(resource, &mut object, options, warnings)?;
+        let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+        let mut causes = Vec::new();
+        match &resource.custom {
+            Some(custom) => {
+                custom.schema.default(&mut object);
+                causes.extend(custom.schema.validate(&object, before).iter().map(Cause::from));
+                if let Some(text) = &custom.deprecation {
+                    warnings.push(text.clone());
+                }
+            }
+            None => {
+                if let Some(definition) = &resource.definition {
+                    let decoded = decode::decode(definition, &mut object);
+                    if let Some(mismatch) = decoded.mismatch {
+                        return Err(ApiError::bad_request(mismatch));
+                    }
+                    causes.extend(decoded.required);
+                }
+                defaults::apply(&resource.kind, &mut object);
+                if subresource.is_none() {
+                    causes.extend(validate::check(&resource.kind, &object, before));
+                }
+            }
+        }
+        if before.is_none() {
+            causes.extend(validate::metadata(&resource.kind, &object["metadata"]));
+        }
+        if !causes.is_empty() {
+            return Err(ApiError::invalid(&resource.group_kind(), &name, causes));
+        }
+        if resource.kind == "CustomResourceDefinition" && subresource.is_none() {
+            self.registry
+                .check(&object)
+                .map_err(|causes| ApiError::invalid(&resource.group_kind(), &name, causes))?;
+            if before.is_none() {
+                let finalizers = object["metadata"]["finalizers"].as_array().cloned().unwrap_or_default();
+                if !finalizers.iter().any(|f| f == CRD_FINALIZER) {
+                    object["metadata"]["finalizers"] =
+                        finalizers.into_iter().chain([CRD_FINALIZER.into()]).collect();
+                }
+            }
+            crd_status(&mut object, options.now);
+        }
+        if resource.kind == "Namespace" && before.is_none() {
+            object["spec"] = json!({"finalizers": ["kubernetes"]});
+            object["status"] = json!({"phase": "Active"});
+        }
+        Ok(object)
+    }
+
+    fn after_write(&self, resource: &Resource, stored: &Stored) {
+        if resource.kind == "CustomResourceDefinition"
+            && stored.meta("deletionTimestamp").is_none()
+            && let Err(causes) = self.registry.define(&stored.value)
+        {
+            // It was checked before it was stored.
+            tracing::error!(?causes, "a checked definition was refused");
+        }
+    }
+}
+
+/// Whether `managedFields` are up to date already.
+enum Tracked {
+    No,
+    Already,
+}
+
+fn commit_error(error: &CommitError, resource: &Resource, name: &str) -> ApiError {
+    match error {
+        CommitError::Exists(_) => ApiError::already_exists(&resource.group_resource(), name),
+        CommitError::Conflict(_) => ApiError::modified(&resource.group_resource(), name),
+        CommitError::NotFound(_) => ApiError::not_found(&resource.group_resource(), name),
+    }
+}

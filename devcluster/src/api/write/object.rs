@@ -1,0 +1,203 @@
+//! The parts of an object that a write keeps, compares and converts: pure functions.
+
+use jiff::Timestamp;
+use rand::Rng as _;
+use serde_json::{Map, Value, json};
+
+use crate::builtin::events;
+use crate::resources::Resource;
+use crate::server::status::ApiError;
+use crate::store::GroupResource;
+
+/// Whether a create starts without status: nodes alone register with theirs.
+pub(super) fn drops_status(resource: &Resource) -> bool {
+    resource.has_status() && resource.kind != "Node"
+}
+
+/// Whether a deleted object has nothing left to wait for. Namespaces wait for what is in them, pods for their kubelet.
+pub(super) fn ends(resource: &Resource, object: &Value) -> bool {
+    let meta = &object["metadata"];
+    let pod = resource.storage == GroupResource::new("", "pods");
+    !meta["deletionTimestamp"].is_null()
+        && meta["finalizers"].as_array().is_none_or(Vec::is_empty)
+        && resource.kind != "Namespace"
+        && !(pod && meta["deletionGracePeriodSeconds"].as_i64().unwrap_or(0) > 0)
+}
+
+pub(in crate::api) fn counts_generations(resource: &Resource) -> bool {
+    resource.custom.is_some()
+        || !matches!(resource.kind.as_str(), "Event" | "Lease" | "ConfigMap" | "Secret" | "Node")
+}
+
+/// What the generation counts: everything but metadata and status.
+pub(super) fn spec_of(object: &Value) -> Map<String, Value> {
+    let mut out = object.as_object().cloned().unwrap_or_default();
+    out.remove("metadata");
+    out.remove("status");
+    out
+}
+
+/// Keeps a write to its part: the main resource leaves status alone, `status` leaves all else alone.
+pub(super) fn confine(resource: &Resource, subresource: Option<&str>, before: &Value, object: &mut Value) {
+    match subresource {
+        Some("status") => {
+            let mut confined = before.clone();
+            if let Some(out) = confined.as_object_mut() {
+                match object.get("status") {
+                    Some(status) => out.insert("status".into(), status.clone()),
+                    None => out.remove("status"),
+                };
+            }
+            for field in ["managedFields", "labels", "annotations"] {
+                // A real server lets `/status` change labels and annotations of built-in kinds only.
+                if field == "managedFields" || resource.custom.is_none() {
+                    copy_meta(object, &mut confined, field);
+                }
+            }
+            if resource.kind == "Node" || resource.kind == "Pod" {
+                copy_meta(object, &mut confined, "finalizers");
+            }
+            *object = confined;
+        }
+        _ if resource.has_status() => {
+            let status = before.get("status").cloned();
+            if let Some(out) = object.as_object_mut() {
+                match status {
+                    Some(status) => out.insert("status".into(), status),
+                    None => out.remove("status"),
+                };
+            }
+        }
+        _ => {}
+    }
+}
+
+fn copy_meta(from: &Value, to: &mut Value, field: &str) {
+    if let Some(meta) = to["metadata"].as_object_mut() {
+        match from["metadata"].get(field) {
+            Some(value) => meta.insert(field.into(), value.clone()),
+            None => meta.remove(field),
+        };
+    }
+}
+
+/// Metadata that only the server writes stays as it is.
+pub(super) fn keep_system_fields(before: &Value, object: &mut Value) {
+    for field in [
+        "uid",
+        "creationTimestamp",
+        "generation",
+        "deletionTimestamp",
+        "deletionGracePeriodSeconds",
+        "resourceVersion",
+        "namespace",
+        "name",
+        "generateName",
+    ] {
+        copy_meta(before, object, field);
+    }
+}
+
+pub(super) fn same_but_version(a: &Value, b: &Value) -> bool {
+    let strip = |v: &Value| {
+        let mut v = v.clone();
+        if let Some(meta) = v["metadata"].as_object_mut() {
+            meta.remove("resourceVersion");
+            // Times of managers move with every write; they alone are no change.
+            meta.remove("managedFields");
+        }
+        v
+    };
+    let managers = |v: &Value| {
+        let entries = v["metadata"]["managedFields"].as_array().cloned().unwrap_or_default();
+        entries
+            .into_iter()
+            .map(|mut e| {
+                e.as_object_mut().map(|o| o.remove("time"));
+                e
+            })
+            .collect::<Vec<_>>()
+    };
+    strip(a) == strip(b) && managers(a) == managers(b)
+}
+
+pub(in crate::api) fn object_meta(object: &mut Value) -> Result<&mut Map<String, Value>, ApiError> {
+    if object["metadata"].is_null() {
+        object["metadata"] = json!({});
+    }
+    object["metadata"].as_object_mut().ok_or_else(|| ApiError::bad_request("metadata is not an object"))
+}
+
+pub(super) fn name_of(object: &mut Value) -> Result<String, ApiError> {
+    if let Some(name) = object["metadata"]["name"].as_str().filter(|n| !n.is_empty()) {
+        return Ok(name.to_owned());
+    }
+    let Some(prefix) = object["metadata"]["generateName"].as_str().filter(|n| !n.is_empty()) else {
+        return Err(ApiError::bad_request("name or generateName is required"));
+    };
+    const LETTERS: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
+    let mut random = rand::rng();
+    let suffix: String = (0..5).map(|_| char::from(LETTERS[random.random_range(0..LETTERS.len())])).collect();
+    let prefix: String = prefix.chars().take(58).collect();
+    let name = format!("{prefix}{suffix}");
+    object["metadata"]["name"] = name.clone().into();
+    Ok(name)
+}
+
+pub(crate) fn new_uid() -> String {
+    let bits: u128 = rand::rng().random();
+    let bits = (bits & !(0xf << 76) & !(0x3 << 62)) | (0x4 << 76) | (0x2 << 62);
+    let hex = format!("{bits:032x}");
+    format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
+}
+
+/// A stored object in the version of `resource`.
+pub fn present(resource: &Resource, stored: &Value) -> Value {
+    let api_version = resource.api_version();
+    if stored["apiVersion"] == api_version.as_str() {
+        return stored.clone();
+    }
+    if resource.plural == "events" {
+        return events::to_events_v1(stored);
+    }
+    let mut out = stored.clone();
+    out["apiVersion"] = api_version.into();
+    out
+}
+
+/// An object of `resource`'s version in the version that is stored.
+pub(super) fn to_storage(resource: &Resource, object: Value) -> Value {
+    if resource.storage_api_version == resource.api_version() {
+        return object;
+    }
+    if resource.plural == "events" {
+        return events::to_core_v1(&object);
+    }
+    let mut out = object;
+    out["apiVersion"] = resource.storage_api_version.clone().into();
+    out
+}
+
+pub(super) fn crd_status(object: &mut Value, now: Timestamp) {
+    let names = object["spec"]["names"].clone();
+    let version: Vec<Value> = object["spec"]["versions"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter(|v| v["storage"] == true)
+        .map(|v| v["name"].clone())
+        .collect();
+    let at = now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+    let kept = |kind: &str| {
+        let old = object["status"]["conditions"].as_array()?.iter().find(|c| c["type"] == kind)?;
+        (old["status"] == "True").then(|| old["lastTransitionTime"].clone())
+    };
+    let conditions = json!([
+        {"type": "NamesAccepted", "status": "True", "reason": "NoConflicts", "message": "no conflicts found",
+         "lastTransitionTime": kept("NamesAccepted").unwrap_or_else(|| at.clone().into())},
+        {"type": "Established", "status": "True", "reason": "InitialNamesAccepted",
+         "message": "the initial names have been accepted",
+         "lastTransitionTime": kept("Established").unwrap_or_else(|| at.into())},
+    ]);
+    object["status"] = json!({"acceptedNames": names, "storedVersions": version, "conditions": conditions});
+}

@@ -1,0 +1,166 @@
+//! Patches of every kind, and server-side apply: each makes the wanted whole, which is then written over the present one.
+
+use serde_json::Value;
+
+use super::super::Cluster;
+use super::checks::check_uid;
+use super::object::{drops_status, new_uid, object_meta, present};
+use super::{PatchKind, Tracked, WriteOptions, Written};
+use crate::apply::{self, ApplyError};
+use crate::patch;
+use crate::resources::Resource;
+use crate::server::status::ApiError;
+use crate::store::{ObjectKey, Stored, resource_version};
+
+/// Attempts at a patch whose object keeps being changed by others.
+const PATCH_ATTEMPTS: usize = 16;
+
+impl Cluster {
+    /// Patches an object, or one of its subresources' parts. Applying an object that is not there creates it.
+    ///
+    /// # Errors
+    /// What a real API server answers: 400, 404, 409, 415, 422.
+    pub fn patch(
+        &self,
+        resource: &Resource,
+        key: &ObjectKey,
+        subresource: Option<&str>,
+        kind: &PatchKind,
+        body: &Value,
+        options: &WriteOptions,
+    ) -> Result<Written, ApiError> {
+        for _ in 0..PATCH_ATTEMPTS {
+            let current = self.store.get(key);
+            let result = match kind {
+                PatchKind::Apply => self.apply(resource, key, subresource, body, current.as_deref(), options),
+                _ => {
+                    let current =
+                        current.ok_or_else(|| ApiError::not_found(&resource.group_resource(), &key.name))?;
+                    self.patch_once(resource, key, subresource, kind, body, &current, options)
+                }
+            };
+            match result {
+                // Another writer was faster and the patch does not insist on a version: try on the newer object.
+                Err(e)
+                    if e.code == 409
+                        && e.reason == "Conflict"
+                        && e.causes.is_empty()
+                        && body["metadata"]["resourceVersion"].is_null() => {}
+                done => return done,
+            }
+        }
+        Err(ApiError::modified(&resource.group_resource(), &key.name))
+    }
+
+    fn patch_once(
+        &self,
+        resource: &Resource,
+        key: &ObjectKey,
+        subresource: Option<&str>,
+        kind: &PatchKind,
+        body: &Value,
+        current: &Stored,
+        options: &WriteOptions,
+    ) -> Result<Written, ApiError> {
+        let before = present(resource, &current.value);
+        let patched = match kind {
+            PatchKind::Json => patch::json(&before, body).map_err(|e| match e {
+                patch::PatchError::Rejected(why) => ApiError::unprocessable(why),
+                other => ApiError::bad_request(other.to_string()),
+            })?,
+            PatchKind::Merge => patch::merge(&before, body),
+            PatchKind::Strategic if resource.custom.is_some() => {
+                return Err(ApiError::unsupported_media_type(&[
+                    "application/json-patch+json",
+                    "application/merge-patch+json",
+                    "application/apply-patch+yaml",
+                ]));
+            }
+            PatchKind::Strategic | PatchKind::Apply => {
+                patch::strategic(&before, body, &resource.group_kind())
+                    .map_err(|e| ApiError::bad_request(e.to_string()))?
+            }
+        };
+        if let Some(asked) = resource_version(&patched)
+            && asked != current.revision
+        {
+            return Err(ApiError::modified(&resource.group_resource(), &key.name));
+        }
+        check_uid(resource, &patched, current, &key.name)?;
+        self.write_over(resource, key, subresource, patched, current, options, Tracked::No)
+    }
+
+    fn apply(
+        &self,
+        resource: &Resource,
+        key: &ObjectKey,
+        subresource: Option<&str>,
+        config: &Value,
+        current: Option<&Stored>,
+        options: &WriteOptions,
+    ) -> Result<Written, ApiError> {
+        let mut config = config.clone();
+        if config["apiVersion"].is_null() || config["kind"].is_null() {
+            return Err(ApiError::bad_request("apply needs apiVersion and kind in the body"));
+        }
+        self.check_type(resource, &config)?;
+        self.set_namespace(resource, &key.namespace, &mut config)?;
+        let meta = object_meta(&mut config)?;
+        meta.entry("name").or_insert_with(|| key.name.clone().into());
+        let mut warnings = Vec::new();
+        self.check_unknown(resource, &mut config, options, &mut warnings)?;
+        let live = current.map(|c| present(resource, &c.value));
+        let request = apply::Request {
+            manager: options.manager.clone(),
+            force: options.force,
+            subresource: subresource.map(str::to_owned),
+            now: options.now,
+            typing: resource.typing.clone(),
+        };
+        let merged = apply::apply(live.as_ref(), &config, &request).map_err(|e| match e {
+            ApplyError::Conflict(conflict) => ApiError::apply_conflict(&conflict),
+            ApplyError::Invalid(why) => ApiError::bad_request(why),
+        })?;
+        match current {
+            Some(current) => {
+                if let Some(asked) = resource_version(&config)
+                    && asked != current.revision
+                {
+                    return Err(ApiError::modified(&resource.group_resource(), &key.name));
+                }
+                check_uid(resource, &config, current, &key.name)?;
+                if live.as_ref() == Some(&merged) {
+                    return Ok(Written { object: current.value.clone(), created: false, warnings });
+                }
+                let mut written =
+                    self.write_over(resource, key, subresource, merged, current, options, Tracked::Already)?;
+                written.warnings.splice(0..0, warnings);
+                Ok(written)
+            }
+            None if subresource.is_some() => Err(ApiError::not_found(&resource.group_resource(), &key.name)),
+            None => {
+                if let Some(uid) = config["metadata"]["uid"].as_str().filter(|u| !u.is_empty()) {
+                    let why = format!(
+                        "uid mismatch: the provided object specified uid {uid}, and no existing object was found"
+                    );
+                    return Err(ApiError::conflict(&resource.group_resource(), &key.name, &why));
+                }
+                self.check_namespace(resource, &key.namespace, &key.name)?;
+                self.check_definition(resource)?;
+                let mut object = merged;
+                let meta = object_meta(&mut object)?;
+                meta.insert("uid".into(), new_uid().into());
+                meta.insert(
+                    "creationTimestamp".into(),
+                    options.now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string().into(),
+                );
+                meta.insert("generation".into(), 1.into());
+                if drops_status(resource) {
+                    object.as_object_mut().map(|o| o.remove("status"));
+                }
+                let object = self.admit(resource, object, None, None, options, &mut warnings)?;
+                self.store_new(resource, &key.namespace, &key.name, object, options, warnings)
+            }
+        }
+    }
+}
