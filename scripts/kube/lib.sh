@@ -108,8 +108,15 @@ clean_host() {
     ip link del "$LINK" 2>/dev/null || true
 }
 
-# remove_state STATE: only a folder that is a cluster's, and only that file system.
+# remove_state STATE: only a folder that is a cluster's, and only that file system. The mark goes last, so that a removal
+# that was cut short can be finished; two may be at it at once.
 remove_state() {
-    [[ -e $1/$MARKER ]] || return 0
-    rm -rf --one-file-system -- "$1"
+    local _
+    for _ in {1..20}; do
+        [[ -e $1/$MARKER ]] || break
+        find "$1" -xdev -mindepth 1 -maxdepth 1 ! -name "$MARKER" -exec rm -rf --one-file-system -- {} + 2>/dev/null || true
+        rm -rf --one-file-system -- "$1" 2>/dev/null && break
+        sleep 0.1
+    done
+    [[ ! -e $1/$MARKER ]] || printf 'warning: could not remove %s\n' "$1" >&2
 }
