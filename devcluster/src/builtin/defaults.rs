@@ -66,6 +66,28 @@ pub fn apply(kind: &str, object: &mut Value) {
     }
 }
 
+/// What the server makes up when an object of `kind` is created, once its UID is known: a Job's selector and the labels that it
+/// selects, unless the Job brings its own.
+pub fn on_create(kind: &str, object: &mut Value) {
+    if kind != "Job" || object["spec"]["manualSelector"] == true || !object["spec"]["selector"].is_null() {
+        return;
+    }
+    let (uid, name) = (object["metadata"]["uid"].clone(), object["metadata"]["name"].clone());
+    with(object, "spec", |spec| {
+        set(spec, "selector", json!({"matchLabels": {"batch.kubernetes.io/controller-uid": uid}}));
+        with(spec, "template", |template| {
+            make(template, "metadata", |meta| {
+                make(meta, "labels", |labels| {
+                    for (prefix, value) in [("controller-uid", &uid), ("job-name", &name)] {
+                        set(labels, prefix, value.clone());
+                        set(labels, &format!("batch.kubernetes.io/{prefix}"), value.clone());
+                    }
+                });
+            });
+        });
+    });
+}
+
 /// Sets a field that is absent or null.
 fn set(target: &mut Value, field: &str, default: impl Into<Value>) {
     if let Some(map) = target.as_object_mut() {
@@ -435,6 +457,25 @@ mod tests {
         let mut object = json!({"spec": {"strategy": {"type": "Recreate"}}});
         apply("Deployment", &mut object);
         assert_eq!(object["spec"]["strategy"], json!({"type": "Recreate"}));
+    }
+
+    #[test]
+    fn a_new_job_selects_its_own_pods() {
+        let mut job = json!({"metadata": {"name": "j", "uid": "u"}, "spec": {"template": {"spec": {}}}});
+        on_create("Job", &mut job);
+        assert_eq!(
+            job["spec"]["selector"],
+            json!({"matchLabels": {"batch.kubernetes.io/controller-uid": "u"}})
+        );
+        assert_eq!(
+            job["spec"]["template"]["metadata"]["labels"],
+            json!({"controller-uid": "u", "batch.kubernetes.io/controller-uid": "u",
+                "job-name": "j", "batch.kubernetes.io/job-name": "j"})
+        );
+        let mut own = json!({"spec": {"manualSelector": true, "selector": {"matchLabels": {"a": "b"}}}});
+        let before = own.clone();
+        on_create("Job", &mut own);
+        assert_eq!(own, before);
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Checks of built-in kinds beyond their schemas: the ones a person meets.
 
+mod workloads;
+
 use serde_json::Value;
 
 use crate::server::status::Cause;
@@ -15,8 +17,10 @@ pub fn check(kind: &str, new: &Value, old: Option<&Value>) -> Vec<Cause> {
             }
         }
         "Deployment" | "ReplicaSet" | "StatefulSet" | "DaemonSet" => {
-            workload(new, old, &mut causes);
+            workloads::workload(kind, new, old, &mut causes);
         }
+        "Job" => workloads::job(new, old, &mut causes),
+        "CronJob" => workloads::cron_job(new, &mut causes),
         "Service" => service(new, old, &mut causes),
         "Secret" | "ConfigMap" => {
             if let Some(old) = old.filter(|o| o["immutable"] == true)
@@ -53,9 +57,62 @@ pub fn check(kind: &str, new: &Value, old: Option<&Value>) -> Vec<Cause> {
                 "minAvailable and maxUnavailable cannot be both set",
             ));
         }
+        "PersistentVolumeClaim" => {
+            if let Some(old) = old
+                && claim_spec(new, old) != claim_spec(old, old)
+            {
+                causes.push(Cause::forbidden(
+                    "spec",
+                    "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims",
+                ));
+            }
+        }
+        "PriorityClass" => {
+            if let Some(old) = old {
+                if old["value"] != new["value"] {
+                    causes.push(Cause::forbidden("value", "may not be changed in an update."));
+                }
+                immutable(new, old, "", &["preemptionPolicy"], &mut causes);
+            }
+        }
+        "StorageClass" => {
+            if let Some(old) = old {
+                for field in ["parameters", "provisioner"] {
+                    if old.get(field) != new.get(field) {
+                        let why = format!("updates to {field} are forbidden.");
+                        causes.push(Cause::forbidden(field, &why));
+                    }
+                }
+                immutable(new, old, "", &["reclaimPolicy", "volumeBindingMode"], &mut causes);
+            }
+        }
         _ => {}
     }
     causes
+}
+
+/// Fields at `at` that must stay as they are.
+fn immutable(new: &Value, old: &Value, at: &str, fields: &[&str], causes: &mut Vec<Cause>) {
+    for field in fields {
+        if new[*field] != old[*field] {
+            causes.push(Cause::invalid(format!("{at}{field}"), &new[*field], "field is immutable"));
+        }
+    }
+}
+
+/// What of a claim must stay as it is in `old`: binding sets the volume once, and a claim may ask for more.
+fn claim_spec(claim: &Value, old: &Value) -> Value {
+    let mut spec = claim["spec"].clone();
+    if let Some(fields) = spec.as_object_mut() {
+        fields.remove("volumeAttributesClassName");
+        if old["spec"]["volumeName"].as_str().is_none_or(str::is_empty) {
+            fields.remove("volumeName");
+        }
+        if let Some(resources) = fields.get_mut("resources").and_then(Value::as_object_mut) {
+            resources.remove("requests");
+        }
+    }
+    spec
 }
 
 fn pod_spec(spec: &Value, path: &str, causes: &mut Vec<Cause>) {
@@ -143,36 +200,6 @@ fn immutable_pod(new: &Value, old: &Value, causes: &mut Vec<Cause>) {
              `spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)",
         ));
     }
-}
-
-fn workload(new: &Value, old: Option<&Value>, causes: &mut Vec<Cause>) {
-    let spec = &new["spec"];
-    if spec["replicas"].as_i64().is_some_and(|n| n < 0) {
-        causes.push(Cause::invalid("spec.replicas", &spec["replicas"], "must be greater than or equal to 0"));
-    }
-    let selector = &spec["selector"];
-    let empty = |field: &str| {
-        selector[field].as_object().is_none_or(serde_json::Map::is_empty)
-            && selector[field].as_array().is_none_or(Vec::is_empty)
-    };
-    if selector.is_object() && empty("matchLabels") && empty("matchExpressions") {
-        causes.push(Cause::invalid("spec.selector", selector, "empty selector is invalid for deployment"));
-    } else if let Ok(labels) = crate::selector::Labels::from_label_selector(selector)
-        && selector.is_object()
-        && !labels.matches(&spec["template"])
-    {
-        causes.push(Cause::invalid(
-            "spec.template.metadata.labels",
-            &spec["template"]["metadata"]["labels"],
-            "`selector` does not match template `labels`",
-        ));
-    }
-    if let Some(old) = old
-        && old["spec"]["selector"] != *selector
-    {
-        causes.push(Cause::invalid("spec.selector", selector, "field is immutable"));
-    }
-    pod_spec(&spec["template"]["spec"], "spec.template.spec", causes);
 }
 
 fn service(new: &Value, old: Option<&Value>, causes: &mut Vec<Cause>) {

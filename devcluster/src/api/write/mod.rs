@@ -277,6 +277,9 @@ impl Cluster {
                     causes.extend(decoded.required);
                 }
                 defaults::apply(&resource.kind, &mut object);
+                if before.is_none() {
+                    defaults::on_create(&resource.kind, &mut object);
+                }
                 if subresource.is_none() {
                     causes.extend(validate::check(&resource.kind, &object, before));
                 }
