@@ -430,8 +430,8 @@ impl Store {
     }
 
     /// Reads, changes and writes an object, again if another writer interferes. `change` returns whether to write.
-    /// This is for components of the cluster itself: nothing is defaulted or validated, and `metadata.generation` is raised
-    /// when `spec` changes.
+    /// This is for components of the cluster itself: nothing is defaulted or validated, and `metadata.generation`, where
+    /// there is one, is raised when `spec` changes.
     ///
     /// # Errors
     /// [`CommitError::NotFound`].
@@ -446,7 +446,8 @@ impl Store {
             if !change(&mut value) || value == current.value {
                 return Ok(current);
             }
-            if value.get("spec") != current.value.get("spec") {
+            let counts = value["metadata"]["generation"].is_i64();
+            if counts && value.get("spec") != current.value.get("spec") {
                 bump_generation(&mut value);
             }
             match self.commit(key, Expected::Revision(current.revision), Some(value)) {

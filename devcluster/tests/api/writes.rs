@@ -118,6 +118,11 @@ async fn generations_count_changes_of_spec_only() {
         message.ends_with("metadata.resourceVersion: Invalid value: 0x0: must be specified for an update"),
         "{message}"
     );
+    assert_eq!(
+        w.map("m", json!({"generation": 7})).await.metadata.generation,
+        None,
+        "kinds without spec count nothing"
+    );
 }
 
 #[tokio::test]

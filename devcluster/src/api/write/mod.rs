@@ -17,7 +17,7 @@ use checks::{check_finalizers, check_uid, needs_version};
 pub(crate) use object::new_uid;
 pub use object::present;
 use object::{
-    confine, crd_status, drops_status, ends, keep_system_fields, name_of, same_but_version, spec_of,
+    confine, crd_status, drops_status, ends, keep_system_fields, name_of, same_but_version, spec_of, stamp,
     to_storage,
 };
 pub(super) use object::{counts_generations, object_meta};
@@ -97,12 +97,7 @@ impl Cluster {
         meta.remove("deletionTimestamp");
         meta.remove("deletionGracePeriodSeconds");
         meta.remove("selfLink");
-        meta.insert("uid".into(), new_uid().into());
-        meta.insert(
-            "creationTimestamp".into(),
-            options.now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string().into(),
-        );
-        meta.insert("generation".into(), 1.into());
+        stamp(resource, meta, options.now);
         if drops_status(resource) {
             object.as_object_mut().map(|o| o.remove("status"));
         }

@@ -24,9 +24,38 @@ pub(super) fn ends(resource: &Resource, object: &Value) -> bool {
         && !(pod && meta["deletionGracePeriodSeconds"].as_i64().unwrap_or(0) > 0)
 }
 
+/// Whether objects of a kind count their changes: those whose strategies in `k8s.io/kubernetes/pkg/registry` say so.
 pub(in crate::api) fn counts_generations(resource: &Resource) -> bool {
     resource.custom.is_some()
-        || !matches!(resource.kind.as_str(), "Event" | "Lease" | "ConfigMap" | "Secret" | "Node")
+        || matches!(
+            resource.kind.as_str(),
+            "Pod"
+                | "PodTemplate"
+                | "ReplicationController"
+                | "DaemonSet"
+                | "Deployment"
+                | "ReplicaSet"
+                | "StatefulSet"
+                | "CronJob"
+                | "Job"
+                | "EndpointSlice"
+                | "Ingress"
+                | "IngressClass"
+                | "NetworkPolicy"
+                | "PodDisruptionBudget"
+                | "PriorityClass"
+                | "CustomResourceDefinition"
+        )
+}
+
+/// Gives a new object what the server alone says of it.
+pub(super) fn stamp(resource: &Resource, meta: &mut Map<String, Value>, now: Timestamp) {
+    meta.insert("uid".into(), new_uid().into());
+    meta.insert("creationTimestamp".into(), now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string().into());
+    match counts_generations(resource) {
+        true => meta.insert("generation".into(), 1.into()),
+        false => meta.remove("generation"),
+    };
 }
 
 /// What the generation counts: everything but metadata and status.

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::super::Cluster;
 use super::checks::check_uid;
-use super::object::{drops_status, new_uid, object_meta, present};
+use super::object::{drops_status, object_meta, present, stamp};
 use super::{PatchKind, Tracked, WriteOptions, Written};
 use crate::apply::{self, ApplyError};
 use crate::patch;
@@ -149,12 +149,7 @@ impl Cluster {
                 self.check_definition(resource)?;
                 let mut object = merged;
                 let meta = object_meta(&mut object)?;
-                meta.insert("uid".into(), new_uid().into());
-                meta.insert(
-                    "creationTimestamp".into(),
-                    options.now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string().into(),
-                );
-                meta.insert("generation".into(), 1.into());
+                stamp(resource, meta, options.now);
                 if drops_status(resource) {
                     object.as_object_mut().map(|o| o.remove("status"));
                 }
