@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use plimsoll_fleet::pool::Mode;
+use plimsoll_fleet::pool::{EngineKind, Mode};
 use plimsoll_fleet::{
     ClusterSnapshot, NodeName, Plan, PoolId, ReplicaAssignment, ReplicaId, ReplicaPhase, ReplicaStatus, Shape,
 };
@@ -57,7 +57,10 @@ pub fn decide(state: &mut DrainState, input: &DrainInput<'_>) {
 
     let mut dropped: BTreeMap<&PoolId, Vec<&ReplicaStatus>> = BTreeMap::new();
     for replica in input.snapshot.replicas.iter().filter(|r| !wanted.contains(&r.id)) {
-        let advised = input.snapshot.pools.iter().any(|p| p.id == replica.pool && p.mode == Mode::Advise);
+        // What Plimsoll only advises on, or does not run, it does not stop.
+        let advised = input.snapshot.pools.iter().any(|p| {
+            p.id == replica.pool && (p.mode == Mode::Advise || p.engine.kind == EngineKind::External)
+        });
         // A pool that exists but is not planned yet keeps what it has.
         let unplanned = input.plan.pool(&replica.pool).is_none()
             && input.snapshot.pools.iter().any(|p| p.id == replica.pool);

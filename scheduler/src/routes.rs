@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use plimsoll_fleet::plan::PoolOutcome;
-use plimsoll_fleet::pool::Mode;
+use plimsoll_fleet::pool::{EngineKind, Mode};
 use plimsoll_fleet::{
     ClusterSnapshot, Endpoint, ModelPool, NodeName, Plan, PoolPlan, PoolRoute, ReplicaPhase, ReplicaStatus,
     RequestClass, RouteTable, Shape, StepCoefficients,
@@ -28,6 +28,10 @@ const UNKNOWN: StepCoefficients = StepCoefficients {
     max_running: 256,
     max_batched_tokens: 8192,
 };
+
+/// Stands for the node of endpoints that Plimsoll does not run: no agent answers for it, so that routers send to the
+/// endpoint itself.
+const OUTSIDE: &str = "external.plimsoll.dev";
 
 /// Derives the route table of a plan. `agents` gives the address of each node's agent; `previous_version` is the
 /// version of the table in force.
@@ -56,9 +60,13 @@ fn route(
     pool: &ModelPool,
 ) -> PoolRoute {
     let replicas: Vec<&ReplicaStatus> = snapshot.replicas.iter().filter(|r| r.pool == pool.id).collect();
-    let wanted = |r: &ReplicaStatus| plan.is_none_or(|p| p.replicas.iter().any(|w| w.id == r.id));
+    let external = pool.engine.kind == EngineKind::External;
+    let wanted = |r: &ReplicaStatus| external || plan.is_none_or(|p| p.replicas.iter().any(|w| w.id == r.id));
+    let place = |r: &ReplicaStatus| {
+        r.nodes.first().cloned().or_else(|| NodeName::new(OUTSIDE).ok().filter(|_| external))
+    };
     let ready =
-        |r: &&&ReplicaStatus| r.phase == ReplicaPhase::Ready && r.address.is_some() && !r.nodes.is_empty();
+        |r: &&&ReplicaStatus| r.phase == ReplicaPhase::Ready && r.address.is_some() && place(r).is_some();
     let wanted_ready = replicas.iter().filter(ready).filter(|r| wanted(r)).count();
     let want = plan.map_or(0, |p| p.replicas.len());
     let settled = plan.is_some() && wanted_ready == want;
@@ -67,7 +75,7 @@ fn route(
     let mut endpoints = Vec::new();
     for r in &replicas {
         let serving = r.phase == ReplicaPhase::Ready;
-        let (Some(address), Some(node)) = (&r.address, r.nodes.first()) else { continue };
+        let (Some(address), Some(node)) = (&r.address, place(r)) else { continue };
         if !serving && r.phase != ReplicaPhase::Draining {
             continue;
         }
@@ -76,10 +84,10 @@ fn route(
             .or_insert_with(|| step(snapshot, pool, &r.shape, &mix).unwrap_or(UNKNOWN));
         endpoints.push(Endpoint {
             replica: r.id.clone(),
-            node: node.clone(),
-            zone: snapshot.nodes.iter().find(|n| &n.name == node).map(|n| n.zone.clone()).unwrap_or_default(),
+            zone: snapshot.nodes.iter().find(|n| n.name == node).map(|n| n.zone.clone()).unwrap_or_default(),
             role: r.shape.role,
-            agent_address: agents.get(node).cloned(),
+            agent_address: agents.get(&node).cloned(),
+            node,
             engine_address: address.clone(),
             engine_model: pool.served_name.clone(),
             weights: Vec::new(),
@@ -267,6 +275,49 @@ mod tests {
             old.phase = ReplicaPhase::Draining;
         }
         assert_eq!(draining(&w), Some(true));
+    }
+
+    #[test]
+    fn endpoints_that_plimsoll_does_not_run_are_routed_to_as_long_as_they_are_listed() {
+        let mut w = World::up();
+        let mut p = pool("chat", "llama-3.1-8b", 800.0, 50.0);
+        p.engine.kind = EngineKind::External;
+        w.add(p, demand(vec![class("a", 30.0, 1200.0, 250.0)]));
+        let endpoint = |i: u32| ReplicaStatus {
+            id: plimsoll_fleet::ReplicaId::new(format!("default.chat.external-{i}")).unwrap(),
+            pool: "chat".parse().unwrap(),
+            shape: Shape {
+                variant: "bf16".into(),
+                accelerator: "external".into(),
+                tensor_parallel: 1,
+                pipeline_parallel: 1,
+                role: plimsoll_fleet::Role::Mixed,
+            },
+            nodes: Vec::new(),
+            phase: ReplicaPhase::Ready,
+            address: Some(format!("llm-{i}.example:8000")),
+            plan: 0,
+            since: jiff::Timestamp::UNIX_EPOCH,
+            created_at: jiff::Timestamp::UNIX_EPOCH,
+            ready_at: Some(jiff::Timestamp::UNIX_EPOCH),
+            message: String::new(),
+        };
+        w.snapshot.replicas = vec![endpoint(0), endpoint(1)];
+        let addresses = |p: &Plan, w: &World| -> Vec<String> {
+            let t = routes(p, &w.snapshot, &agents(), 0);
+            assert!(t.pools[0].endpoints.iter().all(|e| !e.draining && e.agent_address.is_none()));
+            t.pools[0].endpoints.iter().map(|e| e.engine_address.clone()).collect()
+        };
+        let out = crate::plan::plan(&w.input()).plan;
+        assert_eq!(addresses(&out, &w), ["llm-0.example:8000", "llm-1.example:8000"]);
+        assert_eq!((out.pools[0].replicas.len(), out.pools[0].usd_per_hour), (2, 0.0));
+        // One that is listed anew counts at once; one that is struck off is gone from the next plan.
+        w.snapshot.replicas = vec![endpoint(1), endpoint(2)];
+        assert_eq!(addresses(&out, &w), ["llm-1.example:8000", "llm-2.example:8000"]);
+        w.previous = Some(out);
+        let next = crate::plan::plan(&w.input()).plan;
+        let ids: Vec<&str> = next.pools[0].replicas.iter().map(|r| r.id.as_str()).collect();
+        assert_eq!(ids, ["default.chat.external-1", "default.chat.external-2"]);
     }
 
     #[test]

@@ -153,6 +153,8 @@ fn live(input: &PlanInput<'_>, pool: &ModelPool) -> Vec<Live> {
             live.push(Live { id, shape, nodes, phase: r.phase, created_at: r.created_at });
         }
     }
+    // Endpoints that others run are there as long as they are listed, never on the way.
+    let before = before.filter(|_| pool.engine.kind != EngineKind::External);
     for r in before.map(|p| p.replicas.as_slice()).unwrap_or_default() {
         if !seen.contains(&r.id) && healthy(&r.nodes) && !live.iter().any(|l| l.id == r.id) {
             live.push(Live {
