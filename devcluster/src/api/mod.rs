@@ -157,10 +157,12 @@ impl Cluster {
                 Ok(answer(200, showing.one(&resource, present(&resource, &stored.value), now), &[]))
             }
             "list" => {
+                request::check_list_options(&query, false)?;
                 let selection = Selection::new(&resource, &target.namespace, "", &query)?;
                 Ok(answer(200, self.list(&resource, &selection, showing, &query, now)?, &[]))
             }
             "watch" => {
+                request::check_list_options(&query, true)?;
                 let selection = Selection::new(&resource, &target.namespace, "", &query)?;
                 let lines = self.watch(&resource, selection, showing, &query, self.stop.clone())?;
                 let stream = ReceiverStream::new(lines).map(Ok::<_, std::convert::Infallible>);

@@ -200,6 +200,8 @@ impl Cluster {
         let bookmarks = query.flag("allowWatchBookmarks") && query.get("allowWatchBookmarks").is_some();
         let since = match query.get("resourceVersion") {
             _ if send_initial => None,
+            // Asked not to be shown the present state: from now on.
+            None | Some("0") if query.get("sendInitialEvents").is_some() => Some(self.store.revision()),
             None | Some("0") => None,
             Some(text) => Some(text.parse::<u64>().map_err(|_| {
                 ApiError::bad_request(format!("Invalid value: {text:?}: invalid resource version"))
@@ -244,7 +246,10 @@ impl Cluster {
                         return;
                     }
                 }
-                if send_initial && tx.send(bookmark(&resource, showing.form, last, true)).await.is_err() {
+                if send_initial
+                    && bookmarks
+                    && tx.send(bookmark(&resource, showing.form, last, true)).await.is_err()
+                {
                     return;
                 }
             }

@@ -2,7 +2,8 @@
 
 use http::{HeaderMap, Method};
 
-use crate::server::status::ApiError;
+use crate::gvk::GroupKind;
+use crate::server::status::{ApiError, Cause};
 
 /// The object, list or subresource that a path names.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -108,6 +109,59 @@ impl Query {
     }
 }
 
+/// Checks the options of a list or watch, as `ValidateListOptions` in `k8s.io/apimachinery` does.
+///
+/// # Errors
+/// 422 with every option that does not go with the others.
+pub fn check_list_options(query: &Query, watch: bool) -> Result<(), ApiError> {
+    const EXACT: &str = "Exact";
+    const NOT_OLDER: &str = "NotOlderThan";
+    let mut causes = Vec::new();
+    let version_match = query.get("resourceVersionMatch");
+    let initial = query.get("sendInitialEvents").is_some();
+    let mut forbid = |field: &str, why: &str| causes.push(Cause::forbidden(field, why));
+    if watch && initial && version_match != Some(NOT_OLDER) {
+        forbid(
+            "resourceVersionMatch",
+            "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
+        );
+    }
+    if let Some(found) = version_match {
+        if watch && !initial {
+            forbid(
+                "resourceVersionMatch",
+                "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
+            );
+        }
+        if !watch && query.get("resourceVersion").is_none() {
+            forbid(
+                "resourceVersionMatch",
+                "resourceVersionMatch is forbidden unless resourceVersion is provided",
+            );
+        }
+        if query.get("continue").is_some() {
+            forbid("resourceVersionMatch", "resourceVersionMatch is forbidden when continue is provided");
+        }
+        if !watch && found == EXACT && query.get("resourceVersion") == Some("0") {
+            forbid(
+                "resourceVersionMatch",
+                "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"",
+            );
+        }
+        let allowed: &[&str] = if watch { &[NOT_OLDER] } else { &[EXACT, NOT_OLDER, ""] };
+        if !allowed.contains(&found) {
+            causes.push(Cause::not_supported("resourceVersionMatch", &found.into(), allowed));
+        }
+    }
+    if !watch && initial {
+        causes.push(Cause::forbidden("sendInitialEvents", "sendInitialEvents is forbidden for list"));
+    }
+    match causes.is_empty() {
+        true => Ok(()),
+        false => Err(ApiError::invalid(&GroupKind::new("meta.k8s.io", "ListOptions"), "", causes)),
+    }
+}
+
 /// What form the client wants objects in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Form {
@@ -186,6 +240,28 @@ mod tests {
         assert_eq!((t.plural.as_str(), t.namespace.as_str()), ("pods", "x"));
         assert_eq!(target("/healthz"), None);
         assert_eq!(target("/api/v1/nodes/system%3Anode").unwrap().name, "system:node");
+    }
+
+    #[test]
+    fn list_options_that_exclude_each_other_are_refused() {
+        let check = |text: &str, watch| check_list_options(&Query::parse(text), watch).map_err(|e| e.message);
+        assert_eq!(check("resourceVersionMatch=Exact&resourceVersion=3", false), Ok(()));
+        assert_eq!(check("sendInitialEvents=true&resourceVersionMatch=NotOlderThan", true), Ok(()));
+        assert_eq!(
+            check("resourceVersionMatch=Exact", false).unwrap_err(),
+            "ListOptions.meta.k8s.io \"\" is invalid: resourceVersionMatch: Forbidden: resourceVersionMatch is forbidden unless \
+             resourceVersion is provided"
+        );
+        for (text, watch) in [
+            ("sendInitialEvents=true", true),
+            ("sendInitialEvents=true", false),
+            ("resourceVersionMatch=NotOlderThan", true),
+            ("resourceVersionMatch=Sideways&resourceVersion=3", false),
+            ("resourceVersionMatch=Exact&resourceVersion=0", false),
+            ("resourceVersionMatch=Exact&resourceVersion=3&continue=x", false),
+        ] {
+            assert!(check(text, watch).is_err(), "{text}");
+        }
     }
 
     #[test]

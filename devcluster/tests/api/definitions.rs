@@ -20,9 +20,13 @@ async fn schemas_default_prune_and_refuse() {
         "{status}"
     );
     let params = PatchParams { field_validation: Some(ValidationDirective::Strict), ..Default::default() };
-    assert_eq!(
-        status_of(boats.patch("u", &params, &Patch::Merge(json!({"spec": {"mast": 1}}))).await).0,
-        400
+    let (code, _, message) =
+        status_of(boats.patch("u", &params, &Patch::Merge(json!({"spec": {"mast": 1}}))).await);
+    assert_eq!(code, 422);
+    assert!(
+        message.starts_with(r#" "" is invalid: patch: Invalid value: "{"#)
+            && message.ends_with(r#"strict decoding error: unknown field "spec.mast""#),
+        "{message}"
     );
 
     let post = PostParams::default();

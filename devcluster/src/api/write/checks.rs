@@ -6,6 +6,7 @@ use super::super::Cluster;
 use super::object::object_meta;
 use super::{FieldValidation, WriteOptions};
 use crate::builtin::decode;
+use crate::gvk::GroupKind;
 use crate::resources::Resource;
 use crate::server::status::{ApiError, Cause};
 use crate::store::{GroupResource, ObjectKey, Stored};
@@ -18,21 +19,7 @@ impl Cluster {
         options: &WriteOptions,
         warnings: &mut Vec<String>,
     ) -> Result<(), ApiError> {
-        let unknown = match (&resource.custom, &resource.definition) {
-            (Some(custom), _) => {
-                let unknown = custom.schema.unknown_fields(object);
-                custom.schema.prune(object);
-                unknown
-            }
-            (None, Some(definition)) => {
-                let decoded = decode::decode(definition, object);
-                if let Some(mismatch) = decoded.mismatch {
-                    return Err(ApiError::bad_request(mismatch));
-                }
-                decoded.unknown
-            }
-            (None, None) => Vec::new(),
-        };
+        let unknown = decode_known(resource, object).map_err(ApiError::bad_request)?;
         if unknown.is_empty() {
             return Ok(());
         }
@@ -129,6 +116,75 @@ impl Cluster {
     }
 }
 
+/// Drops the fields that the schema does not know, and names them.
+///
+/// # Errors
+/// The first field of a wrong JSON type, in the words of Go's decoder.
+pub(super) fn decode_known(resource: &Resource, object: &mut Value) -> Result<Vec<String>, String> {
+    Ok(match (&resource.custom, &resource.definition) {
+        (Some(custom), _) => {
+            let unknown = custom.schema.unknown_fields(object);
+            custom.schema.prune(object);
+            unknown
+        }
+        (None, Some(definition)) => {
+            let decoded = decode::decode(definition, object);
+            if let Some(mismatch) = decoded.mismatch {
+                return Err(mismatch);
+            }
+            decoded.unknown
+        }
+        (None, None) => Vec::new(),
+    })
+}
+
+/// Drops the fields of a patched object that the schema does not know; what was patched had none, so they are the patch's.
+/// Returns warnings.
+///
+/// # Errors
+/// 422 as a real server words it: with the patch, where that is a strategic one, else with the object that it made.
+pub(super) fn check_patched(
+    resource: &Resource,
+    patched: &mut Value,
+    strategic: Option<&Value>,
+    validation: FieldValidation,
+) -> Result<Vec<String>, ApiError> {
+    let whole = patched.to_string();
+    let refuse = |why: &str| {
+        let shown = strategic.map_or_else(|| whole.clone(), go_text);
+        let cause = Cause::invalid("patch", &shown.into(), why);
+        Err(ApiError::invalid(&GroupKind::new("", ""), "", vec![cause]))
+    };
+    let unknown = match decode_known(resource, patched) {
+        Ok(unknown) => unknown,
+        Err(mismatch) => return refuse(&mismatch),
+    };
+    let said: Vec<String> = unknown.iter().map(|f| format!("unknown field {f:?}")).collect();
+    match validation {
+        FieldValidation::Ignore => Ok(Vec::new()),
+        FieldValidation::Strict if !said.is_empty() => {
+            refuse(&format!("strict decoding error: {}", said.join(", ")))
+        }
+        FieldValidation::Warn | FieldValidation::Strict => Ok(said),
+    }
+}
+
+/// JSON as Go's `%+v` prints it.
+fn go_text(value: &Value) -> String {
+    match value {
+        Value::Null => "<nil>".into(),
+        Value::String(text) => text.clone(),
+        Value::Array(items) => format!("[{}]", items.iter().map(go_text).collect::<Vec<_>>().join(" ")),
+        Value::Object(map) => {
+            let mut entries: Vec<String> =
+                map.iter().map(|(key, value)| format!("{key}:{}", go_text(value))).collect();
+            entries.sort();
+            format!("map[{}]", entries.join(" "))
+        }
+        scalar => scalar.to_string(),
+    }
+}
+
 /// Whether a replacement must name the version it replaces, as the strategies of these kinds demand.
 pub(super) fn needs_version(resource: &Resource) -> bool {
     resource.custom.is_some()
@@ -178,5 +234,18 @@ pub(super) fn check_uid(
             ),
         )),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::go_text;
+
+    #[test]
+    fn json_reads_as_go_prints_it() {
+        let patch = json!({"spec": {"b": null, "a": [1, "x", {}]}, "m": true});
+        assert_eq!(go_text(&patch), "map[m:true spec:map[a:[1 x map[]] b:<nil>]]");
     }
 }

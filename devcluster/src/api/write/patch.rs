@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::super::Cluster;
-use super::checks::check_uid;
+use super::checks::{check_patched, check_uid};
 use super::object::{drops_status, object_meta, present, stamp};
 use super::{PatchKind, Tracked, WriteOptions, Written};
 use crate::apply::{self, ApplyError};
@@ -63,7 +63,7 @@ impl Cluster {
         options: &WriteOptions,
     ) -> Result<Written, ApiError> {
         let before = present(resource, &current.value);
-        let patched = match kind {
+        let mut patched = match kind {
             PatchKind::Json => patch::json(&before, body).map_err(|e| match e {
                 patch::PatchError::Rejected(why) => ApiError::unprocessable(why),
                 other => ApiError::bad_request(other.to_string()),
@@ -87,7 +87,12 @@ impl Cluster {
             return Err(ApiError::modified(&resource.group_resource(), &key.name));
         }
         check_uid(resource, &patched, current, &key.name)?;
-        self.write_over(resource, key, subresource, patched, current, options, Tracked::No)
+        let strategic = matches!(kind, PatchKind::Strategic).then_some(body);
+        let mut warnings = check_patched(resource, &mut patched, strategic, options.field_validation)?;
+        let mut written =
+            self.write_over(resource, key, subresource, patched, current, options, Tracked::No)?;
+        warnings.append(&mut written.warnings);
+        Ok(Written { warnings, ..written })
     }
 
     fn apply(
