@@ -281,7 +281,7 @@ fn apply(
     plan.number += 1;
     plan.trigger = format!("fast loop: {} {before} → {} replicas: {why}", pool.id, replicas.len());
     let entry = plan.pools.iter_mut().find(|p| p.pool == pool.id)?;
-    entry.usd_per_hour = replicas.iter().map(|r| usd_per_hour(r, input.snapshot)).sum();
+    entry.usd_per_hour = replicas.iter().map(|r| usd_per_hour(r, input.snapshot)).fold(0.0, |a, b| a + b);
     entry.utilisation *= before as f64 / replicas.len().max(1) as f64;
     entry.why.summary = format!("{why}; {}", planned.why.summary);
     entry.replicas = replicas;

@@ -83,7 +83,7 @@ pub(crate) fn assemble(
         number: input.number,
         created_at: input.now,
         trigger: input.trigger.clone(),
-        usd_per_hour: pools.iter().map(|p| p.usd_per_hour).sum(),
+        usd_per_hour: pools.iter().map(|p| p.usd_per_hour).fold(0.0, |a, b| a + b),
         pools,
         binding,
         quality,
@@ -375,7 +375,7 @@ fn fixed(input: &PlanInput<'_>, draft: &Draft<'_>) -> PoolPlan {
             spot: node(l).is_some_and(|n| n.spot),
         })
         .collect();
-    let usd_per_hour = draft.live.iter().filter(|_| keeps).map(|l| live_usd(input.snapshot, l)).sum();
+    let usd_per_hour = draft.live.iter().filter(|_| keeps).map(|l| live_usd(input.snapshot, l)).fold(0.0, |a, b| a + b);
     let count = replicas.len() as u32;
     let demand = draft.demand.total_rps();
     let (outcome, unserved_rps) = match &draft.fate {
