@@ -1,11 +1,15 @@
 //! Which resources are served: Kubernetes' own, and those that CustomResourceDefinitions declare.
 
+mod declared;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use parking_lot::RwLock;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::sync::watch;
+
+use declared::compile;
 
 use crate::apply::Typing;
 use crate::builtin::definitions::DEFINITIONS;
@@ -374,174 +378,6 @@ fn parse_subresource(text: &str) -> Option<Subresource> {
         kind: kind.into(),
         verbs: split(verbs_of),
     })
-}
-
-fn strings(value: &Value) -> Vec<String> {
-    value.as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
-}
-
-/// The resources of a definition: one for each served version.
-fn compile(crd: &Value) -> Result<Vec<Resource>, Vec<Cause>> {
-    let spec = &crd["spec"];
-    let mut causes = check(crd);
-    let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
-    let (group, names) = (text(&spec["group"]), &spec["names"]);
-    let versions: Vec<&Value> = spec["versions"].as_array().into_iter().flatten().collect();
-    let storage_version =
-        versions.iter().find(|v| v["storage"] == true).map(|v| text(&v["name"])).unwrap_or_default();
-    let mut out = Vec::new();
-    for (i, version) in versions.iter().enumerate() {
-        let at = format!("spec.versions[{i}]");
-        let openapi = &version["schema"]["openAPIV3Schema"];
-        if openapi.is_null() {
-            causes.push(Cause::required(format!("{at}.schema.openAPIV3Schema"), "schemas are required"));
-            continue;
-        }
-        let schema = match CompiledSchema::compile(openapi) {
-            Ok(schema) => schema,
-            Err(error) => {
-                causes.extend(error.0.iter().map(|e| {
-                    let mut cause = Cause::from(e);
-                    if !cause.field.starts_with("spec.v") {
-                        let base = format!("{at}.schema.openAPIV3Schema");
-                        cause.field = match cause.field.as_str() {
-                            "" | "<nil>" => base,
-                            path => format!("{base}.{}", path.trim_start_matches("openAPIV3Schema.")),
-                        };
-                    }
-                    cause
-                }));
-                continue;
-            }
-        };
-        let kind = GroupKind::new(&group, text(&names["kind"]));
-        // Without columns of its own a custom resource shows name and age.
-        let no_columns = json!([{"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"}]);
-        let printer =
-            version.get("additionalPrinterColumns").filter(|c| c.as_array().is_some_and(|c| !c.is_empty()));
-        let columns = match table::columns_for(&kind, Some(printer.unwrap_or(&no_columns))) {
-            Ok(columns) => columns,
-            Err(e) => {
-                causes.push(Cause {
-                    reason: "FieldValueInvalid".into(),
-                    message: format!("Invalid value: {}", e.message),
-                    field: format!("{at}.additionalPrinterColumns[{}].{}", e.index, e.field),
-                });
-                continue;
-            }
-        };
-        if version["served"] != true {
-            continue;
-        }
-        let own = |name: &str, kind: &str, group: &str, version: &str| Subresource {
-            name: name.into(),
-            group: group.into(),
-            version: version.into(),
-            kind: kind.into(),
-            verbs: vec!["get".into(), "patch".into(), "update".into()],
-        };
-        let mut subresources = Vec::new();
-        let status = !version["subresources"]["status"].is_null();
-        if status {
-            subresources.push(own("status", &kind.kind, "", ""));
-        }
-        let scale = &version["subresources"]["scale"];
-        let scale = (!scale.is_null()).then(|| ScalePaths {
-            spec: text(&scale["specReplicasPath"]),
-            status: text(&scale["statusReplicasPath"]),
-            selector: scale["labelSelectorPath"].as_str().map(str::to_owned),
-        });
-        if scale.is_some() {
-            subresources.push(own("scale", "Scale", "autoscaling", "v1"));
-        }
-        let deprecation = (version["deprecated"] == true).then(|| {
-            version["deprecationWarning"].as_str().map_or_else(
-                || format!("{}/{} {} is deprecated", group, text(&version["name"]), kind.kind),
-                str::to_owned,
-            )
-        });
-        out.push(Resource {
-            group: group.clone(),
-            version: text(&version["name"]),
-            plural: text(&names["plural"]),
-            singular: text(&names["singular"]),
-            list_kind: text(&names["listKind"]),
-            namespaced: spec["scope"] == "Namespaced",
-            short_names: strings(&names["shortNames"]),
-            categories: strings(&names["categories"]),
-            verbs: ALL_VERBS.iter().map(|v| (*v).to_owned()).collect(),
-            subresources,
-            storage: GroupResource::new(&group, text(&names["plural"])),
-            storage_api_version: api_version(&group, &storage_version),
-            definition: None,
-            columns,
-            typing: Typing::from_schema(openapi).with_status_subresource(status),
-            custom: Some(Custom {
-                schema,
-                openapi: openapi.clone(),
-                scale,
-                selectable: version["selectableFields"]
-                    .as_array()
-                    .into_iter()
-                    .flatten()
-                    .filter_map(|f| f["jsonPath"].as_str())
-                    .map(|p| p.trim_start_matches('.').to_owned())
-                    .collect(),
-                deprecation,
-            }),
-            kind: kind.kind,
-        });
-    }
-    if causes.is_empty() { Ok(out) } else { Err(causes) }
-}
-
-/// Checks the definition itself.
-fn check(crd: &Value) -> Vec<Cause> {
-    let spec = &crd["spec"];
-    let mut causes = Vec::new();
-    let (group, plural) =
-        (spec["group"].as_str().unwrap_or_default(), spec["names"]["plural"].as_str().unwrap_or_default());
-    if crd["metadata"]["name"].as_str() != Some(&format!("{plural}.{group}")) {
-        causes.push(Cause::invalid(
-            "metadata.name",
-            &crd["metadata"]["name"],
-            "must be spec.names.plural+\".\"+spec.group",
-        ));
-    }
-    if !group.contains('.') {
-        causes.push(Cause::invalid("spec.group", &spec["group"], "should be a domain with at least one dot"));
-    }
-    if !["Namespaced", "Cluster"].iter().any(|s| spec["scope"] == *s) {
-        causes.push(Cause::not_supported("spec.scope", &spec["scope"], &["Cluster", "Namespaced"]));
-    }
-    let versions = spec["versions"].as_array().map(Vec::as_slice).unwrap_or_default();
-    if versions.iter().filter(|v| v["storage"] == true).count() != 1 {
-        let names: Value = versions.iter().map(|v| v["name"].clone()).collect();
-        causes.push(Cause::invalid(
-            "spec.versions",
-            &names,
-            "must have exactly one version marked as storage version",
-        ));
-    }
-    if spec["conversion"]["strategy"] == "Webhook" {
-        causes.push(Cause::forbidden(
-            "spec.conversion.strategy",
-            "this API converts between versions only by renaming (None)",
-        ));
-    }
-    for (i, version) in versions.iter().enumerate() {
-        let scale = &version["subresources"]["scale"];
-        for (field, prefix) in [("specReplicasPath", ".spec."), ("statusReplicasPath", ".status.")] {
-            if let Some(path) = scale[field].as_str().filter(|p| !p.starts_with(prefix)) {
-                causes.push(Cause::invalid(
-                    format!("spec.versions[{i}].subresources.scale.{field}"),
-                    &path.into(),
-                    &format!("should be a json path under {prefix}"),
-                ));
-            }
-        }
-    }
-    causes
 }
 
 /// Sort key of a version name: GA before beta before alpha, newer first, then by name.
