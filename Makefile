@@ -6,7 +6,7 @@ TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 PLIMSOLL := $(TARGET_DIR)/release/plimsoll
 UP_FLAGS ?=
 
-.PHONY: help up build test test-tools lint e2e bench generate drift clean
+.PHONY: help up build test test-tools lint e2e chart bench generate drift clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -32,14 +32,18 @@ lint: ## Check format, clippy (warnings are errors) and, where installed, cargo-
 	@$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	@if command -v cargo-deny >/dev/null; then $(CARGO) deny check licenses bans sources; else echo "cargo-deny not found: licences and bans not checked (cargo install cargo-deny)"; fi
 
-generate: ## Regenerate committed files: CRD YAML and gRPC code.
+generate: ## Regenerate committed files: CRD YAML, gRPC code, and what the chart derives from both.
 	@PLIMSOLL_REGENERATE=1 $(CARGO) test -q --locked -p plimsoll-crds -p plimsoll-proto
+	@charts/generate
 
 drift: ## Fail if a generated file is stale.
 	@$(CARGO) test -q --locked -p plimsoll-crds -p plimsoll-proto
 
 e2e: build test-tools ## Run only the end-to-end suites.
 	@PLIMSOLL_BIN=$(abspath $(PLIMSOLL)) $(CARGO) test --locked -p plimsoll-e2e -- --nocapture --test-threads=1
+
+chart: build ## Check the Helm chart: lint, many renderings, install, upgrade and uninstall on the in-process cluster.
+	@PLIMSOLL_BIN=$(abspath $(PLIMSOLL)) scripts/chart
 
 bench: ## Print the benchmark tables of docs/benchmarks.md.
 	@$(CARGO) bench --locked -p plimsoll-engine -p plimsoll-scheduler -p plimsoll-agent
