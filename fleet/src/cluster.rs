@@ -72,6 +72,12 @@ pub struct ReplicaStatus {
     pub ready_at: Option<jiff::Timestamp>,
     /// Why it is not ready, as the cluster says it (empty otherwise).
     pub message: String,
+    /// It was made from an older engine configuration than its pool has now.
+    #[serde(default)]
+    pub outdated: bool,
+    /// Its pod has come to its end and will not start again (evicted, lost, finished): only another one can replace it.
+    #[serde(default)]
+    pub ended: bool,
 }
 
 /// Everything the planner needs to know of the cluster at one moment. Rejected objects are not in it.

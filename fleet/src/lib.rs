@@ -18,6 +18,7 @@ pub mod model;
 pub mod plan;
 pub mod pool;
 pub mod presets;
+pub mod rollout;
 pub mod route;
 pub mod shape;
 pub mod slo;

@@ -12,7 +12,7 @@ pub const ACCELERATOR: &str = "plimsoll.dev/accelerator";
 pub const ROLE: &str = "plimsoll.dev/role";
 /// Annotation: when the replica began to drain (RFC 3339).
 pub const DRAINING: &str = "plimsoll.dev/draining";
-/// Annotation: digest of the pod's template, to tell replicas that run an older engine configuration.
+/// Annotation: what the replica was made from, to tell those that run an older engine configuration.
 pub const TEMPLATE: &str = "plimsoll.dev/template";
 /// Finalizer of ModelPools: their replicas drain before they go.
 pub const FINALIZER: &str = "plimsoll.dev/drain";

@@ -29,7 +29,7 @@ pub struct Observed {
     pub draining_since: Option<Timestamp>,
     /// Kubernetes is ending the pod.
     pub terminating: bool,
-    /// Digest of the template it was made from.
+    /// What it was made from, see [`crate::build::template`].
     pub template: String,
 }
 
@@ -118,6 +118,9 @@ pub fn replica(pod: &Pod) -> Result<Observed, Unadoptable> {
             created_at,
             ready_at,
             message,
+            // Only the pool's spec can tell; see crate::snapshot.
+            outdated: false,
+            ended: matches!(status.phase.as_deref(), Some("Failed" | "Succeeded")),
         },
         pod_uid: pod.metadata.uid.clone().unwrap_or_default(),
         owner_uid: pod
@@ -214,6 +217,8 @@ pub fn external_replicas(
                 created_at,
                 ready_at: Some(created_at),
                 message: String::new(),
+                outdated: false,
+                ended: false,
             })
         })
         .collect()
@@ -306,6 +311,8 @@ pub fn node<'a>(
             .and_then(|s| s.taints.as_ref())
             .into_iter()
             .flatten()
+            // Every engine's pod tolerates this one, see [`crate::build::pod`].
+            .filter(|t| !(t.effect == "NoSchedule" && Some(t.key.as_str()) == class.vendor.resource_name()))
             .map(|t| format!("{}={}:{}", t.key, t.value.as_deref().unwrap_or_default(), t.effect))
             .collect(),
         spot: SPOT_LABELS.iter().any(|(key, value)| labels.get(*key).is_some_and(|v| v == value)),

@@ -19,16 +19,16 @@ use tracing::{debug, info, instrument, warn};
 
 use crate::apply::{Applied, Throttle, apply};
 use crate::brain::{Brain, BrainError, Knowledge, follow};
-use crate::build::{Action, DeleteReason, Inputs, build, current_plan, pod::template};
+use crate::build::{Action, DeleteReason, Inputs, build, current_plan};
 use crate::config::OperatorConfig;
 use crate::events::{Events, Note, reference};
 use crate::grpc::GrpcBrain;
 use crate::lease;
-use crate::observe::{self, Observed};
+use crate::observe::Observed;
 use crate::snapshot;
 use crate::status::pool::{Facts, InForce};
 use crate::status::write::{Write, write};
-use crate::status::{cluster, pool as pool_status};
+use crate::status::{cluster, pool as pool_status, rollout};
 use crate::validate::{Judged, LastGood, Validated, remember, validate};
 use crate::watch::Watches;
 use crate::world::{Broken, World};
@@ -370,12 +370,6 @@ impl Leader {
         let before = remembered.map(|w| &w.status).or(stored);
         let own: Vec<&ReplicaStatus> = snapshot.replicas.iter().filter(|r| r.pool == id).collect();
         let accepted = judged.verdict.as_ref();
-        let outdated_replicas = accepted.map_or(0, |a| {
-            let current = template(resource, &a.pool);
-            observe::of_pool(replicas, &id)
-                .filter(|r| r.draining_since.is_none() && !r.template.is_empty() && r.template != current)
-                .count()
-        });
         let plan = known.plan.as_deref().zip(accepted.ok()).and_then(|(plan, a)| {
             Some(InForce {
                 number: plan.number,
@@ -383,6 +377,9 @@ impl Leader {
                 trigger: &plan.trigger,
                 pool: current_plan(Some(plan), a)?,
             })
+        });
+        let progress = accepted.ok().and_then(|a| {
+            rollout::progress(resource, &a.pool, plan.map(|p| p.pool), snapshot, replicas, now)
         });
         let observed_age = remembered.map_or(SignedDuration::MAX, |w| now.duration_since(w.observed_at));
         let refresh = SignedDuration::try_from(self.config.observed_interval).unwrap_or(SignedDuration::MAX);
@@ -392,7 +389,7 @@ impl Leader {
             before,
             plan,
             replicas: &own,
-            outdated_replicas,
+            rollout: progress.as_ref(),
             observation: known.observations.pools.get(&id),
             connected: known.connected,
             problems: applied.problems_of(&id),

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use plimsoll_crds::model_pool::EngineKind;
 use plimsoll_fleet::{ClusterSnapshot, ReplicaId, ReplicaPhase};
 
+use crate::build::template;
 use crate::observe::{self, Observed, Unadoptable};
 use crate::validate::Validated;
 use crate::world::World;
@@ -58,6 +59,7 @@ pub fn snapshot(world: &World, validated: &Validated, replicas: &[Observed]) -> 
         .collect();
     nodes.sort_by(|a, b| a.name.cmp(&b.name));
     let uids: BTreeMap<_, _> = validated.accepted().map(|(_, a)| (&a.pool.id, a.pool.uid.as_str())).collect();
+    let accepted: BTreeMap<_, _> = validated.accepted().map(|(r, a)| (&a.pool.id, (r, a))).collect();
     let mut statuses: Vec<_> = replicas
         .iter()
         .map(|r| {
@@ -66,6 +68,13 @@ pub fn snapshot(world: &World, validated: &Validated, replicas: &[Observed]) -> 
             if uids.get(&status.pool).is_some_and(|uid| !r.owner_uid.is_empty() && *uid != r.owner_uid) {
                 status.phase = ReplicaPhase::Draining;
             }
+            // While the newest spec is invalid, an earlier one stays in force and nothing rolls out.
+            status.outdated = accepted.get(&r.status.pool).filter(|(_, a)| a.outdated.is_none()).is_some_and(
+                |(resource, a)| {
+                    !template::changed(&r.template, &template::inputs(resource, &a.pool, &r.status.shape))
+                        .is_empty()
+                },
+            );
             status
         })
         .collect();

@@ -185,6 +185,75 @@ async fn a_pools_whole_life() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_new_image_makes_replicas_outdated_and_a_label_does_not() {
+    let rig = Rig::start().await;
+    let mut chat: Value = serde_saphyr::from_str(CHAT).unwrap();
+    apply(&rig.pools(), &chat).await.unwrap();
+    until("the pool exists", || async { rig.pools().get_opt("chat").await.unwrap().is_some() }).await;
+    rig.plan(1, &["chat-1", "chat-2"]).await;
+    until("two pods", || async { rig.pod_names().await == ["chat-1", "chat-2"] }).await;
+    rig.serve_all().await;
+    let outdated = || {
+        let last = rig.script.last();
+        last.map_or(0, |s| s.replicas.iter().filter(|r| r.outdated).count())
+    };
+    let progressing = || async {
+        let status = rig.pools().get("chat").await.ok()?.status?;
+        plimsoll_crds::conditions::find(&status.conditions, "Progressing").cloned()
+    };
+    chat["metadata"]["labels"] = json!({"team": "a"});
+    chat["spec"]["scaling"] = json!({"min": 2});
+    apply(&rig.pools(), &chat).await.unwrap();
+    let seen =
+        |generation| rig.script.last().is_some_and(|s| s.pools.iter().any(|p| p.generation == generation));
+    until("the label and the bounds are seen", || async { seen(2) }).await;
+    assert_eq!(outdated(), 0, "neither reaches the engine");
+
+    chat["spec"]["engine"] = json!({"image": "vllm/vllm-openai:v9"});
+    apply(&rig.pools(), &chat).await.unwrap();
+    until("both are outdated", || async { seen(3) && outdated() == 2 }).await;
+    // The scheduler names a successor for one of them.
+    rig.plan(2, &["chat-2", "chat-3"]).await;
+    until("the successor is created from the new image", || async {
+        let pod = rig.pods().get_opt("chat-3").await.unwrap();
+        pod.and_then(|p| p.spec)
+            .is_some_and(|s| s.containers[0].image.as_deref() == Some("vllm/vllm-openai:v9"))
+    })
+    .await;
+    until("it is said", || async {
+        progressing().await.is_some_and(|c| {
+            c.reason == "RollingOut" && c.message == "rolling out: 0/2 replaced (image changed)"
+        })
+    })
+    .await;
+    let crash = json!({"status": {"phase": "Pending", "containerStatuses": [{
+        "name": "engine", "ready": false, "restartCount": 0, "image": "", "imageID": "",
+        "state": {"waiting": {"reason": "ImagePullBackOff", "message": "v9: not found"}}}]}});
+    rig.pods().patch_status("chat-3", &PatchParams::default(), &Patch::Merge(crash)).await.unwrap();
+    until("it is stuck and says on what", || async {
+        progressing().await.is_some_and(|c| {
+            c.status == "False"
+                && c.reason == "RolloutStuck"
+                && c.message.contains("chat-3: ImagePullBackOff: v9")
+        })
+    })
+    .await;
+    assert_eq!(rig.pod_names().await, ["chat-1", "chat-2", "chat-3"]);
+    let draining =
+        rig.pods().get("chat-1").await.unwrap().annotations().contains_key("plimsoll.dev/draining");
+    assert!(!draining, "the old one goes on serving");
+    let events: Api<Event> = Api::default_namespaced(rig.client.clone());
+    let about = ListParams::default().fields("involvedObject.name=chat,involvedObject.kind=ModelPool");
+    until("there is an Event", || async {
+        events.list(&about).await.unwrap().iter().any(|e| e.reason.as_deref() == Some("RolloutStuck"))
+    })
+    .await;
+    rig.stop.cancel();
+    rig.running.await.unwrap();
+    rig.cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_the_schema_refuses_and_what_the_operator_does() {
     let rig = Rig::start().await;
     let mut wrong: Value = serde_saphyr::from_str(CHAT).unwrap();

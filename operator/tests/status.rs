@@ -8,9 +8,11 @@ use common::*;
 use plimsoll_crds::conditions::{find, same};
 use plimsoll_crds::model_pool::{ModelPool, ModelPoolStatus};
 use plimsoll_fleet::plan::PoolOutcome;
+use plimsoll_fleet::rollout::{Rollout, Stuck};
 use plimsoll_fleet::{Plan, ReplicaPhase, ReplicaStatus};
 use plimsoll_operator::PoolObservation;
 use plimsoll_operator::status::pool::{Facts, InForce, notes, status};
+use plimsoll_operator::status::rollout::Progress;
 use plimsoll_operator::validate::{Accepted, Rejection};
 
 fn replica(id: &str, phase: ReplicaPhase) -> ReplicaStatus {
@@ -26,6 +28,8 @@ fn replica(id: &str, phase: ReplicaPhase) -> ReplicaStatus {
         created_at: at(1),
         ready_at: None,
         message: String::new(),
+        outdated: false,
+        ended: false,
     }
 }
 
@@ -36,6 +40,7 @@ struct Case {
     observation: Option<PoolObservation>,
     problems: Vec<String>,
     rejection: Option<Rejection>,
+    rollout: Option<Progress>,
     refresh: bool,
 }
 
@@ -50,6 +55,7 @@ impl Case {
             observation: None,
             problems: Vec::new(),
             rejection: None,
+            rollout: None,
             refresh: false,
         }
     }
@@ -71,7 +77,7 @@ impl Case {
                 pool: &p.pools[0],
             }),
             replicas: &replicas,
-            outdated_replicas: 0,
+            rollout: self.rollout.as_ref(),
             observation: self.observation.as_ref(),
             connected: true,
             problems: &self.problems,
@@ -241,4 +247,46 @@ fn limits_carry_how_much_is_unserved() {
     assert_eq!(is(&status, "CapacityLimited"), pair("False", "NotLimited"));
     assert!(status.why.iter().any(|w| w.contains("1.50 requests/s")), "{:?}", status.why);
     assert!(notes(&case.resource, None, &status, at(0)).iter().any(|n| n.reason == "BudgetLimited"));
+}
+
+#[test]
+fn a_rollout_shows_its_progress_and_what_stops_it() {
+    let mut case = Case::new();
+    let before = case.status(None, 0);
+    assert_eq!(is(&before, "Progressing"), pair("True", "UpToDate"));
+    let mut rollout = Rollout {
+        replaced: 1,
+        total: 3,
+        replacing: ["chat-1".parse().unwrap()].into(),
+        next: [].into(),
+        held: [].into(),
+        stuck: None,
+    };
+    case.rollout = Some(Progress { rollout: rollout.clone(), changed: ["args", "image"].into() });
+    let going = case.status(Some(&before), 1);
+    assert_eq!(is(&going, "Progressing"), pair("True", "RollingOut"));
+    let text = "rolling out: 1/3 replaced (args, image changed)";
+    assert_eq!(going.summary.as_ref().unwrap().why, text);
+    assert!(going.why.iter().any(|l| l == text), "{:?}", going.why);
+    let events = notes(&case.resource, Some(&before), &going, at(1));
+    assert_eq!(events.iter().map(|n| n.reason).collect::<Vec<_>>(), ["RolloutStarted"]);
+
+    rollout.stuck = Some(Stuck {
+        replica: "chat-3".parse().unwrap(),
+        cause: "ImagePullBackOff: no such image".to_owned(),
+    });
+    case.rollout = Some(Progress { rollout, changed: ["image"].into() });
+    let stuck = case.status(Some(&going), 2);
+    assert_eq!(is(&stuck, "Progressing"), pair("False", "RolloutStuck"));
+    let message = find(&stuck.conditions, "Progressing").unwrap().message.clone();
+    for part in ["1/3", "chat-3", "no such image", "delete pod chat-3"] {
+        assert!(message.contains(part), "{message}");
+    }
+    let events = notes(&case.resource, Some(&going), &stuck, at(2));
+    assert_eq!(events.iter().map(|n| (n.reason, n.warning)).collect::<Vec<_>>(), [("RolloutStuck", true)]);
+
+    case.rollout = None;
+    let done = case.status(Some(&stuck), 3);
+    let events = notes(&case.resource, Some(&stuck), &done, at(3));
+    assert_eq!(events.iter().map(|n| n.reason).collect::<Vec<_>>(), ["RolloutComplete"]);
 }

@@ -81,6 +81,8 @@ mod tests {
                     created_at,
                     ready_at: seconds.map(|s| created_at + jiff::SignedDuration::from_secs(s)),
                     message: String::new(),
+                    outdated: false,
+                    ended: false,
                 })
                 .collect(),
             ..ClusterSnapshot::default()

@@ -103,7 +103,9 @@ fn decide_pool(
         if !state.draining.contains_key(&replica.id) {
             let left = capacity - line(&replica.shape);
             let blocks = waiting.iter().any(|w| is_in_the_way(input.snapshot, replica, w));
-            let go = replica.phase == ReplicaPhase::Draining || waiting.is_empty() || blocks || left >= rps;
+            // A successor has to show that it serves before the replica it takes over from stops.
+            let spare = left >= rps && !replica.outdated;
+            let go = replica.phase == ReplicaPhase::Draining || waiting.is_empty() || blocks || spare;
             if !go {
                 continue;
             }
@@ -232,6 +234,19 @@ mod tests {
         assert_eq!(w.decide(0.0).0, Vec::<String>::new(), "there is room for both");
         w.snapshot.nodes[0].allocatable_gpus = 1;
         assert_eq!(w.decide(1.0).0, ["old-1"]);
+    }
+
+    #[test]
+    fn an_outdated_replica_outlives_spare_capacity_until_its_successor_serves() {
+        let running = [("old-1", "n2", Ready), ("a-1", "n1", Starting), ("a-2", "n2", Ready)];
+        let mut w = World::new(&[("a-1", "n1"), ("a-2", "n2")], &running);
+        w.snapshot.replicas[0].outdated = true;
+        w.rps = 0.1;
+        assert_eq!(w.decide(0.0).0, Vec::<String>::new());
+        w.snapshot.replicas[1].phase = Failed;
+        assert_eq!(w.decide(1.0).0, Vec::<String>::new());
+        w.snapshot.replicas[1].phase = Ready;
+        assert_eq!(w.decide(2.0).0, ["old-1"]);
     }
 
     #[test]

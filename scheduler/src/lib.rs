@@ -11,6 +11,7 @@ pub mod place;
 pub mod plan;
 pub mod planner;
 pub mod records;
+mod rollout;
 pub mod routes;
 pub mod service;
 pub mod store;

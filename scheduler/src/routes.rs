@@ -301,6 +301,8 @@ mod tests {
             created_at: jiff::Timestamp::UNIX_EPOCH,
             ready_at: Some(jiff::Timestamp::UNIX_EPOCH),
             message: String::new(),
+            outdated: false,
+            ended: false,
         };
         w.snapshot.replicas = vec![endpoint(0), endpoint(1)];
         let addresses = |p: &Plan, w: &World| -> Vec<String> {

@@ -100,6 +100,8 @@ pub(crate) fn replica(id: &str, pool: &str, on: &str, phase: ReplicaPhase) -> Re
         created_at: at(0),
         ready_at: (phase == ReplicaPhase::Ready || phase == ReplicaPhase::Draining).then(|| at(0)),
         message: String::new(),
+        outdated: false,
+        ended: false,
     }
 }
 

@@ -3,6 +3,7 @@
 
 pub mod engine;
 pub mod pod;
+pub mod template;
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -16,7 +16,7 @@ use plimsoll_crds::ModelPool;
 use plimsoll_fleet as fleet;
 use plimsoll_fleet::ReplicaAssignment;
 
-use super::{Inputs, engine};
+use super::{Inputs, engine, template};
 use crate::names;
 use crate::record::ReplicaRecord;
 
@@ -110,7 +110,7 @@ pub fn pod(
     let weights = engine::weights(variant.source.as_deref().or(pool.source.as_deref()));
     let launch = engine::launch(&inputs.config.images, pool, shape, variant, class, &weights, &adapters);
     let spec = spec(inputs, resource, pool, assignment, class, &weights, launch);
-    let template = template(resource, pool);
+    let template = template::annotation(&template::inputs(resource, pool, shape));
     let labels = BTreeMap::from(
         [
             (names::MANAGED_BY, names::PLIMSOLL),
@@ -140,13 +140,6 @@ pub fn pod(
         spec: Some(spec),
         status: None,
     })
-}
-
-/// A digest of what the pool's spec says of its engine: replicas made from another one run an older configuration.
-pub fn template(resource: &ModelPool, pool: &fleet::ModelPool) -> String {
-    let engine = serde_json::to_string(&resource.spec.engine).unwrap_or_default();
-    let tokens = pool.max_context_tokens.map(|t| t.to_string()).unwrap_or_default();
-    names::digest(&format!("{engine}|{tokens}|{}", pool.source.as_deref().unwrap_or_default()))
 }
 
 fn spec(

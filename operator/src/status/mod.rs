@@ -2,6 +2,7 @@
 
 pub mod cluster;
 pub mod pool;
+pub mod rollout;
 pub mod write;
 
 /// Milliseconds as people read them in a table.

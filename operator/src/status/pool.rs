@@ -10,6 +10,7 @@ use plimsoll_fleet::plan::PoolOutcome;
 use plimsoll_fleet::pool::Mode;
 use plimsoll_fleet::{Objective, Percentile, PoolPlan, ReplicaPhase, ReplicaStatus, Shape};
 
+use super::rollout::{PROGRESSING, Progress};
 use super::{NONE, ms_text};
 use crate::brain::PoolObservation;
 use crate::events::{Note, reference};
@@ -18,6 +19,10 @@ use crate::validate::{Accepted, Rejection};
 
 /// Scaling records kept in the status.
 const KEPT_SCALINGS: usize = 10;
+/// Reason of the condition Progressing and of the Event: a new replica does not serve.
+const ROLLOUT_STUCK: &str = "RolloutStuck";
+/// Reason of the condition Progressing and of the Event: replicas are being replaced.
+const ROLLING_OUT: &str = "RollingOut";
 /// A change of an observed figure below this share is not worth a write of its own.
 const MATERIAL: f64 = 0.05;
 
@@ -47,8 +52,8 @@ pub struct Facts<'a> {
     pub plan: Option<InForce<'a>>,
     /// The pool's replicas.
     pub replicas: &'a [&'a ReplicaStatus],
-    /// Replicas made from an older engine configuration.
-    pub outdated_replicas: usize,
+    /// The change of the engine's configuration under way, if there is one.
+    pub rollout: Option<&'a Progress>,
     /// What agents saw.
     pub observation: Option<&'a PoolObservation>,
     /// Whether the scheduler is connected.
@@ -251,6 +256,7 @@ fn pool_conditions(
             .map_or_else(String::new, |d| format!("; {d}"));
         make(conditions::READY, Some(false), reason, format!("{ready} of {desired} replicas serve{detail}"))
     });
+    all.push(progressing(facts, accepted, &make));
     all.push(slo_met(accepted, observed, &make));
     let limited = |limit: PoolOutcome| match facts.plan {
         Some(p) if p.pool.outcome == limit => {
@@ -277,6 +283,19 @@ fn pool_conditions(
 fn share(plan: &PoolPlan) -> String {
     let total = plan.demand.total_rps();
     if total > 0.0 { format!("{:.0} %", 100.0 * plan.unserved_rps / total) } else { "none".to_owned() }
+}
+
+fn progressing(facts: &Facts<'_>, accepted: &Accepted, make: MakeCondition<'_>) -> Condition {
+    if accepted.pool.mode == Mode::Advise {
+        return make(PROGRESSING, None, "Advise", "mode Advise: nothing is replaced".to_owned());
+    }
+    match facts.rollout {
+        None => make(PROGRESSING, Some(true), "UpToDate", String::new()),
+        Some(progress) => match progress.stuck_text() {
+            Some(why) => make(PROGRESSING, Some(false), ROLLOUT_STUCK, why),
+            None => make(PROGRESSING, Some(true), ROLLING_OUT, progress.text()),
+        },
+    }
 }
 
 fn slo_met(accepted: &Accepted, observed: Option<&ObservedTraffic>, make: MakeCondition<'_>) -> Condition {
@@ -378,6 +397,12 @@ fn why_cell(facts: &Facts<'_>, accepted: &Accepted) -> String {
     if let Some(problem) = facts.problems.first() {
         return problem.clone();
     }
+    if let Some(progress) = facts.rollout {
+        return match progress.stuck_text() {
+            Some(why) => format!("rollout {why}"),
+            None => progress.text(),
+        };
+    }
     match facts.plan {
         Some(p) if accepted.pool.mode == Mode::Advise => format!("advice only: {}", p.pool.why.summary),
         Some(p) => p.pool.why.summary.clone(),
@@ -412,11 +437,9 @@ fn why(facts: &Facts<'_>) -> Vec<String> {
         lines.extend(facts.before.map(|b| b.why.clone()).unwrap_or_default());
     }
     lines.extend(facts.problems.iter().map(|p| format!("problem: {p}")));
-    if facts.outdated_replicas > 0 {
-        lines.push(format!(
-            "{} replicas run an older engine configuration; delete their pods one by one to renew them",
-            facts.outdated_replicas
-        ));
+    if let Some(progress) = facts.rollout {
+        lines.push(progress.text());
+        lines.extend(progress.stuck_text().map(|why| format!("rollout {why}")));
     }
     lines.retain(|l| !l.is_empty());
     let mut seen = std::collections::BTreeSet::new();
@@ -486,7 +509,21 @@ pub fn notes(
         notes.push(note(true, reason, c.message, generation.clone()));
     }
     if let Some(c) = entered(conditions::PLANNED, "False", Some("NoShapeFits")) {
-        notes.push(note(true, "NoShapeFits", c.message, generation));
+        notes.push(note(true, "NoShapeFits", c.message, generation.clone()));
+    }
+    let rollout = |status: &str, reason: &str| entered(PROGRESSING, status, Some(reason));
+    if let Some(c) = rollout("True", ROLLING_OUT) {
+        notes.push(note(false, "RolloutStarted", c.message, generation.clone()));
+    }
+    if let Some(c) = rollout("False", ROLLOUT_STUCK) {
+        notes.push(note(true, ROLLOUT_STUCK, c.message, generation.clone()));
+    }
+    let rolled = before
+        .and_then(|b| conditions::find(&b.conditions, PROGRESSING))
+        .is_some_and(|c| c.reason == ROLLING_OUT || c.reason == ROLLOUT_STUCK);
+    if rolled && rollout("True", "UpToDate").is_some() {
+        let message = "every replica runs the current engine configuration".to_owned();
+        notes.push(note(false, "RolloutComplete", message, generation.clone()));
     }
     for (type_, reason) in
         [(conditions::BUDGET_LIMITED, "BudgetLimited"), (conditions::CAPACITY_LIMITED, "CapacityLimited")]

@@ -24,6 +24,8 @@ pub struct Live {
     pub nodes: Vec<NodeName>,
     /// Phase.
     pub phase: ReplicaPhase,
+    /// Made from an older engine configuration: given up before others.
+    pub outdated: bool,
     /// When it was created.
     pub created_at: jiff::Timestamp,
 }
@@ -150,7 +152,7 @@ fn keep_order(want: &Want, load: &BTreeMap<&NodeName, u32>) -> Vec<Live> {
     let mut live = want.live.clone();
     live.sort_by_key(|l| {
         let full = l.nodes.first().and_then(|n| load.get(n)).copied().unwrap_or(0);
-        (rank(l.phase), Reverse(full), l.created_at, l.id.clone())
+        (rank(l.phase), l.outdated, Reverse(full), l.created_at, l.id.clone())
     });
     live.truncate(want.count as usize);
     live

@@ -375,7 +375,8 @@ fn fixed(input: &PlanInput<'_>, draft: &Draft<'_>) -> PoolPlan {
             spot: node(l).is_some_and(|n| n.spot),
         })
         .collect();
-    let usd_per_hour = draft.live.iter().filter(|_| keeps).map(|l| live_usd(input.snapshot, l)).fold(0.0, |a, b| a + b);
+    let usd_per_hour =
+        draft.live.iter().filter(|_| keeps).map(|l| live_usd(input.snapshot, l)).fold(0.0, |a, b| a + b);
     let count = replicas.len() as u32;
     let demand = draft.demand.total_rps();
     let (outcome, unserved_rps) = match &draft.fate {

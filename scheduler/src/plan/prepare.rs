@@ -4,7 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use plimsoll_fleet::budget::OnLimit;
 use plimsoll_fleet::pool::EngineKind;
-use plimsoll_fleet::{Budget, ClusterSnapshot, DemandEstimate, ModelPool, NodeName, PoolId, ReplicaPhase};
+use plimsoll_fleet::rollout::Rollout;
+use plimsoll_fleet::{
+    Budget, ClusterSnapshot, DemandEstimate, ModelPool, NodeName, PoolId, PoolPlan, ReplicaId, ReplicaPhase,
+};
 
 use super::PlanInput;
 use super::candidates::{CandidateSet, candidates, prune};
@@ -37,6 +40,8 @@ pub(crate) struct Draft<'a> {
     /// Candidates without those that others make pointless.
     pub(crate) set: CandidateSet,
     pub(crate) live: Vec<Live>,
+    /// Replicas that are not kept although they serve: successors take their places.
+    pub(crate) outgoing: BTreeSet<ReplicaId>,
     pub(crate) floor: u32,
     pub(crate) ceiling: u32,
     pub(crate) fate: Fate,
@@ -67,7 +72,9 @@ fn draft<'a>(input: &PlanInput<'a>, pool: &'a ModelPool, model: &dyn Performance
         notes.push("some demand figures are not numbers; no replica is stopped on their account".to_owned());
         demand.classes.retain(|c| c.rps.is_finite() && c.rps >= 0.0);
     }
-    let live = live(input, pool);
+    let before = input.previous.and_then(|p| p.pool(&pool.id)).filter(|p| p.uid == pool.uid);
+    let rollout = crate::rollout::of_pool(pool, input.snapshot, before, input.now);
+    let live = live(input, pool, before, rollout.as_ref());
     let scaling = &pool.scaling;
     let total: f64 = demand.classes.iter().map(|c| c.rps).sum();
     let idle = input.idle.get(&pool.id).copied().unwrap_or(0.0);
@@ -78,6 +85,7 @@ fn draft<'a>(input: &PlanInput<'a>, pool: &'a ModelPool, model: &dyn Performance
         all: CandidateSet::default(),
         set: CandidateSet::default(),
         live,
+        outgoing: BTreeSet::new(),
         floor: 0,
         ceiling: scaling.max_replicas,
         fate,
@@ -123,17 +131,35 @@ fn draft<'a>(input: &PlanInput<'a>, pool: &'a ModelPool, model: &dyn Performance
         scaling.min_replicas
     };
     if given.is_none() || broken_rate {
-        floor = floor.max(live.len() as u32);
+        // Old replicas that serve beside their successors are not wanted twice.
+        let twice = |l: &&Live| rollout.as_ref().is_some_and(|r| r.replacing.contains(&l.id));
+        floor = floor.max(live.iter().filter(|l| !twice(l)).count() as u32);
     }
     let ceiling = scaling.max_replicas;
     let mut set = all.clone();
     prune(&mut set, pool, &|shape| live.iter().any(|l| &l.shape == shape));
-    Draft { pool, demand, all, set, live, floor: floor.min(ceiling), ceiling, fate: Fate::Planned, notes }
+    // Only a pool that is planned rolls out: elsewhere what runs stays, and nothing would name successors.
+    let mut live = live;
+    let mut outgoing = BTreeSet::new();
+    if let Some(rollout) = rollout {
+        // What no candidate can replace would go without a successor.
+        let replaceable =
+            |l: &Live| rollout.next.contains(&l.id) && set.candidates.iter().any(|c| c.shape == l.shape);
+        outgoing = live.iter().filter(|l| replaceable(l)).map(|l| l.id.clone()).collect();
+        outgoing.extend(rollout.replacing);
+        live.retain(|l| !outgoing.contains(&l.id));
+    }
+    let floor = floor.min(ceiling);
+    Draft { pool, demand, all, set, live, outgoing, floor, ceiling, fate: Fate::Planned, notes }
 }
 
 /// Replicas of a pool that may be kept: alive in the snapshot, or planned before and not yet seen.
-fn live(input: &PlanInput<'_>, pool: &ModelPool) -> Vec<Live> {
-    let before = input.previous.and_then(|p| p.pool(&pool.id)).filter(|p| p.uid == pool.uid);
+fn live(
+    input: &PlanInput<'_>,
+    pool: &ModelPool,
+    before: Option<&PoolPlan>,
+    rollout: Option<&Rollout>,
+) -> Vec<Live> {
     let planned_nodes =
         |id| before.and_then(|p| p.replicas.iter().find(|r| &r.id == id)).map(|r| r.nodes.clone());
     let healthy = |nodes: &[NodeName]| {
@@ -143,14 +169,23 @@ fn live(input: &PlanInput<'_>, pool: &ModelPool) -> Vec<Live> {
     let mut seen = BTreeSet::new();
     for r in &input.snapshot.replicas {
         seen.insert(&r.id);
-        if r.pool != pool.id || matches!(r.phase, ReplicaPhase::Draining | ReplicaPhase::Failed) {
+        let held = rollout.is_some_and(|rollout| rollout.held.contains(&r.id));
+        let gone = r.phase == ReplicaPhase::Draining || (r.phase == ReplicaPhase::Failed && !held);
+        if r.pool != pool.id || gone {
             continue;
         }
         let nodes =
             if r.nodes.is_empty() { planned_nodes(&r.id).unwrap_or_default() } else { r.nodes.clone() };
         if healthy(&nodes) && !live.iter().any(|l| l.id == r.id) {
             let (id, shape) = (r.id.clone(), r.shape.clone());
-            live.push(Live { id, shape, nodes, phase: r.phase, created_at: r.created_at });
+            live.push(Live {
+                id,
+                shape,
+                nodes,
+                phase: r.phase,
+                outdated: r.outdated,
+                created_at: r.created_at,
+            });
         }
     }
     // Endpoints that others run are there as long as they are listed, never on the way.
@@ -162,6 +197,7 @@ fn live(input: &PlanInput<'_>, pool: &ModelPool) -> Vec<Live> {
                 shape: r.shape.clone(),
                 nodes: r.nodes.clone(),
                 phase: ReplicaPhase::Pending,
+                outdated: false,
                 created_at: input.previous.map_or(input.now, |p| p.created_at),
             });
         }
@@ -253,7 +289,7 @@ pub(crate) fn problem<'a>(
 ) -> Problem<'a> {
     let snapshot = input.snapshot;
     let pools: Vec<&ModelPool> = members.iter().map(|i| drafts[*i].pool).collect();
-    let cells = cells(snapshot, &pools, reserved, &leaving(snapshot));
+    let cells = cells(snapshot, &pools, reserved, &leaving(snapshot, drafts));
     let budgets = snapshot
         .budgets
         .iter()
@@ -330,11 +366,14 @@ fn cell_of(cells: &[super::inventory::Cell], pool: usize, live: &Live) -> Option
     })
 }
 
-/// Accelerators that replicas on their way out still hold, by node.
-fn leaving(snapshot: &ClusterSnapshot) -> BTreeMap<NodeName, u32> {
+/// Accelerators that replicas on their way out still hold, by node. New replicas go there last: to accelerators that
+/// are free their predecessors can go on serving beside them.
+fn leaving(snapshot: &ClusterSnapshot, drafts: &[Draft<'_>]) -> BTreeMap<NodeName, u32> {
+    let outgoing: BTreeSet<&ReplicaId> = drafts.iter().flat_map(|d| &d.outgoing).collect();
     let mut leaving = BTreeMap::new();
     for r in &snapshot.replicas {
         let gone = matches!(r.phase, ReplicaPhase::Draining | ReplicaPhase::Failed)
+            || outgoing.contains(&r.id)
             || !snapshot.pools.iter().any(|p| p.id == r.pool);
         if gone {
             for (node, gpus) in gpus_by_node(&r.shape, &r.nodes) {

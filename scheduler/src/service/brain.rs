@@ -18,6 +18,7 @@ use crate::drain::{self, DrainInput};
 use crate::fast::{self, FastInput, ReplicaLoad};
 use crate::planner::{PlanRequest, Planned};
 use crate::records::{differs, free_serial, scaling_records};
+use crate::rollout;
 
 /// Virtual seconds between plans that demand alone calls for.
 const DEMAND_REPLAN_SECONDS: f64 = 15.0;
@@ -61,7 +62,7 @@ pub async fn pulse(shared: Arc<Shared>, stop: CancellationToken) {
             let mut state = shared.state.lock();
             let now = shared.now_seconds();
             pass_time(&mut state, now);
-            if let Some(due) = demand_trigger(&state, now) {
+            if let Some(due) = demand_trigger(&state, now).or_else(|| rollout_trigger(&state, now)) {
                 shared.request_plan(&mut state, due.why, due.urgent);
             }
             observations(&shared, &state)
@@ -138,6 +139,16 @@ fn demand_trigger(state: &State, now: f64) -> Option<Due> {
         }
     }
     found.map(|why| Due { why, urgent: false })
+}
+
+/// Why a rollout calls for a new plan, if it does. Nothing else would: replicas that become ready change no plan.
+fn rollout_trigger(state: &State, now: f64) -> Option<Due> {
+    let (snapshot, plan) = (state.snapshot.as_ref()?, state.plan.as_ref()?);
+    if !state.snapshot_is_current {
+        return None;
+    }
+    // Not urgent: a step that the planner cannot take must not make it plan all the time.
+    rollout::trigger(snapshot, plan, timestamp(now)).map(|why| Due { why, urgent: false })
 }
 
 /// Plans, amends, drains and routes, one after the other, whenever something woke it.

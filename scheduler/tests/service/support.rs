@@ -132,6 +132,8 @@ pub fn act(
                     created_at: now,
                     ready_at: (phase == ReplicaPhase::Ready).then_some(now),
                     message: String::new(),
+                    outdated: false,
+                    ended: false,
                 }),
             }
         }

@@ -4,5 +4,6 @@ pub(crate) mod support;
 
 mod optimal;
 mod reasons;
+mod rollout;
 mod stable;
 mod whole;

@@ -203,6 +203,8 @@ impl World {
                     created_at: jiff::Timestamp::UNIX_EPOCH,
                     ready_at: Some(jiff::Timestamp::UNIX_EPOCH),
                     message: String::new(),
+                    outdated: false,
+                    ended: false,
                 });
             }
         }
