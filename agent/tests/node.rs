@@ -63,6 +63,39 @@ async fn a_refused_hop_goes_to_the_next_choice() {
 }
 
 #[tokio::test]
+async fn an_agent_whose_address_is_dead_is_passed_by() {
+    // Nobody accepts here, and once its backlog is full nothing answers: as where a deleted pod's address was.
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let silent = socket.listen(1).unwrap();
+    let address = silent.local_addr().unwrap();
+    let mut held = Vec::new();
+    while let Ok(Ok(stream)) =
+        tokio::time::timeout(Duration::from_millis(300), tokio::net::TcpStream::connect(address)).await
+    {
+        held.push(stream);
+    }
+    let engine = Engine::start().await;
+    let gateway = agent("gw", None, |c| c.limits.connect_timeout = Duration::from_millis(200)).await;
+    gateway.set_routes(table(1, vec![endpoint("chat-1", "n1", engine.addr, Some(address))]));
+    for _ in 0..2 {
+        let got = send(chat(gateway.addr(), true)).await;
+        assert_eq!((got.status, got.header("x-plimsoll-replica")), (200, "chat-1"), "{}", got.text);
+    }
+    assert_eq!(engine.requests(), 2);
+}
+
+#[tokio::test]
+async fn a_gateway_that_has_no_routes_yet_says_so() {
+    let gateway = agent("gw", None, |_| {}).await;
+    let got = send(chat(gateway.addr(), false)).await;
+    assert_eq!((got.status, got.json()["error"]["code"].as_str()), (503, Some("no_routes_yet")));
+    assert!(!got.header("retry-after").is_empty());
+    gateway.set_routes(table(1, Vec::new()));
+    assert_ne!(send(chat(gateway.addr(), false)).await.status, 404, "the pool is known");
+}
+
+#[tokio::test]
 async fn when_every_choice_refuses_the_client_is_told_when_to_return() {
     let a = Engine::start().await;
     let n1 = agent("n1", Some("n1"), |c| c.limits.max_queue = 0).await;

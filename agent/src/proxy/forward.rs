@@ -119,6 +119,8 @@ impl Proxy {
                     };
                     let how = match &missed {
                         Missed::Unreached(UpstreamError::Connect { timed_out: false, .. }) => "refused",
+                        // Its pod may be gone with its address while the engine, in a pod of its own, lives.
+                        Missed::Unreached(UpstreamError::Connect { timed_out: true, .. }) => "silent",
                         Missed::Unreached(UpstreamError::Broken { .. })
                             if self.upstream.refuses(agent).await =>
                         {

@@ -28,6 +28,9 @@ pub(crate) struct Proxy {
 
 pub(super) type Answer = Response<AnswerBody>;
 
+/// When to ask again a gateway that has only just started.
+const ROUTES_SOON: std::time::Duration = std::time::Duration::from_secs(2);
+
 impl Proxy {
     /// Answers one request. Never fails: errors become answers in OpenAI's shape.
     pub(crate) async fn handle(self, request: Request<Incoming>) -> Answer {
@@ -155,6 +158,15 @@ impl Proxy {
 
     pub(super) fn unknown_model(&self, name: &str) -> ApiError {
         let table = self.shared.table.load();
+        if table.routes.version == 0 && table.by_name.is_empty() {
+            // Not to know yet is not to know that there is none.
+            return ApiError::server(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "no_routes_yet",
+                "this gateway has no routes yet: it waits for the scheduler; send the request again",
+            )
+            .with_retry_after(ROUTES_SOON);
+        }
         let mut known: Vec<&str> = table.by_name.keys().map(String::as_str).collect();
         known.sort_unstable();
         let listed = match known.len() {
