@@ -42,6 +42,20 @@ pub fn check(kind: &str, new: &Value, old: Option<&Value>) -> Vec<Cause> {
                 causes.push(Cause::invalid("roleRef", &new["roleRef"], "cannot change roleRef"));
             }
         }
+        "CustomResourceDefinition" => {
+            // What identifies the kind to clients and to stored objects stays as it was established.
+            for (field, pointer) in [
+                ("spec.group", "/spec/group"),
+                ("spec.names.plural", "/spec/names/plural"),
+                ("spec.scope", "/spec/scope"),
+                ("spec.names.kind", "/spec/names/kind"),
+            ] {
+                let now = new.pointer(pointer).unwrap_or(&Value::Null);
+                if old.is_some_and(|old| old.pointer(pointer) != Some(now)) {
+                    causes.push(Cause::invalid(field, now, "field is immutable"));
+                }
+            }
+        }
         "Lease" => {
             let duration = &new["spec"]["leaseDurationSeconds"];
             if duration.as_i64().is_some_and(|d| d <= 0) {

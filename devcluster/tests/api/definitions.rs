@@ -107,6 +107,23 @@ async fn definitions_are_served_while_they_exist() {
     assert_eq!(code, 422, "{message}");
 }
 
+#[tokio::test]
+async fn a_definitions_scope_and_names_stay_as_they_were_established() {
+    let w = world().await;
+    let crds = w.crds();
+    let name = crds.create(&PostParams::default(), &object(boats_definition())).await.unwrap().metadata.name;
+    let name = name.unwrap();
+    for (change, field) in [
+        (json!({"spec": {"scope": "Cluster"}}), "spec.scope"),
+        (json!({"spec": {"names": {"kind": "Ship"}}}), "spec.names.kind"),
+    ] {
+        let patched = crds.patch(&name, &PatchParams::default(), &Patch::Merge(&change)).await;
+        let (code, _, message) = status_of(patched);
+        assert_eq!(code, 422, "{message}");
+        assert!(message.contains(field) && message.contains("field is immutable"), "{message}");
+    }
+}
+
 fn boats_definition() -> Value {
     boats()
 }
