@@ -38,6 +38,7 @@ generate: ## Regenerate committed files: CRD YAML, gRPC code, and what the chart
 
 drift: ## Fail if a generated file is stale.
 	@$(CARGO) test -q --locked -p plimsoll-crds -p plimsoll-proto
+	@if command -v python3 >/dev/null; then charts/generate --check; else echo "python3 not found: the chart's derived files not checked"; fi
 
 e2e: build test-tools ## Run only the end-to-end suites.
 	@PLIMSOLL_BIN=$(abspath $(PLIMSOLL)) $(CARGO) test --locked -p plimsoll-e2e -- --nocapture --test-threads=1
