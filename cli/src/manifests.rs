@@ -127,6 +127,7 @@ pub fn add_nodes(snapshot: &mut ClusterSnapshot, groups: &NodeGroups) -> Result<
             spot: false,
             schedulable: true,
             ready: true,
+            fault: String::new(),
         });
     }
     Ok(())

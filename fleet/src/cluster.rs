@@ -27,8 +27,11 @@ pub struct NodeInfo {
     pub spot: bool,
     /// Ready and not cordoned: new replicas may be put here.
     pub schedulable: bool,
-    /// Ready: replicas here count as running.
+    /// Ready and not faulty: replicas here count as running. Where it is not, they are replaced elsewhere.
     pub ready: bool,
+    /// What is wrong with its hardware, as a node condition says it, e.g. `XIDErrors` (empty: nothing is known to be).
+    #[serde(default)]
+    pub fault: String,
 }
 
 /// Life of a replica.

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::fault::{FaultCondition, known_conditions};
+
 /// Default container images by engine kind.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EngineImages {
@@ -54,6 +56,8 @@ pub struct OperatorConfig {
     pub termination_grace: Duration,
     /// Default container images.
     pub images: EngineImages,
+    /// Node conditions that make a node's accelerators unusable.
+    pub faults: Vec<FaultCondition>,
 }
 
 impl Default for OperatorConfig {
@@ -71,6 +75,7 @@ impl Default for OperatorConfig {
             observed_interval: Duration::from_secs(30),
             termination_grace: Duration::from_secs(30),
             images: EngineImages::default(),
+            faults: known_conditions(),
         }
     }
 }

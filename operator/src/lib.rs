@@ -11,6 +11,7 @@ pub mod brain;
 pub mod build;
 pub mod config;
 pub mod events;
+pub mod fault;
 pub mod grpc;
 pub mod lease;
 pub mod names;
@@ -25,5 +26,6 @@ pub mod world;
 
 pub use brain::{Brain, BrainError, FleetUpdate, Observations, PoolObservation};
 pub use config::{EngineImages, OperatorConfig};
+pub use fault::FaultCondition;
 pub use record::ReplicaRecord;
 pub use run::{Operator, OperatorError};

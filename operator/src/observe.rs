@@ -10,6 +10,7 @@ use plimsoll_fleet::{
     AcceleratorClass, NodeInfo, NodeName, PoolId, ReplicaId, ReplicaPhase, ReplicaStatus, Role, Shape, Vendor,
 };
 
+use crate::fault::{self, FaultCondition};
 use crate::names;
 use crate::record::ReplicaRecord;
 
@@ -278,6 +279,7 @@ pub fn node<'a>(
     node: &Node,
     classes: impl Iterator<Item = &'a AcceleratorClass>,
     foreign: &BTreeMap<(String, &'static str), u32>,
+    faults: &[FaultCondition],
 ) -> Option<NodeInfo> {
     let labels = node.labels();
     let class = classes
@@ -296,9 +298,8 @@ pub fn node<'a>(
         // A CPU node serves as one accelerator: its engines share memory bandwidth anyway.
         None => (1, 0),
     };
-    let ready = status
-        .and_then(|s| s.conditions.as_ref())
-        .is_some_and(|c| c.iter().any(|c| c.type_ == "Ready" && c.status == "True"));
+    let fault = fault::fault_of(node, faults);
+    let ready = fault::is_ready(node) && fault.is_empty();
     let spec = node.spec.as_ref();
     Some(NodeInfo {
         name,
@@ -318,6 +319,7 @@ pub fn node<'a>(
         spot: SPOT_LABELS.iter().any(|(key, value)| labels.get(*key).is_some_and(|v| v == value)),
         schedulable: ready && !spec.and_then(|s| s.unschedulable).unwrap_or(false),
         ready,
+        fault,
     })
 }
 

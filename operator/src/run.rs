@@ -22,6 +22,7 @@ use crate::brain::{Brain, BrainError, Knowledge, follow};
 use crate::build::{Action, DeleteReason, Inputs, build, current_plan};
 use crate::config::OperatorConfig;
 use crate::events::{Events, Note, reference};
+use crate::fault;
 use crate::grpc::GrpcBrain;
 use crate::lease;
 use crate::observe::Observed;
@@ -175,7 +176,7 @@ impl Leader {
                 warn!("{stranger}");
             }
         }
-        let snapshot = Arc::new(snapshot::snapshot(&world, &validated, &replicas));
+        let snapshot = Arc::new(snapshot::snapshot(&world, &validated, &replicas, &self.config.faults));
         snapshots.send_if_modified(|current| {
             let changed = current.as_deref() != Some(&*snapshot);
             if changed {
@@ -197,15 +198,17 @@ impl Leader {
         for note in change_notes(&validated, &applied, now) {
             self.events.note(note);
         }
-        self.note_phases(&validated, &replicas, now);
-        self.write_statuses(&world, &validated, &replicas, &snapshot, known, &applied, now).await;
+        let nodes = world.nodes.iter().map(AsRef::as_ref);
+        let seen = fault::seen(&snapshot.replicas, nodes, &self.config.faults);
+        self.note_phases(&validated, &seen, now);
+        self.write_statuses(&world, &validated, &replicas, &snapshot, &seen, known, &applied, now).await;
     }
 
     /// Events for replicas that began to serve or failed.
-    fn note_phases(&mut self, validated: &Validated, replicas: &[Observed], now: Timestamp) {
+    fn note_phases(&mut self, validated: &Validated, replicas: &[ReplicaStatus], now: Timestamp) {
         let mut phases = BTreeMap::new();
-        for replica in replicas {
-            let status = &replica.status;
+        // What Plimsoll does not run has no life to tell of.
+        for status in replicas.iter().filter(|r| r.plan > 0 || !r.nodes.is_empty()) {
             let key = (status.pool.clone(), status.id.clone());
             let before = self.memory.phases.get(&key).copied();
             phases.insert(key, status.phase);
@@ -244,6 +247,7 @@ impl Leader {
         validated: &Validated,
         replicas: &[Observed],
         snapshot: &ClusterSnapshot,
+        seen: &[ReplicaStatus],
         known: &Knowledge,
         applied: &Applied,
         now: Timestamp,
@@ -252,7 +256,9 @@ impl Leader {
         let mut notes = Vec::new();
         let mut pools = BTreeMap::new();
         for judged in &validated.pools {
-            if let Some((uid, status, note)) = self.pool(judged, replicas, snapshot, known, applied, now) {
+            if let Some((uid, status, note)) =
+                self.pool(judged, replicas, snapshot, seen, known, applied, now)
+            {
                 writes.push((
                     Some(uid.clone()),
                     Write::status::<ModelPool>(
@@ -307,7 +313,7 @@ impl Leader {
             self.broken(broken, now, &mut writes, &mut notes);
         }
         if let Some(plan) = plan {
-            let spec: FleetPlanSpec = cluster::fleet_plan(plan, &snapshot.replicas);
+            let spec: FleetPlanSpec = cluster::fleet_plan(plan, seen);
             let write = Write::object::<FleetPlan>(CURRENT, &spec);
             if self.memory.others.get("FleetPlan").is_none_or(|(body, _)| *body != write.body) {
                 writes.push((None, write));
@@ -353,11 +359,13 @@ impl Leader {
     }
 
     /// A pool's new status with its Events, if it is worth a write.
+    #[expect(clippy::too_many_arguments, reason = "one call, each argument one step's result")]
     fn pool(
         &self,
         judged: &Judged<ModelPool, crate::validate::Accepted>,
         replicas: &[Observed],
         snapshot: &ClusterSnapshot,
+        seen: &[ReplicaStatus],
         known: &Knowledge,
         applied: &Applied,
         now: Timestamp,
@@ -368,7 +376,7 @@ impl Leader {
         let remembered = self.memory.pools.get(&uid);
         let stored = resource.status.as_ref();
         let before = remembered.map(|w| &w.status).or(stored);
-        let own: Vec<&ReplicaStatus> = snapshot.replicas.iter().filter(|r| r.pool == id).collect();
+        let own: Vec<&ReplicaStatus> = seen.iter().filter(|r| r.pool == id).collect();
         let accepted = judged.verdict.as_ref();
         let plan = known.plan.as_deref().zip(accepted.ok()).and_then(|(plan, a)| {
             Some(InForce {

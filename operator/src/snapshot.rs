@@ -7,6 +7,7 @@ use plimsoll_crds::model_pool::EngineKind;
 use plimsoll_fleet::{ClusterSnapshot, ReplicaId, ReplicaPhase};
 
 use crate::build::template;
+use crate::fault::FaultCondition;
 use crate::observe::{self, Observed, Unadoptable};
 use crate::validate::Validated;
 use crate::world::World;
@@ -45,7 +46,12 @@ pub fn replicas(world: &World) -> (Vec<Observed>, Vec<Unadoptable>) {
 
 /// The snapshot: accepted resources, accelerator nodes, and every replica, those of pools being deleted or rejected
 /// included (they hold accelerators).
-pub fn snapshot(world: &World, validated: &Validated, replicas: &[Observed]) -> ClusterSnapshot {
+pub fn snapshot(
+    world: &World,
+    validated: &Validated,
+    replicas: &[Observed],
+    faults: &[FaultCondition],
+) -> ClusterSnapshot {
     let adopted: BTreeSet<&str> = replicas.iter().map(|r| r.pod_uid.as_str()).collect();
     // What claims to be a replica and is not holds accelerators all the same.
     let strangers =
@@ -55,7 +61,7 @@ pub fn snapshot(world: &World, validated: &Validated, replicas: &[Observed]) -> 
     let mut nodes: Vec<_> = world
         .nodes
         .iter()
-        .filter_map(|n| observe::node(n, validated.accelerator_classes(), &foreign))
+        .filter_map(|n| observe::node(n, validated.accelerator_classes(), &foreign, faults))
         .collect();
     nodes.sort_by(|a, b| a.name.cmp(&b.name));
     let uids: BTreeMap<_, _> = validated.accepted().map(|(_, a)| (&a.pool.id, a.pool.uid.as_str())).collect();

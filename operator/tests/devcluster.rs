@@ -13,10 +13,11 @@ use std::time::Duration;
 use common::assignment;
 use k8s_openapi::api::core::v1::{Event, Node, Pod};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::api::{Api, DeleteParams, EvictParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Client, ResourceExt};
 use plimsoll_crds::{FleetPlan, ModelPool};
 use plimsoll_devcluster::{DevCluster, DevClusterConfig};
+use plimsoll_fleet::ReplicaPhase;
 use plimsoll_operator::{Observations, Operator, OperatorConfig};
 use script::Script;
 use serde_json::{Value, json};
@@ -248,6 +249,83 @@ async fn a_new_image_makes_replicas_outdated_and_a_label_does_not() {
         events.list(&about).await.unwrap().iter().any(|e| e.reason.as_deref() == Some("RolloutStuck"))
     })
     .await;
+    rig.stop.cancel();
+    rig.running.await.unwrap();
+    rig.cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn faults_of_nodes_and_evictions_reach_the_scheduler_and_the_status() {
+    let rig = Rig::start().await;
+    let chat: Value = serde_saphyr::from_str(CHAT).unwrap();
+    apply(&rig.pools(), &chat).await.unwrap();
+    until("the pool exists", || async { rig.pools().get_opt("chat").await.unwrap().is_some() }).await;
+    rig.plan(1, &["chat-1", "chat-2"]).await;
+    until("two pods", || async { rig.pod_names().await == ["chat-1", "chat-2"] }).await;
+    // The cluster's scheduler binds them.
+    for name in ["chat-1", "chat-2"] {
+        let binding = json!({"apiVersion": "v1", "kind": "Binding", "metadata": {"name": name},
+                             "target": {"apiVersion": "v1", "kind": "Node", "name": "gpu-1"}});
+        let request = http::Request::post(format!("/api/v1/namespaces/default/pods/{name}/binding"))
+            .header("content-type", "application/json")
+            .body(serde_json::to_vec(&binding).unwrap())
+            .unwrap();
+        rig.client.request::<Value>(request).await.unwrap();
+    }
+    rig.serve_all().await;
+    until("both serve", || async { rig.summary().await.is_some_and(|s| s.ready == "2/2") }).await;
+
+    let nodes: Api<Node> = Api::all(rig.client.clone());
+    let node = || rig.script.last().and_then(|s| s.nodes.first().cloned());
+    let cordon = json!({"spec": {"unschedulable": true}});
+    nodes.patch("gpu-1", &PatchParams::default(), &Patch::Merge(cordon)).await.unwrap();
+    until("the cordon is seen", || async { node().is_some_and(|n| !n.schedulable && n.ready) }).await;
+    assert_eq!(rig.summary().await.unwrap().ready, "2/2", "what runs goes on");
+
+    let conditions = |ready: &str, xid: &str| json!({"status": {"conditions": [{"type": "Ready", "status": ready}, {"type": "XIDErrors", "status": xid}]}});
+    let set = |conditions: Value| {
+        let nodes = nodes.clone();
+        async move {
+            nodes.patch_status("gpu-1", &PatchParams::default(), &Patch::Merge(conditions)).await.unwrap();
+        }
+    };
+    let message = || async {
+        let status = rig.pools().get("chat").await.ok()?.status?;
+        plimsoll_crds::conditions::find(&status.conditions, "Ready").map(|c| c.message.clone())
+    };
+    set(conditions("True", "True")).await;
+    until("the fault is seen", || async { node().is_some_and(|n| !n.ready && n.fault == "XIDErrors") }).await;
+    until("and said", || async {
+        message().await.is_some_and(|m| m.contains("0 of 2") && m.contains("gpu-1 reports XIDErrors"))
+    })
+    .await;
+    set(conditions("Unknown", "False")).await;
+    until("the loss is said", || async { message().await.is_some_and(|m| m.contains("gpu-1 is not ready")) })
+        .await;
+    set(conditions("True", "False")).await;
+    until("all is well again", || async { rig.summary().await.is_some_and(|s| s.ready == "2/2") }).await;
+    assert_eq!(rig.pod_names().await, ["chat-1", "chat-2"], "the operator itself ended nothing");
+
+    // An eviction. No kubelet ends the pod, as on a node that is dead.
+    rig.pods().evict("chat-2", &EvictParams::default()).await.unwrap();
+    let phase = |id: &'static str| {
+        rig.script.last().and_then(|s| s.replicas.iter().find(|r| r.id.as_str() == id).map(|r| r.phase))
+    };
+    until("it counts as draining", || async { phase("chat-2") == Some(ReplicaPhase::Draining) }).await;
+    // Its successor does not wait for it.
+    rig.plan(2, &["chat-1", "chat-3"]).await;
+    until("the successor is created", || async { rig.pod_names().await == ["chat-1", "chat-2", "chat-3"] })
+        .await;
+    // What the garbage collector of pods does once the node is given up.
+    let now = DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() };
+    rig.pods().delete("chat-2", &now).await.unwrap();
+    until("it is gone", || async { rig.pod_names().await == ["chat-1", "chat-3"] }).await;
+
+    let allocatable = json!({"status": {"allocatable": {"nvidia.com/gpu": "6"}}});
+    set(allocatable).await;
+    until("fewer accelerators are seen", || async { node().is_some_and(|n| n.allocatable_gpus == 6) }).await;
+    nodes.delete("gpu-1", &DeleteParams::default()).await.unwrap();
+    until("the node is gone", || async { rig.script.last().is_some_and(|s| s.nodes.is_empty()) }).await;
     rig.stop.cancel();
     rig.running.await.unwrap();
     rig.cluster.shutdown().await;

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use common::*;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use plimsoll_fleet::ReplicaPhase;
+use plimsoll_operator::fault::{known_conditions, seen};
 use plimsoll_operator::snapshot;
 use plimsoll_operator::validate::{LastGood, remember, validate};
 use rstest::rstest;
@@ -65,7 +66,7 @@ fn foreign_pods_hold_their_gpus_until_they_end() {
         foreign("gpu-1", 2, "Succeeded"),
         foreign("gpu-9", 4, "Running"),
     ];
-    let snapshot = snapshot::snapshot(&world, &validated(&world), &[]);
+    let snapshot = snapshot::snapshot(&world, &validated(&world), &[], &known_conditions());
     let node = &snapshot.nodes[0];
     assert_eq!(
         (node.allocatable_gpus, node.foreign_gpus, node.zone.as_str(), node.schedulable),
@@ -82,7 +83,10 @@ fn a_pod_that_only_claims_to_be_a_replica_counts_as_foreign() {
     let (replicas, strangers) = snapshot::replicas(&world);
     assert!(replicas.is_empty());
     assert!(strangers[0].to_string().contains("remove the label"), "{}", strangers[0]);
-    assert_eq!(snapshot::snapshot(&world, &validated(&world), &replicas).nodes[0].foreign_gpus, 5);
+    assert_eq!(
+        snapshot::snapshot(&world, &validated(&world), &replicas, &known_conditions()).nodes[0].foreign_gpus,
+        5
+    );
 }
 
 fn observed(patch: impl FnOnce(&mut Value)) -> plimsoll_fleet::ReplicaStatus {
@@ -94,7 +98,7 @@ fn observed(patch: impl FnOnce(&mut Value)) -> plimsoll_fleet::ReplicaStatus {
     patch(&mut value);
     world.pods = vec![Arc::new(serde_json::from_value(value).unwrap())];
     let (replicas, _) = snapshot::replicas(&world);
-    snapshot::snapshot(&world, &validated(&world), &replicas).replicas.remove(0)
+    snapshot::snapshot(&world, &validated(&world), &replicas, &known_conditions()).replicas.remove(0)
 }
 
 #[rstest]
@@ -152,7 +156,57 @@ fn external_endpoints_are_replicas_without_pods() {
         "{model: {name: m, preset: phi-4}, slo: {ttft: {p95: 1s}}, engine: {kind: external, endpoints: ['10.1.1.1:80']}}",
     );
     let world = world(vec![external]);
-    let snapshot = snapshot::snapshot(&world, &validated(&world), &[]);
+    let snapshot = snapshot::snapshot(&world, &validated(&world), &[], &known_conditions());
     assert_eq!(snapshot.replicas[0].address.as_deref(), Some("10.1.1.1:80"));
     assert_eq!(snapshot.replicas[0].phase, ReplicaPhase::Ready);
+}
+
+fn nodes_of(patch: impl FnOnce(&mut Value)) -> plimsoll_fleet::ClusterSnapshot {
+    let mut world = world(vec![chat()]);
+    let mut value = serde_json::to_value(&*world.nodes[0]).unwrap();
+    patch(&mut value);
+    world.nodes = vec![Arc::new(serde_json::from_value(value).unwrap())];
+    snapshot::snapshot(&world, &validated(&world), &[], &known_conditions())
+}
+
+#[rstest]
+#[case::healthy(|_: &mut Value| {}, (true, true, ""))]
+#[case::cordoned(|n: &mut Value| n["spec"] = json!({"unschedulable": true}), (false, true, ""))]
+#[case::not_ready(|n: &mut Value| n["status"]["conditions"][0]["status"] = json!("Unknown"), (false, false, ""))]
+#[case::broken(|n: &mut Value| n["status"]["conditions"] = json!([{"type": "Ready", "status": "True"}, {"type": "XIDErrors", "status": "True"}]), (false, false, "XIDErrors"))]
+#[case::other_trouble(|n: &mut Value| n["status"]["conditions"] = json!([{"type": "Ready", "status": "True"}, {"type": "DiskPressure", "status": "True"}]), (true, true, ""))]
+fn nodes_say_whether_they_can_be_used(
+    #[case] patch: fn(&mut Value),
+    #[case] (schedulable, ready, fault): (bool, bool, &str),
+) {
+    let node = &nodes_of(patch).nodes[0];
+    assert_eq!((node.schedulable, node.ready, node.fault.as_str()), (schedulable, ready, fault));
+}
+
+#[test]
+fn the_taint_that_every_engine_tolerates_closes_no_node() {
+    let taint = |key: &str| json!([{"key": key, "value": "present", "effect": "NoSchedule"}]);
+    let own = nodes_of(|n| n["spec"] = json!({"taints": taint("nvidia.com/gpu")}));
+    assert!(own.nodes[0].taints.is_empty());
+    let other = nodes_of(|n| n["spec"] = json!({"taints": taint("team")}));
+    assert_eq!(other.nodes[0].taints, ["team=present:NoSchedule"]);
+}
+
+#[test]
+fn replicas_on_nodes_that_cannot_be_counted_on_are_not_shown_as_serving() {
+    let status = observed(|_| {});
+    let shown = |node: Option<&Value>| {
+        let node = node.map(|n| serde_json::from_value(n.clone()).unwrap());
+        let mut seen = seen(std::slice::from_ref(&status), node.iter(), &known_conditions());
+        let r = seen.remove(0);
+        (r.phase, r.message)
+    };
+    let node =
+        |conditions: Value| json!({"metadata": {"name": "gpu-1"}, "status": {"conditions": conditions}});
+    assert_eq!(shown(Some(&node(json!([{"type": "Ready", "status": "True"}])))).0, ReplicaPhase::Ready);
+    let lost = shown(Some(&node(json!([{"type": "Ready", "status": "Unknown"}]))));
+    assert_eq!(lost, (ReplicaPhase::Failed, "its node gpu-1 is not ready".to_owned()));
+    assert_eq!(shown(None).1, "its node gpu-1 is gone");
+    let broken = node(json!([{"type": "Ready", "status": "True"}, {"type": "GPUMissing", "status": "True"}]));
+    assert_eq!(shown(Some(&broken)).1, "its node gpu-1 reports GPUMissing");
 }

@@ -99,6 +99,7 @@ fn cluster(pools: usize, share: f64) -> Result<ClusterSnapshot, Failure> {
                 spot: false,
                 schedulable: true,
                 ready: true,
+                fault: String::new(),
             });
         }
         snapshot.accelerators.push(class);

@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use plimsoll_fleet::plan::{PoolOutcome, ScalingRecord};
-use plimsoll_fleet::{ClusterSnapshot, Plan, PoolId, PoolPlan};
+use plimsoll_fleet::{ClusterSnapshot, Plan, PoolId, PoolPlan, ReplicaId, ReplicaPhase};
 
 /// Whether a new plan differs from the one in force in anything that somebody acts on or that a person would notice.
 pub fn differs(old: &Plan, new: &Plan) -> bool {
@@ -106,13 +106,30 @@ pub fn material_snapshot_change(old: Option<&ClusterSnapshot>, new: &ClusterSnap
     if old.adapters != new.adapters {
         return Some("adapters changed".to_owned());
     }
-    let failed = |s: &ClusterSnapshot, id: &plimsoll_fleet::ReplicaId| {
-        s.replicas.iter().any(|r| &r.id == id && r.phase == plimsoll_fleet::ReplicaPhase::Failed)
+    let failed = |s: &ClusterSnapshot, id: &ReplicaId| {
+        s.replicas.iter().any(|r| &r.id == id && r.phase == ReplicaPhase::Failed)
     };
     new.replicas
         .iter()
         .find(|r| failed(new, &r.id) && !failed(old, &r.id))
         .map(|r| format!("replica {} of {} failed", r.id, r.pool))
+}
+
+/// What others took away of what the plan wants: a replica that is being evicted or deleted, or that is gone. Unlike what the
+/// plan itself ends, it needs a successor at once.
+pub fn taken_away(plan: &Plan, old: &ClusterSnapshot, new: &ClusterSnapshot) -> Option<String> {
+    let phase =
+        |s: &ClusterSnapshot, id: &ReplicaId| s.replicas.iter().find(|r| &r.id == id).map(|r| r.phase);
+    plan.pools.iter().flat_map(|p| p.replicas.iter().map(move |r| (&p.pool, &r.id))).find_map(|(pool, id)| {
+        match (phase(old, id)?, phase(new, id)) {
+            (ReplicaPhase::Draining, _) => None,
+            (_, Some(ReplicaPhase::Draining)) => {
+                Some(format!("replica {id} of {pool} is being evicted or deleted"))
+            }
+            (_, None) => Some(format!("replica {id} of {pool} is gone")),
+            _ => None,
+        }
+    })
 }
 
 /// The first serial number that no replica, existing or planned, can have: ids end in `-<serial>`.
@@ -133,7 +150,27 @@ pub fn free_serial(stored: u64, snapshot: &ClusterSnapshot, plan: Option<&Plan>)
 mod tests {
     use super::*;
     use crate::testing::*;
-    use plimsoll_fleet::ReplicaPhase;
+
+    #[test]
+    fn what_others_take_away_calls_for_a_plan() {
+        let plan = plan(1, vec![pool_plan("default/a", vec![assignment("a-1", "n1")], 1.0)]);
+        let with = |replicas: &[(&str, ReplicaPhase)]| {
+            let replicas = replicas.iter().map(|(id, phase)| replica(id, "default/a", "n1", *phase));
+            snapshot(vec![pool("default/a", None)], vec![node("n1", 4)], replicas.collect())
+        };
+        let (ready, evicted) =
+            (with(&[("a-1", ReplicaPhase::Ready)]), with(&[("a-1", ReplicaPhase::Draining)]));
+        let why = taken_away(&plan, &ready, &evicted).unwrap();
+        assert_eq!(why, "replica a-1 of default/a is being evicted or deleted");
+        assert!(taken_away(&plan, &ready, &with(&[])).unwrap().ends_with("is gone"));
+        assert_eq!(taken_away(&plan, &evicted, &with(&[])), None, "known already");
+        assert_eq!(taken_away(&plan, &with(&[]), &ready), None);
+        let own = with(&[("a-1", ReplicaPhase::Ready), ("a-0", ReplicaPhase::Draining)]);
+        assert_eq!(
+            taken_away(&plan, &with(&[("a-1", ReplicaPhase::Ready), ("a-0", ReplicaPhase::Ready)]), &own),
+            None
+        );
+    }
 
     #[test]
     fn a_plan_counts_only_if_it_differs() {

@@ -70,6 +70,7 @@ pub(crate) fn node(name: &str, gpus: u32) -> NodeInfo {
         spot: false,
         schedulable: true,
         ready: true,
+        fault: String::new(),
     }
 }
 

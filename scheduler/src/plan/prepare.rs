@@ -12,7 +12,7 @@ use plimsoll_fleet::{
 use super::PlanInput;
 use super::candidates::{CandidateSet, candidates, prune};
 use super::greedy::answer_of;
-use super::inventory::{Eligibility, Reserved, cells, gpus_by_node, price};
+use super::inventory::{Eligibility, Reserved, cells, eligibility, gpus_by_node, price};
 use super::performance::Performance;
 use super::program::{Answer, BudgetRow, PoolProblem, Problem};
 use crate::place::{Live, Placement, Want};
@@ -165,6 +165,13 @@ fn live(
     let healthy = |nodes: &[NodeName]| {
         nodes.iter().all(|n| input.snapshot.nodes.iter().any(|node| &node.name == n && node.ready))
     };
+    // Who waits for a node that takes nobody any more (cordoned meanwhile) would wait for ever.
+    let open = |nodes: &[NodeName]| {
+        nodes.iter().all(|n| {
+            let info = input.snapshot.nodes.iter().find(|node| &node.name == n);
+            info.is_some_and(|info| eligibility(pool, info) == Eligibility::Open)
+        })
+    };
     let mut live: Vec<Live> = Vec::new();
     let mut seen = BTreeSet::new();
     for r in &input.snapshot.replicas {
@@ -174,9 +181,9 @@ fn live(
         if r.pool != pool.id || gone {
             continue;
         }
-        let nodes =
-            if r.nodes.is_empty() { planned_nodes(&r.id).unwrap_or_default() } else { r.nodes.clone() };
-        if healthy(&nodes) && !live.iter().any(|l| l.id == r.id) {
+        let bound = !r.nodes.is_empty();
+        let nodes = if bound { r.nodes.clone() } else { planned_nodes(&r.id).unwrap_or_default() };
+        if healthy(&nodes) && (bound || open(&nodes)) && !live.iter().any(|l| l.id == r.id) {
             let (id, shape) = (r.id.clone(), r.shape.clone());
             live.push(Live {
                 id,
@@ -191,7 +198,7 @@ fn live(
     // Endpoints that others run are there as long as they are listed, never on the way.
     let before = before.filter(|_| pool.engine.kind != EngineKind::External);
     for r in before.map(|p| p.replicas.as_slice()).unwrap_or_default() {
-        if !seen.contains(&r.id) && healthy(&r.nodes) && !live.iter().any(|l| l.id == r.id) {
+        if !seen.contains(&r.id) && open(&r.nodes) && !live.iter().any(|l| l.id == r.id) {
             live.push(Live {
                 id: r.id.clone(),
                 shape: r.shape.clone(),

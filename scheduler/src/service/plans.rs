@@ -16,7 +16,7 @@ use tonic::{Request, Response, Status};
 use super::observe::observations;
 use super::state::Shared;
 use crate::planner::PlanRequest;
-use crate::records::material_snapshot_change;
+use crate::records::{material_snapshot_change, taken_away};
 
 /// Scaling records in one answer.
 const HISTORY: usize = 50;
@@ -68,6 +68,8 @@ impl Plans {
             }
             _ => material_snapshot_change(old.as_deref(), &snapshot),
         };
+        let taken = || taken_away(state.plan.as_ref()?, old.as_ref()?, &snapshot);
+        let why = why.or_else(taken);
         state.demand.sync_pools(&snapshot.pools);
         let caps = snapshot.budgets.iter().filter_map(|b| Some((b.name.as_str(), b.tokens_per_minute?)));
         state.ledger.set_budgets(caps, now);

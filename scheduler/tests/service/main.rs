@@ -5,6 +5,7 @@ mod loops;
 #[cfg(test)]
 mod support;
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use plimsoll_fleet::plan::ScalingRecord;
@@ -360,4 +361,46 @@ async fn what_cannot_start_says_why() {
     config.listen = taken.local_addr().unwrap();
     let error = Scheduler::start(config, Default::default()).await.unwrap_err();
     assert!(matches!(error, SchedulerError::Listen { .. }), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rollout_goes_on_by_itself_and_an_eviction_is_answered() {
+    let s = start(None, |c| c.time_scale = 60.0).await;
+    let mut operator = s.operator().await;
+    let mut chat = pool("default/chat", 1.0);
+    chat.scaling.min_replicas = 2;
+    let mut cluster = cluster(vec![chat]);
+    operator.push(&cluster).await;
+    let ids = |p: &Plan| p.pools[0].replicas.iter().map(|r| r.id.clone()).collect::<BTreeSet<_>>();
+    let first = operator.plan(|p| p.pools.first().is_some_and(|p| p.replicas.len() == 2)).await;
+    act(&mut cluster, &first, now(), ReplicaPhase::Ready, &[]);
+    operator.push(&cluster).await;
+
+    // A new image: both are outdated, one is given a successor.
+    cluster.pools[0].generation = 2;
+    cluster.replicas.iter_mut().for_each(|r| r.outdated = true);
+    operator.push(&cluster).await;
+    let second = operator.plan(|p| p.pools[0].generation == 2).await;
+    assert_eq!(ids(&second).intersection(&ids(&first)).count(), 1, "{second:#?}");
+
+    // It serves, the old one goes: nothing else changes, and yet the next one is due.
+    act(&mut cluster, &second, now(), ReplicaPhase::Ready, &[]);
+    let wanted = ids(&second);
+    cluster.replicas.retain(|r| wanted.contains(&r.id));
+    operator.push(&cluster).await;
+    let third = operator.plan(|p| ids(p).is_disjoint(&ids(&first))).await;
+    assert!(third.trigger.starts_with("rollout of default/chat: 1 of 2 replaced"), "{}", third.trigger);
+    assert_eq!(ids(&third).intersection(&wanted).count(), 1);
+
+    act(&mut cluster, &third, now(), ReplicaPhase::Ready, &[]);
+    let wanted = ids(&third);
+    cluster.replicas.retain(|r| wanted.contains(&r.id));
+    operator.push(&cluster).await;
+    let evicted = cluster.replicas[0].id.clone();
+    cluster.replicas[0].phase = ReplicaPhase::Draining;
+    operator.push(&cluster).await;
+    let fourth = operator.plan(|p| !ids(p).contains(&evicted)).await;
+    assert!(fourth.trigger.contains("is being evicted"), "{}", fourth.trigger);
+    assert_eq!(ids(&fourth).len(), 2);
+    s.stop().await;
 }

@@ -94,6 +94,7 @@ fn node(name: &str, gpus: u32) -> NodeInfo {
         spot: false,
         schedulable: true,
         ready: true,
+        fault: String::new(),
     }
 }
 

@@ -141,6 +141,66 @@ fn a_lost_node_moves_only_what_it_held_and_a_cordon_moves_nothing() {
 }
 
 #[test]
+fn what_is_evicted_from_a_cordoned_node_comes_back_elsewhere() {
+    let mut w = World::new(vec![node("n0", "l40s", 4, "a"), node("n1", "l40s", 4, "b")]);
+    w.add(pool("chat", "llama-3.1-8b", 800.0, 60.0), demand(vec![class("a", 6.0, 1200.0, 250.0)]));
+    let first = w.run();
+    let (id, at) = (first.pools[0].replicas[0].id.clone(), first.pools[0].replicas[0].nodes[0].clone());
+    let i = w.snapshot.nodes.iter().position(|n| n.name == at).unwrap();
+    w.snapshot.nodes[i].schedulable = false;
+    let elsewhere = |w: &World, why: &str| {
+        let plan = w.plan();
+        assert_eq!(plan.pools[0].outcome, PoolOutcome::Served, "{why}");
+        assert!(plan.pools[0].replicas.iter().all(|r| r.id != id && r.nodes[0] != at), "{why}");
+    };
+    let r = w.snapshot.replicas.iter().position(|r| r.id == id).unwrap();
+    w.snapshot.replicas[r].phase = ReplicaPhase::Draining;
+    elsewhere(&w, "it is being evicted");
+    w.snapshot.replicas[r].phase = ReplicaPhase::Pending;
+    w.snapshot.replicas[r].nodes.clear();
+    elsewhere(&w, "it was made again and waits for the cordoned node");
+    w.snapshot.replicas.remove(r);
+    elsewhere(&w, "it went before anybody saw it go");
+}
+
+#[test]
+fn a_pod_that_cannot_end_on_a_dead_node_takes_nothing_from_other_nodes() {
+    // One replica fits each node.
+    let mut w = World::new(vec![node("n0", "l40s", 1, "a"), node("n1", "l40s", 1, "b")]);
+    let mut p = pool("chat", "llama-3.1-8b", 3000.0, 120.0);
+    p.parallelism.tensor = vec![1];
+    w.add(p, demand(vec![class("a", 0.5, 1200.0, 250.0)]));
+    let first = w.run();
+    let at = first.pools[0].replicas[0].nodes[0].clone();
+    w.snapshot.replicas[0].phase = ReplicaPhase::Draining;
+    let i = w.snapshot.nodes.iter().position(|n| n.name == at).unwrap();
+    w.snapshot.nodes[i].ready = false;
+    let moved = w.plan();
+    assert_eq!((moved.pools[0].outcome, moved.pools[0].replicas.len()), (PoolOutcome::Served, 1));
+    assert_ne!(moved.pools[0].replicas[0].nodes[0], at);
+    w.snapshot.nodes.remove(i);
+    let moved = w.plan();
+    assert_eq!((moved.pools[0].outcome, moved.pools[0].replicas.len()), (PoolOutcome::Served, 1));
+}
+
+#[test]
+fn accelerators_that_vanish_move_what_no_longer_fits_and_no_more() {
+    let mut w = World::new(vec![node("n0", "l40s", 4, "a"), node("n1", "l40s", 4, "a")]);
+    let mut p = pool("chat", "llama-3.1-8b", 3000.0, 120.0);
+    p.parallelism.tensor = vec![1];
+    p.scaling.min_replicas = 3;
+    w.add(p, demand(vec![class("a", 0.5, 1200.0, 250.0)]));
+    let first = w.run();
+    assert_eq!(first.pools[0].replicas.len(), 3);
+    let at = first.pools[0].replicas[0].nodes[0].clone();
+    assert!(first.pools[0].replicas.iter().all(|r| r.nodes[0] == at), "packed on one node");
+    w.snapshot.nodes.iter_mut().find(|n| n.name == at).unwrap().allocatable_gpus = 2;
+    let after = w.plan();
+    let kept = after.pools[0].replicas.iter().filter(|r| first.pools[0].replicas.contains(r)).count();
+    assert_eq!((after.pools[0].replicas.len(), kept), (3, 2));
+}
+
+#[test]
 fn zones_are_spanned_when_asked() {
     let mut w = World::new(vec![node("n0", "l40s", 4, "a"), node("n1", "l40s", 4, "b")]);
     let mut p = pool("chat", "llama-3.1-8b", 800.0, 60.0);

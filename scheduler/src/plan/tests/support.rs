@@ -66,6 +66,7 @@ pub(crate) fn node(name: &str, accelerator: &str, gpus: u32, zone: &str) -> Node
         spot: false,
         schedulable: true,
         ready: true,
+        fault: String::new(),
     }
 }
 
