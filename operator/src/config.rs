@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::fault::{FaultCondition, known_conditions};
+use crate::inference_pool::InferencePools;
 
 /// Default container images by engine kind.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,6 +59,8 @@ pub struct OperatorConfig {
     pub images: EngineImages,
     /// Node conditions that make a node's accelerators unusable.
     pub faults: Vec<FaultCondition>,
+    /// An InferencePool for each ModelPool, where the cluster has that API (`None`: none).
+    pub inference_pools: Option<InferencePools>,
 }
 
 impl Default for OperatorConfig {
@@ -76,6 +79,7 @@ impl Default for OperatorConfig {
             termination_grace: Duration::from_secs(30),
             images: EngineImages::default(),
             faults: known_conditions(),
+            inference_pools: None,
         }
     }
 }

@@ -13,6 +13,7 @@ pub mod config;
 pub mod events;
 pub mod fault;
 pub mod grpc;
+pub mod inference_pool;
 pub mod lease;
 pub mod names;
 pub mod observe;

@@ -24,6 +24,7 @@ use crate::config::OperatorConfig;
 use crate::events::{Events, Note, reference};
 use crate::fault;
 use crate::grpc::GrpcBrain;
+use crate::inference_pool::{self, AllWanted};
 use crate::lease;
 use crate::observe::Observed;
 use crate::snapshot;
@@ -145,9 +146,15 @@ impl Leader {
         let (teach, mut knowledge) = channel::channel(Knowledge::default());
         let seed = Timestamp::now().as_nanosecond() as u64;
         tokio::spawn(follow(brain, snapshot, teach, seed, term.clone()));
+        let (inference_pools, wanted) = channel::channel(None);
+        if let Some(settings) = self.config.inference_pools.clone() {
+            let manager = format!("{}/inference", self.config.field_manager);
+            let (client, events, term) = (self.client.clone(), self.events.clone(), term.clone());
+            tokio::spawn(inference_pool::run(client, manager, settings, wanted, events, term));
+        }
         loop {
             let known = knowledge.borrow_and_update().clone();
-            self.reconcile(&known, &snapshots).await;
+            self.reconcile(&known, &snapshots, &inference_pools).await;
             tokio::select! {
                 () = term.cancelled() => return,
                 () = self.watches.changed() => {}
@@ -165,6 +172,7 @@ impl Leader {
         &mut self,
         known: &Knowledge,
         snapshots: &channel::Sender<Option<Arc<ClusterSnapshot>>>,
+        inference_pools: &channel::Sender<Option<Arc<AllWanted>>>,
     ) {
         let now = Timestamp::now();
         let world = self.watches.world();
@@ -184,6 +192,16 @@ impl Leader {
             }
             changed
         });
+        if let Some(settings) = &self.config.inference_pools {
+            let wanted = inference_pool::wanted(&validated, settings);
+            inference_pools.send_if_modified(|current| {
+                let changed = current.as_deref() != Some(&wanted);
+                if changed {
+                    *current = Some(Arc::new(wanted));
+                }
+                changed
+            });
+        }
         let prepared = build(Inputs {
             validated: &validated,
             replicas: &replicas,

@@ -13,11 +13,15 @@ use std::time::Duration;
 use common::assignment;
 use k8s_openapi::api::core::v1::{Event, Node, Pod};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kube::api::{Api, DeleteParams, EvictParams, ListParams, Patch, PatchParams, PostParams};
+use kube::api::{
+    Api, ApiResource, DeleteParams, DynamicObject, EvictParams, GroupVersionKind, ListParams, Patch,
+    PatchParams, PostParams,
+};
 use kube::{Client, ResourceExt};
 use plimsoll_crds::{FleetPlan, ModelPool};
 use plimsoll_devcluster::{DevCluster, DevClusterConfig};
 use plimsoll_fleet::ReplicaPhase;
+use plimsoll_operator::inference_pool::{InferencePools, Picker};
 use plimsoll_operator::{Observations, Operator, OperatorConfig};
 use script::Script;
 use serde_json::{Value, json};
@@ -51,6 +55,10 @@ where
 
 impl Rig {
     async fn start() -> Self {
+        Self::start_with(|_| {}).await
+    }
+
+    async fn start_with(configure: impl FnOnce(&mut OperatorConfig)) -> Self {
         let cluster = DevCluster::start(DevClusterConfig::default()).await.unwrap();
         let client = cluster.client();
         let crds: Api<CustomResourceDefinition> = Api::all(client.clone());
@@ -70,11 +78,12 @@ impl Rig {
         nodes.patch_status("gpu-1", &PatchParams::default(), &Patch::Merge(status)).await.unwrap();
         let script = Script::new();
         let stop = CancellationToken::new();
-        let config = OperatorConfig {
+        let mut config = OperatorConfig {
             debounce: Duration::from_millis(10),
             resync: Duration::from_millis(200),
             ..OperatorConfig::default()
         };
+        configure(&mut config);
         let running = tokio::spawn(Operator::run_with(client.clone(), script.clone(), config, stop.clone()));
         Self { cluster, client, script, stop, running }
     }
@@ -326,6 +335,143 @@ async fn faults_of_nodes_and_evictions_reach_the_scheduler_and_the_status() {
     until("fewer accelerators are seen", || async { node().is_some_and(|n| n.allocatable_gpus == 6) }).await;
     nodes.delete("gpu-1", &DeleteParams::default()).await.unwrap();
     until("the node is gone", || async { rig.script.last().is_some_and(|s| s.nodes.is_empty()) }).await;
+    rig.stop.cancel();
+    rig.running.await.unwrap();
+    rig.cluster.shutdown().await;
+}
+
+/// The parts of the InferencePool API that matter here; `picker` says whether an endpoint picker is required, as before 1.5.
+fn inference_pool_api(picker: bool) -> Value {
+    let port = json!({"type": "object", "required": ["number"], "properties": {
+        "number": {"type": "integer", "format": "int32", "minimum": 1, "maximum": 65535}}});
+    let labels = json!({"type": "object", "additionalProperties": {"type": "string", "maxLength": 63}});
+    let mut required = vec!["selector", "targetPorts"];
+    required.extend(picker.then_some("endpointPickerRef"));
+    let spec = json!({"type": "object", "required": required, "properties": {
+        "selector": {"type": "object", "required": ["matchLabels"], "properties": {"matchLabels": labels}},
+        "targetPorts": {"type": "array", "minItems": 1, "maxItems": 8, "items": port,
+                        "x-kubernetes-list-type": "atomic"},
+        "endpointPickerRef": {"type": "object", "required": ["name"], "properties": {
+            "group": {"type": "string", "default": ""},
+            "kind": {"type": "string", "default": "Service"},
+            "name": {"type": "string", "minLength": 1},
+            "port": port,
+            "failureMode": {"type": "string", "default": "FailClose", "enum": ["FailOpen", "FailClose"]}}}}});
+    json!({
+        "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+        "metadata": {"name": "inferencepools.inference.networking.k8s.io",
+                     "annotations": {"api-approved.kubernetes.io": "unapproved, for tests"}},
+        "spec": {
+            "group": "inference.networking.k8s.io", "scope": "Namespaced",
+            "names": {"kind": "InferencePool", "listKind": "InferencePoolList", "plural": "inferencepools",
+                      "singular": "inferencepool"},
+            "versions": [{"name": "v1", "served": true, "storage": true, "subresources": {"status": {}},
+                "schema": {"openAPIV3Schema": {"type": "object", "required": ["spec"], "properties": {
+                    "spec": spec, "status": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}}}}}],
+        },
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn inference_pools_are_made_where_their_api_is_and_go_with_their_pool() {
+    let rig = Rig::start_with(|config| {
+        config.inference_pools = Some(InferencePools {
+            picker: Some(Picker { service: "{pool}-epp".to_owned(), port: 9002 }),
+            recheck: Duration::from_millis(100),
+        });
+    })
+    .await;
+    let chat: Value = serde_saphyr::from_str(CHAT).unwrap();
+    apply(&rig.pools(), &chat).await.unwrap();
+    until("the pool is accepted", || async {
+        rig.pools().get("chat").await.is_ok_and(|p| p.status.is_some_and(|s| !s.conditions.is_empty()))
+    })
+    .await;
+    // The API is installed only now.
+    let crds: Api<CustomResourceDefinition> = Api::all(rig.client.clone());
+    apply(&crds, &serde_json::from_value(inference_pool_api(true)).unwrap()).await.unwrap();
+    let kind =
+        ApiResource::from_gvk(&GroupVersionKind::gvk("inference.networking.k8s.io", "v1", "InferencePool"));
+    let made: Api<DynamicObject> = Api::default_namespaced_with(rig.client.clone(), &kind);
+    let spec = || async { made.get("chat").await.ok().map(|o| o.data["spec"].clone()) };
+    until("it is made", || async { spec().await.is_some() }).await;
+    assert_eq!(
+        spec().await.unwrap(),
+        json!({
+            "selector": {"matchLabels": {"app.kubernetes.io/managed-by": "plimsoll", "plimsoll.dev/pool": "chat"}},
+            "targetPorts": [{"number": 8000}],
+            "endpointPickerRef": {"group": "", "kind": "Service", "name": "chat-epp", "port": {"number": 9002},
+                                  "failureMode": "FailOpen"},
+        })
+    );
+    // Its selector finds the replicas.
+    rig.plan(1, &["chat-1"]).await;
+    let selected =
+        ListParams::default().labels("app.kubernetes.io/managed-by=plimsoll,plimsoll.dev/pool=chat");
+    until("a replica is selected", || async { rig.pods().list(&selected).await.unwrap().items.len() == 1 })
+        .await;
+
+    let settled = made.get("chat").await.unwrap().resource_version();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(made.get("chat").await.unwrap().resource_version(), settled, "nothing is written twice");
+    made.delete("chat", &DeleteParams::default()).await.unwrap();
+    until("it is made again", || async { spec().await.is_some() }).await;
+
+    // Another's is left alone.
+    let foreign = json!({"apiVersion": "inference.networking.k8s.io/v1", "kind": "InferencePool",
+        "metadata": {"name": "theirs"}, "spec": {"selector": {"matchLabels": {"app": "x"}},
+        "targetPorts": [{"number": 1}], "endpointPickerRef": {"name": "x"}}});
+    apply(&made, &foreign).await.unwrap();
+    let mut theirs = chat.clone();
+    theirs["metadata"]["name"] = json!("theirs");
+    theirs["spec"]["model"]["name"] = json!("another");
+    apply(&rig.pools(), &theirs).await.unwrap();
+    let events: Api<Event> = Api::default_namespaced(rig.client.clone());
+    let about = ListParams::default().fields("involvedObject.name=theirs,involvedObject.kind=ModelPool");
+    until("its owner is told", || async {
+        events.list(&about).await.unwrap().iter().any(|e| e.reason.as_deref() == Some("InferencePoolTaken"))
+    })
+    .await;
+    assert_eq!(made.get("theirs").await.unwrap().data["spec"]["targetPorts"], json!([{"number": 1}]));
+
+    rig.pools().delete("chat", &DeleteParams::default()).await.unwrap();
+    let drained = Observations { drained: ["chat-1".parse().unwrap()].into(), ..Observations::default() };
+    rig.script.observations.send_replace(Arc::new(drained));
+    until("it goes with its pool", || async {
+        rig.pools().get_opt("chat").await.unwrap().is_none() && made.get_opt("chat").await.unwrap().is_none()
+    })
+    .await;
+    rig.stop.cancel();
+    rig.running.await.unwrap();
+    rig.cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_inference_pool_that_is_refused_says_what_to_do() {
+    let rig = Rig::start_with(|config| {
+        config.inference_pools =
+            Some(InferencePools { recheck: Duration::from_millis(100), ..InferencePools::default() });
+    })
+    .await;
+    let crds: Api<CustomResourceDefinition> = Api::all(rig.client.clone());
+    apply(&crds, &serde_json::from_value(inference_pool_api(true)).unwrap()).await.unwrap();
+    let chat: Value = serde_saphyr::from_str(CHAT).unwrap();
+    apply(&rig.pools(), &chat).await.unwrap();
+    let events: Api<Event> = Api::default_namespaced(rig.client.clone());
+    let about = ListParams::default().fields("involvedObject.name=chat,involvedObject.kind=ModelPool");
+    until("the refusal is told", || async {
+        events.list(&about).await.unwrap().iter().any(|e| {
+            e.reason.as_deref() == Some("InferencePoolRefused")
+                && e.message.as_deref().is_some_and(|m| m.contains("name its Service"))
+        })
+    })
+    .await;
+    // The API's newer release does without.
+    apply(&crds, &serde_json::from_value(inference_pool_api(false)).unwrap()).await.unwrap();
+    let kind =
+        ApiResource::from_gvk(&GroupVersionKind::gvk("inference.networking.k8s.io", "v1", "InferencePool"));
+    let made: Api<DynamicObject> = Api::default_namespaced_with(rig.client.clone(), &kind);
+    until("it is made", || async { made.get_opt("chat").await.unwrap().is_some() }).await;
     rig.stop.cancel();
     rig.running.await.unwrap();
     rig.cluster.shutdown().await;
