@@ -105,7 +105,8 @@ fn stuck(pool: &ModelPool, replica: &ReplicaStatus, now: Timestamp) -> Option<St
     let limit = COLD_STARTS_UNTIL_STUCK * pool.engine.cold_start_seconds.max(1.0);
     match replica.phase {
         ReplicaPhase::Failed => of(said("it failed")),
-        ReplicaPhase::Pending | ReplicaPhase::Starting => {
+        // One that has served is waited for: its probe may have failed for a moment.
+        ReplicaPhase::Pending | ReplicaPhase::Starting if replica.ready_at.is_none() => {
             let waited = now.duration_since(replica.created_at).as_secs_f64();
             if waited > limit {
                 of(format!("not ready {limit:.0} s after its creation ({})", said("no reason is known")))
@@ -113,6 +114,6 @@ fn stuck(pool: &ModelPool, replica: &ReplicaStatus, now: Timestamp) -> Option<St
                 None
             }
         }
-        ReplicaPhase::Ready | ReplicaPhase::Draining => None,
+        ReplicaPhase::Pending | ReplicaPhase::Starting | ReplicaPhase::Ready | ReplicaPhase::Draining => None,
     }
 }

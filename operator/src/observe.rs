@@ -138,6 +138,24 @@ pub fn replica(pod: &Pod) -> Result<Observed, Unadoptable> {
     })
 }
 
+/// Keeps when each replica *first* became ready, by its pod's UID. Pods tell only when they last did, and nothing while they
+/// are not: one whose probe fails for a moment would look as if it had never served, and be ended without a drain; and
+/// one that recovers as if its cold start had taken all the time since its creation.
+pub fn remember_ready(known: &mut BTreeMap<String, Timestamp>, replicas: &mut [Observed]) {
+    let mut now = BTreeMap::new();
+    for replica in replicas {
+        let first = match (known.get(&replica.pod_uid).copied(), replica.status.ready_at) {
+            (Some(known), Some(said)) => Some(known.min(said)),
+            (known, said) => known.or(said),
+        };
+        if let Some(first) = first {
+            now.insert(replica.pod_uid.clone(), first);
+        }
+        replica.status.ready_at = first;
+    }
+    *known = now;
+}
+
 /// Phase of a pod that is not draining, and what the cluster says of it.
 fn phase(status: &PodStatus, ready: bool) -> (ReplicaPhase, String) {
     if ready {

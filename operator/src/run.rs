@@ -26,7 +26,7 @@ use crate::fault;
 use crate::grpc::GrpcBrain;
 use crate::inference_pool::{self, AllWanted};
 use crate::lease;
-use crate::observe::Observed;
+use crate::observe::{self, Observed};
 use crate::snapshot;
 use crate::status::pool::{Facts, InForce};
 use crate::status::write::{Write, write};
@@ -109,6 +109,8 @@ struct Memory {
     others: BTreeMap<String, (Value, Timestamp)>,
     phases: BTreeMap<(PoolId, ReplicaId), ReplicaPhase>,
     strangers: BTreeSet<String>,
+    /// When replicas first became ready, by UID of the pod.
+    first_ready: BTreeMap<String, Timestamp>,
 }
 
 struct WrittenPool {
@@ -178,7 +180,8 @@ impl Leader {
         let world = self.watches.world();
         let validated = validate(&world, &self.memory.last_good);
         self.memory.last_good = remember(&validated);
-        let (replicas, strangers) = snapshot::replicas(&world);
+        let (mut replicas, strangers) = snapshot::replicas(&world);
+        observe::remember_ready(&mut self.memory.first_ready, &mut replicas);
         for stranger in strangers.iter().map(ToString::to_string) {
             if self.memory.strangers.insert(stranger.clone()) {
                 warn!("{stranger}");

@@ -10,6 +10,7 @@ use common::*;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use plimsoll_fleet::ReplicaPhase;
 use plimsoll_operator::fault::{known_conditions, seen};
+use plimsoll_operator::observe::remember_ready;
 use plimsoll_operator::snapshot;
 use plimsoll_operator::validate::{LastGood, remember, validate};
 use rstest::rstest;
@@ -209,4 +210,26 @@ fn replicas_on_nodes_that_cannot_be_counted_on_are_not_shown_as_serving() {
     assert_eq!(shown(None).1, "its node gpu-1 is gone");
     let broken = node(json!([{"type": "Ready", "status": "True"}, {"type": "GPUMissing", "status": "True"}]));
     assert_eq!(shown(Some(&broken)).1, "its node gpu-1 reports GPUMissing");
+}
+
+#[test]
+fn a_replica_that_has_served_is_not_taken_for_one_that_never_did() {
+    let plan = plan(4, &chat(), vec![assignment("chat-1", "gpu-1")]);
+    let mut world = world(vec![chat()]);
+    let pod = pods(&decide(&world, Some(&plan), &[], at(0))).remove(0);
+    let mut known = Default::default();
+    let mut look = |ready: bool, since: i64| {
+        let mut value = serde_json::to_value(&*started(&pod, ready)).unwrap();
+        value["status"]["conditions"][0]["lastTransitionTime"] = json!(at(since));
+        world.pods = vec![Arc::new(serde_json::from_value(value).unwrap())];
+        let (mut replicas, _) = snapshot::replicas(&world);
+        remember_ready(&mut known, &mut replicas);
+        replicas.remove(0)
+    };
+    assert!(!look(false, 25).may_hold_requests());
+    assert_eq!(look(true, 30).status.ready_at, Some(at(30)));
+    let blip = look(false, 500);
+    assert_eq!((blip.status.phase, blip.status.ready_at), (ReplicaPhase::Starting, Some(at(30))));
+    assert!(blip.may_hold_requests());
+    assert_eq!(look(true, 510).status.ready_at, Some(at(30)), "its cold start took 10 s, not 490");
 }

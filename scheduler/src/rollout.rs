@@ -104,6 +104,8 @@ mod tests {
         let stuck = look(&w, 121).stuck.unwrap();
         assert_eq!(stuck.replica, ReplicaId::new("c").unwrap());
         assert!(stuck.cause.starts_with("not ready 120 s after its creation"), "{}", stuck.cause);
+        w.0.replicas[2].ready_at = Some(at(50));
+        assert_eq!(look(&w, 121).stuck, None, "it has served; its probe may recover");
         w.0.replicas[2].phase = Failed;
         w.0.replicas[2].message = "ImagePullBackOff: no such image".to_owned();
         let rollout = look(&w, 1);
