@@ -263,7 +263,16 @@ fn a_rollout_shows_its_progress_and_what_stops_it() {
         stuck: None,
     };
     case.rollout = Some(Progress { rollout: rollout.clone(), changed: ["args", "image"].into() });
+    // chat-1 serves until its successor chat-3 does.
+    case.plan.as_mut().unwrap().pools[0].replicas =
+        vec![assignment("chat-2", "gpu-1"), assignment("chat-3", "gpu-1")];
+    case.replicas[0].outdated = true;
+    case.replicas.push(replica("chat-3", ReplicaPhase::Starting));
     let going = case.status(Some(&before), 1);
+    assert_eq!(going.summary.as_ref().unwrap().ready, "2/2");
+    case.replicas[2].phase = ReplicaPhase::Ready;
+    assert_eq!(case.status(Some(&before), 1).summary.unwrap().ready, "2/2");
+    case.replicas[2].phase = ReplicaPhase::Starting;
     assert_eq!(is(&going, "Progressing"), pair("True", "RollingOut"));
     let text = "rolling out: 1/3 replaced (args, image changed)";
     assert_eq!(going.summary.as_ref().unwrap().why, text);

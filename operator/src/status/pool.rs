@@ -76,9 +76,17 @@ pub fn status(facts: &Facts<'_>) -> ModelPoolStatus {
     let wanted = |r: &ReplicaStatus| {
         facts.plan.is_none_or(|p| p.pool.replicas.is_empty() || p.pool.replicas.iter().any(|a| a.id == r.id))
     };
-    let ready = facts.replicas.iter().filter(|r| r.phase == ReplicaPhase::Ready && wanted(r)).count();
+    // In a rollout they are: each stands in for its successor until that serves.
+    let stands_in =
+        |r: &ReplicaStatus| facts.rollout.is_some_and(|p| p.rollout.replacing.contains(&r.id)) && r.outdated;
+    let ready = facts
+        .replicas
+        .iter()
+        .filter(|r| r.phase == ReplicaPhase::Ready && (wanted(r) || stands_in(r)))
+        .count();
     let present = count(&|p| p != ReplicaPhase::Draining);
     let desired = facts.plan.map_or(present, |p| p.pool.replicas.len());
+    let ready = if facts.rollout.is_some() { ready.min(desired) } else { ready };
     let observed = observed(facts);
     let before = facts.before.cloned().unwrap_or_default();
     let mut conditions = pool_conditions(facts, ready, desired, observed.as_ref());
