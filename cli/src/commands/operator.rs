@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use plimsoll_operator::grpc::GrpcBrain;
-use plimsoll_operator::{EngineImages, Operator, OperatorConfig};
+use plimsoll_operator::inference_pool::{InferencePools, Picker};
+use plimsoll_operator::{EngineImages, FaultCondition, Operator, OperatorConfig};
 use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
@@ -35,8 +36,26 @@ pub struct Args {
     /// Address of probes (/livez, /readyz) and /metrics [default: none]
     #[arg(long)]
     pub http_listen: Option<std::net::SocketAddr>,
+    /// Keep an InferencePool for each ModelPool, where the cluster has the Gateway API Inference Extension
+    #[arg(long)]
+    pub inference_pools: bool,
+    /// Endpoint picker of the InferencePools, `SERVICE:PORT` in the pool's namespace; `{pool}` stands for the pool's name
+    /// [default: none]
+    #[arg(long, value_parser = picker, requires = "inference_pools")]
+    pub inference_picker: Option<Picker>,
+    /// Node conditions that make a node's accelerators unusable, `TYPE` or `TYPE=STATUS`, separated by commas [default:
+    /// those that the node monitors of AKS and EKS and common rules of the node problem detector set]
+    #[arg(long, value_delimiter = ',')]
+    pub node_faults: Option<Vec<FaultCondition>>,
     #[command(flatten)]
     pub images: Images,
+}
+
+fn picker(text: &str) -> Result<Picker, String> {
+    let wrong = || format!("{text:?} is no endpoint picker; write SERVICE:PORT, such as {{pool}}-epp:9002");
+    let (service, port) = text.rsplit_once(':').ok_or_else(wrong)?;
+    let port = port.parse().ok().filter(|p| *p > 0).ok_or_else(wrong)?;
+    if service.is_empty() { Err(wrong()) } else { Ok(Picker { service: service.to_owned(), port }) }
 }
 
 /// Images of engines whose pool names none.
@@ -88,6 +107,12 @@ pub async fn run(args: &Args) -> Outcome {
     }
     config.drain_timeout = Duration::from_secs(args.drain_timeout_seconds);
     config.images = args.images.over(config.images);
+    if let Some(faults) = &args.node_faults {
+        config.faults.clone_from(faults);
+    }
+    config.inference_pools = args
+        .inference_pools
+        .then(|| InferencePools { picker: args.inference_picker.clone(), ..InferencePools::default() });
     let brain = GrpcBrain::new(&args.scheduler, &config.identity)
         .map_err(|e| Failure::caused("--scheduler is not usable", e))?;
     info!(scheduler = %args.scheduler, "operator starts");
@@ -128,4 +153,38 @@ pub async fn client(kubeconfig: Option<&std::path::Path>) -> Result<kube::Client
         })?,
     };
     kube::Client::try_from(config).map_err(|e| Failure::caused("failed to make a Kubernetes client", e))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+
+    #[derive(clap::Parser)]
+    struct Cli {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    #[test]
+    fn pickers_and_faults_are_read_and_nonsense_is_named() {
+        let read = |more: &[&str]| Cli::try_parse_from(["x"].iter().chain(more)).map(|c| c.args);
+        let args = read(&[
+            "--inference-pools",
+            "--inference-picker={pool}-epp:9002",
+            "--node-faults=XIDErrors,AcceleratedHardwareReady=False",
+        ])
+        .unwrap();
+        assert_eq!(args.inference_picker, Some(Picker { service: "{pool}-epp".into(), port: 9002 }));
+        assert_eq!(args.node_faults.map(|f| f.len()), Some(2));
+        for wrong in [
+            &["--inference-picker=epp:9002"][..],
+            &["--inference-pools", "--inference-picker=epp"],
+            &["--inference-pools", "--inference-picker=:1"],
+            &["--node-faults=a b"],
+        ] {
+            assert!(read(wrong).is_err(), "{wrong:?}");
+        }
+    }
 }
