@@ -6,7 +6,7 @@ TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 PLIMSOLL := $(TARGET_DIR)/release/plimsoll
 UP_FLAGS ?=
 
-.PHONY: help up build test test-tools lint e2e chart bench generate drift clean
+.PHONY: help up build test test-tools lint e2e e2e-kube chart bench generate drift clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -42,6 +42,9 @@ drift: ## Fail if a generated file is stale.
 
 e2e: build test-tools ## Run only the end-to-end suites.
 	@PLIMSOLL_BIN=$(abspath $(PLIMSOLL)) $(CARGO) test --locked -p plimsoll-e2e -- --nocapture --test-threads=1
+
+e2e-kube: build ## Run the end-to-end suite on a real Kubernetes that it brings up and removes (as root; e2e/lanes/README.md).
+	@PLIMSOLL_E2E_KUBERNETES=1 PLIMSOLL_BIN=$(abspath $(PLIMSOLL)) $(CARGO) test --locked -p plimsoll-e2e --test kubernetes -- --nocapture --test-threads=1
 
 chart: build ## Check the Helm chart: lint, many renderings, install, upgrade and uninstall on the in-process cluster.
 	@PLIMSOLL_BIN=$(abspath $(PLIMSOLL)) scripts/chart

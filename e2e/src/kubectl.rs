@@ -38,6 +38,31 @@ impl Kubectl {
         Ok(Self { client: Client::try_from(config)?, kubeconfig: endpoints.kubeconfig.clone(), binary })
     }
 
+    /// Connects to a cluster that brings a kubectl of its own version.
+    ///
+    /// # Errors
+    /// If the kubeconfig is not usable.
+    pub async fn of_cluster(kubeconfig: &Path, binary: &Path) -> Result<Self, Error> {
+        let config =
+            Config::from_custom_kubeconfig(Kubeconfig::read_from(kubeconfig)?, &KubeConfigOptions::default())
+                .await?;
+        Ok(Self {
+            client: Client::try_from(config)?,
+            kubeconfig: kubeconfig.to_owned(),
+            binary: Ok(binary.to_owned()),
+        })
+    }
+
+    /// `kubectl ARGS --output=json`, for example `get pods`.
+    ///
+    /// # Errors
+    /// If there is no kubectl, or it exits with a failure.
+    pub async fn json(&self, args: &[&str]) -> Result<Value, Error> {
+        let mut all = args.to_vec();
+        all.push("--output=json");
+        Ok(serde_json::from_str(&self.kubectl(&all).await?)?)
+    }
+
     /// Which client this is, for the run's own record.
     pub fn describe_client(&self) -> String {
         match &self.binary {

@@ -1,11 +1,14 @@
 //! End-to-end suites: they start the built binary and drive it from outside, with the clients people use (kubectl, the
 //! `openai` package) where those can be had and by the same HTTP calls of their own where not.
 //!
-//! [`system`] starts and kills processes, [`kubectl`] speaks to the Kubernetes API, [`openai`] to the gateway.
+//! [`system`] starts and kills processes, [`kubernetes`] holds a real cluster, [`kubectl`] speaks to the Kubernetes API,
+//! [`openai`] to the gateway, [`traffic`] counts what became of many requests.
 
 pub mod kubectl;
+pub mod kubernetes;
 pub mod openai;
 pub mod system;
+pub mod traffic;
 
 /// What a step of a suite fails with.
 pub type Error = Box<dyn std::error::Error + Send + Sync>;

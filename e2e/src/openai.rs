@@ -12,6 +12,9 @@ use serde_json::{Value, json};
 use crate::Error;
 use crate::system::workspace;
 
+/// Longest time that a streamed answer may take.
+const STREAM_TIME: Duration = Duration::from_secs(180);
+
 /// An answer.
 #[derive(Debug, Clone)]
 pub struct Reply {
@@ -57,16 +60,98 @@ pub async fn request(method: &str, url: &str, body: impl Into<Bytes>) -> Result<
 /// # Errors
 /// If the exchange fails; an HTTP error status is a [`Reply`].
 pub async fn chat(base: &str, model: &str, prompt: &str, tokens: u32, stream: bool) -> Result<Reply, Error> {
-    let body = json!({
+    let body = question(model, prompt, tokens, stream);
+    let (status, text) = request("POST", &format!("{base}/chat/completions"), body).await?;
+    Ok(parse(status, text, stream))
+}
+
+fn question(model: &str, prompt: &str, tokens: u32, stream: bool) -> String {
+    json!({
         "model": model,
         "messages": [{"role": "user", "content": prompt}],
         "max_tokens": tokens,
         "min_tokens": tokens,
         "ignore_eos": true,
         "stream": stream,
-    });
-    let (status, text) = request("POST", &format!("{base}/chat/completions"), body.to_string()).await?;
-    Ok(parse(status, text, stream))
+    })
+    .to_string()
+}
+
+/// What became of a streamed answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Streamed {
+    /// It came whole: as many tokens as were asked for, and `[DONE]`.
+    Whole {
+        /// Pieces of content.
+        pieces: usize,
+    },
+    /// Some of it came, then it broke off, ended in an error or left something out.
+    Lost {
+        /// Pieces of content that came.
+        pieces: usize,
+        /// What was seen instead of the rest.
+        why: String,
+    },
+    /// Nothing of it came.
+    NotBegun {
+        /// What was seen instead.
+        why: String,
+    },
+}
+
+/// One streamed chat request with exactly `tokens` answer tokens, over a connection of its own, as far as it comes.
+pub async fn stream(base: &str, model: &str, prompt: &str, tokens: u32) -> Streamed {
+    let mut text = String::new();
+    let exchange = read_stream(base, question(model, prompt, tokens, true), &mut text);
+    let outcome = match tokio::time::timeout(STREAM_TIME, exchange).await {
+        Ok(outcome) => outcome.map_err(|e| causes(e.as_ref())),
+        Err(_) => Err(format!("no whole answer in {} s", STREAM_TIME.as_secs())),
+    };
+    let status = outcome.as_ref().copied().unwrap_or(200);
+    let reply = parse(status, text, true);
+    let why = match outcome {
+        Err(why) => why,
+        // A stream that goes on at another engine may bring several tokens in one piece.
+        Ok(200) if reply.error.is_none() && reply.done && reply.pieces * 10 >= tokens as usize * 9 => {
+            return Streamed::Whole { pieces: reply.pieces };
+        }
+        Ok(200) => match &reply.error {
+            Some(error) => format!("an error in the stream: {error}"),
+            None if reply.done => format!("{} pieces of {tokens}, then [DONE]", reply.pieces),
+            None => "the stream ended without [DONE]".to_owned(),
+        },
+        Ok(status) => format!("{status} {}", reply.text),
+    };
+    if reply.pieces > 0 { Streamed::Lost { pieces: reply.pieces, why } } else { Streamed::NotBegun { why } }
+}
+
+/// Reads an answer into `text` as it comes; the status.
+async fn read_stream(base: &str, body: String, text: &mut String) -> Result<u16, Error> {
+    let client = Client::builder(TokioExecutor::new()).build_http::<Full<Bytes>>();
+    let request = http::Request::post(format!("{base}/chat/completions"))
+        .header("content-type", "application/json")
+        .header("authorization", "Bearer any")
+        .body(Full::from(body))?;
+    let response = client.request(request).await?;
+    let status = response.status().as_u16();
+    let mut body = response.into_body();
+    while let Some(frame) = body.frame().await {
+        if let Some(data) = frame?.data_ref() {
+            text.push_str(&String::from_utf8_lossy(data));
+        }
+    }
+    Ok(status)
+}
+
+/// An error with those that caused it, in one line.
+pub fn causes(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text.push_str(&format!(": {cause}"));
+        next = cause.source();
+    }
+    text
 }
 
 fn parse(status: u16, text: String, stream: bool) -> Reply {
