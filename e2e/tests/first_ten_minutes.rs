@@ -133,12 +133,21 @@ async fn from_nothing_to_served_tokens_and_back() -> Result<(), Error> {
 
     // Stop, and start again: objects and plan numbers are still there.
     let plan_before = fleet["plan"].as_u64().ok_or("no plan number")?;
+    let status_before = kubectl.pool("chat").await?["status"]["plan"].as_u64();
     up.process.interrupt(20).await?;
     let up = Up::start(dir.path(), &["--data", &data_text]).await?;
     let kubectl = Kubectl::connect(&up.endpoints).await?;
     up.wait_serving("llama-3.1-70b", 90).await?;
     let object = kubectl.pool("chat").await?;
-    assert!(object["status"]["plan"].as_u64() >= Some(plan_before), "{}", object["status"]);
+    assert!(
+        status_before.is_some() && object["status"]["plan"].as_u64() >= status_before,
+        "{}",
+        object["status"]
+    );
+    let view = up.endpoints.view.clone().ok_or("no view announced")?;
+    let (_, fleet) = openai::request("GET", &format!("{view}/api/fleet"), "").await?;
+    let fleet: Value = serde_json::from_str(&fleet)?;
+    assert!(fleet["plan"].as_u64() >= Some(plan_before), "{fleet}");
 
     // Delete: nothing is left.
     kubectl.delete_pool("chat").await?;

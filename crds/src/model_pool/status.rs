@@ -28,7 +28,7 @@ pub struct ModelPoolStatus {
     /// Label selector of the pool's pods, as text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub selector: Option<String>,
-    /// Number of the plan in force.
+    /// Number of the last plan that changed anything here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plan: Option<i64>,
     /// Cost of the wanted replicas, $/h.

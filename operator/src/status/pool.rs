@@ -96,7 +96,7 @@ pub fn status(facts: &Facts<'_>) -> ModelPoolStatus {
         Some(p) => (p.pool.usd_per_hour, prediction(p.pool), i64::try_from(p.number).ok()),
         None => (before.usd_per_hour, before.predicted.clone(), before.plan),
     };
-    ModelPoolStatus {
+    let mut status = ModelPoolStatus {
         observed_generation: facts.resource.metadata.generation,
         conditions,
         replicas: present as i32,
@@ -110,8 +110,13 @@ pub fn status(facts: &Facts<'_>) -> ModelPoolStatus {
         predicted,
         observed,
         why: why(facts),
-        scalings: scalings(facts, before.scalings),
+        scalings: scalings(facts, before.scalings.clone()),
+    };
+    // A plan that changes nothing here is not written here: one pool's new plan would else rewrite every pool's status.
+    if before.plan.is_some() && (ModelPoolStatus { plan: before.plan, ..status.clone() }) == before {
+        status.plan = before.plan;
     }
+    status
 }
 
 fn round(value: f64, digits: i32) -> f64 {
