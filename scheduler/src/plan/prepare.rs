@@ -153,6 +153,10 @@ fn draft<'a>(input: &PlanInput<'a>, pool: &'a ModelPool, model: &dyn Performance
     Draft { pool, demand, all, set, live, outgoing, floor, ceiling, fate: Fate::Planned, notes }
 }
 
+/// Age at which a replica that failed before it ever served is given up and another made in its place, seconds: as long
+/// as the kubelet's own longest wait between two tries.
+const FAILED_START_SECONDS: f64 = 300.0;
+
 /// Replicas of a pool that may be kept: alive in the snapshot, or planned before and not yet seen.
 fn live(
     input: &PlanInput<'_>,
@@ -177,7 +181,12 @@ fn live(
     for r in &input.snapshot.replicas {
         seen.insert(&r.id);
         let held = rollout.is_some_and(|rollout| rollout.held.contains(&r.id));
-        let gone = r.phase == ReplicaPhase::Draining || (r.phase == ReplicaPhase::Failed && !held);
+        // One that never served, such as one whose image cannot be pulled, is tried again where it is by the cluster
+        // itself; another in its place would most likely fail the same way, and so for ever.
+        let age_s = input.now.duration_since(r.created_at).as_secs_f64();
+        let tried_again = r.ready_at.is_none() && !r.ended && age_s < FAILED_START_SECONDS;
+        let gone =
+            r.phase == ReplicaPhase::Draining || (r.phase == ReplicaPhase::Failed && !held && !tried_again);
         if r.pool != pool.id || gone {
             continue;
         }

@@ -351,3 +351,25 @@ fn requests_that_no_shape_serves_in_time_are_served_late_and_said_to_be() {
         only.pools[0].why
     );
 }
+
+#[test]
+fn what_cannot_start_is_left_to_try_again_and_then_replaced_once() {
+    let mut w = world();
+    chat(&mut w, 2.0);
+    let first = w.run();
+    let (id, made) = (first.pools[0].replicas[0].id.clone(), w.snapshot.replicas[0].created_at);
+    let failed = &mut w.snapshot.replicas[0];
+    (failed.phase, failed.ready_at) = (ReplicaPhase::Failed, None);
+    let at = |w: &World, seconds: i64| {
+        let now = made + jiff::SignedDuration::from_secs(seconds);
+        crate::plan::plan(&crate::plan::PlanInput { now, ..w.input() }).plan.pools[0].replicas[0].id.clone()
+    };
+    assert_eq!(at(&w, 10), id);
+    assert_eq!(at(&w, 299), id);
+    assert_ne!(at(&w, 301), id);
+    w.snapshot.replicas[0].ended = true;
+    assert_ne!(at(&w, 10), id, "its pod will not try again");
+    w.snapshot.replicas[0].ended = false;
+    w.snapshot.replicas[0].ready_at = Some(made);
+    assert_ne!(at(&w, 10), id, "it has served, and broke");
+}
