@@ -125,7 +125,9 @@ async fn push_all<B: Brain>(
     seed: u64,
 ) {
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5), seed);
-    let mut sequence = 0_u64;
+    // A scheduler that outlives this term of leading, or this process under the same name, must not take what comes now
+    // for older than what it has.
+    let mut sequence = u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or_default();
     loop {
         let snapshot = snapshots.borrow_and_update().clone();
         connected.mark_unchanged();

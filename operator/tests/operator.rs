@@ -205,6 +205,16 @@ async fn a_restart_or_a_second_operator_makes_no_duplicates() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_operator_that_starts_again_under_its_name_is_heard() {
+    let mut rig = serving().await;
+    rig.stop().await;
+    rig.script.pushed.lock().clear();
+    rig.start("first", Duration::from_secs(600));
+    until("its snapshot is not taken for an old one", || rig.script.last().is_some()).await;
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn bad_objects_are_answered_and_disturb_no_other() {
     let mut rig = serving().await;
     rig.apply("copy", chat_spec());

@@ -18,6 +18,8 @@ pub struct Script {
     pub plan: watch::Sender<Option<Arc<Plan>>>,
     pub observations: watch::Sender<Arc<Observations>>,
     pub pushed: Arc<Mutex<Vec<Arc<ClusterSnapshot>>>>,
+    /// The newest snapshot's number.
+    newest: Arc<Mutex<u64>>,
     /// Cancelled and replaced to break the connection.
     connection: Arc<Mutex<CancellationToken>>,
 }
@@ -28,6 +30,7 @@ impl Script {
             plan: watch::channel(None).0,
             observations: watch::channel(Arc::default()).0,
             pushed: Arc::default(),
+            newest: Arc::default(),
             connection: Arc::default(),
         }
     }
@@ -43,8 +46,13 @@ impl Script {
 }
 
 impl Brain for Script {
-    async fn push(&self, snapshot: Arc<ClusterSnapshot>, _sequence: u64) -> Result<(), BrainError> {
-        self.pushed.lock().push(snapshot);
+    async fn push(&self, snapshot: Arc<ClusterSnapshot>, sequence: u64) -> Result<(), BrainError> {
+        // As the scheduler does with what one operator sends, across that operator's restarts.
+        let mut newest = self.newest.lock();
+        if sequence > *newest {
+            *newest = sequence;
+            self.pushed.lock().push(snapshot);
+        }
         Ok(())
     }
 

@@ -680,7 +680,7 @@ pub struct PushSnapshotRequest {
     /// Who pushes; only the leader does.
     #[prost(string, tag = "2")]
     pub operator: ::prost::alloc::string::String,
-    /// Grows with each snapshot of one operator's life.
+    /// Grows with each snapshot of one operator, over its restarts too: it starts at the time, in milliseconds.
     #[prost(uint64, tag = "3")]
     pub sequence: u64,
 }
