@@ -194,19 +194,24 @@ pub(crate) fn summarise(facts: &Facts<'_>) -> Why {
                     k.shape.accelerator.to_uppercase()
                 ));
             }
+            let closed = closed_nodes(facts, accelerators);
+            if !closed.is_empty() {
+                would_help.push(format!("kubectl uncordon {}, or tolerate its taints", closed[0]));
+            }
+            let names = match closed.as_slice() {
+                [] => names.join(" or "),
+                [node] => format!("{} ({node} is cordoned or tainted)", names.join(" or ")),
+                [node, more @ ..] => {
+                    format!("{} ({node} and {} more are cordoned or tainted)", names.join(" or "), more.len())
+                }
+            };
             if total > 0.0 {
                 format!(
                     "no free {}: {:.2} of {total:.2} rps unserved in tier {}",
-                    names.join(" or "),
-                    facts.unserved_rps,
-                    pool.priority
+                    names, facts.unserved_rps, pool.priority
                 )
             } else {
-                format!(
-                    "no free {}: {} replicas short of spec.scaling.min",
-                    names.join(" or "),
-                    facts.answer.short
-                )
+                format!("no free {names}: {} replicas short of spec.scaling.min", facts.answer.short)
             }
         }
         Limiting::Bound => {
@@ -225,6 +230,13 @@ pub(crate) fn summarise(facts: &Facts<'_>) -> Why {
         _ => summary,
     };
     Why { summary, binding: facts.binding.clone(), runner_up, would_help, rejected: rejected(facts.all) }
+}
+
+/// Nodes of these classes that the pool's new replicas may not come to, although those that are there may stay.
+fn closed_nodes<'a>(facts: &Facts<'a>, accelerators: &[String]) -> Vec<&'a plimsoll_fleet::NodeName> {
+    let closed =
+        |c: &&Cell| accelerators.contains(&c.accelerator) && c.eligible[facts.at] == Eligibility::KeepOnly;
+    facts.cells.iter().filter(closed).flat_map(|c| c.slots.iter().filter_map(|s| s.node.as_ref())).collect()
 }
 
 /// What a pool's requests want that no shape gives: a remark for the summary, and what to do about it.

@@ -113,6 +113,19 @@ fn too_few_accelerators_say_what_is_unserved() {
 }
 
 #[test]
+fn a_cordoned_node_is_named_where_it_is_what_is_missing() {
+    let mut w = World::new(vec![node("h-0", "h100", 8, "a")]);
+    w.add(pool("chat", "llama-3.1-8b", 2000.0, 100.0), demand(vec![class("a", 2.0, 1000.0, 200.0)]));
+    w.run();
+    w.snapshot.nodes[0].schedulable = false;
+    w.demands.insert("chat".parse().unwrap(), demand(vec![class("a", 300.0, 1000.0, 200.0)]));
+    let plan = w.plan();
+    let why = &plan.pools[0].why;
+    assert!(why.summary.starts_with("no free H100 (h-0 is cordoned or tainted): "), "{}", why.summary);
+    assert!(why.would_help.iter().any(|h| h.starts_with("kubectl uncordon h-0")), "{:?}", why.would_help);
+}
+
+#[test]
 fn odd_figures_never_panic_and_leave_the_others_alone() {
     let mut w = World::up();
     w.add(pool("ok", "llama-3.1-8b", 2000.0, 100.0), demand(vec![class("a", 1.0, 1000.0, 200.0)]));
