@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
-use std::hash::Hash;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +20,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, info_span, warn};
 
+use crate::backoff::Backoff;
 use crate::names;
 use crate::world::{Broken, World};
 
@@ -153,6 +154,14 @@ fn prune_node(node: &mut Node) {
     }
 }
 
+/// Waits before a watch is tried again: short enough that what people change right after an outage of the API is seen
+/// within seconds (kube's own default waits up to half a minute), random so that watches do not return all at once.
+fn watch_backoff(kind: &str) -> Backoff {
+    let mut hasher = std::hash::DefaultHasher::new();
+    kind.hash(&mut hasher);
+    Backoff::new(Duration::from_millis(500), Duration::from_secs(8), hasher.finish())
+}
+
 fn reflect<K>(
     api: Api<K>,
     config: watcher::Config,
@@ -170,7 +179,7 @@ where
     let (changed, also, stop) = (changed.clone(), also.cloned(), stop.clone());
     tokio::spawn(
         async move {
-            let events = watcher(api, config).default_backoff().modify(prune).reflect(writer);
+            let events = watcher(api, config).backoff(watch_backoff(kind)).modify(prune).reflect(writer);
             let mut events = std::pin::pin!(events);
             loop {
                 let event = tokio::select! {
