@@ -19,8 +19,6 @@ const STREAMS: usize = 4;
 pub enum Cost {
     /// Nothing at all: the part is not on the path of a request, or leaves it in order.
     Nothing,
-    /// No answer that an engine had begun; a request may be refused meanwhile.
-    Refusals,
     /// Answers that hang on the client's own connection to what is killed.
     Connections,
 }
@@ -43,11 +41,6 @@ impl Suite {
     pub fn fault(&mut self, text: String) {
         self.step(&format!("✗ {text}"));
         self.faults.push(text);
-    }
-
-    /// Something that is known not to hold yet: it is printed, and is no failure. Once it holds, it becomes a `check`.
-    pub fn known(&self, holds: bool, what: &str) {
-        self.step(&format!("{} {what}", if holds { "holds now, make it a check:" } else { "✗ known:" }));
     }
 
     pub fn check(&mut self, holds: bool, what: impl FnOnce() -> String) {
@@ -150,12 +143,9 @@ impl Suite {
 
     pub fn judge(&mut self, what: &str, cost: Cost, counts: &Counts) {
         self.check(counts.whole > 0, || format!("{what}: no stream came whole"));
-        if cost != Cost::Connections {
-            let lost = counts.lost.len();
-            self.check(lost == 0, || format!("{what}: {lost} answers were lost that an engine had begun"));
-        }
         if cost == Cost::Nothing {
-            let refused = counts.refused();
+            let (lost, refused) = (counts.lost.len(), counts.refused());
+            self.check(lost == 0, || format!("{what}: {lost} answers were lost that an engine had begun"));
             self.check(refused == 0, || format!("{what}: {refused} requests were refused"));
         }
     }
