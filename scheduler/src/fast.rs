@@ -12,6 +12,7 @@ use plimsoll_fleet::{
     ReplicaId, ReplicaPhase, ReplicaStatus, Shape,
 };
 
+use crate::place::fair_share;
 use crate::plan::inventory::{Eligibility, eligibility, gpus_by_node};
 
 /// Constants of the fast loop. Times are virtual seconds.
@@ -314,7 +315,8 @@ fn within_budgets(pool: &PoolId, extra: f64, input: &FastInput<'_>) -> bool {
     })
 }
 
-/// The node that a one-node shape fills best, counting what is planned and what still runs.
+/// The node for one more replica of a one-node shape: not one that its pool crowds, and of the rest the one it
+/// fills best, counting what is planned and what still runs.
 fn free_node(pool: &ModelPool, shape: &Shape, spot: bool, input: &FastInput<'_>) -> Option<NodeName> {
     let planned: BTreeSet<&ReplicaId> =
         input.plan.pools.iter().flat_map(|p| &p.replicas).map(|r| &r.id).collect();
@@ -332,6 +334,10 @@ fn free_node(pool: &ModelPool, shape: &Shape, spot: bool, input: &FastInput<'_>)
             .saturating_sub(n.foreign_gpus)
             .saturating_sub(used.get(&n.name).copied().unwrap_or(0))
     };
+    let own: Vec<&ReplicaAssignment> =
+        input.plan.pools.iter().filter(|p| p.pool == pool.id).flat_map(|p| &p.replicas).collect();
+    let share = fair_share(own.len() as u32 + 1);
+    let crowded = |n: &NodeInfo| own.iter().filter(|r| r.nodes.contains(&n.name)).count() as u32 >= share;
     input
         .snapshot
         .nodes
@@ -339,7 +345,7 @@ fn free_node(pool: &ModelPool, shape: &Shape, spot: bool, input: &FastInput<'_>)
         .filter(|n| n.accelerator == shape.accelerator && n.spot == spot)
         .filter(|n| eligibility(pool, n) == Eligibility::Open)
         .filter(|n| free(n) >= shape.gpus())
-        .min_by_key(|n| (free(n), n.name.clone()))
+        .min_by_key(|n| (crowded(n), free(n), n.name.clone()))
         .map(|n| n.name.clone())
 }
 
@@ -388,13 +394,17 @@ mod tests {
     }
 
     #[test]
-    fn a_pressed_pool_gets_one_replica_where_it_fits_best() {
+    fn a_pressed_pool_gets_one_replica_on_another_node_or_where_it_fits_best() {
+        let mut w = World::new(2, 2.0);
+        w.snapshot.nodes.retain(|n| n.name.as_str() == "n1");
+        let change = w.look(950.0, 0.0, 10).unwrap();
+        assert_eq!(change.plan.pools[0].replicas[2].nodes[0].as_str(), "n1", "there is no other");
         let mut w = World::new(2, 2.0);
         let change = w.look(950.0, 0.0, 10).unwrap();
         assert_eq!(change.plan.number, 8);
         assert_eq!(change.plan.pools[0].replicas.len(), 3);
         let new = &change.plan.pools[0].replicas[2];
-        assert_eq!((new.id.as_str(), new.nodes[0].as_str()), ("a-9", "n1"));
+        assert_eq!((new.id.as_str(), new.nodes[0].as_str()), ("a-9", "n2"));
         assert!(change.plan.trigger.contains("2 → 3"), "{}", change.plan.trigger);
         assert!(change.added && (change.shown_rps - 3.0).abs() < 1e-9);
         assert_eq!(change.next_serial, 10);

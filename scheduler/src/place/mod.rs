@@ -1,16 +1,21 @@
 //! Placement: the program's replicas by cell become replicas on nodes.
 //!
 //! Running replicas stay where they are. A tensor-parallel group sits on one node; the stages of a pipeline share a
-//! node where they fit one and take one node each otherwise. New replicas go largest group first to the node they
-//! fill best, so that large gaps stay whole, and to accelerators that are free now before those that are being
-//! vacated. What fits nowhere is returned; the planner turns it into a cut and solves again, or lets [`Mode::Repack`]
-//! move smaller replicas aside. Complexity: O(replicas × nodes of their cell).
+//! node where they fit one and take one node each otherwise. New replicas go largest group first, to accelerators that
+//! are free now before those that are being vacated, to a node that holds less than a third of their pool
+//! ([`spread`]) before others, and among those to the node they fill best. Whole nodes are spared before that only
+//! where groups of more than half a node are in use. What fits nowhere is returned; the planner turns it into a cut and
+//! solves again, or lets [`Mode::Repack`] move smaller replicas aside. Complexity: O(replicas × nodes of their cell).
+
+mod spread;
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use plimsoll_fleet::{NodeName, ReplicaId, ReplicaPhase, Shape};
 
+use self::spread::Spread;
+pub(crate) use self::spread::fair_share;
 use crate::plan::inventory::{Cell, gpus_by_node};
 
 /// A replica that exists (or was planned and is about to) and may be kept.
@@ -79,14 +84,19 @@ struct Filling<'a> {
     cell: &'a Cell,
     free: Vec<u32>,
     leaving: Vec<u32>,
+    /// Accelerators of a whole node, where whole nodes are worth sparing.
+    whole: Option<u32>,
 }
 
 impl<'a> Filling<'a> {
-    fn new(cell: &'a Cell) -> Self {
+    /// `largest`: the largest tensor-parallel group that is wanted in this cell.
+    fn new(cell: &'a Cell, largest: u32) -> Self {
+        let whole = cell.slots.iter().map(|s| s.free).max().unwrap_or(0);
         Self {
             cell,
             free: cell.slots.iter().map(|s| s.free).collect(),
             leaving: cell.slots.iter().map(|s| s.leaving).collect(),
+            whole: (2 * largest > whole).then_some(whole),
         }
     }
 
@@ -95,9 +105,10 @@ impl<'a> Filling<'a> {
     }
 
     /// Takes exactly these nodes, if they are free enough.
-    fn take_at(&mut self, shape: &Shape, nodes: &[NodeName]) -> bool {
+    fn take_at(&mut self, shape: &Shape, pool: usize, nodes: &[NodeName], spread: &Spread) -> bool {
         if nodes.is_empty() {
-            return self.cell.is_autoscaled() && self.take_new(shape, &BTreeMap::new()).is_some();
+            return self.cell.is_autoscaled()
+                && self.take_new(shape, pool, &BTreeMap::new(), spread).is_some();
         }
         let mut needs: BTreeMap<usize, u32> = BTreeMap::new();
         for (node, gpus) in gpus_by_node(shape, nodes) {
@@ -113,25 +124,40 @@ impl<'a> Filling<'a> {
         true
     }
 
-    /// Best node for a group of `gpus`; `soft` counts accelerators that would have to be vacated by others.
-    fn best(&self, gpus: u32, soft: &BTreeMap<usize, u32>, not: &[usize]) -> Option<usize> {
+    /// Best node for a group of `gpus` of a pool; `soft` counts accelerators that would have to be vacated by others.
+    fn best(
+        &self,
+        gpus: u32,
+        pool: usize,
+        soft: &BTreeMap<usize, u32>,
+        spread: &Spread,
+        not: &[usize],
+    ) -> Option<usize> {
         (0..self.free.len()).filter(|i| self.free[*i] >= gpus && !not.contains(i)).min_by_key(|i| {
             let displaced =
                 gpus.saturating_sub(self.free[*i].saturating_sub(soft.get(i).copied().unwrap_or(0)));
             let waits = gpus > self.free[*i].saturating_sub(self.leaving[*i]);
-            (displaced, waits, self.free[*i] - gpus, *i)
+            let breaks = self.whole.is_some_and(|whole| 2 * gpus <= whole && self.free[*i] == whole);
+            let crowded = spread.is_crowded(pool, &self.cell.slots[*i].node);
+            (displaced, waits, breaks, crowded, self.free[*i] - gpus, *i)
         })
     }
 
-    /// Finds nodes for a new replica and takes them.
-    fn take_new(&mut self, shape: &Shape, soft: &BTreeMap<usize, u32>) -> Option<Vec<NodeName>> {
+    /// Finds nodes for a new replica of a pool and takes them.
+    fn take_new(
+        &mut self,
+        shape: &Shape,
+        pool: usize,
+        soft: &BTreeMap<usize, u32>,
+        spread: &Spread,
+    ) -> Option<Vec<NodeName>> {
         let mut chosen = Vec::new();
-        if let Some(i) = self.best(shape.gpus(), soft, &[]) {
+        if let Some(i) = self.best(shape.gpus(), pool, soft, spread, &[]) {
             self.free[i] -= shape.gpus();
             chosen.push(i);
         } else if shape.pipeline_parallel > 1 {
             for _ in 0..shape.pipeline_parallel {
-                chosen.push(self.best(shape.tensor_parallel, soft, &chosen)?);
+                chosen.push(self.best(shape.tensor_parallel, pool, soft, spread, &chosen)?);
             }
             chosen.iter().for_each(|i| self.free[*i] -= shape.tensor_parallel);
         } else {
@@ -141,21 +167,32 @@ impl<'a> Filling<'a> {
     }
 }
 
-/// The live replicas of a want worth keeping, best first: serving before starting, on fuller nodes, older.
-fn keep_order(want: &Want, load: &BTreeMap<&NodeName, u32>) -> Vec<Live> {
-    let rank = |phase: ReplicaPhase| match phase {
-        ReplicaPhase::Ready => 0,
-        ReplicaPhase::Starting => 1,
-        ReplicaPhase::Pending => 2,
-        ReplicaPhase::Draining | ReplicaPhase::Failed => 3,
+/// The live replicas of a want worth keeping, best first: serving before starting, where their pool does not crowd,
+/// on fuller nodes, older.
+fn keep_order(want: &Want, load: &BTreeMap<&NodeName, u32>, spread: &mut Spread) -> Vec<Live> {
+    let rank = |l: &Live| {
+        let phase = match l.phase {
+            ReplicaPhase::Ready => 0,
+            ReplicaPhase::Starting => 1,
+            ReplicaPhase::Pending => 2,
+            ReplicaPhase::Draining | ReplicaPhase::Failed => 3,
+        };
+        (phase, l.outdated)
     };
-    let mut live = want.live.clone();
-    live.sort_by_key(|l| {
+    let mut rest = want.live.clone();
+    rest.sort_by_key(|l| {
         let full = l.nodes.first().and_then(|n| load.get(n)).copied().unwrap_or(0);
-        (rank(l.phase), l.outdated, Reverse(full), l.created_at, l.id.clone())
+        (rank(l), Reverse(full), l.created_at, l.id.clone())
     });
-    live.truncate(want.count as usize);
-    live
+    let mut kept = Vec::new();
+    while let Some(first) = rest.first().map(rank).filter(|_| kept.len() < want.count as usize) {
+        let equals = rest.iter().take_while(|l| rank(l) == first);
+        let at = equals.map(|l| spread.is_crowded(want.pool, &l.nodes)).position(|crowded| !crowded);
+        let live = rest.remove(at.unwrap_or(0));
+        spread.take(want.pool, &live.nodes);
+        kept.push(live);
+    }
+    kept
 }
 
 /// Places wants on the nodes of their cells. Deterministic.
@@ -169,28 +206,31 @@ pub fn place(cells: &[Cell], wants: &[Want], mode: Mode) -> Placement {
             }
         }
     }
+    let mut spread = Spread::new(wants);
+    let mut of_kept = spread.clone();
     for (index, cell) in cells.iter().enumerate() {
-        let mut filling = Filling::new(cell);
         let mut order: Vec<usize> =
             (0..wants.len()).filter(|w| wants[*w].cell == index && wants[*w].count > 0).collect();
+        let largest = order.iter().map(|w| wants[*w].shape.tensor_parallel).max().unwrap_or(0);
+        let mut filling = Filling::new(cell, largest);
         order.sort_by_key(|w| {
             let want = &wants[*w];
             (Reverse(want.shape.tensor_parallel), Reverse(want.shape.gpus()), want.pool, want.shape.clone())
         });
         let kept: BTreeMap<usize, Vec<Live>> =
-            order.iter().map(|w| (*w, keep_order(&wants[*w], &load))).collect();
+            order.iter().map(|w| (*w, keep_order(&wants[*w], &load, &mut of_kept))).collect();
         let mut missing: Vec<(usize, u32)> = Vec::new();
         if mode == Mode::Stay {
             for w in &order {
-                let stay = keep(&mut filling, *w, &wants[*w].shape, &kept[w], &mut out);
+                let stay = keep(&mut filling, *w, &wants[*w], &kept[w], &mut spread, &mut out);
                 missing.push((*w, wants[*w].count - stay));
             }
             for (w, count) in missing {
-                start(&mut filling, w, &wants[w].shape, count, &BTreeMap::new(), &mut out);
+                start(&mut filling, w, &wants[w], count, &BTreeMap::new(), &mut spread, &mut out);
             }
         } else {
             for (at, w) in order.iter().enumerate() {
-                let stay = keep(&mut filling, *w, &wants[*w].shape, &kept[w], &mut out);
+                let stay = keep(&mut filling, *w, &wants[*w], &kept[w], &mut spread, &mut out);
                 // What smaller groups still hold, by node: taken last.
                 let mut soft: BTreeMap<usize, u32> = BTreeMap::new();
                 for l in order[at + 1..].iter().flat_map(|v| &kept[v]) {
@@ -200,18 +240,26 @@ pub fn place(cells: &[Cell], wants: &[Want], mode: Mode) -> Placement {
                         }
                     }
                 }
-                start(&mut filling, *w, &wants[*w].shape, wants[*w].count - stay, &soft, &mut out);
+                start(&mut filling, *w, &wants[*w], wants[*w].count - stay, &soft, &mut spread, &mut out);
             }
         }
     }
     out
 }
 
-fn keep(filling: &mut Filling<'_>, want: usize, shape: &Shape, live: &[Live], out: &mut Placement) -> u32 {
+fn keep(
+    filling: &mut Filling<'_>,
+    index: usize,
+    want: &Want,
+    live: &[Live],
+    spread: &mut Spread,
+    out: &mut Placement,
+) -> u32 {
     let mut stay = 0;
     for l in live {
-        if filling.take_at(shape, &l.nodes) {
-            out.placed.push(Placed { want, id: Some(l.id.clone()), nodes: l.nodes.clone() });
+        if filling.take_at(&want.shape, want.pool, &l.nodes, spread) {
+            spread.take(want.pool, &l.nodes);
+            out.placed.push(Placed { want: index, id: Some(l.id.clone()), nodes: l.nodes.clone() });
             stay += 1;
         }
     }
@@ -220,16 +268,20 @@ fn keep(filling: &mut Filling<'_>, want: usize, shape: &Shape, live: &[Live], ou
 
 fn start(
     filling: &mut Filling<'_>,
-    want: usize,
-    shape: &Shape,
+    index: usize,
+    want: &Want,
     count: u32,
     soft: &BTreeMap<usize, u32>,
+    spread: &mut Spread,
     out: &mut Placement,
 ) {
     for _ in 0..count {
-        match filling.take_new(shape, soft) {
-            Some(nodes) => out.placed.push(Placed { want, id: None, nodes }),
-            None => out.unplaced.push(want),
+        match filling.take_new(&want.shape, want.pool, soft, spread) {
+            Some(nodes) => {
+                spread.take(want.pool, &nodes);
+                out.placed.push(Placed { want: index, id: None, nodes });
+            }
+            None => out.unplaced.push(index),
         }
     }
 }

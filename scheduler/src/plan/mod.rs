@@ -2,8 +2,8 @@
 //! every budget.
 //!
 //! [`plan`] is a pure function. It finds each pool's candidates ([`candidates`]), counts what may be used
-//! ([`inventory`]), solves the program ([`program`]) by prices through a [`solver::Solver`], places the replicas
-//! ([`crate::place`]), and writes down the reasons ([`crate::explain`]). Broken pools, budgets or classes get a reason
+//! ([`inventory`]), solves the program ([`program`]) by prices through a [`solver::Solver`], spreads the replicas over
+//! zones that cost the same ([`spread`]), places them ([`crate::place`]), and writes down the reasons ([`crate::explain`]). Broken pools, budgets or classes get a reason
 //! each and disturb no other.
 //!
 //! Complexity: candidates cost questions to the engine model that are cached between plans; solving by prices takes a
@@ -22,6 +22,7 @@ pub mod performance;
 pub(crate) mod prepare;
 pub mod program;
 pub mod solver;
+mod spread;
 
 use std::collections::BTreeMap;
 
@@ -128,12 +129,17 @@ fn solve_group<'a>(
     solver: &dyn Solver,
 ) -> Group<'a> {
     let limits = input.config.limits();
+    let solve = |problem: &Problem<'_>| {
+        let mut answer = decompose::solve(problem, solver, &limits);
+        spread::over_zones(problem, &mut answer);
+        answer
+    };
     let mut problem = prepare::problem(input, drafts, &members, reserved, spent);
-    let mut answer = decompose::solve(&problem, solver, &limits);
+    let mut answer = solve(&problem);
     if !answer.complete && problem.pools.iter().any(|p| p.headroom > 1.0) {
         // Headroom is for calm times: when something is short, size by demand alone.
         problem.pools.iter_mut().for_each(|p| p.headroom = 1.0);
-        answer = decompose::solve(&problem, solver, &limits);
+        answer = solve(&problem);
     }
     let mut wants = prepare::wants(drafts, &members, &problem, &answer);
     let mut placement = place::place(&problem.cells, &wants, place::Mode::Stay);
@@ -154,7 +160,7 @@ fn solve_group<'a>(
                 .sum();
             problem.cuts.push(Cut { cell, size, groups });
         }
-        answer = decompose::solve(&problem, solver, &limits);
+        answer = solve(&problem);
         wants = prepare::wants(drafts, &members, &problem, &answer);
         placement = place::place(&problem.cells, &wants, place::Mode::Stay);
         if placement.unplaced.is_empty() {

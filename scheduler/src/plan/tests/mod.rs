@@ -5,5 +5,6 @@ pub(crate) mod support;
 mod optimal;
 mod reasons;
 mod rollout;
+mod spread;
 mod stable;
 mod whole;
