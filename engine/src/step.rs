@@ -127,7 +127,7 @@ pub(crate) struct StepTimes {
     kv_token: f64,
     /// All-reduce latency of a step.
     link_step: f64,
-    /// All-reduce transfer of one token.
+    /// All-reduce transfer of one token, and its transfer between pipeline stages.
     link_token: f64,
     /// Pipeline hops of a step.
     hops: f64,
@@ -167,14 +167,15 @@ impl StepTimes {
         } else {
             acc.link_bytes_per_second
         };
+        // 16-bit activations of a token, handed from each stage to the next.
+        let hop_token = (pp - 1.0) * 2.0 * hidden / hop_bandwidth;
         Self {
             dense_read: MS * (weights.dense + weights.table) / (tp * read),
             expert_read: MS * weights.experts / (tp * read),
             expert_miss: arch.moe.as_ref().map_or(1.0, |m| {
                 (1.0 - f64::from(m.experts_per_token) / f64::from(m.experts)).clamp(0.0, 1.0)
             }),
-            decode_token: MS * 2.0 * (arch.active_parameters + output_table) / flops
-                + MS * (pp - 1.0) * 2.0 * hidden / hop_bandwidth,
+            decode_token: MS * 2.0 * (arch.active_parameters + output_table) / flops,
             prefill_token: MS * 2.0 * arch.active_parameters / flops,
             attention: MS * 2.0 * f64::from(arch.heads) * f64::from(arch.head_dim) * layers / attention_flops,
             kv_token: MS
@@ -183,7 +184,7 @@ impl StepTimes {
                 * variant.kv.bytes_per_element()
                 / (acc.memory_bytes_per_second * c.eta_kv),
             link_step: 2.0 * layers * c.allreduce_alpha_us * US_MS * tp.log2(),
-            link_token: MS * link_token,
+            link_token: MS * (link_token + hop_token),
             hops: (pp - 1.0) * HOP_MS,
             overhead: (layers * c.layer_overhead_us + c.step_overhead_us) * US_MS,
             request: c.request_overhead_us * US_MS,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::Dtype;
+use crate::{Dtype, NodeInfo};
 
 /// Who makes it; decides the Kubernetes extended resource it is counted under.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -102,6 +102,12 @@ impl AcceleratorClass {
             .find_map(|d| self.flops_per_second.get(d).copied())
             .or_else(|| self.flops_per_second.values().copied().reduce(f64::min))
             .unwrap_or(0.0)
+    }
+
+    /// Accelerators of one node of this class: of the largest on-demand one there is, else as many as share a link domain.
+    pub fn node_gpus(&self, nodes: &[NodeInfo]) -> u32 {
+        let of_class = nodes.iter().filter(|n| n.accelerator == self.name && !n.spot);
+        of_class.map(|n| n.allocatable_gpus).max().unwrap_or(self.link_domain_size).max(1)
     }
 
     /// Whether a node with these labels is of this class. A class without selector matches no node.

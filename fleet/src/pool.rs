@@ -34,6 +34,11 @@ impl EngineKind {
             Self::External => "external",
         }
     }
+
+    /// Whether one replica of it can run over several nodes.
+    pub fn spans_nodes(self) -> bool {
+        matches!(self, Self::Vllm | Self::Sglang | Self::Simulated)
+    }
 }
 
 /// How to run the engine.
@@ -110,6 +115,9 @@ pub struct Parallelism {
     pub tensor: Vec<u32>,
     /// Allowed pipeline-parallel degrees (empty: 1 only).
     pub pipeline: Vec<u32>,
+    /// Tensor-parallel groups split experts whole (expert parallelism).
+    #[serde(default)]
+    pub expert: bool,
     /// Disaggregation.
     pub disaggregation: Disaggregation,
 }

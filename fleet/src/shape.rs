@@ -64,6 +64,25 @@ impl Shape {
     pub fn gpus(&self) -> u32 {
         self.tensor_parallel * self.pipeline_parallel
     }
+
+    /// Over how many nodes a replica of this shape may be spread, fewest first: equally many whole pipeline stages on each,
+    /// since a tensor-parallel group stays on one node.
+    pub fn splits(&self) -> impl Iterator<Item = u32> + '_ {
+        (1..=self.pipeline_parallel).filter(|nodes| self.pipeline_parallel.is_multiple_of(*nodes))
+    }
+
+    /// Accelerators that a replica takes on each of so many nodes.
+    pub fn gpus_on_each(&self, nodes: u32) -> u32 {
+        self.gpus().div_ceil(nodes.max(1))
+    }
+
+    /// Over how many nodes of `node_gpus` accelerators a replica has to be spread (at most one stage on each, however small
+    /// they are).
+    pub fn nodes_of(&self, node_gpus: u32) -> u32 {
+        self.splits()
+            .find(|nodes| self.gpus_on_each(*nodes) <= node_gpus)
+            .unwrap_or_else(|| self.pipeline_parallel.max(1))
+    }
 }
 
 impl fmt::Display for Shape {
@@ -77,5 +96,26 @@ impl fmt::Display for Shape {
             write!(f, " {}", self.role)?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shape(tensor_parallel: u32, pipeline_parallel: u32) -> Shape {
+        let (variant, accelerator) = ("bf16".to_owned(), "h100".to_owned());
+        Shape { variant, accelerator, tensor_parallel, pipeline_parallel, role: Role::Mixed }
+    }
+
+    #[test]
+    fn stages_are_spread_evenly_over_as_few_nodes_as_hold_them() {
+        assert_eq!(shape(8, 2).nodes_of(8), 2);
+        assert_eq!(shape(4, 2).nodes_of(8), 1);
+        assert_eq!(shape(4, 4).nodes_of(8), 2);
+        assert_eq!((shape(2, 6).nodes_of(8), shape(2, 6).gpus_on_each(2)), (2, 6));
+        assert_eq!(shape(8, 3).nodes_of(8), 3);
+        assert_eq!(shape(8, 2).nodes_of(4), 2, "no stage is cut");
+        assert_eq!(shape(4, 6).splits().collect::<Vec<_>>(), [1, 2, 3, 6]);
     }
 }

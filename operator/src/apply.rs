@@ -13,6 +13,7 @@ use plimsoll_fleet::PoolId;
 use serde_json::json;
 use tracing::{debug, info, warn};
 
+use crate::apply_group;
 use crate::build::{Action, Prepared};
 use crate::names;
 use crate::observe;
@@ -63,6 +64,7 @@ struct Refused {
 fn key(action: &Action) -> (PoolId, String) {
     let what = match action {
         Action::CreatePod { pod, .. } => format!("create {}", pod.name_any()),
+        Action::CreateGroup { replica, .. } => format!("create {replica}"),
         Action::MarkDraining { replica, .. } => format!("mark {replica}"),
         Action::DeletePod { replica, .. } => format!("delete {replica}"),
         Action::SetFinalizers { .. } => "finalizers".to_owned(),
@@ -138,21 +140,24 @@ pub async fn apply(client: &Client, field_manager: &str, prepared: Prepared) -> 
     Applied { outcomes, problems }
 }
 
-fn pods(client: &Client, pool: &PoolId) -> Api<Pod> {
+pub(crate) fn pods(client: &Client, pool: &PoolId) -> Api<Pod> {
     Api::namespaced(client.clone(), pool.namespace())
 }
 
 async fn make(client: &Client, field_manager: &str, action: &Action) -> Result<(), String> {
     match action {
         Action::CreatePod { pool, owner_uid, pod } => {
-            create(client, field_manager, pool, owner_uid, pod).await
+            create(client, field_manager, pool, owner_uid, pod).await.map(drop)
         }
-        Action::MarkDraining { pool, replica, pod_uid, at } => {
+        Action::CreateGroup { pool, owner_uid, replica, group } => {
+            apply_group::create(client, field_manager, pool, owner_uid, replica, group).await
+        }
+        Action::MarkDraining { pool, replica, pod, pod_uid, at } => {
             let patch =
                 json!({"metadata": {"uid": pod_uid, "annotations": {names::DRAINING: at.to_string()}}});
             let params =
                 PatchParams { field_manager: Some(field_manager.to_owned()), ..PatchParams::default() };
-            match pods(client, pool).patch(replica.as_str(), &params, &Patch::Merge(patch)).await {
+            match pods(client, pool).patch(pod, &params, &Patch::Merge(patch)).await {
                 Ok(_) => {
                     info!(%pool, %replica, "replica begins to drain");
                     Ok(())
@@ -161,20 +166,19 @@ async fn make(client: &Client, field_manager: &str, action: &Action) -> Result<(
                 Err(e) => Err(format!("failed to mark replica {replica} as draining: {}", explain(&e))),
             }
         }
-        Action::DeletePod { pool, replica, pod_uid, reason } => {
-            let params = DeleteParams {
-                preconditions: Some(Preconditions { uid: Some(pod_uid.clone()), resource_version: None }),
-                ..DeleteParams::default()
-            };
-            match pods(client, pool).delete(replica.as_str(), &params).await {
-                Ok(_) => {
-                    info!(%pool, %replica, reason = reason.text(), "replica deleted");
-                    Ok(())
+        Action::DeletePod { pool, replica, pods: targets, set, reason } => {
+            let deleted = match set {
+                Some(set) => apply_group::delete_set(client, pool, set).await,
+                None => {
+                    let pods = pods(client, pool);
+                    let each = targets.iter().map(|(name, uid)| delete(&pods, name, uid));
+                    futures::future::try_join_all(each).await.map(|deleted| deleted.contains(&true))
                 }
-                // Gone, or another pod of that name already.
-                Err(e) if is_not_found(&e) || is_conflict(&e) => Ok(()),
-                Err(e) => Err(format!("failed to delete replica {replica}: {}", explain(&e))),
+            };
+            if deleted.map_err(|e| format!("failed to delete replica {replica}: {}", explain(&e)))? {
+                info!(%pool, %replica, reason = reason.text(), "replica deleted");
             }
+            Ok(())
         }
         Action::SetFinalizers { pool, resource_version, finalizers } => {
             let api: Api<ModelPool> = Api::namespaced(client.clone(), pool.namespace());
@@ -194,25 +198,44 @@ async fn make(client: &Client, field_manager: &str, action: &Action) -> Result<(
     }
 }
 
-async fn create(
+/// Deletes exactly this pod; whether it was there.
+async fn delete(pods: &Api<Pod>, name: &str, uid: &str) -> Result<bool, kube::Error> {
+    match pods.delete(name, &exactly(uid)).await {
+        Ok(_) => Ok(true),
+        // Gone, or another pod of that name already.
+        Err(e) if is_not_found(&e) || is_conflict(&e) => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
+/// Deletes only the object of this UID.
+pub(crate) fn exactly(uid: &str) -> DeleteParams {
+    DeleteParams {
+        preconditions: Some(Preconditions { uid: Some(uid.to_owned()), resource_version: None }),
+        ..DeleteParams::default()
+    }
+}
+
+/// Creates a replica's pod, or finds that it exists; its UID.
+pub(crate) async fn create(
     client: &Client,
     field_manager: &str,
     pool: &PoolId,
     owner_uid: &str,
     pod: &Pod,
-) -> Result<(), String> {
+) -> Result<String, String> {
     let api = pods(client, pool);
     let name = pod.name_any();
     let params = PostParams { field_manager: Some(field_manager.to_owned()), dry_run: false };
     match api.create(&params, pod).await {
-        Ok(_) => {
+        Ok(made) => {
             info!(%pool, replica = %name, "replica created");
-            Ok(())
+            Ok(made.metadata.uid.unwrap_or_default())
         }
         Err(e) if is_already_exists(&e) => match api.get_opt(&name).await {
             // Created by an earlier try whose answer was lost, or not yet visible in the cache.
             Ok(Some(existing)) => match observe::replica(&existing) {
-                Ok(replica) if replica.owner_uid == owner_uid && !replica.terminating => Ok(()),
+                Ok(replica) if replica.owner_uid == owner_uid && !replica.terminating => Ok(replica.pod_uid),
                 Ok(_) => Err(format!("replica {name} waits for an older pod of the same name to end")),
                 Err(stranger) => Err(format!("replica {name} cannot be created: {stranger}")),
             },
@@ -230,15 +253,15 @@ fn status_of(error: &kube::Error) -> Option<u16> {
     }
 }
 
-fn is_not_found(error: &kube::Error) -> bool {
+pub(crate) fn is_not_found(error: &kube::Error) -> bool {
     status_of(error) == Some(404)
 }
 
-fn is_conflict(error: &kube::Error) -> bool {
+pub(crate) fn is_conflict(error: &kube::Error) -> bool {
     status_of(error) == Some(409)
 }
 
-fn is_already_exists(error: &kube::Error) -> bool {
+pub(crate) fn is_already_exists(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.code == 409 && status.reason == "AlreadyExists")
 }
 

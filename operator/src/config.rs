@@ -23,13 +23,23 @@ pub struct EngineImages {
 impl Default for EngineImages {
     fn default() -> Self {
         Self {
-            vllm: "vllm/vllm-openai:v0.11.0".to_owned(),
+            vllm: "vllm/vllm-openai:v0.12.0".to_owned(),
             sglang: "lmsysorg/sglang:v0.5.4".to_owned(),
             llamacpp: "ghcr.io/ggml-org/llama.cpp:server-cuda".to_owned(),
             llamacpp_cpu: "ghcr.io/ggml-org/llama.cpp:server".to_owned(),
             plimsoll: concat!("plimsoll/plimsoll:v", env!("CARGO_PKG_VERSION")).to_owned(),
         }
     }
+}
+
+/// Who makes the pods of a replica over several nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Groups {
+    /// A LeaderWorkerSet where the cluster has that API and lets the operator use it, else the operator.
+    #[default]
+    Auto,
+    /// The operator.
+    Pods,
 }
 
 /// Configuration of the operator.
@@ -61,6 +71,8 @@ pub struct OperatorConfig {
     pub faults: Vec<FaultCondition>,
     /// An InferencePool for each ModelPool, where the cluster has that API (`None`: none).
     pub inference_pools: Option<InferencePools>,
+    /// Who makes the pods of replicas over several nodes.
+    pub groups: Groups,
 }
 
 impl Default for OperatorConfig {
@@ -80,6 +92,7 @@ impl Default for OperatorConfig {
             images: EngineImages::default(),
             faults: known_conditions(),
             inference_pools: None,
+            groups: Groups::default(),
         }
     }
 }

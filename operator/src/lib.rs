@@ -6,15 +6,18 @@
 //! reached through [`brain::Brain`], over gRPC in production ([`grpc`]). Only the holder of the Lease ([`lease`]) acts.
 
 pub mod apply;
+mod apply_group;
 pub mod backoff;
 pub mod brain;
 pub mod build;
 pub mod config;
 pub mod events;
 pub mod fault;
+pub mod group;
 pub mod grpc;
 pub mod inference_pool;
 pub mod lease;
+pub mod lws;
 pub mod names;
 pub mod observe;
 pub mod record;
@@ -26,7 +29,7 @@ pub mod watch;
 pub mod world;
 
 pub use brain::{Brain, BrainError, FleetUpdate, Observations, PoolObservation};
-pub use config::{EngineImages, OperatorConfig};
+pub use config::{EngineImages, Groups, OperatorConfig};
 pub use fault::FaultCondition;
-pub use record::ReplicaRecord;
+pub use record::{GroupRecord, ReplicaRecord};
 pub use run::{Operator, OperatorError};

@@ -11,6 +11,7 @@ use plimsoll_fleet::{
 };
 
 use crate::fault::{self, FaultCondition};
+use crate::group::Group;
 use crate::names;
 use crate::record::ReplicaRecord;
 
@@ -22,14 +23,20 @@ const CRASHES_UNTIL_FAILED: i32 = 3;
 pub struct Observed {
     /// As the planner sees it.
     pub status: ReplicaStatus,
-    /// Pod's UID.
+    /// Name of its pod, of the leader's if it runs on several nodes.
+    pub pod: String,
+    /// That pod's UID.
     pub pod_uid: String,
+    /// Its other pods, if it runs on several nodes.
+    pub group: Option<Group>,
     /// UID of the ModelPool that owns the pod.
     pub owner_uid: String,
     /// Since when it drains.
     pub draining_since: Option<Timestamp>,
     /// Kubernetes is ending the pod.
     pub terminating: bool,
+    /// When it is to have ended by then.
+    pub ends_at: Option<Timestamp>,
     /// What it was made from, see [`crate::build::template`].
     pub template: String,
 }
@@ -61,7 +68,7 @@ pub struct Unadoptable {
     pub problem: String,
 }
 
-/// The replica that a pod is.
+/// The replica that a pod is, or leads: the other pods of a group are added by [`crate::group::join`].
 ///
 /// # Errors
 /// [`Unadoptable`] if it lacks a readable record or a valid name.
@@ -69,13 +76,16 @@ pub fn replica(pod: &Pod) -> Result<Observed, Unadoptable> {
     let (namespace, name) = (pod.namespace().unwrap_or_default(), pod.name_any());
     let unadoptable =
         |problem: String| Unadoptable { namespace: namespace.clone(), name: name.clone(), problem };
-    let id = ReplicaId::new(name.clone()).map_err(|e| unadoptable(e.to_string()))?;
     let text = pod
         .annotations()
         .get(names::REPLICA)
         .ok_or_else(|| unadoptable(format!("has no annotation {}", names::REPLICA)))?;
     let record: ReplicaRecord = serde_json::from_str(text)
         .map_err(|e| unadoptable(format!("its annotation {} cannot be read ({e})", names::REPLICA)))?;
+    let id = match &record.group {
+        Some(group) => group.replica.clone(),
+        None => ReplicaId::new(name.clone()).map_err(|e| unadoptable(e.to_string()))?,
+    };
     let empty_status = PodStatus::default();
     let status = pod.status.as_ref().unwrap_or(&empty_status);
     let created_at = pod.metadata.creation_timestamp.as_ref().map_or(Timestamp::UNIX_EPOCH, |t| t.0);
@@ -97,8 +107,7 @@ pub fn replica(pod: &Pod) -> Result<Observed, Unadoptable> {
             condition("Ready").and_then(|c| c.last_transition_time.as_ref()).map_or(created_at, |t| t.0)
         }
     };
-    let bound = pod.spec.as_ref().and_then(|s| s.node_name.clone()).filter(|n| !n.is_empty());
-    let nodes = bound.and_then(|node| NodeName::new(node).ok()).into_iter().collect();
+    let nodes = node_of(pod).into_iter().collect();
     let address = status.pod_ip.as_deref().filter(|ip| !ip.is_empty()).map(|ip| {
         if ip.contains(':') {
             format!("[{ip}]:{}", names::ENGINE_PORT)
@@ -123,6 +132,7 @@ pub fn replica(pod: &Pod) -> Result<Observed, Unadoptable> {
             outdated: false,
             ended: matches!(status.phase.as_deref(), Some("Failed" | "Succeeded")),
         },
+        pod: name,
         pod_uid: pod.metadata.uid.clone().unwrap_or_default(),
         owner_uid: pod
             .metadata
@@ -131,9 +141,12 @@ pub fn replica(pod: &Pod) -> Result<Observed, Unadoptable> {
             .flatten()
             .find(|o| o.kind == "ModelPool")
             .map(|o| o.uid.clone())
+            .or_else(|| record.group.as_ref().map(|group| group.owner_uid.clone()))
             .unwrap_or_default(),
+        group: record.group.as_ref().map(|group| Group::new(pod, group, record.nodes.clone())),
         draining_since,
         terminating,
+        ends_at: pod.metadata.deletion_timestamp.as_ref().map(|t| t.0),
         template: pod.annotations().get(names::TEMPLATE).cloned().unwrap_or_default(),
     })
 }
@@ -156,8 +169,14 @@ pub fn remember_ready(known: &mut BTreeMap<String, Timestamp>, replicas: &mut [O
     *known = now;
 }
 
+/// The node a pod is bound to.
+pub(crate) fn node_of(pod: &Pod) -> Option<NodeName> {
+    let bound = pod.spec.as_ref().and_then(|s| s.node_name.clone()).filter(|n| !n.is_empty());
+    bound.and_then(|node| NodeName::new(node).ok())
+}
+
 /// Phase of a pod that is not draining, and what the cluster says of it.
-fn phase(status: &PodStatus, ready: bool) -> (ReplicaPhase, String) {
+pub(crate) fn phase(status: &PodStatus, ready: bool) -> (ReplicaPhase, String) {
     if ready {
         return (ReplicaPhase::Ready, String::new());
     }

@@ -1,7 +1,7 @@
 //! What a replica's pod says of itself.
 
 use plimsoll_fleet::shape::Variant;
-use plimsoll_fleet::{AcceleratorClass, EngineKind, ModelArchitecture, NodeName, PoolId, Shape};
+use plimsoll_fleet::{AcceleratorClass, EngineKind, ModelArchitecture, NodeName, PoolId, ReplicaId, Shape};
 use serde::{Deserialize, Serialize};
 
 /// Annotation `plimsoll.dev/replica` of every replica's pod, as JSON: all that is needed to adopt the replica without any
@@ -30,4 +30,18 @@ pub struct ReplicaRecord {
     pub accelerator: AcceleratorClass,
     /// Longest request, tokens.
     pub max_context_tokens: Option<u32>,
+    /// The group that it leads, if it runs on several nodes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<GroupRecord>,
+}
+
+/// What the leader of a replica over several nodes says of its group.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupRecord {
+    /// The replica (a LeaderWorkerSet gives its pods names of their own).
+    pub replica: ReplicaId,
+    /// Pods, the leader included.
+    pub size: u32,
+    /// UID of the ModelPool (pods of a LeaderWorkerSet are owned by other objects).
+    pub owner_uid: String,
 }

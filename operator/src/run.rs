@@ -10,7 +10,7 @@ use plimsoll_crds::model_pool::ModelPoolStatus;
 use plimsoll_crds::{
     AcceleratorClass, Budget, FleetPlan, LoraAdapter, ModelPool, Tenant, conditions, fleet_plan::CURRENT,
 };
-use plimsoll_fleet::{ClusterSnapshot, PoolId, ReplicaId, ReplicaPhase, ReplicaStatus};
+use plimsoll_fleet::{ClusterSnapshot, Plan, PoolId, ReplicaId, ReplicaPhase, ReplicaStatus};
 use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::sync::watch as channel;
@@ -20,12 +20,13 @@ use tracing::{debug, info, instrument, warn};
 use crate::apply::{Applied, Throttle, apply};
 use crate::brain::{Brain, BrainError, Knowledge, follow};
 use crate::build::{Action, DeleteReason, Inputs, build, current_plan};
-use crate::config::OperatorConfig;
+use crate::config::{Groups, OperatorConfig};
 use crate::events::{Events, Note, reference};
 use crate::fault;
 use crate::grpc::GrpcBrain;
 use crate::inference_pool::{self, AllWanted};
 use crate::lease;
+use crate::lws::Lws;
 use crate::observe::{self, Observed};
 use crate::snapshot;
 use crate::status::pool::{Facts, InForce};
@@ -111,6 +112,7 @@ struct Memory {
     strangers: BTreeSet<String>,
     /// When replicas first became ready, by UID of the pod.
     first_ready: BTreeMap<String, Timestamp>,
+    lws: Lws,
 }
 
 struct WrittenPool {
@@ -205,11 +207,18 @@ impl Leader {
                 changed
             });
         }
+        let spans =
+            |plan: &Plan| plan.pools.iter().flat_map(|p| &p.replicas).any(|r| r.shape.pipeline_parallel > 1);
+        let lws = self.config.groups == Groups::Auto
+            && known.plan.as_deref().is_some_and(spans)
+            && self.memory.lws.usable(&self.client).await;
         let prepared = build(Inputs {
             validated: &validated,
             replicas: &replicas,
             plan: known.plan.as_deref(),
             drained: &known.observations.drained,
+            nodes: &snapshot.nodes,
+            lws,
             config: &self.config,
             now,
         });
@@ -547,10 +556,10 @@ fn change_notes(validated: &Validated, applied: &Applied, now: Timestamp) -> Vec
         .iter()
         .filter_map(|outcome| {
             let (reason, message, key) = match (&outcome.action, &outcome.result) {
-                (Action::DeletePod { replica, pod_uid, reason: DeleteReason::DrainTimeout, .. }, Ok(())) => (
+                (Action::DeletePod { replica, pods, reason: DeleteReason::DrainTimeout, .. }, Ok(())) => (
                     "DrainTimedOut",
                     format!("{replica} was deleted before every request was known to be finished: the drain timed out"),
-                    pod_uid.clone(),
+                    pods.first().map(|(_, uid)| uid.clone()).unwrap_or_default(),
                 ),
                 (_, Err(problem)) => ("ChangeRefused", problem.clone(), String::new()),
                 _ => return None,

@@ -8,20 +8,14 @@ use plimsoll_fleet::{ClusterSnapshot, ReplicaId, ReplicaPhase};
 
 use crate::build::template;
 use crate::fault::FaultCondition;
+use crate::group;
 use crate::observe::{self, Observed, Unadoptable};
 use crate::validate::Validated;
 use crate::world::World;
 
 /// The replicas among the pods, in order of pool and identity, and the pods that only claim to be.
 pub fn replicas(world: &World) -> (Vec<Observed>, Vec<Unadoptable>) {
-    let mut replicas = Vec::new();
-    let mut unadoptable = Vec::new();
-    for pod in &world.pods {
-        match observe::replica(pod) {
-            Ok(replica) => replicas.push(replica),
-            Err(why) => unadoptable.push(why),
-        }
-    }
+    let (mut replicas, mut unadoptable) = group::replicas(&world.pods);
     replicas.sort_by(|a, b| (&a.status.pool, &a.status.id).cmp(&(&b.status.pool, &b.status.id)));
     // Replica names are unique in the cluster; of two pods that claim one name, the older is the replica.
     let mut oldest: BTreeMap<ReplicaId, (Timestamp, String)> = BTreeMap::new();
@@ -52,7 +46,16 @@ pub fn snapshot(
     replicas: &[Observed],
     faults: &[FaultCondition],
 ) -> ClusterSnapshot {
-    let adopted: BTreeSet<&str> = replicas.iter().map(|r| r.pod_uid.as_str()).collect();
+    // Of a replica that is not wholly bound and was not planned onto nodes, what is bound counts by itself.
+    let counted = |r: &&Observed| r.group.is_none() || !r.status.nodes.is_empty();
+    let adopted: BTreeSet<&str> = replicas
+        .iter()
+        .filter(counted)
+        .flat_map(|r| {
+            let workers = r.group.iter().flat_map(|g| &g.workers);
+            std::iter::once(r.pod_uid.as_str()).chain(workers.map(|w| w.uid.as_str()))
+        })
+        .collect();
     // What claims to be a replica and is not holds accelerators all the same.
     let strangers =
         world.pods.iter().filter(|p| !adopted.contains(p.metadata.uid.as_deref().unwrap_or_default()));

@@ -200,8 +200,9 @@ fn a_replica_that_serves_drains_before_it_goes() {
     // Nobody acknowledged yet: wait.
     assert_eq!(decide(&world, Some(&smaller), &["chat-1"], at(60)).actions, []);
     let deleted = |drained: &[&str], now| match &decide(&world, Some(&smaller), drained, now).actions[..] {
-        [Action::DeletePod { replica, pod_uid, reason, .. }] => {
-            assert_eq!((replica.as_str(), pod_uid.as_str()), ("chat-2", "pod-chat-2"));
+        [Action::DeletePod { replica, pods, reason, .. }] => {
+            assert_eq!(pods[..], [("chat-2".to_owned(), "pod-chat-2".to_owned())]);
+            assert_eq!(replica.as_str(), "chat-2");
             *reason
         }
         other => panic!("{other:?}"),

@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests")]
 
 mod common;
+#[path = "common/groups.rs"]
+mod groups;
 #[path = "common/script.rs"]
 mod script;
 

@@ -1,6 +1,7 @@
 //! Simulated engine server, traces and their generators, load replay.
 //!
 //! - [`engine_server`]: an HTTP server that behaves like vLLM on a chosen model and accelerator (`plimsoll engine-sim`);
+//! - [`group`]: how such engines form one replica over several nodes;
 //! - [`trace`]: traffic traces, read from the public formats or generated;
 //! - [`replay`]: an open-loop load generator that sends a trace to any OpenAI endpoint (`plimsoll replay`).
 //!
@@ -26,6 +27,7 @@
 //! ```
 
 pub mod engine_server;
+pub mod group;
 pub mod replay;
 pub mod sse;
 pub mod text;

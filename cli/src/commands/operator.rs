@@ -5,7 +5,7 @@ use std::time::Duration;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use plimsoll_operator::grpc::GrpcBrain;
 use plimsoll_operator::inference_pool::{InferencePools, Picker};
-use plimsoll_operator::{EngineImages, FaultCondition, Operator, OperatorConfig};
+use plimsoll_operator::{EngineImages, FaultCondition, Groups, Operator, OperatorConfig};
 use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
@@ -43,6 +43,9 @@ pub struct Args {
     /// [default: none]
     #[arg(long, value_parser = picker, requires = "inference_pools")]
     pub inference_picker: Option<Picker>,
+    /// Make the pods of replicas over several nodes itself, even where the cluster has LeaderWorkerSets
+    #[arg(long)]
+    pub no_leader_worker_sets: bool,
     /// Node conditions that make a node's accelerators unusable, `TYPE` or `TYPE=STATUS`, separated by commas [default:
     /// those that the node monitors of AKS and EKS and common rules of the node problem detector set]
     #[arg(long, value_delimiter = ',')]
@@ -109,6 +112,9 @@ pub async fn run(args: &Args) -> Outcome {
     config.images = args.images.over(config.images);
     if let Some(faults) = &args.node_faults {
         config.faults.clone_from(faults);
+    }
+    if args.no_leader_worker_sets {
+        config.groups = Groups::Pods;
     }
     config.inference_pools = args
         .inference_pools

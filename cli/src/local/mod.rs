@@ -1,5 +1,6 @@
 //! The local cluster: the in-process Kubernetes API, simulated nodes, and simulated engines on them.
 
+mod group;
 mod runtime;
 
 use std::net::SocketAddr;

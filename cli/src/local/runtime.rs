@@ -17,6 +17,8 @@ use plimsoll_operator::ReplicaRecord;
 use plimsoll_simulator::engine_server::{EngineServer, EngineServerConfig, EngineServerError};
 use tokio::sync::watch;
 
+use super::group::{self, Groups, Member};
+
 /// Annotation with the replica's record.
 const RECORD: &str = "plimsoll.dev/replica";
 /// Port of an engine's API within its pod, as the operator gives it to every engine.
@@ -28,20 +30,27 @@ pub struct EngineRuntime {
     speed: f64,
     startup: Duration,
     addresses: LoopbackIps,
+    groups: Groups,
 }
 
 impl EngineRuntime {
     /// Engines that run `speed` times as fast as real ones and need `startup` (virtual) to come up.
     pub fn new(speed: f64, startup: Duration) -> Self {
-        Self { speed, startup, addresses: LoopbackIps::default() }
+        Self { speed, startup, addresses: LoopbackIps::default(), groups: Groups::default() }
     }
 
     async fn start_engine(&self, pod: &Pod) -> Result<RunningPod, RuntimeError> {
+        let rank = group::rank(pod);
+        if let Some(rank) = rank.filter(|rank| *rank > 0) {
+            let ip = IpAddr::V4(self.addresses.allocate());
+            return Ok(worker(ip, rank, self.groups.join(pod, rank)));
+        }
         let record = record(pod)?;
+        let member = rank.zip(record.group.as_ref()).map(|(rank, _)| self.groups.join(pod, rank));
         let start = |ip| EngineServer::start(self.config(&record, SocketAddr::from((ip, ENGINE_PORT))));
         let taken = |error: &EngineServerError| matches!(error, EngineServerError::Listen { source, .. } if source.kind() == ErrorKind::AddrInUse);
         match self.addresses.start_on_free(start, taken).await {
-            Ok((ip, server)) => Ok(running(IpAddr::V4(ip), server, record)),
+            Ok((ip, server)) => Ok(running(IpAddr::V4(ip), server, record, member)),
             Err(error) if taken(&error) => {
                 Err(failed("RunContainerError", format!("no free loopback address: {error}")))
             }
@@ -88,7 +97,33 @@ fn record(pod: &Pod) -> Result<ReplicaRecord, RuntimeError> {
         .map_err(|e| failed("CreateContainerConfigError", format!("annotation {RECORD} cannot be read: {e}")))
 }
 
-fn running(ip: IpAddr, server: EngineServer, record: ReplicaRecord) -> RunningPod {
+/// A pod that does its part for the leader of its group, and ends when another pod of the group does.
+fn worker(ip: IpAddr, rank: u32, member: Member) -> RunningPod {
+    let (stopped, mut stop) = watch::channel(false);
+    let broken = member.broken();
+    let exit = async move {
+        let code = tokio::select! {
+            _ = stop.wait_for(|stopped| *stopped) => 0,
+            () = broken.cancelled() => 1,
+        };
+        drop(member);
+        let message = (code > 0).then(|| "another pod of its group ended".to_owned());
+        PodExit { code, reason: None, message }
+    };
+    // Held by its own task: what the kubelet drops must not keep the group waiting.
+    let exit = tokio::spawn(exit);
+    let exit = async move { exit.await.unwrap_or(PodExit { code: 1, reason: None, message: None }) };
+    let end = move |_grace: Duration| -> BoxFuture<'static, ()> {
+        async move {
+            stopped.send_replace(true);
+        }
+        .boxed()
+    };
+    let log = format!("simulated worker of rank {rank} on {ip}\n");
+    RunningPod::new(exit.boxed(), Box::new(end)).with_ip(ip).with_logs(Arc::new(move || log.clone()))
+}
+
+fn running(ip: IpAddr, server: EngineServer, record: ReplicaRecord, member: Option<Member>) -> RunningPod {
     let (exited, mut exit) = watch::channel(false);
     let (ready_tx, ready) = watch::channel(false);
     let server = Arc::new(server);
@@ -98,11 +133,18 @@ fn running(ip: IpAddr, server: EngineServer, record: ReplicaRecord) -> RunningPo
         record.served_name,
         record.shape
     )));
+    let broken = member.as_ref().map(Member::broken).unwrap_or_default();
     let watched = Arc::clone(&server);
     let ready_log = Arc::clone(&log);
     tokio::spawn(async move {
+        let ready = async {
+            if let Some((member, group)) = member.as_ref().zip(record.group.as_ref()) {
+                member.complete(group.size).await;
+            }
+            watched.ready().await;
+        };
         tokio::select! {
-            () = watched.ready() => {
+            () = ready => {
                 ready_log.lock().push_str("ready\n");
                 ready_tx.send_replace(true);
                 // Held until the pod ends: a closed channel would read as an end of readiness news.
@@ -116,8 +158,13 @@ fn running(ip: IpAddr, server: EngineServer, record: ReplicaRecord) -> RunningPo
         ports: [].into(),
         ready: Some(ready),
         exit: async move {
-            let _ = exit.wait_for(|gone| *gone).await;
-            PodExit { code: 0, reason: None, message: None }
+            tokio::select! {
+                _ = exit.wait_for(|gone| *gone) => PodExit { code: 0, reason: None, message: None },
+                () = broken.cancelled() => {
+                    let message = Some("a worker of its group ended".to_owned());
+                    PodExit { code: 1, reason: None, message }
+                }
+            }
         }
         .boxed(),
         stop: Box::new(move |_grace: Duration| -> BoxFuture<'static, ()> {

@@ -48,7 +48,7 @@ impl super::ModelPool {
         let slo_classes = slo_classes(&mut check, &spec.slo);
         let demand = spec.demand.as_ref().map(|d| demand(&mut check, d));
         let scaling = scaling(&mut check, &spec.scaling, spec.replicas);
-        let parallelism = parallelism(&mut check, &spec.parallelism, architecture.as_ref());
+        let parallelism = parallelism(&mut check, &spec.parallelism, spec.engine.kind, architecture.as_ref());
         let placement = placement(&mut check, &spec.placement);
         check.range("spec.minQuality", spec.min_quality, 0.0, 1.0);
         if !variants.is_empty() && variants.iter().all(|v| v.quality < spec.min_quality) {
@@ -583,6 +583,7 @@ fn degrees(check: &mut Check, at: &str, given: &[i32]) -> Vec<u32> {
 fn parallelism(
     check: &mut Check,
     given: &Parallelism,
+    engine: EngineKind,
     model: Option<&fleet::ModelArchitecture>,
 ) -> pool::Parallelism {
     let tensor = degrees(check, "spec.parallelism.tensor", &given.tensor);
@@ -607,9 +608,23 @@ fn parallelism(
             );
         }
     }
+    if given.expert {
+        if let Some(model) = model.filter(|m| m.moe.is_none()) {
+            check.invalid(
+                "spec.parallelism.expert",
+                true,
+                format!("needs experts, and {} has none", model.name),
+                "remove it, or serve a mixture-of-experts model",
+            );
+        }
+        if engine == EngineKind::Llamacpp {
+            check.invalid("spec.parallelism.expert", true, "is not for llama.cpp", "use vllm or sglang");
+        }
+    }
     pool::Parallelism {
         tensor,
         pipeline,
+        expert: given.expert,
         disaggregation: match given.disaggregation {
             Disaggregation::Auto => pool::Disaggregation::Auto,
             Disaggregation::Always => pool::Disaggregation::Always,

@@ -491,11 +491,15 @@ pub struct Parallelism {
     #[schemars(length(max = 8), inner(range(min = 1, max = 64)))]
     #[x_kube(validation = Rule::new("self.all(x, self.exists_one(y, y == x))").message("tensor degrees must be unique"))]
     pub tensor: Vec<i32>,
-    /// Allowed pipeline-parallel degrees. Left out: 1.
+    /// Allowed pipeline-parallel degrees; above 1, stages may sit on several nodes. Left out: 1.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8), inner(range(min = 1, max = 64)))]
     #[x_kube(validation = Rule::new("self.all(x, self.exists_one(y, y == x))").message("pipeline degrees must be unique"))]
     pub pipeline: Vec<i32>,
+    /// Give each accelerator of a tensor-parallel group whole experts instead of a slice of each (expert parallelism). For
+    /// mixture-of-experts models on vLLM and SGLang.
+    #[serde(default)]
+    pub expert: bool,
     /// Whether prefill and decode run on separate replicas.
     #[serde(default)]
     pub disaggregation: Disaggregation,

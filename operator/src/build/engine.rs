@@ -1,13 +1,14 @@
 //! How each engine is started. Pure.
 
-use k8s_openapi::api::core::v1::EnvVar;
+use k8s_openapi::api::core::v1::{EnvVar, EnvVarSource, ObjectFieldSelector};
 use plimsoll_crds::presets;
 use plimsoll_fleet::shape::Variant;
 use plimsoll_fleet::{AcceleratorClass, Adapter, Dtype, EngineKind, ModelPool, Shape, Vendor};
 
+use super::group::Seat;
 use super::pod::{WEIGHTS, literal};
 use crate::config::EngineImages;
-use crate::names::ENGINE_PORT;
+use crate::names::{ENGINE_PORT, RENDEZVOUS_PORT};
 
 /// Where weights come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -98,8 +99,50 @@ pub fn launch(
     }
 }
 
+/// Makes an engine one of several pods that run one replica together.
+pub fn join(launch: &mut Launch, kind: EngineKind, seat: &Seat) {
+    if seat.size < 2 {
+        return;
+    }
+    let args = &mut launch.args;
+    match kind {
+        // Multi-node without Ray, from vLLM 0.12 on: ranks above 0 run no API server.
+        EngineKind::Vllm => {
+            flag(args, "--distributed-executor-backend", "mp");
+            flag(args, "--nnodes", seat.size);
+            flag(args, "--node-rank", &seat.rank);
+            flag(args, "--master-addr", &seat.leader);
+            flag(args, "--master-port", RENDEZVOUS_PORT);
+            if !seat.leads {
+                args.push("--headless".to_owned());
+            }
+            // Else it guesses which of its addresses the others reach.
+            launch.env.push(pod_field("VLLM_HOST_IP", "status.podIP"));
+        }
+        EngineKind::Sglang => {
+            flag(args, "--nnodes", seat.size);
+            flag(args, "--node-rank", &seat.rank);
+            flag(args, "--dist-init-addr", format!("{}:{RENDEZVOUS_PORT}", seat.leader));
+        }
+        EngineKind::Simulated => {
+            flag(args, "--nnodes", seat.size);
+            flag(args, "--node-rank", &seat.rank);
+            flag(args, "--master-addr", &seat.leader);
+            flag(args, "--master-port", RENDEZVOUS_PORT);
+        }
+        EngineKind::Llamacpp | EngineKind::External => {}
+    }
+}
+
 fn words<'a>(parts: impl IntoIterator<Item = &'a str>) -> Vec<String> {
     parts.into_iter().map(str::to_owned).collect()
+}
+
+/// A variable with a field of the pod as its value.
+pub(super) fn pod_field(name: &str, path: &str) -> EnvVar {
+    let field = ObjectFieldSelector { field_path: path.to_owned(), ..ObjectFieldSelector::default() };
+    let source = EnvVarSource { field_ref: Some(field), ..EnvVarSource::default() };
+    EnvVar { name: name.to_owned(), value: None, value_from: Some(source) }
 }
 
 /// Adds `--flag value`.
@@ -170,6 +213,12 @@ fn common_flags(args: &mut Vec<String>, pool: &ModelPool, shape: &Shape, variant
     flag(args, "--tensor-parallel-size", shape.tensor_parallel);
     if shape.pipeline_parallel > 1 {
         flag(args, "--pipeline-parallel-size", shape.pipeline_parallel);
+    }
+    if pool.parallelism.expert && shape.tensor_parallel > 1 {
+        match pool.engine.kind {
+            EngineKind::Sglang => flag(args, "--ep-size", shape.tensor_parallel),
+            _ => args.push("--enable-expert-parallel".to_owned()),
+        }
     }
     flag(args, "--dtype", compute_type(variant));
     if quantised_at_load(pool, variant) {
@@ -261,6 +310,9 @@ fn simulated(images: &EngineImages, pool: &ModelPool, shape: &Shape, variant: &V
     flag(&mut args, "--model", &pool.architecture.name);
     flag(&mut args, "--accelerator", &shape.accelerator);
     flag(&mut args, "--tensor-parallel", shape.tensor_parallel);
+    if shape.pipeline_parallel > 1 {
+        flag(&mut args, "--pipeline-parallel", shape.pipeline_parallel);
+    }
     flag(&mut args, "--dtype", variant.weights);
     flag(&mut args, "--kv-dtype", variant.kv);
     if let Some(tokens) = pool.max_context_tokens {

@@ -2,6 +2,7 @@
 //! yields none.
 
 pub mod engine;
+pub mod group;
 pub mod pod;
 pub mod template;
 
@@ -13,8 +14,10 @@ use kube::ResourceExt;
 use plimsoll_crds::ModelPool;
 use plimsoll_crds::model_pool::EngineKind;
 use plimsoll_fleet::pool::Mode;
-use plimsoll_fleet::{Plan, PoolId, PoolPlan, ReplicaId, ReplicaPhase};
+use plimsoll_fleet::{NodeInfo, Plan, PoolId, PoolPlan, ReplicaAssignment, ReplicaId, ReplicaPhase};
 
+use self::group::{NewGroup, Seat};
+use self::pod::Unbuildable;
 use crate::config::OperatorConfig;
 use crate::names;
 use crate::observe::{self, Observed};
@@ -57,25 +60,40 @@ pub enum Action {
         /// The pod.
         pod: Box<Pod>,
     },
+    /// Create a replica over several nodes, or what is missing of it.
+    CreateGroup {
+        /// Pool.
+        pool: PoolId,
+        /// UID of the ModelPool that must own a leader which exists already.
+        owner_uid: String,
+        /// Replica, in the pool's namespace.
+        replica: ReplicaId,
+        /// Its pods, or what makes them.
+        group: Box<NewGroup>,
+    },
     /// Mark a replica as draining.
     MarkDraining {
         /// Pool.
         pool: PoolId,
         /// Replica, in the pool's namespace.
         replica: ReplicaId,
-        /// UID of the pod meant.
+        /// Name of the pod meant.
+        pod: String,
+        /// Its UID.
         pod_uid: String,
         /// Since when.
         at: Timestamp,
     },
-    /// Delete a replica's pod.
+    /// Delete a replica's pod, or all of its pods.
     DeletePod {
         /// Pool.
         pool: PoolId,
         /// Replica, in the pool's namespace.
         replica: ReplicaId,
-        /// UID of the pod meant.
-        pod_uid: String,
+        /// Names and UIDs of the pods meant, the one that serves first.
+        pods: Vec<(String, String)>,
+        /// The LeaderWorkerSet that would make them anew: deleted in their place.
+        set: Option<String>,
         /// Why.
         reason: DeleteReason,
     },
@@ -95,6 +113,7 @@ impl Action {
     pub fn pool(&self) -> &PoolId {
         match self {
             Self::CreatePod { pool, .. }
+            | Self::CreateGroup { pool, .. }
             | Self::MarkDraining { pool, .. }
             | Self::DeletePod { pool, .. }
             | Self::SetFinalizers { pool, .. } => pool,
@@ -123,6 +142,10 @@ pub struct Inputs<'a> {
     pub plan: Option<&'a Plan>,
     /// Replicas whose drain was acknowledged.
     pub drained: &'a BTreeSet<ReplicaId>,
+    /// Accelerator nodes.
+    pub nodes: &'a [NodeInfo],
+    /// Whether replicas over several nodes are made as LeaderWorkerSets.
+    pub lws: bool,
     /// Configuration.
     pub config: &'a OperatorConfig,
     /// Now.
@@ -200,30 +223,60 @@ fn pool(
             drain(inputs, replica, settled, prepared);
         }
     }
-    for assignment in plan.replicas.iter().filter(|a| !existing.contains_key(&a.id)) {
-        match pod::pod(inputs, resource, &accepted.pool, assignment, number) {
-            Ok(pod) => prepared.actions.push(Action::CreatePod {
-                pool: id.clone(),
-                owner_uid: resource.metadata.uid.clone().unwrap_or_default(),
-                pod: Box::new(pod),
-            }),
+    for assignment in plan.replicas.iter().filter(|a| existing.get(&a.id).is_none_or(|r| is_incomplete(r))) {
+        match create(inputs, resource, accepted, assignment, number) {
+            Ok(action) => prepared.actions.push(action),
             Err(problem) => prepared.problems.entry(id.clone()).or_default().push(problem.to_string()),
         }
     }
 }
 
+/// Whether a replica is a group of which some pods are still to be created.
+fn is_incomplete(replica: &Observed) -> bool {
+    let new = replica.status.phase == ReplicaPhase::Pending && replica.status.ready_at.is_none();
+    new && replica.group.as_ref().is_some_and(|g| g.set.is_none() && g.lacks_workers())
+}
+
+fn create(
+    inputs: &Inputs<'_>,
+    resource: &ModelPool,
+    accepted: &Accepted,
+    assignment: &ReplicaAssignment,
+    plan: u64,
+) -> Result<Action, Unbuildable> {
+    let pool = accepted.pool.id.clone();
+    let owner_uid = resource.metadata.uid.clone().unwrap_or_default();
+    let size = group::size(inputs, assignment);
+    if size < 2 {
+        let seat = Seat::alone(&assignment.nodes);
+        let pod = Box::new(pod::pod(inputs, resource, &accepted.pool, assignment, plan, &seat)?);
+        return Ok(Action::CreatePod { pool, owner_uid, pod });
+    }
+    let group = Box::new(group::group(inputs, resource, &accepted.pool, assignment, plan, size)?);
+    Ok(Action::CreateGroup { pool, owner_uid, replica: assignment.id.clone(), group })
+}
+
 /// One step of ending a replica: mark it (if it may go now), wait for the acknowledgement or the timeout, delete it.
 fn drain(inputs: &Inputs<'_>, replica: &Observed, may_go: bool, prepared: &mut Prepared) {
-    if replica.terminating {
-        return;
-    }
     let status = &replica.status;
+    let workers = replica.group.iter().flat_map(|g| &g.workers).filter(|w| w.ending_since.is_none());
     let delete = |reason| Action::DeletePod {
         pool: status.pool.clone(),
         replica: status.id.clone(),
-        pod_uid: replica.pod_uid.clone(),
+        pods: (!replica.terminating)
+            .then(|| (replica.pod.clone(), replica.pod_uid.clone()))
+            .into_iter()
+            .chain(workers.clone().map(|w| (w.name.clone(), w.uid.clone())))
+            .collect(),
+        set: replica.group.as_ref().and_then(|g| g.set.clone()),
         reason,
     };
+    if replica.terminating {
+        // Workers go with their leader; if it does not go (its node is dead), they do not wait for it.
+        let overdue = replica.ends_at.is_some_and(|at| at <= inputs.now) && workers.clone().next().is_some();
+        prepared.actions.extend(overdue.then(|| delete(DeleteReason::Failed)));
+        return;
+    }
     let action = if status.phase == ReplicaPhase::Failed {
         Some(delete(DeleteReason::Failed))
     } else if !replica.may_hold_requests() {
@@ -235,6 +288,7 @@ fn drain(inputs: &Inputs<'_>, replica: &Observed, may_go: bool, prepared: &mut P
             None => may_go.then(|| Action::MarkDraining {
                 pool: status.pool.clone(),
                 replica: status.id.clone(),
+                pod: replica.pod.clone(),
                 pod_uid: replica.pod_uid.clone(),
                 at: inputs.now,
             }),

@@ -16,9 +16,10 @@ use plimsoll_crds::ModelPool;
 use plimsoll_fleet as fleet;
 use plimsoll_fleet::ReplicaAssignment;
 
+use super::group::Seat;
 use super::{Inputs, engine, template};
 use crate::names;
-use crate::record::ReplicaRecord;
+use crate::record::{GroupRecord, ReplicaRecord};
 
 /// Where weights from a volume or an image are mounted.
 pub(super) const WEIGHTS: &str = "/weights";
@@ -48,15 +49,17 @@ pub enum Unbuildable {
         /// Variant.
         variant: String,
     },
-    /// A replica over several nodes.
+    /// A replica over several nodes of an engine that runs on one.
     #[error(
-        "replica {replica} spans {nodes} nodes, and a replica is one pod; allow only tensor × pipeline degrees that fit one node"
+        "replica {replica} spans {nodes} nodes, and {engine} runs on one; allow only tensor × pipeline degrees that fit one node"
     )]
     Nodes {
         /// Replica.
         replica: String,
         /// Nodes.
-        nodes: usize,
+        nodes: u32,
+        /// Engine.
+        engine: &'static str,
     },
     /// The record cannot be written.
     #[error("replica {replica}'s record cannot be written: {problem}")]
@@ -68,7 +71,7 @@ pub enum Unbuildable {
     },
 }
 
-/// The pod of a replica that the plan wants.
+/// One pod of a replica that the plan wants: all of it, or its part in the seat given.
 ///
 /// # Errors
 /// [`Unbuildable`] if the plan asks for what the resources do not hold.
@@ -78,6 +81,7 @@ pub fn pod(
     pool: &fleet::ModelPool,
     assignment: &ReplicaAssignment,
     plan: u64,
+    seat: &Seat,
 ) -> Result<Pod, Unbuildable> {
     let replica = assignment.id.to_string();
     let shape = &assignment.shape;
@@ -88,8 +92,9 @@ pub fn pod(
     let variant = pool
         .variant(&shape.variant)
         .ok_or_else(|| Unbuildable::Variant { replica: replica.clone(), variant: shape.variant.clone() })?;
-    if assignment.nodes.len() > 1 {
-        return Err(Unbuildable::Nodes { replica, nodes: assignment.nodes.len() });
+    if seat.size > 1 && !pool.engine.kind.spans_nodes() {
+        let engine = pool.engine.kind.as_str();
+        return Err(Unbuildable::Nodes { replica, nodes: seat.size, engine });
     }
     let record = ReplicaRecord {
         pool: pool.id.clone(),
@@ -103,15 +108,21 @@ pub fn pod(
         architecture: pool.architecture.clone(),
         accelerator: class.clone(),
         max_context_tokens: pool.max_context_tokens,
+        group: (seat.size > 1).then(|| GroupRecord {
+            replica: assignment.id.clone(),
+            size: seat.size,
+            owner_uid: resource.metadata.uid.clone().unwrap_or_default(),
+        }),
     };
     let record_text = serde_json::to_string(&record)
         .map_err(|e| Unbuildable::Record { replica: replica.clone(), problem: e.to_string() })?;
     let adapters: Vec<&fleet::Adapter> = inputs.validated.adapters_of(&pool.id).collect();
     let weights = engine::weights(variant.source.as_deref().or(pool.source.as_deref()));
-    let launch = engine::launch(&inputs.config.images, pool, shape, variant, class, &weights, &adapters);
-    let spec = spec(inputs, resource, pool, assignment, class, &weights, launch);
+    let mut launch = engine::launch(&inputs.config.images, pool, shape, variant, class, &weights, &adapters);
+    engine::join(&mut launch, pool.engine.kind, seat);
+    let mut spec = spec(inputs, resource, pool, assignment, class, &weights, launch, seat);
     let template = template::annotation(&template::inputs(resource, pool, shape));
-    let labels = BTreeMap::from(
+    let mut labels = BTreeMap::from(
         [
             (names::MANAGED_BY, names::PLIMSOLL),
             ("app.kubernetes.io/name", pool.engine.kind.as_str()),
@@ -125,15 +136,15 @@ pub fn pod(
         ]
         .map(|(key, value)| (key.to_owned(), value.to_owned())),
     );
+    let mut annotations =
+        BTreeMap::from([(names::REPLICA.to_owned(), record_text), (names::TEMPLATE.to_owned(), template)]);
+    seat.mark(&mut labels, &mut annotations, &mut spec);
     Ok(Pod {
         metadata: ObjectMeta {
             name: Some(replica),
             namespace: Some(pool.id.namespace().to_owned()),
             labels: Some(labels),
-            annotations: Some(BTreeMap::from([
-                (names::REPLICA.to_owned(), record_text),
-                (names::TEMPLATE.to_owned(), template),
-            ])),
+            annotations: Some(annotations),
             owner_references: resource.controller_owner_ref(&()).map(|owner| vec![owner]),
             ..ObjectMeta::default()
         },
@@ -142,6 +153,7 @@ pub fn pod(
     })
 }
 
+#[expect(clippy::too_many_arguments, reason = "one call, each argument one fact of the pod")]
 fn spec(
     inputs: &Inputs<'_>,
     resource: &ModelPool,
@@ -150,6 +162,7 @@ fn spec(
     class: &fleet::AcceleratorClass,
     weights: &engine::Weights,
     launch: engine::Launch,
+    seat: &Seat,
 ) -> PodSpec {
     let gpu_resource = class.vendor.resource_name();
     let mut env: Vec<EnvVar> = launch.env;
@@ -204,7 +217,7 @@ fn spec(
             protocol: Some("TCP".to_owned()),
             ..ContainerPort::default()
         }]),
-        resources: Some(resources(resource, gpu_resource, assignment.shape.gpus())),
+        resources: Some(resources(resource, gpu_resource, assignment.shape.gpus_on_each(seat.size))),
         readiness_probe: Some(Probe {
             http_get: Some(HTTPGetAction {
                 path: Some("/health".to_owned()),
@@ -231,7 +244,7 @@ fn spec(
     }
     PodSpec {
         containers: vec![engine],
-        affinity: assignment.nodes.first().map(|node| pinned(node.as_str())),
+        affinity: pinned(&seat.nodes),
         node_selector: (!node_selector.is_empty()).then_some(node_selector),
         tolerations: Some(tolerations(pool, gpu_resource)),
         termination_grace_period_seconds: i64::try_from(inputs.config.termination_grace.as_secs()).ok(),
@@ -275,24 +288,26 @@ fn mount(name: &str, path: &str, read_only: bool) -> VolumeMount {
     }
 }
 
-/// Required affinity to one node. The cluster's own scheduler still binds the pod, so it accounts for its resources.
-fn pinned(node: &str) -> Affinity {
-    Affinity {
+/// Required affinity to one of some nodes. The cluster's own scheduler still binds the pod, so it accounts for its resources.
+fn pinned(nodes: &[fleet::NodeName]) -> Option<Affinity> {
+    // A field may be compared with one value only, so each node is a term.
+    let term = |node: &fleet::NodeName| NodeSelectorTerm {
+        match_fields: Some(vec![NodeSelectorRequirement {
+            key: "metadata.name".to_owned(),
+            operator: "In".to_owned(),
+            values: Some(vec![node.to_string()]),
+        }]),
+        match_expressions: None,
+    };
+    (!nodes.is_empty()).then(|| Affinity {
         node_affinity: Some(NodeAffinity {
             required_during_scheduling_ignored_during_execution: Some(NodeSelector {
-                node_selector_terms: vec![NodeSelectorTerm {
-                    match_fields: Some(vec![NodeSelectorRequirement {
-                        key: "metadata.name".to_owned(),
-                        operator: "In".to_owned(),
-                        values: Some(vec![node.to_owned()]),
-                    }]),
-                    match_expressions: None,
-                }],
+                node_selector_terms: nodes.iter().map(term).collect(),
             }),
             ..NodeAffinity::default()
         }),
         ..Affinity::default()
-    }
+    })
 }
 
 fn tolerations(pool: &fleet::ModelPool, gpu_resource: Option<&str>) -> Vec<Toleration> {

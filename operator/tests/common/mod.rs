@@ -141,12 +141,25 @@ pub fn validated(world: &World) -> Validated {
 }
 
 pub fn decide(world: &World, plan: Option<&Plan>, drained: &[&str], now: Timestamp) -> Prepared {
+    decide_with(world, plan, drained, now, false)
+}
+
+pub fn decide_with(
+    world: &World,
+    plan: Option<&Plan>,
+    drained: &[&str],
+    now: Timestamp,
+    lws: bool,
+) -> Prepared {
     let validated = validated(world);
     let (replicas, strangers): (Vec<Observed>, _) = snapshot::replicas(world);
     assert!(strangers.is_empty(), "{strangers:?}");
     let drained: BTreeSet<ReplicaId> = drained.iter().map(|id| ReplicaId::new(*id).unwrap()).collect();
     let config = OperatorConfig::default();
+    let snapshot = snapshot::snapshot(world, &validated, &replicas, &config.faults);
     build(Inputs {
+        nodes: &snapshot.nodes,
+        lws,
         validated: &validated,
         replicas: &replicas,
         plan,

@@ -1,11 +1,12 @@
 //! Placement: the program's replicas by cell become replicas on nodes.
 //!
 //! Running replicas stay where they are. A tensor-parallel group sits on one node; the stages of a pipeline share a
-//! node where they fit one and take one node each otherwise. New replicas go largest group first, to accelerators that
-//! are free now before those that are being vacated, to a node that holds less than a third of their pool
-//! ([`spread`]) before others, and among those to the node they fill best. Whole nodes are spared before that only
-//! where groups of more than half a node are in use. What fits nowhere is returned; the planner turns it into a cut and
-//! solves again, or lets [`Mode::Repack`] move smaller replicas aside. Complexity: O(replicas × nodes of their cell).
+//! node where they fit one, and are spread evenly over as few nodes as hold them otherwise: all of them, or none. New
+//! replicas go largest group first, to accelerators that are free now before those that are being vacated, to a node
+//! that holds less than a third of their pool ([`spread`]) before others, and among those to the node they fill best.
+//! Whole nodes are spared before that only where groups of more than half a node are in use. What fits nowhere is
+//! returned; the planner turns it into a cut and solves again, or lets [`Mode::Repack`] move smaller replicas aside.
+//! Complexity: O(replicas × nodes of their cell).
 
 mod spread;
 
@@ -44,6 +45,8 @@ pub struct Want {
     pub shape: Shape,
     /// Index of the cell.
     pub cell: usize,
+    /// Whether its engine runs over several nodes.
+    pub spans: bool,
     /// How many.
     pub count: u32,
     /// Those of this shape that live in this cell.
@@ -108,7 +111,7 @@ impl<'a> Filling<'a> {
     fn take_at(&mut self, shape: &Shape, pool: usize, nodes: &[NodeName], spread: &Spread) -> bool {
         if nodes.is_empty() {
             return self.cell.is_autoscaled()
-                && self.take_new(shape, pool, &BTreeMap::new(), spread).is_some();
+                && self.take_new(shape, pool, true, &BTreeMap::new(), spread).is_some();
         }
         let mut needs: BTreeMap<usize, u32> = BTreeMap::new();
         for (node, gpus) in gpus_by_node(shape, nodes) {
@@ -143,26 +146,25 @@ impl<'a> Filling<'a> {
         })
     }
 
-    /// Finds nodes for a new replica of a pool and takes them.
+    /// Finds nodes for a new replica of a pool and takes them; several only if it `spans` nodes.
     fn take_new(
         &mut self,
         shape: &Shape,
         pool: usize,
+        spans: bool,
         soft: &BTreeMap<usize, u32>,
         spread: &Spread,
     ) -> Option<Vec<NodeName>> {
-        let mut chosen = Vec::new();
-        if let Some(i) = self.best(shape.gpus(), pool, soft, spread, &[]) {
-            self.free[i] -= shape.gpus();
-            chosen.push(i);
-        } else if shape.pipeline_parallel > 1 {
-            for _ in 0..shape.pipeline_parallel {
-                chosen.push(self.best(shape.tensor_parallel, pool, soft, spread, &chosen)?);
+        let chosen = shape.splits().take_while(|nodes| spans || *nodes == 1).find_map(|nodes| {
+            let gpus = shape.gpus_on_each(nodes);
+            let mut chosen = Vec::new();
+            for _ in 0..nodes {
+                chosen.push(self.best(gpus, pool, soft, spread, &chosen)?);
             }
-            chosen.iter().for_each(|i| self.free[*i] -= shape.tensor_parallel);
-        } else {
-            return None;
-        }
+            Some(chosen)
+        })?;
+        let each = shape.gpus_on_each(chosen.len() as u32);
+        chosen.iter().for_each(|i| self.free[*i] -= each);
         Some(chosen.into_iter().filter_map(|i| self.cell.slots[i].node.clone()).collect())
     }
 }
@@ -276,7 +278,7 @@ fn start(
     out: &mut Placement,
 ) {
     for _ in 0..count {
-        match filling.take_new(&want.shape, want.pool, soft, spread) {
+        match filling.take_new(&want.shape, want.pool, want.spans, soft, spread) {
             Some(nodes) => {
                 spread.take(want.pool, &nodes);
                 out.placed.push(Placed { want: index, id: None, nodes });

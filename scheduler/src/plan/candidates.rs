@@ -126,7 +126,8 @@ fn tensor_degrees(pool: &ModelPool, domain: u32, node_gpus: u32) -> Vec<u32> {
     } else {
         pool.parallelism.tensor.clone()
     };
-    degrees.retain(|tp| *tp >= 1 && *tp <= limit);
+    let experts = pool.architecture.moe.as_ref().filter(|_| pool.parallelism.expert).map(|m| m.experts);
+    degrees.retain(|tp| *tp >= 1 && *tp <= limit && experts.is_none_or(|e| e.is_multiple_of(*tp)));
     degrees.sort_unstable();
     degrees.dedup();
     degrees
@@ -248,6 +249,15 @@ pub fn candidates(
                         pipeline_parallel: *pp,
                         role: Role::Mixed,
                     };
+                    if shape.nodes_of(node_gpus) > 1 && !pool.engine.kind.spans_nodes() {
+                        let text = format!(
+                            "{} runs on one node, and a {} node has {node_gpus} accelerators",
+                            pool.engine.kind.as_str(),
+                            accelerator.name.to_uppercase()
+                        );
+                        set.rejected.push((Some(shape), Rejection::Other(text)));
+                        continue;
+                    }
                     shapes.push(Allowed { shape, variant, accelerator });
                 }
             }

@@ -77,13 +77,10 @@ impl Cell {
     }
 }
 
-/// Accelerators a replica takes on each of its nodes. One node: all of them; otherwise one pipeline stage a node.
+/// Accelerators a replica takes on each of its nodes: equally many.
 pub fn gpus_by_node<'a>(shape: &Shape, nodes: &'a [NodeName]) -> Vec<(&'a NodeName, u32)> {
-    match nodes {
-        [] => Vec::new(),
-        [one] => vec![(one, shape.gpus())],
-        many => many.iter().map(|n| (n, shape.tensor_parallel)).collect(),
-    }
+    let each = shape.gpus_on_each(nodes.len() as u32);
+    nodes.iter().map(|n| (n, each)).collect()
 }
 
 /// Whether a toleration list tolerates a taint written `key=value:Effect` or `key:Effect`.
@@ -191,7 +188,7 @@ pub fn cells(
             class.autoscalable_max.saturating_sub(reserved.autoscaled.get(&class.name).copied().unwrap_or(0));
         let Some(usd_per_hour) = price(snapshot, &class.name, false).filter(|_| left > 0) else { continue };
         let of_class = || nodes.iter().filter(|n| n.accelerator == class.name && !n.spot);
-        let size = of_class().map(|n| n.allocatable_gpus).max().unwrap_or(class.link_domain_size).max(1);
+        let size = class.node_gpus(&snapshot.nodes);
         let eligible: Vec<Eligibility> = pools
             .iter()
             .map(|p| {

@@ -418,7 +418,8 @@ pub(crate) fn wants(
                 .filter(|l| l.shape == shape && cell_of(&problem.cells, p, l) == Some(*c))
                 .cloned()
                 .collect();
-            wants.push(Want { pool: p, shape, cell: *c, count: *n, live });
+            let spans = draft.pool.engine.kind.spans_nodes();
+            wants.push(Want { pool: p, shape, cell: *c, spans, count: *n, live });
         }
     }
     wants

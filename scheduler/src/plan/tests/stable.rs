@@ -256,6 +256,20 @@ fn pipelines_span_nodes_and_new_capacity_is_asked_for() {
     let plan = w.plan();
     let r = &plan.pools[0].replicas;
     assert_eq!((r.len(), r[0].nodes.len(), r[0].shape.gpus()), (1, 2, 16), "{:#?}", plan.pools[0].why);
+    // All of its nodes or none: with one of them gone it is planned anew, and one alone is not enough.
+    w.snapshot.nodes[1].ready = false;
+    let plan = w.plan();
+    assert!(plan.pools[0].replicas.is_empty(), "{:#?}", plan.pools[0].replicas);
+    // An engine that runs on one node only does not get a second.
+    let mut w = World::new((0..2).map(|i| node(&format!("h{i}"), "h100", 8, "a")).collect());
+    let mut p = pool("big", "deepseek-v3", 10_000.0, 300.0);
+    p.parallelism.pipeline = vec![1, 2];
+    p.engine.kind = EngineKind::Llamacpp;
+    w.add(p, demand(vec![class("a", 0.05, 500.0, 100.0)]));
+    let plan = w.plan();
+    assert!(plan.pools[0].replicas.is_empty());
+    let why = format!("{:?}", plan.pools[0].why);
+    assert!(why.contains("llamacpp runs on one node"), "{why}");
     // A class without nodes but with an autoscaler: the replica waits for its node.
     let mut w = World::new(vec![]);
     let mut h = presets::accelerator("l4").unwrap();
