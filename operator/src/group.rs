@@ -165,23 +165,23 @@ pub fn join(replica: &mut Observed, workers: Vec<Worker>) {
     });
     let ending = group.workers.iter().filter_map(|w| w.ending_since).min();
     let worst = group.workers.iter().max_by_key(|w| severity(w.phase));
-    if replica.terminating {
-        // As the leader says.
-    } else if let Some(fault) = fault {
-        (status.phase, status.message) = (ReplicaPhase::Failed, fault);
-    } else if leads == ReplicaPhase::Draining {
-        // As the leader says.
-    } else if let Some(since) = ending {
-        (status.phase, status.since) = (ReplicaPhase::Draining, since);
-        status.message = "one of its pods is being removed".to_owned();
-    } else if missing && severity(leads) < severity(ReplicaPhase::Pending) {
-        (status.phase, status.since) = (ReplicaPhase::Pending, status.created_at);
-        status.message = format!("waits for its pods: {} of {} exist", group.workers.len() + 1, group.size);
-        status.ready_at = None;
-    } else if let Some(worst) = worst.filter(|w| severity(w.phase) > severity(leads)) {
-        (status.phase, status.since) = (worst.phase, status.created_at);
-        status.message.clone_from(&worst.message);
-        status.ready_at = None;
+    let as_the_leader_says = replica.terminating || (leads == ReplicaPhase::Draining && fault.is_none());
+    if !as_the_leader_says {
+        if let Some(fault) = fault {
+            (status.phase, status.message) = (ReplicaPhase::Failed, fault);
+        } else if let Some(since) = ending {
+            (status.phase, status.since) = (ReplicaPhase::Draining, since);
+            status.message = "one of its pods is being removed".to_owned();
+        } else if missing && severity(leads) < severity(ReplicaPhase::Pending) {
+            (status.phase, status.since) = (ReplicaPhase::Pending, status.created_at);
+            let here = group.workers.len() + 1;
+            status.message = format!("waits for its pods: {here} of {} exist", group.size);
+            status.ready_at = None;
+        } else if let Some(worst) = worst.filter(|w| severity(w.phase) > severity(leads)) {
+            (status.phase, status.since) = (worst.phase, status.created_at);
+            status.message.clone_from(&worst.message);
+            status.ready_at = None;
+        }
     }
     let leader = status.nodes.first().cloned();
     let bound: Vec<NodeName> =

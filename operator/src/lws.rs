@@ -121,7 +121,7 @@ impl Lws {
                         }
                         Answer::Forbidden => info!(
                             "the operator may not create, get and delete {PLURAL}: replicas over several nodes are made as pods; \
-                             upgrade the Helm release with its own chart, or set leaderWorkerSets to false, to end this message"
+                             upgrade the Helm release with its own chart, or set leaderWorkerSets.enabled to false, to end this message"
                         ),
                     }
                 }

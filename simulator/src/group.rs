@@ -91,9 +91,8 @@ async fn host(
 ) {
     let Ok(Ok(rank)) = timeout(GREETING, stream.read_u32()).await else { return };
     let taken = (1..size).contains(&rank) && ranks.lock().insert(rank);
-    if stream.write_u8(taken.into()).await.is_err() && !taken {
-        return;
-    }
+    // Should it be gone already, the next read says so.
+    let _ = stream.write_u8(taken.into()).await;
     if !taken {
         return;
     }
