@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::Dtype;
+use crate::pool::Toleration;
 
 /// Who makes it; decides the Kubernetes extended resource it is counted under.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -14,7 +15,7 @@ pub enum Vendor {
     Nvidia,
     /// AMD: `amd.com/gpu`.
     Amd,
-    /// Intel: `gpu.intel.com/i915`.
+    /// Intel: `gpu.intel.com/i915` (with the xe driver: `gpu.intel.com/xe`, see [`AcceleratorClass::resource`]).
     Intel,
     /// A CPU socket: counted in no extended resource.
     Cpu,
@@ -90,6 +91,12 @@ pub struct AcceleratorClass {
     pub node_selector: BTreeMap<String, String>,
     /// Accelerators that an autoscaler could still add beyond the nodes that exist.
     pub autoscalable_max: u32,
+    /// Extended resource that pods request, where it is not the vendor's usual one.
+    #[serde(default)]
+    pub resource: Option<String>,
+    /// Taints that nodes of this class carry and engines tolerate.
+    #[serde(default)]
+    pub tolerations: Vec<Toleration>,
     /// Latency-model coefficients.
     pub calibration: Calibration,
 }
@@ -102,6 +109,24 @@ impl AcceleratorClass {
             .find_map(|d| self.flops_per_second.get(d).copied())
             .or_else(|| self.flops_per_second.values().copied().reduce(f64::min))
             .unwrap_or(0.0)
+    }
+
+    /// The extended resource that pods request, if any.
+    pub fn resource_name(&self) -> Option<&str> {
+        self.resource.as_deref().or(self.vendor.resource_name())
+    }
+
+    /// Taints that every engine on this class tolerates: the class's own, and that of GPU nodes, which are commonly tainted
+    /// with their own resource's name.
+    pub fn all_tolerations(&self) -> Vec<Toleration> {
+        let mut all = self.tolerations.clone();
+        all.extend(self.resource_name().map(|resource| Toleration {
+            key: Some(resource.to_owned()),
+            operator: Some("Exists".to_owned()),
+            value: None,
+            effect: Some("NoSchedule".to_owned()),
+        }));
+        all
     }
 
     /// Whether a node with these labels is of this class. A class without selector matches no node.

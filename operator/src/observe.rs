@@ -1,13 +1,13 @@
 //! From pods and nodes to replicas and capacity. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Pod, PodSpec, PodStatus};
 use kube::ResourceExt;
 use plimsoll_fleet::{
-    AcceleratorClass, NodeInfo, NodeName, PoolId, ReplicaId, ReplicaPhase, ReplicaStatus, Role, Shape, Vendor,
+    AcceleratorClass, NodeInfo, NodeName, PoolId, ReplicaId, ReplicaPhase, ReplicaStatus, Role, Shape,
 };
 
 use crate::fault::{self, FaultCondition};
@@ -264,18 +264,16 @@ fn holds_resources(pod: &Pod) -> bool {
     !matches!(pod.status.as_ref().and_then(|s| s.phase.as_deref()), Some("Succeeded" | "Failed"))
 }
 
-/// Accelerators held on each node by pods that are not replicas, by `(node, resource)`.
-pub fn foreign_use(pods: &[Arc<Pod>]) -> BTreeMap<(String, &'static str), u32> {
+/// Accelerators held on each node by pods that are not replicas, by `(node, resource)`; `resources` are those that count.
+pub fn foreign_use(pods: &[Arc<Pod>], resources: &BTreeSet<&str>) -> BTreeMap<(String, String), u32> {
     let mut used = BTreeMap::new();
     for pod in pods.iter().filter(|p| holds_resources(p)) {
         let Some(spec) = &pod.spec else { continue };
         let Some(node) = spec.node_name.clone().filter(|n| !n.is_empty()) else { continue };
-        for resource in
-            [Vendor::Nvidia, Vendor::Amd, Vendor::Intel].into_iter().filter_map(Vendor::resource_name)
-        {
+        for resource in resources {
             let n = held(spec, resource);
             if n > 0 {
-                *used.entry((node.clone(), resource)).or_insert(0) += n;
+                *used.entry((node.clone(), (*resource).to_owned())).or_insert(0) += n;
             }
         }
     }
@@ -296,7 +294,7 @@ const SPOT_LABELS: &[(&str, &str)] = &[
 pub fn node<'a>(
     node: &Node,
     classes: impl Iterator<Item = &'a AcceleratorClass>,
-    foreign: &BTreeMap<(String, &'static str), u32>,
+    foreign: &BTreeMap<(String, String), u32>,
     faults: &[FaultCondition],
 ) -> Option<NodeInfo> {
     let labels = node.labels();
@@ -305,13 +303,13 @@ pub fn node<'a>(
         .max_by(|a, b| a.node_selector.len().cmp(&b.node_selector.len()).then_with(|| b.name.cmp(&a.name)))?;
     let name = NodeName::new(node.name_any()).ok()?;
     let status = node.status.as_ref();
-    let (allocatable_gpus, foreign_gpus) = match class.vendor.resource_name() {
+    let (allocatable_gpus, foreign_gpus) = match class.resource_name() {
         Some(resource) => {
             let allocatable = status
                 .and_then(|s| s.allocatable.as_ref()?.get(resource))
                 .and_then(|q| plimsoll_crds::quantity::parse(&q.0))
                 .map_or(0, |n| n as u32);
-            (allocatable, foreign.get(&(name.to_string(), resource)).copied().unwrap_or(0))
+            (allocatable, foreign.get(&(name.to_string(), resource.to_owned())).copied().unwrap_or(0))
         }
         // A CPU node serves as one accelerator: its engines share memory bandwidth anyway.
         None => (1, 0),
@@ -319,6 +317,7 @@ pub fn node<'a>(
     let fault = fault::fault_of(node, faults);
     let ready = fault::is_ready(node) && fault.is_empty();
     let spec = node.spec.as_ref();
+    let tolerations = class.all_tolerations();
     Some(NodeInfo {
         name,
         accelerator: class.name.clone(),
@@ -330,8 +329,11 @@ pub fn node<'a>(
             .and_then(|s| s.taints.as_ref())
             .into_iter()
             .flatten()
-            // Every engine's pod tolerates this one, see [`crate::build::pod`].
-            .filter(|t| !(t.effect == "NoSchedule" && Some(t.key.as_str()) == class.vendor.resource_name()))
+            // Those that every engine's pod on this class tolerates keep nobody away, see [`crate::build::pod`].
+            .filter(|t| {
+                let value = t.value.as_deref().unwrap_or_default();
+                !tolerations.iter().any(|own| own.tolerates(&t.key, value, &t.effect))
+            })
             .map(|t| format!("{}={}:{}", t.key, t.value.as_deref().unwrap_or_default(), t.effect))
             .collect(),
         spot: SPOT_LABELS.iter().any(|(key, value)| labels.get(*key).is_some_and(|v| v == value)),

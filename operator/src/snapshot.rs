@@ -57,7 +57,8 @@ pub fn snapshot(
     let strangers =
         world.pods.iter().filter(|p| !adopted.contains(p.metadata.uid.as_deref().unwrap_or_default()));
     let foreign_pods: Vec<_> = world.foreign_pods.iter().chain(strangers).cloned().collect();
-    let foreign = observe::foreign_use(&foreign_pods);
+    let resources = validated.accelerator_classes().filter_map(|c| c.resource_name()).collect();
+    let foreign = observe::foreign_use(&foreign_pods, &resources);
     let mut nodes: Vec<_> = world
         .nodes
         .iter()

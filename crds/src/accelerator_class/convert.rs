@@ -9,6 +9,7 @@ use super::spec::{AcceleratorClass, AcceleratorClassSpec, Calibration, dtype_nam
 use crate::invalid::{Check, InvalidField};
 use crate::names::nearest;
 use crate::quantity;
+use crate::tolerations::tolerations;
 
 /// The prior for hardware that is no preset: Hopper's coefficients, with the error widened to what predictions for
 /// unmeasured hardware were seen to have.
@@ -76,6 +77,8 @@ impl AcceleratorClass {
                 "give the labels that mark nodes of this class",
             );
         }
+        let resource = resource(&mut check, spec);
+        let tolerations = tolerations(&mut check, "spec.tolerations", &spec.tolerations);
         if base.is_none() && spec.preset.is_none() {
             for (field, missing) in [
                 ("vendor", spec.vendor.is_none()),
@@ -122,6 +125,8 @@ impl AcceleratorClass {
             spot_usd_per_hour: spec.spot_usd_per_hour.or(base.spot_usd_per_hour),
             node_selector: spec.node_selector.clone().unwrap_or(base.node_selector),
             autoscalable_max: autoscalable.unwrap_or(base.autoscalable_max),
+            resource: resource.or(base.resource),
+            tolerations,
             calibration: calibration(&mut check, base.calibration, spec.calibration.as_ref()),
         });
         if let Some(class) = &value
@@ -136,6 +141,28 @@ impl AcceleratorClass {
         }
         check.finish(value)
     }
+}
+
+fn resource(check: &mut Check, spec: &AcceleratorClassSpec) -> Option<String> {
+    let name = spec.resource.as_deref()?;
+    let word = |text: &str, more: &[char]| {
+        let end = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
+        text.chars().all(|c| c.is_ascii_alphanumeric() || more.contains(&c))
+            && end(text.chars().next())
+            && end(text.chars().last())
+    };
+    let valid = name.split_once('/').is_some_and(|(domain, name)| {
+        domain.len() <= 253
+            && name.len() <= 63
+            && word(domain, &['.', '-'])
+            && word(name, &['.', '-', '_'])
+            && !domain.chars().any(|c| c.is_ascii_uppercase())
+    });
+    if !valid {
+        let remedy = "use one that nodes list under status.allocatable, e.g. gpu.intel.com/xe";
+        check.invalid("spec.resource", name, "is not an extended resource", remedy);
+    }
+    Some(name.to_owned())
 }
 
 fn teraflops(check: &mut Check, spec: &AcceleratorClassSpec) -> Option<BTreeMap<fleet::Dtype, f64>> {

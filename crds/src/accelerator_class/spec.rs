@@ -7,6 +7,8 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::model_pool::Toleration;
+
 /// One kind of accelerator: its speed, memory, power, price, and the nodes that have it. Name a preset and override what
 /// differs, or give every fact.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Default)]
@@ -54,7 +56,8 @@ pub struct AcceleratorClassSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63))]
     pub preset: Option<String>,
-    /// Maker; decides the extended resource that pods request (nvidia.com/gpu, amd.com/gpu, gpu.intel.com/i915, none).
+    /// Maker; decides the extended resource that pods request (nvidia.com/gpu, amd.com/gpu, gpu.intel.com/i915, none),
+    /// unless `resource` names another.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vendor: Option<Vendor>,
     /// Dense peak rate by number format in 10¹² FLOP/s, e.g. `{bf16: 989, fp8: 1979}`.
@@ -101,6 +104,15 @@ pub struct AcceleratorClassSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("maxProperties" = 32))]
     pub node_selector: Option<BTreeMap<String, String>>,
+    /// Extended resource that pods request, if it is not the vendor's usual one, e.g. `gpu.intel.com/xe` or
+    /// `nvidia.com/mig-3g.40gb`. Engines tolerate a taint NoSchedule of that name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 317), regex(pattern = r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?/[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?$"))]
+    pub resource: Option<String>,
+    /// Taints that nodes of this class carry and that every engine on them tolerates, as in a pod.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
+    pub tolerations: Vec<Toleration>,
     /// Accelerators that a cluster autoscaler could still add beyond the nodes that exist.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 1000000))]

@@ -9,6 +9,7 @@ use super::spec::*;
 use crate::duration::DurationText;
 use crate::invalid::{Check, InvalidField};
 use crate::names::nearest;
+use crate::tolerations::tolerations;
 use crate::{presets as checkpoints, quantity};
 
 /// Quality assumed of weights that are quantised to fp8 when they are loaded.
@@ -629,40 +630,6 @@ fn placement(check: &mut Check, given: &Placement) -> pool::Placement {
             );
         }
     }
-    for (i, t) in given.tolerations.iter().enumerate() {
-        let at = format!("spec.placement.tolerations[{i}]");
-        if let Some(operator) = &t.operator
-            && !matches!(operator.as_str(), "Exists" | "Equal")
-        {
-            check.invalid(format!("{at}.operator"), operator, "is not an operator", "use Exists or Equal");
-        }
-        if let Some(effect) = &t.effect
-            && !matches!(effect.as_str(), "NoSchedule" | "PreferNoSchedule" | "NoExecute")
-        {
-            check.invalid(
-                format!("{at}.effect"),
-                effect,
-                "is not an effect",
-                "use NoSchedule, PreferNoSchedule or NoExecute",
-            );
-        }
-        if t.key.as_deref().unwrap_or_default().is_empty() && t.operator.as_deref() != Some("Exists") {
-            check.invalid(
-                format!("{at}.key"),
-                "",
-                "is missing",
-                "name the taint's key, or use operator: Exists for all",
-            );
-        }
-        if t.operator.as_deref() == Some("Exists") && t.value.as_deref().is_some_and(|v| !v.is_empty()) {
-            check.invalid(
-                format!("{at}.value"),
-                t.value.clone().unwrap_or_default(),
-                "goes with operator Equal only",
-                "remove it",
-            );
-        }
-    }
     pool::Placement {
         accelerators: given.accelerators.clone(),
         spot: match given.spot {
@@ -671,16 +638,7 @@ fn placement(check: &mut Check, given: &Placement) -> pool::Placement {
             Spot::Never => pool::SpotPolicy::Never,
         },
         node_selector: given.node_selector.clone(),
-        tolerations: given
-            .tolerations
-            .iter()
-            .map(|t| pool::Toleration {
-                key: t.key.clone(),
-                operator: t.operator.clone(),
-                value: t.value.clone(),
-                effect: t.effect.clone(),
-            })
-            .collect(),
+        tolerations: tolerations(check, "spec.placement.tolerations", &given.tolerations),
     }
 }
 
@@ -691,7 +649,7 @@ fn engine(check: &mut Check, given: &Engine) -> pool::EngineSpec {
             if quantity::parse(amount).is_none() {
                 check.invalid(at.clone(), amount, "is not a quantity", "use one such as 8, 500m or 64Gi");
             }
-            if resource.contains("/gpu") {
+            if resource.contains("/gpu") || resource.starts_with("gpu.") {
                 check.invalid(
                     at,
                     amount,

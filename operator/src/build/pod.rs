@@ -151,7 +151,7 @@ fn spec(
     weights: &engine::Weights,
     launch: engine::Launch,
 ) -> PodSpec {
-    let gpu_resource = class.vendor.resource_name();
+    let gpu_resource = class.resource_name();
     let mut env: Vec<EnvVar> = launch.env;
     for (name, value) in [
         ("HOME", HOME),
@@ -233,7 +233,7 @@ fn spec(
         containers: vec![engine],
         affinity: assignment.nodes.first().map(|node| pinned(node.as_str())),
         node_selector: (!node_selector.is_empty()).then_some(node_selector),
-        tolerations: Some(tolerations(pool, gpu_resource)),
+        tolerations: Some(tolerations(pool, class)),
         termination_grace_period_seconds: i64::try_from(inputs.config.termination_grace.as_secs()).ok(),
         automount_service_account_token: Some(false),
         enable_service_links: Some(false),
@@ -295,27 +295,16 @@ fn pinned(node: &str) -> Affinity {
     }
 }
 
-fn tolerations(pool: &fleet::ModelPool, gpu_resource: Option<&str>) -> Vec<Toleration> {
-    let mut tolerations: Vec<Toleration> = pool
-        .placement
-        .tolerations
-        .iter()
-        .map(|t| Toleration {
-            key: t.key.clone(),
-            operator: t.operator.clone(),
-            value: t.value.clone(),
-            effect: t.effect.clone(),
-            toleration_seconds: None,
-        })
-        .collect();
-    // GPU nodes are commonly tainted with their own resource's name.
-    tolerations.extend(gpu_resource.map(|resource| Toleration {
-        key: Some(resource.to_owned()),
-        operator: Some("Exists".to_owned()),
-        effect: Some("NoSchedule".to_owned()),
-        ..Toleration::default()
-    }));
-    tolerations
+fn tolerations(pool: &fleet::ModelPool, class: &fleet::AcceleratorClass) -> Vec<Toleration> {
+    let all = pool.placement.tolerations.iter().cloned().chain(class.all_tolerations());
+    all.map(|t| Toleration {
+        key: t.key,
+        operator: t.operator,
+        value: t.value,
+        effect: t.effect,
+        toleration_seconds: None,
+    })
+    .collect()
 }
 
 fn resources(resource: &ModelPool, gpu_resource: Option<&str>, gpus: u32) -> ResourceRequirements {
