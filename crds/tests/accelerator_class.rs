@@ -36,8 +36,5 @@ fn the_resource_is_the_vendors_unless_named() {
 #[test]
 fn tolerations_are_checked_as_those_of_pools() {
     let problems = refused(json!({"tolerations": [{"key": "sku", "operator": "Is"}]}));
-    assert_eq!(
-        problems,
-        ["spec.tolerations[0].operator: \"Is\" is not an operator; use Exists or Equal"]
-    );
+    assert_eq!(problems, ["spec.tolerations[0].operator: \"Is\" is not an operator; use Exists or Equal"]);
 }

@@ -22,6 +22,16 @@ pub enum Vendor {
 }
 
 impl Vendor {
+    /// The driver that publishes its devices under dynamic resource allocation, if any.
+    pub fn device_driver(self) -> Option<&'static str> {
+        match self {
+            Self::Nvidia => Some("gpu.nvidia.com"),
+            Self::Amd => Some("gpu.amd.com"),
+            Self::Intel => Some("gpu.intel.com"),
+            Self::Cpu => None,
+        }
+    }
+
     /// The Kubernetes extended resource, if any.
     pub fn resource_name(self) -> Option<&'static str> {
         match self {
@@ -97,8 +107,24 @@ pub struct AcceleratorClass {
     /// Taints that nodes of this class carry and engines tolerate.
     #[serde(default)]
     pub tolerations: Vec<Toleration>,
+    /// How pods claim its accelerators where the cluster allocates devices dynamically.
+    #[serde(default)]
+    pub devices: Option<DeviceRequest>,
     /// Latency-model coefficients.
     pub calibration: Calibration,
+}
+
+/// What to claim under dynamic resource allocation (`resource.k8s.io`).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DeviceRequest {
+    /// Name of the DeviceClass.
+    pub device_class: String,
+    /// Driver that publishes the devices.
+    pub driver: String,
+    /// Attributes that a device must have, as text; a name without a domain is the driver's own.
+    pub attributes: BTreeMap<String, String>,
+    /// Further CEL expressions that must hold for a device.
+    pub selectors: Vec<String>,
 }
 
 impl AcceleratorClass {

@@ -10,6 +10,8 @@ use plimsoll_fleet::{
     AcceleratorClass, NodeInfo, NodeName, PoolId, ReplicaId, ReplicaPhase, ReplicaStatus, Role, Shape,
 };
 
+use crate::build::queue;
+use crate::devices::Devices;
 use crate::fault::{self, FaultCondition};
 use crate::names;
 use crate::record::ReplicaRecord;
@@ -85,6 +87,8 @@ pub fn replica(pod: &Pod) -> Result<Observed, Unadoptable> {
     let ready = condition("Ready").filter(|c| c.status == "True");
     let ready_at = ready.map(|c| c.last_transition_time.as_ref().map_or(created_at, |t| t.0));
     let (bare_phase, message) = phase(status, ready.is_some());
+    let gates = queue::held_back(pod);
+    let message = gates.clone().filter(|_| bare_phase == ReplicaPhase::Pending).unwrap_or(message);
     let phase = if terminating || draining_since.is_some() { ReplicaPhase::Draining } else { bare_phase };
     let since = match phase {
         ReplicaPhase::Draining => {
@@ -121,6 +125,7 @@ pub fn replica(pod: &Pod) -> Result<Observed, Unadoptable> {
             message,
             // Only the pool's spec can tell; see crate::snapshot.
             outdated: false,
+            gated: gates.is_some(),
             ended: matches!(status.phase.as_deref(), Some("Failed" | "Succeeded")),
         },
         pod_uid: pod.metadata.uid.clone().unwrap_or_default(),
@@ -237,6 +242,7 @@ pub fn external_replicas(
                 ready_at: Some(created_at),
                 message: String::new(),
                 outdated: false,
+                gated: false,
                 ended: false,
             })
         })
@@ -290,11 +296,14 @@ const SPOT_LABELS: &[(&str, &str)] = &[
 ];
 
 /// A node as the planner sees it; `None` if it is of no accelerator class. Where several classes fit, the one that demands
-/// the most labels wins, then the first by name.
+/// the most labels wins, then the first by name. `foreign` is what others hold of extended resources by node and
+/// resource, `held` of devices by class and node.
 pub fn node<'a>(
     node: &Node,
     classes: impl Iterator<Item = &'a AcceleratorClass>,
+    devices: &Devices<'_>,
     foreign: &BTreeMap<(String, String), u32>,
+    held: &BTreeMap<(String, String), u32>,
     faults: &[FaultCondition],
 ) -> Option<NodeInfo> {
     let labels = node.labels();
@@ -303,8 +312,10 @@ pub fn node<'a>(
         .max_by(|a, b| a.node_selector.len().cmp(&b.node_selector.len()).then_with(|| b.name.cmp(&a.name)))?;
     let name = NodeName::new(node.name_any()).ok()?;
     let status = node.status.as_ref();
-    let (allocatable_gpus, foreign_gpus) = match class.resource_name() {
-        Some(resource) => {
+    let published = devices.on(&class.name, name.as_str());
+    let (allocatable_gpus, foreign_gpus) = match (published, class.resource_name()) {
+        (Some(count), _) => (count, held.get(&(class.name.clone(), name.to_string())).copied().unwrap_or(0)),
+        (None, Some(resource)) => {
             let allocatable = status
                 .and_then(|s| s.allocatable.as_ref()?.get(resource))
                 .and_then(|q| plimsoll_crds::quantity::parse(&q.0))
@@ -312,7 +323,7 @@ pub fn node<'a>(
             (allocatable, foreign.get(&(name.to_string(), resource.to_owned())).copied().unwrap_or(0))
         }
         // A CPU node serves as one accelerator: its engines share memory bandwidth anyway.
-        None => (1, 0),
+        (None, None) => (1, 0),
     };
     let fault = fault::fault_of(node, faults);
     let ready = fault::is_ready(node) && fault.is_empty();

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use plimsoll_fleet as fleet;
 use plimsoll_fleet::presets;
 
-use super::spec::{AcceleratorClass, AcceleratorClassSpec, Calibration, dtype_names};
+use super::spec::{AcceleratorClass, AcceleratorClassSpec, Calibration, Dra, dtype_names};
 use crate::invalid::{Check, InvalidField};
 use crate::names::nearest;
 use crate::quantity;
@@ -79,6 +79,8 @@ impl AcceleratorClass {
         }
         let resource = resource(&mut check, spec);
         let tolerations = tolerations(&mut check, "spec.tolerations", &spec.tolerations);
+        let vendor = spec.vendor.map(Into::into).or(base.as_ref().map(|b| b.vendor));
+        let devices = spec.dra.as_ref().map(|dra| devices(&mut check, dra, vendor));
         if base.is_none() && spec.preset.is_none() {
             for (field, missing) in [
                 ("vendor", spec.vendor.is_none()),
@@ -127,6 +129,7 @@ impl AcceleratorClass {
             autoscalable_max: autoscalable.unwrap_or(base.autoscalable_max),
             resource: resource.or(base.resource),
             tolerations,
+            devices,
             calibration: calibration(&mut check, base.calibration, spec.calibration.as_ref()),
         });
         if let Some(class) = &value
@@ -163,6 +166,68 @@ fn resource(check: &mut Check, spec: &AcceleratorClassSpec) -> Option<String> {
         check.invalid("spec.resource", name, "is not an extended resource", remedy);
     }
     Some(name.to_owned())
+}
+
+fn devices(check: &mut Check, dra: &Dra, vendor: Option<fleet::Vendor>) -> fleet::accelerator::DeviceRequest {
+    let subdomain = |name: &str, most: usize| {
+        let label = |l: &str| {
+            l.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
+                && !l.is_empty()
+                && !l.starts_with('-')
+                && !l.ends_with('-')
+        };
+        name.len() <= most && name.split('.').all(label)
+    };
+    if !subdomain(&dra.device_class_name, 253) {
+        check.invalid(
+            "spec.dra.deviceClassName",
+            &dra.device_class_name,
+            "is not the name of a DeviceClass",
+            "use one of kubectl get deviceclasses, e.g. gpu.nvidia.com",
+        );
+    }
+    let driver = dra.driver.clone().or(vendor.and_then(fleet::Vendor::device_driver).map(str::to_owned));
+    match &driver {
+        Some(driver) if !subdomain(driver, 63) => check.invalid(
+            "spec.dra.driver",
+            driver,
+            "is not the name of a driver",
+            "use one of kubectl get resourceslices, e.g. gpu.nvidia.com",
+        ),
+        None => check.invalid(
+            "spec.dra.driver",
+            "",
+            "is missing, and the vendor has no usual one",
+            "use one of kubectl get resourceslices",
+        ),
+        Some(_) => {}
+    }
+    for name in dra.attributes.keys() {
+        let (domain, id) = name.rsplit_once('/').unwrap_or(("a", name));
+        let first = |c: char| c.is_ascii_alphabetic() || c == '_';
+        let identifier =
+            id.len() <= 32 && id.starts_with(first) && id.chars().all(|c| first(c) || c.is_ascii_digit());
+        if !identifier || !subdomain(domain, 63) {
+            check.invalid(
+                format!("spec.dra.attributes.{name}"),
+                name,
+                "is not the name of a device attribute",
+                "use one of kubectl get resourceslices -o yaml, e.g. productName",
+            );
+        }
+    }
+    for (i, expression) in dra.selectors.iter().enumerate() {
+        if expression.trim().is_empty() {
+            let at = format!("spec.dra.selectors[{i}]");
+            check.invalid(at, expression, "is empty", "remove it, or give a CEL expression over device");
+        }
+    }
+    fleet::accelerator::DeviceRequest {
+        device_class: dra.device_class_name.clone(),
+        driver: driver.unwrap_or_default(),
+        attributes: dra.attributes.clone(),
+        selectors: dra.selectors.clone(),
+    }
 }
 
 fn teraflops(check: &mut Check, spec: &AcceleratorClassSpec) -> Option<BTreeMap<fleet::Dtype, f64>> {

@@ -6,6 +6,7 @@ use plimsoll_fleet as fleet;
 use plimsoll_fleet::{pool, presets, shape};
 
 use super::spec::*;
+use super::storage;
 use crate::duration::DurationText;
 use crate::invalid::{Check, InvalidField};
 use crate::names::nearest;
@@ -46,6 +47,10 @@ impl super::ModelPool {
         let needs_weights = !matches!(spec.engine.kind, EngineKind::Simulated | EngineKind::External);
         let source = source(&mut check, &spec.model, needs_weights);
         let variants = variants(&mut check, spec, needs_weights);
+        let own = source.iter().map(|s| ("spec.model.source".to_owned(), s.as_str()));
+        let given = spec.variants.iter().enumerate().filter_map(|(i, v)| Some((i, v.source.as_deref()?)));
+        let given = given.map(|(i, source)| (format!("spec.variants[{i}].source"), source));
+        storage::check(&mut check, &spec.engine, own.chain(given));
         let slo_classes = slo_classes(&mut check, &spec.slo);
         let demand = spec.demand.as_ref().map(|d| demand(&mut check, d));
         let scaling = scaling(&mut check, &spec.scaling, spec.replicas);
@@ -627,6 +632,18 @@ fn placement(check: &mut Check, given: &Placement) -> pool::Placement {
                 "",
                 "is empty",
                 "name an AcceleratorClass, e.g. h100",
+            );
+        }
+    }
+    if let Some(queue) = &given.queue_name {
+        let fine = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        let ends = queue.starts_with('-') || queue.ends_with('-');
+        if queue.is_empty() || queue.len() > 63 || ends || !queue.chars().all(fine) {
+            check.invalid(
+                "spec.placement.queueName",
+                queue,
+                "is not the name of a LocalQueue",
+                "use one of kubectl get localqueues, in the pool's namespace",
             );
         }
     }

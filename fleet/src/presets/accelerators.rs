@@ -238,6 +238,7 @@ fn build(f: &Facts) -> AcceleratorClass {
         autoscalable_max: 0,
         resource: None,
         tolerations: Vec::new(),
+        devices: None,
         calibration: f.calibration.clone(),
     }
 }

@@ -3,12 +3,15 @@
 
 pub mod engine;
 pub mod pod;
+pub mod queue;
+mod storage;
 pub mod template;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::resource::v1::ResourceClaimTemplate;
 use kube::ResourceExt;
 use plimsoll_crds::ModelPool;
 use plimsoll_crds::model_pool::EngineKind;
@@ -16,6 +19,7 @@ use plimsoll_fleet::pool::Mode;
 use plimsoll_fleet::{Plan, PoolId, PoolPlan, ReplicaId, ReplicaPhase};
 
 use crate::config::OperatorConfig;
+use crate::devices::Devices;
 use crate::names;
 use crate::observe::{self, Observed};
 use crate::validate::{Accepted, Validated};
@@ -54,6 +58,8 @@ pub enum Action {
         pool: PoolId,
         /// UID of the ModelPool that must own a pod which exists already.
         owner_uid: String,
+        /// The template of the claim that the pod names, if it does; made before it.
+        claim_template: Option<Box<ResourceClaimTemplate>>,
         /// The pod.
         pod: Box<Pod>,
     },
@@ -117,6 +123,8 @@ pub struct Prepared {
 pub struct Inputs<'a> {
     /// Resources.
     pub validated: &'a Validated,
+    /// Dynamically allocated accelerators.
+    pub devices: &'a Devices<'a>,
     /// Replicas that exist.
     pub replicas: &'a [Observed],
     /// Plan in force.
@@ -205,6 +213,8 @@ fn pool(
             Ok(pod) => prepared.actions.push(Action::CreatePod {
                 pool: id.clone(),
                 owner_uid: resource.metadata.uid.clone().unwrap_or_default(),
+                claim_template: pod::claim_template(inputs, resource, &accepted.pool.id, assignment)
+                    .map(Box::new),
                 pod: Box::new(pod),
             }),
             Err(problem) => prepared.problems.entry(id.clone()).or_default().push(problem.to_string()),
