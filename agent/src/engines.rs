@@ -13,6 +13,7 @@ use crate::metrics::EngineLabels;
 use crate::proxy::upstream::Upstream;
 use crate::scrape;
 use crate::shared::{LocalReplica, Shared};
+use crate::trial::{self, Outcome};
 
 /// How often waiting requests are looked at even if nothing happened: assumed prefills and deadlines pass silently.
 const PUMP_EVERY: Duration = Duration::from_millis(20);
@@ -82,8 +83,43 @@ async fn probe(shared: Arc<Shared>, upstream: Upstream, id: ReplicaId, stop: Can
             Ok((200..=299, text)) => std::str::from_utf8(&text).map(scrape::parse).unwrap_or_default(),
             _ => scrape::EngineMetrics::default(),
         };
+        let made = scraped.token_counter.is_some_and(|tokens| tokens > 0.0);
         observe(&shared, &local, healthy, scraped);
+        if !local.engine.draining() && local.engine.liveness.lock().awaits_token() {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = try_out(&shared, &local, &upstream, made) => {}
+            }
+        }
     }
+}
+
+/// Lets an engine show that it makes tokens; `made`: its own counters say that it has.
+async fn try_out(shared: &Shared, local: &LocalReplica, upstream: &Upstream, made: bool) {
+    let endpoint = &local.endpoint;
+    let outcome = if made {
+        Outcome::Token
+    } else {
+        trial::ask(upstream, &endpoint.engine_address, &endpoint.engine_model).await
+    };
+    let replica = &local.replica.id;
+    match outcome {
+        Outcome::Token => tracing::info!(%replica, "the engine makes tokens"),
+        Outcome::NoSuchRequest(status) => {
+            tracing::info!(%replica, status, "the engine answers, and refuses to complete a text");
+        }
+        Outcome::None(why) => {
+            // The first time, and then about once a minute.
+            if local.engine.liveness.lock().made_none() % 60 == 1 {
+                tracing::warn!(%replica, %why, "the engine makes no token; nothing is sent to it");
+            }
+            return;
+        }
+    }
+    local.engine.liveness.lock().proved();
+    shared.refresh_state(local);
+    shared.report_now.notify_one();
+    shared.changed.send_modify(|n| *n += 1);
 }
 
 fn observe(shared: &Shared, local: &LocalReplica, healthy: bool, scraped: scrape::EngineMetrics) {

@@ -36,6 +36,7 @@ mod shared;
 pub mod spend;
 pub mod sse;
 pub mod telemetry;
+mod trial;
 
 pub use agent::{Agent, AgentHandle, StartError};
 pub use config::{AgentConfig, ProxyLimits};

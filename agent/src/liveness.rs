@@ -1,4 +1,5 @@
-//! Liveness by progress: an engine that answers its health check and moves nothing is dead.
+//! Liveness by progress: an engine that answers its health check and moves nothing is dead, and one that has just come, or
+//! come back, is not alive before it has made a token.
 
 /// Progress of one engine.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -8,6 +9,8 @@ pub struct Liveness {
     last_counter: Option<f64>,
     failures: u32,
     healthy: Option<bool>,
+    on_trial: bool,
+    trials: u32,
 }
 
 /// Probes that must fail in a row before an engine counts as unhealthy.
@@ -23,13 +26,36 @@ impl Liveness {
             self.failures += 1;
             if self.failures >= FAILURES || self.healthy.is_none() {
                 self.healthy = Some(false);
+                self.on_trial = true;
             }
         }
     }
 
-    /// Answers its health check (`None`: not yet probed).
+    /// Nothing is sent to it until it has made a token.
+    pub fn put_on_trial(&mut self) {
+        self.on_trial = true;
+    }
+
+    /// It answers its health check and has yet to make a token.
+    pub fn awaits_token(&self) -> bool {
+        self.on_trial && self.healthy == Some(true)
+    }
+
+    /// It made no token when asked for one. Returns how often that was so since it came.
+    pub fn made_none(&mut self) -> u32 {
+        self.trials += 1;
+        self.trials
+    }
+
+    /// It has made a token.
+    pub fn proved(&mut self) {
+        self.on_trial = false;
+        self.trials = 0;
+    }
+
+    /// Answers its health check, and has made a token since it came (`None`: not yet probed).
     pub fn healthy(&self) -> Option<bool> {
-        self.healthy
+        if self.on_trial { Some(false) } else { self.healthy }
     }
 
     /// A token (or anything else that only a working engine produces) was seen.
@@ -85,9 +111,24 @@ mod tests {
         l.probed(false);
         assert_eq!(l.healthy(), Some(false));
         l.probed(true);
+        assert_eq!(l.healthy(), Some(false), "it may have started anew");
+        assert!(l.awaits_token());
+        l.proved();
         assert_eq!(l.healthy(), Some(true));
         let mut fresh = Liveness::default();
         fresh.probed(false);
         assert_eq!(fresh.healthy(), Some(false), "one that never answered is not yet up");
+    }
+
+    #[test]
+    fn an_engine_on_trial_counts_once_it_has_made_a_token() {
+        let mut l = Liveness::default();
+        l.put_on_trial();
+        assert_eq!((l.healthy(), l.awaits_token()), (Some(false), false), "not before it answers at all");
+        l.probed(true);
+        assert_eq!((l.healthy(), l.awaits_token()), (Some(false), true));
+        l.proved();
+        l.probed(false);
+        assert_eq!(l.healthy(), Some(true), "one lost probe is forgiven here too");
     }
 }

@@ -161,6 +161,8 @@ impl Shared {
     pub(crate) fn install(&self, routes: RouteTable, epoch: String) {
         let mut memories = self.memories.lock();
         let mut replicas = self.replicas.lock();
+        // What the first table lists may have served all along, while this agent started.
+        let first_table = self.table.load().epoch.is_empty() && self.table.load().routes.version == 0;
         let mut by_name: HashMap<String, Arc<Pool>> = HashMap::new();
         let mut locals: HashMap<ReplicaId, LocalReplica> = HashMap::new();
         for route in &routes.pools {
@@ -189,7 +191,12 @@ impl Shared {
                         replicas.get(&endpoint.replica).filter(|r| r.local.is_some() == mine).cloned();
                     let replica = known.unwrap_or_else(|| {
                         let local = mine.then(|| {
-                            Arc::new(LocalEngine::new(&endpoint.coefficients, self.config.limits.max_queue))
+                            let engine =
+                                LocalEngine::new(&endpoint.coefficients, self.config.limits.max_queue);
+                            if !first_table {
+                                engine.liveness.lock().put_on_trial();
+                            }
+                            Arc::new(engine)
                         });
                         Arc::new(Replica::new(endpoint.replica.clone(), local))
                     });

@@ -192,6 +192,34 @@ async fn a_draining_engine_takes_nothing_new_and_acknowledges_when_empty() {
 }
 
 #[tokio::test]
+async fn a_new_engine_gets_requests_once_it_has_made_a_token() {
+    let (a, b) = (Engine::start().await, Engine::start().await);
+    let node = agent("n1", Some("n1"), |_| {}).await;
+    let old = endpoint("chat-1", "n1", a.addr, Some(node.addr()));
+    node.set_routes(table(1, vec![old.clone()]));
+    until("the first is healthy", || node.engines()[0].healthy).await;
+    assert_eq!(a.requests(), 0, "what served when the agent came is trusted");
+    // Its health check is fine from the beginning, and its first requests fail.
+    b.next(&[Act::Fail; 500]);
+    node.set_routes(table(2, vec![old, endpoint("chat-2", "n1", b.addr, Some(node.addr()))]));
+    until("the new one is asked in vain", || b.requests() >= 2).await;
+    assert_eq!(b.state.last_body.lock()["max_tokens"], 1);
+    for _ in 0..4 {
+        assert_eq!(send(chat(node.addr(), true)).await.header("x-plimsoll-replica"), "chat-1");
+    }
+    assert!(!node.engines()[1].healthy);
+    b.state.script.lock().clear();
+    until("it makes a token", || node.engines()[1].healthy).await;
+    // It comes back from an outage: again one token first.
+    let asked = b.requests();
+    b.state.healthy.store(false, SeqCst);
+    until("it is unhealthy", || !node.engines()[1].healthy).await;
+    b.state.healthy.store(true, SeqCst);
+    until("it is healthy again", || node.engines()[1].healthy).await;
+    assert_eq!(b.requests(), asked + 1);
+}
+
+#[tokio::test]
 async fn an_engine_that_moves_nothing_is_stalled_whatever_its_health_check_says() {
     let (a, b) = (Engine::start().await, Engine::start().await);
     let node = agent("n1", Some("n1"), |c| c.limits.stall_after = Duration::from_millis(400)).await;

@@ -15,6 +15,8 @@ pub const SLO_MET: &str = "SLOMet";
 pub const BUDGET_LIMITED: &str = "BudgetLimited";
 /// Accelerators are too few to serve the demand.
 pub const CAPACITY_LIMITED: &str = "CapacityLimited";
+/// Condition of AcceleratorClasses that name a DeviceClass: replicas claim devices, instead of the extended resource.
+pub const CLAIMS_DEVICES: &str = "ClaimsDevices";
 
 /// Builds a condition. `reason` is one CamelCase word; `message` is for people.
 pub fn condition(

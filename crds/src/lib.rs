@@ -19,6 +19,7 @@ pub mod names;
 pub mod presets;
 pub mod quantity;
 pub mod tenant;
+mod tolerations;
 
 pub use accelerator_class::{AcceleratorClass, AcceleratorClassSpec, AcceleratorClassStatus};
 pub use budget::{Budget, BudgetSpec, BudgetStatus};

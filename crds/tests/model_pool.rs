@@ -164,6 +164,15 @@ fn classes_share_the_traffic() {
 #[case::bad_endpoint(json!({"engine": {"kind": "external", "endpoints": ["http://a"]}}), "spec.engine.endpoints[0]", "10.0.0.7:8000")]
 #[case::cold_start(json!({"engine": {"coldStart": "fast"}}), "spec.engine.coldStart", "90s")]
 #[case::toleration(json!({"placement": {"tolerations": [{"key": "a", "operator": "Is"}]}}), "spec.placement.tolerations[0].operator", "Exists or Equal")]
+#[case::queue(json!({"placement": {"queueName": "My Queue"}}), "spec.placement.queueName", "kubectl get localqueues")]
+#[case::two_caches(json!({"engine": {"cache": {"claim": "a", "hostPath": "/b"}}}), "spec.engine.cache", "at most one of")]
+#[case::cache_without_size(json!({"engine": {"cache": {"storageClassName": "nvme"}}}), "spec.engine.cache.size", "200Gi")]
+#[case::size_of_a_claim(json!({"engine": {"cache": {"claim": "a", "size": "1Gi"}}}), "spec.engine.cache.size", "remove it")]
+#[case::size_of_nothing(json!({"engine": {"cache": {"size": "0"}}}), "spec.engine.cache.size", "200Gi")]
+#[case::host_path_upwards(json!({"engine": {"cache": {"hostPath": "/var/../etc"}}}), "spec.engine.cache.hostPath", "absolute path")]
+#[case::claim_name(json!({"engine": {"cache": {"claim": "A b"}}}), "spec.engine.cache.claim", "lower-case")]
+#[case::llamacpp_shares_downloads(json!({"engine": {"kind": "llamacpp", "cache": {"claim": "a"}}}), "spec.engine.cache", "storageClassName")]
+#[case::llamacpp_from_s3(json!({"engine": {"kind": "llamacpp"}, "model": {"source": "s3://b/m.gguf"}}), "spec.model.source", "pvc://")]
 #[case::context(json!({"maxContextTokens": 999999}), "spec.maxContextTokens", "131072")]
 fn each_mistake_names_its_field_and_remedy(
     #[case] spec: serde_json::Value,

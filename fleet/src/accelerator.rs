@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::pool::Toleration;
 use crate::{Dtype, NodeInfo};
 
 /// Who makes it; decides the Kubernetes extended resource it is counted under.
@@ -14,13 +15,23 @@ pub enum Vendor {
     Nvidia,
     /// AMD: `amd.com/gpu`.
     Amd,
-    /// Intel: `gpu.intel.com/i915`.
+    /// Intel: `gpu.intel.com/i915` (with the xe driver: `gpu.intel.com/xe`, see [`AcceleratorClass::resource`]).
     Intel,
     /// A CPU socket: counted in no extended resource.
     Cpu,
 }
 
 impl Vendor {
+    /// The driver that publishes its devices under dynamic resource allocation, if any.
+    pub fn device_driver(self) -> Option<&'static str> {
+        match self {
+            Self::Nvidia => Some("gpu.nvidia.com"),
+            Self::Amd => Some("gpu.amd.com"),
+            Self::Intel => Some("gpu.intel.com"),
+            Self::Cpu => None,
+        }
+    }
+
     /// The Kubernetes extended resource, if any.
     pub fn resource_name(self) -> Option<&'static str> {
         match self {
@@ -90,8 +101,30 @@ pub struct AcceleratorClass {
     pub node_selector: BTreeMap<String, String>,
     /// Accelerators that an autoscaler could still add beyond the nodes that exist.
     pub autoscalable_max: u32,
+    /// Extended resource that pods request, where it is not the vendor's usual one.
+    #[serde(default)]
+    pub resource: Option<String>,
+    /// Taints that nodes of this class carry and engines tolerate.
+    #[serde(default)]
+    pub tolerations: Vec<Toleration>,
+    /// How pods claim its accelerators where the cluster allocates devices dynamically.
+    #[serde(default)]
+    pub devices: Option<DeviceRequest>,
     /// Latency-model coefficients.
     pub calibration: Calibration,
+}
+
+/// What to claim under dynamic resource allocation (`resource.k8s.io`).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DeviceRequest {
+    /// Name of the DeviceClass.
+    pub device_class: String,
+    /// Driver that publishes the devices.
+    pub driver: String,
+    /// Attributes that a device must have, as text; a name without a domain is the driver's own.
+    pub attributes: BTreeMap<String, String>,
+    /// Further CEL expressions that must hold for a device.
+    pub selectors: Vec<String>,
 }
 
 impl AcceleratorClass {
@@ -108,6 +141,24 @@ impl AcceleratorClass {
     pub fn node_gpus(&self, nodes: &[NodeInfo]) -> u32 {
         let of_class = nodes.iter().filter(|n| n.accelerator == self.name && !n.spot);
         of_class.map(|n| n.allocatable_gpus).max().unwrap_or(self.link_domain_size).max(1)
+    }
+
+    /// The extended resource that pods request, if any.
+    pub fn resource_name(&self) -> Option<&str> {
+        self.resource.as_deref().or(self.vendor.resource_name())
+    }
+
+    /// Taints that every engine on this class tolerates: the class's own, and that of GPU nodes, which are commonly tainted
+    /// with their own resource's name.
+    pub fn all_tolerations(&self) -> Vec<Toleration> {
+        let mut all = self.tolerations.clone();
+        all.extend(self.resource_name().map(|resource| Toleration {
+            key: Some(resource.to_owned()),
+            operator: Some("Exists".to_owned()),
+            value: None,
+            effect: Some("NoSchedule".to_owned()),
+        }));
+        all
     }
 
     /// Whether a node with these labels is of this class. A class without selector matches no node.

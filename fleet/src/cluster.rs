@@ -78,6 +78,9 @@ pub struct ReplicaStatus {
     /// It was made from an older engine configuration than its pool has now.
     #[serde(default)]
     pub outdated: bool,
+    /// Others hold its pod back from being scheduled (a scheduling gate, such as Kueue's).
+    #[serde(default)]
+    pub gated: bool,
     /// Its pod has come to its end and will not start again (evicted, lost, finished): only another one can replace it.
     #[serde(default)]
     pub ended: bool,

@@ -189,6 +189,18 @@ pub struct Plan {
     pub binding: Vec<BindingConstraint>,
     /// Quality of the solution.
     pub quality: SolveQuality,
+    /// Autoscalable capacity that is not counted on for a while, because it did not come when asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unprovisioned: Vec<Unprovisioned>,
+}
+
+/// Autoscalable capacity of an accelerator class that did not come when a replica asked for it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Unprovisioned {
+    /// Name of the accelerator class.
+    pub accelerator: String,
+    /// When it is counted on again.
+    pub until: jiff::Timestamp,
 }
 
 impl Plan {

@@ -135,6 +135,21 @@ pub struct Toleration {
     pub effect: Option<String>,
 }
 
+impl Toleration {
+    /// Whether it tolerates a taint, by Kubernetes' rules.
+    pub fn tolerates(&self, key: &str, value: &str, effect: &str) -> bool {
+        self.effect.as_deref().is_none_or(|e| e.is_empty() || e == effect)
+            && match self.key.as_deref() {
+                None | Some("") => true,
+                Some(k) => {
+                    k == key
+                        && (self.operator.as_deref() == Some("Exists")
+                            || self.value.as_deref().unwrap_or("") == value)
+                }
+            }
+    }
+}
+
 /// Where replicas may run.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Placement {

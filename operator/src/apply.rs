@@ -6,11 +6,12 @@ use std::time::Duration;
 use futures::StreamExt;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::resource::v1::ResourceClaimTemplate;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Client, ResourceExt};
 use plimsoll_crds::ModelPool;
 use plimsoll_fleet::PoolId;
-use serde_json::json;
+use serde_json::{Value, json};
 use tracing::{debug, info, warn};
 
 use crate::apply_group;
@@ -146,15 +147,24 @@ pub(crate) fn pods(client: &Client, pool: &PoolId) -> Api<Pod> {
 
 async fn make(client: &Client, field_manager: &str, action: &Action) -> Result<(), String> {
     match action {
-        Action::CreatePod { pool, owner_uid, pod } => {
+        Action::CreatePod { pool, owner_uid, claim_template, pod } => {
+            if let Some(template) = claim_template {
+                create_template(client, field_manager, pool, template).await?;
+            }
             create(client, field_manager, pool, owner_uid, pod).await.map(drop)
         }
-        Action::CreateGroup { pool, owner_uid, replica, group } => {
+        Action::CreateGroup { pool, owner_uid, replica, group, claim_template } => {
+            if let Some(template) = claim_template {
+                create_template(client, field_manager, pool, template).await?;
+            }
             apply_group::create(client, field_manager, pool, owner_uid, replica, group).await
         }
         Action::MarkDraining { pool, replica, pod, pod_uid, at } => {
-            let patch =
-                json!({"metadata": {"uid": pod_uid, "annotations": {names::DRAINING: at.to_string()}}});
+            let mut annotations = json!({names::DRAINING: at.to_string()});
+            for (annotation, _) in names::UNDISTURBED {
+                annotations[annotation] = Value::Null;
+            }
+            let patch = json!({"metadata": {"uid": pod_uid, "annotations": annotations}});
             let params =
                 PatchParams { field_manager: Some(field_manager.to_owned()), ..PatchParams::default() };
             match pods(client, pool).patch(pod, &params, &Patch::Merge(patch)).await {
@@ -194,6 +204,25 @@ async fn make(client: &Client, field_manager: &str, action: &Action) -> Result<(
                 Err(e) if is_not_found(&e) || is_conflict(&e) => Ok(()),
                 Err(e) => Err(format!("failed to set the finalizers of {pool}: {}", explain(&e))),
             }
+        }
+    }
+}
+
+/// The template of a claim, if it is not there yet. Its name says what is in it.
+async fn create_template(
+    client: &Client,
+    field_manager: &str,
+    pool: &PoolId,
+    template: &ResourceClaimTemplate,
+) -> Result<(), String> {
+    let api: Api<ResourceClaimTemplate> = Api::namespaced(client.clone(), pool.namespace());
+    let params = PostParams { field_manager: Some(field_manager.to_owned()), dry_run: false };
+    match api.create(&params, template).await {
+        Ok(_) => Ok(()),
+        Err(e) if is_already_exists(&e) => Ok(()),
+        Err(e) => {
+            let name = template.name_any();
+            Err(format!("failed to create ResourceClaimTemplate {name}: {}", explain(&e)))
         }
     }
 }
@@ -242,7 +271,25 @@ pub(crate) async fn create(
             Ok(None) => Err(format!("replica {name} waits for an older pod of the same name to end")),
             Err(e) => Err(format!("failed to look at pod {name}, which exists already: {}", explain(&e))),
         },
-        Err(e) => Err(format!("failed to create replica {name}: {}", explain(&e))),
+        Err(e) => Err(format!("failed to create replica {name}: {}{}", explain(&e), remedy(pod, &e))),
+    }
+}
+
+/// What to do about a refused pod, where the API's own words do not say it.
+fn remedy(pod: &Pod, error: &kube::Error) -> &'static str {
+    let volumes = pod.spec.iter().flat_map(|s| s.volumes.iter().flatten());
+    let (images, hosts) = volumes.fold((false, false), |(images, hosts), v| {
+        (images || v.image.is_some(), hosts || v.host_path.is_some())
+    });
+    match status_of(error) {
+        // A gate that is off drops the field, which leaves a volume of no type.
+        Some(422) if images => {
+            "; weights from oci:// need the feature gate ImageVolume, which is off by default before Kubernetes 1.35"
+        }
+        Some(403) if hosts => {
+            "; spec.engine.cache.hostPath needs a namespace that enforces neither pod security standard baseline nor restricted"
+        }
+        _ => "",
     }
 }
 

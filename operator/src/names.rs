@@ -16,6 +16,10 @@ pub const ROLE: &str = "plimsoll.dev/role";
 pub const DRAINING: &str = "plimsoll.dev/draining";
 /// Annotation: what the replica was made from, to tell those that run an older engine configuration.
 pub const TEMPLATE: &str = "plimsoll.dev/template";
+/// Annotations by which autoscalers leave the node of a replica alone that may serve: the plan alone moves replicas. They go
+/// when the replica drains.
+pub const UNDISTURBED: [(&str, &str); 2] =
+    [("karpenter.sh/do-not-disrupt", "true"), ("cluster-autoscaler.kubernetes.io/safe-to-evict", "false")];
 /// Finalizer of ModelPools: their replicas drain before they go.
 pub const FINALIZER: &str = "plimsoll.dev/drain";
 /// Label: who manages an object.

@@ -1,15 +1,17 @@
 //! From pods and nodes to replicas and capacity. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Pod, PodSpec, PodStatus};
 use kube::ResourceExt;
 use plimsoll_fleet::{
-    AcceleratorClass, NodeInfo, NodeName, PoolId, ReplicaId, ReplicaPhase, ReplicaStatus, Role, Shape, Vendor,
+    AcceleratorClass, NodeInfo, NodeName, PoolId, ReplicaId, ReplicaPhase, ReplicaStatus, Role, Shape,
 };
 
+use crate::build::queue;
+use crate::devices::Devices;
 use crate::fault::{self, FaultCondition};
 use crate::group::Group;
 use crate::names;
@@ -95,6 +97,8 @@ pub fn replica(pod: &Pod) -> Result<Observed, Unadoptable> {
     let ready = condition("Ready").filter(|c| c.status == "True");
     let ready_at = ready.map(|c| c.last_transition_time.as_ref().map_or(created_at, |t| t.0));
     let (bare_phase, message) = phase(status, ready.is_some());
+    let gates = queue::held_back(pod);
+    let message = gates.clone().filter(|_| bare_phase == ReplicaPhase::Pending).unwrap_or(message);
     let phase = if terminating || draining_since.is_some() { ReplicaPhase::Draining } else { bare_phase };
     let since = match phase {
         ReplicaPhase::Draining => {
@@ -130,6 +134,7 @@ pub fn replica(pod: &Pod) -> Result<Observed, Unadoptable> {
             message,
             // Only the pool's spec can tell; see crate::snapshot.
             outdated: false,
+            gated: gates.is_some(),
             ended: matches!(status.phase.as_deref(), Some("Failed" | "Succeeded")),
         },
         pod: name,
@@ -256,6 +261,7 @@ pub fn external_replicas(
                 ready_at: Some(created_at),
                 message: String::new(),
                 outdated: false,
+                gated: false,
                 ended: false,
             })
         })
@@ -283,18 +289,16 @@ fn holds_resources(pod: &Pod) -> bool {
     !matches!(pod.status.as_ref().and_then(|s| s.phase.as_deref()), Some("Succeeded" | "Failed"))
 }
 
-/// Accelerators held on each node by pods that are not replicas, by `(node, resource)`.
-pub fn foreign_use(pods: &[Arc<Pod>]) -> BTreeMap<(String, &'static str), u32> {
+/// Accelerators held on each node by pods that are not replicas, by `(node, resource)`; `resources` are those that count.
+pub fn foreign_use(pods: &[Arc<Pod>], resources: &BTreeSet<&str>) -> BTreeMap<(String, String), u32> {
     let mut used = BTreeMap::new();
     for pod in pods.iter().filter(|p| holds_resources(p)) {
         let Some(spec) = &pod.spec else { continue };
         let Some(node) = spec.node_name.clone().filter(|n| !n.is_empty()) else { continue };
-        for resource in
-            [Vendor::Nvidia, Vendor::Amd, Vendor::Intel].into_iter().filter_map(Vendor::resource_name)
-        {
+        for resource in resources {
             let n = held(spec, resource);
             if n > 0 {
-                *used.entry((node.clone(), resource)).or_insert(0) += n;
+                *used.entry((node.clone(), (*resource).to_owned())).or_insert(0) += n;
             }
         }
     }
@@ -311,11 +315,14 @@ const SPOT_LABELS: &[(&str, &str)] = &[
 ];
 
 /// A node as the planner sees it; `None` if it is of no accelerator class. Where several classes fit, the one that demands
-/// the most labels wins, then the first by name.
+/// the most labels wins, then the first by name. `foreign` is what others hold of extended resources by node and
+/// resource, `held` of devices by class and node.
 pub fn node<'a>(
     node: &Node,
     classes: impl Iterator<Item = &'a AcceleratorClass>,
-    foreign: &BTreeMap<(String, &'static str), u32>,
+    devices: &Devices<'_>,
+    foreign: &BTreeMap<(String, String), u32>,
+    held: &BTreeMap<(String, String), u32>,
     faults: &[FaultCondition],
 ) -> Option<NodeInfo> {
     let labels = node.labels();
@@ -324,20 +331,23 @@ pub fn node<'a>(
         .max_by(|a, b| a.node_selector.len().cmp(&b.node_selector.len()).then_with(|| b.name.cmp(&a.name)))?;
     let name = NodeName::new(node.name_any()).ok()?;
     let status = node.status.as_ref();
-    let (allocatable_gpus, foreign_gpus) = match class.vendor.resource_name() {
-        Some(resource) => {
+    let published = devices.on(&class.name, name.as_str());
+    let (allocatable_gpus, foreign_gpus) = match (published, class.resource_name()) {
+        (Some(count), _) => (count, held.get(&(class.name.clone(), name.to_string())).copied().unwrap_or(0)),
+        (None, Some(resource)) => {
             let allocatable = status
                 .and_then(|s| s.allocatable.as_ref()?.get(resource))
                 .and_then(|q| plimsoll_crds::quantity::parse(&q.0))
                 .map_or(0, |n| n as u32);
-            (allocatable, foreign.get(&(name.to_string(), resource)).copied().unwrap_or(0))
+            (allocatable, foreign.get(&(name.to_string(), resource.to_owned())).copied().unwrap_or(0))
         }
         // A CPU node serves as one accelerator: its engines share memory bandwidth anyway.
-        None => (1, 0),
+        (None, None) => (1, 0),
     };
     let fault = fault::fault_of(node, faults);
     let ready = fault::is_ready(node) && fault.is_empty();
     let spec = node.spec.as_ref();
+    let tolerations = class.all_tolerations();
     Some(NodeInfo {
         name,
         accelerator: class.name.clone(),
@@ -349,8 +359,11 @@ pub fn node<'a>(
             .and_then(|s| s.taints.as_ref())
             .into_iter()
             .flatten()
-            // Every engine's pod tolerates this one, see [`crate::build::pod`].
-            .filter(|t| !(t.effect == "NoSchedule" && Some(t.key.as_str()) == class.vendor.resource_name()))
+            // Those that every engine's pod on this class tolerates keep nobody away, see [`crate::build::pod`].
+            .filter(|t| {
+                let value = t.value.as_deref().unwrap_or_default();
+                !tolerations.iter().any(|own| own.tolerates(&t.key, value, &t.effect))
+            })
             .map(|t| format!("{}={}:{}", t.key, t.value.as_deref().unwrap_or_default(), t.effect))
             .collect(),
         spot: SPOT_LABELS.iter().any(|(key, value)| labels.get(*key).is_some_and(|v| v == value)),

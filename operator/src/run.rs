@@ -21,6 +21,8 @@ use crate::apply::{Applied, Throttle, apply};
 use crate::brain::{Brain, BrainError, Knowledge, follow};
 use crate::build::{Action, DeleteReason, Inputs, build, current_plan};
 use crate::config::{Groups, OperatorConfig};
+use crate::devices::Devices;
+use crate::disruption;
 use crate::events::{Events, Note, reference};
 use crate::fault;
 use crate::grpc::GrpcBrain;
@@ -156,9 +158,13 @@ impl Leader {
             let (client, events, term) = (self.client.clone(), self.events.clone(), term.clone());
             tokio::spawn(inference_pool::run(client, manager, settings, wanted, events, term));
         }
+        let (budgets, wanted) = channel::channel(None);
+        let manager = format!("{}/disruption", self.config.field_manager);
+        let (client, events) = (self.client.clone(), self.events.clone());
+        tokio::spawn(disruption::run(client, manager, wanted, events, term.clone()));
         loop {
             let known = knowledge.borrow_and_update().clone();
-            self.reconcile(&known, &snapshots, &inference_pools).await;
+            self.reconcile(&known, &snapshots, &inference_pools, &budgets).await;
             tokio::select! {
                 () = term.cancelled() => return,
                 () = self.watches.changed() => {}
@@ -177,6 +183,7 @@ impl Leader {
         known: &Knowledge,
         snapshots: &channel::Sender<Option<Arc<ClusterSnapshot>>>,
         inference_pools: &channel::Sender<Option<Arc<AllWanted>>>,
+        budgets: &channel::Sender<Option<Arc<disruption::AllWanted>>>,
     ) {
         let now = Timestamp::now();
         let world = self.watches.world();
@@ -199,21 +206,19 @@ impl Leader {
         });
         if let Some(settings) = &self.config.inference_pools {
             let wanted = inference_pool::wanted(&validated, settings);
-            inference_pools.send_if_modified(|current| {
-                let changed = current.as_deref() != Some(&wanted);
-                if changed {
-                    *current = Some(Arc::new(wanted));
-                }
-                changed
-            });
+            send_if_new(inference_pools, wanted);
         }
         let spans =
             |plan: &Plan| plan.pools.iter().flat_map(|p| &p.replicas).any(|r| r.shape.pipeline_parallel > 1);
         let lws = self.config.groups == Groups::Auto
             && known.plan.as_deref().is_some_and(spans)
             && self.memory.lws.usable(&self.client).await;
+        let plan = known.plan.as_deref();
+        send_if_new(budgets, disruption::wanted(&validated, plan, &world.pods));
+        let devices = Devices::read(&world.dynamic, validated.accelerator_classes());
         let prepared = build(Inputs {
             validated: &validated,
+            devices: &devices,
             replicas: &replicas,
             plan: known.plan.as_deref(),
             drained: &known.observations.drained,
@@ -307,7 +312,7 @@ impl Leader {
             self.other(
                 &judged.resource,
                 judged.resource.status.as_ref(),
-                &cluster::accelerator(judged, snapshot, now),
+                &cluster::accelerator(judged, snapshot, &world.dynamic, now),
                 now,
                 &mut writes,
             );
@@ -520,6 +525,17 @@ impl Leader {
         debug!(kind = broken.kind, name = %broken.name, "object cannot be read");
         writes.push((None, write));
     }
+}
+
+/// Sends what differs from what was sent last.
+fn send_if_new<T: PartialEq>(to: &channel::Sender<Option<Arc<T>>>, value: T) {
+    to.send_if_modified(|current| {
+        let changed = current.as_deref() != Some(&value);
+        if changed {
+            *current = Some(Arc::new(value));
+        }
+        changed
+    });
 }
 
 fn other_key(kind: &str, namespace: Option<&str>, name: &str) -> String {

@@ -7,6 +7,7 @@ use plimsoll_crds::model_pool::EngineKind;
 use plimsoll_fleet::{ClusterSnapshot, ReplicaId, ReplicaPhase};
 
 use crate::build::template;
+use crate::devices::Devices;
 use crate::fault::FaultCondition;
 use crate::group;
 use crate::observe::{self, Observed, Unadoptable};
@@ -60,11 +61,14 @@ pub fn snapshot(
     let strangers =
         world.pods.iter().filter(|p| !adopted.contains(p.metadata.uid.as_deref().unwrap_or_default()));
     let foreign_pods: Vec<_> = world.foreign_pods.iter().chain(strangers).cloned().collect();
-    let foreign = observe::foreign_use(&foreign_pods);
+    let resources = validated.accelerator_classes().filter_map(|c| c.resource_name()).collect();
+    let foreign = observe::foreign_use(&foreign_pods, &resources);
+    let devices = Devices::read(&world.dynamic, validated.accelerator_classes());
+    let held = devices.foreign(&world.dynamic.claims, &adopted);
     let mut nodes: Vec<_> = world
         .nodes
         .iter()
-        .filter_map(|n| observe::node(n, validated.accelerator_classes(), &foreign, faults))
+        .filter_map(|n| observe::node(n, validated.accelerator_classes(), &devices, &foreign, &held, faults))
         .collect();
     nodes.sort_by(|a, b| a.name.cmp(&b.name));
     let uids: BTreeMap<_, _> = validated.accepted().map(|(_, a)| (&a.pool.id, a.pool.uid.as_str())).collect();

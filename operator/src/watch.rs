@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{Node, Pod, Secret};
+use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim, ResourceSlice};
 use kube::api::Api;
 use kube::core::DeserializeGuard;
 use kube::runtime::reflector::{self, Store};
@@ -21,8 +22,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, info_span, warn};
 
 use crate::backoff::Backoff;
-use crate::names;
+use crate::devices::DynamicResources;
 use crate::world::{Broken, World};
+use crate::{names, optional};
 
 /// Time between two looks at the Secrets that tenants name (they are read one by one: a watch would need all Secrets).
 const SECRETS_INTERVAL: Duration = Duration::from_secs(30);
@@ -40,6 +42,9 @@ pub struct Watches {
     nodes: Store<Node>,
     pods: Store<Pod>,
     foreign_pods: Store<Pod>,
+    device_classes: Store<DeviceClass>,
+    slices: Store<ResourceSlice>,
+    claims: Store<ResourceClaim>,
     api_keys: Arc<Mutex<ApiKeys>>,
     changed: Arc<Notify>,
 }
@@ -64,6 +69,17 @@ impl Watches {
             reflect(Api::all(client.clone()), own, "Pod (replicas)", forget_managers, &changed, None, stop);
         let foreign_pods =
             reflect(Api::all(client.clone()), foreign, "Pod (others)", prune_pod, &changed, None, stop);
+        let dynamic = {
+            let accelerators: Store<DeserializeGuard<AcceleratorClass>> = accelerators.clone();
+            move || accelerators.state().iter().any(|c| c.0.as_ref().is_ok_and(|c| c.spec.dra.is_some()))
+        };
+        let remedy = "AcceleratorClasses with spec.dra need resource.k8s.io/v1, and the grants that the chart gives for it";
+        let (needed, api) = (dynamic.clone(), Api::all(client.clone()));
+        let device_classes = optional::reflect(api, "DeviceClass", remedy, needed, &changed, stop);
+        let (needed, api) = (dynamic.clone(), Api::all(client.clone()));
+        let slices = optional::reflect(api, "ResourceSlice", remedy, needed, &changed, stop);
+        let api = Api::all(client.clone());
+        let claims = optional::reflect(api, "ResourceClaim", remedy, dynamic, &changed, stop);
         let api_keys = Arc::new(Mutex::new(ApiKeys::new()));
         let watches = Self {
             pools,
@@ -74,6 +90,9 @@ impl Watches {
             nodes,
             pods,
             foreign_pods,
+            device_classes,
+            slices,
+            claims,
             api_keys,
             changed,
         };
@@ -112,6 +131,11 @@ impl Watches {
             nodes: self.nodes.state(),
             pods: self.pods.state(),
             foreign_pods: self.foreign_pods.state(),
+            dynamic: DynamicResources {
+                classes: self.device_classes.state().iter().map(|c| c.name_any()).collect(),
+                slices: self.slices.state(),
+                claims: self.claims.state(),
+            },
             api_keys: self.api_keys.lock().clone(),
             broken,
         }
@@ -156,7 +180,7 @@ fn prune_node(node: &mut Node) {
 
 /// Waits before a watch is tried again: short enough that what people change right after an outage of the API is seen
 /// within seconds (kube's own default waits up to half a minute), random so that watches do not return all at once.
-fn watch_backoff(kind: &str) -> Backoff {
+pub(crate) fn watch_backoff(kind: &str) -> Backoff {
     let mut hasher = std::hash::DefaultHasher::new();
     kind.hash(&mut hasher);
     Backoff::new(Duration::from_millis(500), Duration::from_secs(8), hasher.finish())

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use plimsoll_crds::{AcceleratorClass, Budget, LoraAdapter, ModelPool, Tenant};
 
+use crate::devices::DynamicResources;
+
 /// An object that exists but cannot be read as its kind.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Broken {
@@ -42,6 +44,8 @@ pub struct World {
     pub nodes: Vec<Arc<Node>>,
     /// Pods of replicas.
     pub pods: Vec<Arc<Pod>>,
+    /// Devices that the cluster allocates dynamically.
+    pub dynamic: DynamicResources,
     /// All other pods (pruned to what holds accelerators).
     pub foreign_pods: Vec<Arc<Pod>>,
     /// SHA-256 digests (lower-case hex) of tenants' API keys by `(namespace, secret, key)`.

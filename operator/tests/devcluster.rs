@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use common::assignment;
 use k8s_openapi::api::core::v1::{Event, Node, Pod};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{
     Api, ApiResource, DeleteParams, DynamicObject, EvictParams, GroupVersionKind, ListParams, Patch,
@@ -317,8 +318,15 @@ async fn faults_of_nodes_and_evictions_reach_the_scheduler_and_the_status() {
     until("all is well again", || async { rig.summary().await.is_some_and(|s| s.ready == "2/2") }).await;
     assert_eq!(rig.pod_names().await, ["chat-1", "chat-2"], "the operator itself ended nothing");
 
+    let budgets: Api<PodDisruptionBudget> = Api::default_namespaced(rig.client.clone());
+    until("the pool has a disruption budget", || async {
+        budgets.get_opt("chat-engines").await.unwrap().is_some()
+    })
+    .await;
     // An eviction. No kubelet ends the pod, as on a node that is dead.
     rig.pods().evict("chat-2", &EvictParams::default()).await.unwrap();
+    let refused = rig.pods().evict("chat-1", &EvictParams::default()).await.unwrap_err();
+    assert!(matches!(&refused, kube::Error::Api(s) if s.code == 429), "one after another: {refused}");
     let phase = |id: &'static str| {
         rig.script.last().and_then(|s| s.replicas.iter().find(|r| r.id.as_str() == id).map(|r| r.phase))
     };
@@ -522,6 +530,52 @@ async fn what_the_schema_refuses_and_what_the_operator_does() {
         .unwrap_err()
         .to_string();
     assert!(refused.contains("model is immutable"), "{refused}");
+    rig.stop.cancel();
+    rig.running.await.unwrap();
+    rig.cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_of_queues_and_caches_are_accepted_and_what_the_cluster_lacks_is_done_without() {
+    let rig = Rig::start().await;
+    let classes: Api<plimsoll_crds::AcceleratorClass> = Api::all(rig.client.clone());
+    // This cluster does not serve resource.k8s.io.
+    let class = json!({"apiVersion": "plimsoll.dev/v1alpha1", "kind": "AcceleratorClass", "metadata": {"name": "h100"},
+                       "spec": {"preset": "h100", "dra": {"deviceClassName": "gpu.nvidia.com", "attributes": {"type": "gpu"}}}});
+    apply(&classes, &class).await.unwrap();
+    let mut chat: Value = serde_saphyr::from_str(CHAT).unwrap();
+    chat["spec"]["placement"] = json!({"queueName": "gpus"});
+    for (i, cache) in [
+        json!({"claim": "weights"}),
+        json!({"hostPath": "/var/lib/weights"}),
+        json!({"storageClassName": "nvme", "size": "200Gi"}),
+        json!({"size": "200Gi"}),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        chat["spec"]["engine"] = json!({"cache": cache});
+        let pools = rig.pools();
+        let params = PatchParams::apply("person").force();
+        pools.patch("chat", &params, &Patch::Apply(&chat)).await.unwrap();
+        let name = format!("chat-{i}");
+        rig.plan(i as u64 + 1, &[&name]).await;
+        until("the pod is there", || async { rig.pods().get_opt(&name).await.unwrap().is_some() }).await;
+        let pod = rig.pods().get(&name).await.unwrap();
+        assert_eq!(pod.labels()["kueue.x-k8s.io/queue-name"], "gpus");
+        let limits = pod.spec.unwrap().containers[0].resources.clone().unwrap().limits.unwrap();
+        assert_eq!(limits["nvidia.com/gpu"].0, "2");
+    }
+    chat["spec"]["engine"] = json!({"cache": {"claim": "weights", "hostPath": "/var/lib/weights"}});
+    let params = PatchParams::apply("person").force();
+    let refused = rig.pools().patch("chat", &params, &Patch::Apply(&chat)).await.unwrap_err();
+    assert!(refused.to_string().contains("at most one of claim, hostPath"), "{refused}");
+    until("the class says what is missing", || async {
+        let status = classes.get("h100").await.unwrap().status.unwrap_or_default();
+        plimsoll_crds::conditions::find(&status.conditions, "ClaimsDevices")
+            .is_some_and(|c| c.status == "False" && c.reason == "DeviceClassMissing")
+    })
+    .await;
     rig.stop.cancel();
     rig.running.await.unwrap();
     rig.cluster.shutdown().await;

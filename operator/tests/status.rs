@@ -30,6 +30,7 @@ fn replica(id: &str, phase: ReplicaPhase) -> ReplicaStatus {
         message: String::new(),
         outdated: false,
         ended: false,
+        gated: false,
     }
 }
 

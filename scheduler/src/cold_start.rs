@@ -83,6 +83,7 @@ mod tests {
                     message: String::new(),
                     outdated: false,
                     ended: false,
+                    gated: false,
                 })
                 .collect(),
             ..ClusterSnapshot::default()

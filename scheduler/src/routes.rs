@@ -303,6 +303,7 @@ mod tests {
             message: String::new(),
             outdated: false,
             ended: false,
+            gated: false,
         };
         w.snapshot.replicas = vec![endpoint(0), endpoint(1)];
         let addresses = |p: &Plan, w: &World| -> Vec<String> {

@@ -103,6 +103,7 @@ pub(crate) fn replica(id: &str, pool: &str, on: &str, phase: ReplicaPhase) -> Re
         message: String::new(),
         outdated: false,
         ended: false,
+        gated: false,
     }
 }
 
@@ -154,6 +155,7 @@ pub(crate) fn plan(number: u64, pools: Vec<PoolPlan>) -> Plan {
         pools,
         binding: Vec::new(),
         quality: plan::SolveQuality::default(),
+        unprovisioned: Vec::new(),
     }
 }
 

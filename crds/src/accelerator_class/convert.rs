@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use plimsoll_fleet as fleet;
 use plimsoll_fleet::presets;
 
-use super::spec::{AcceleratorClass, AcceleratorClassSpec, Calibration, dtype_names};
+use super::spec::{AcceleratorClass, AcceleratorClassSpec, Calibration, Dra, dtype_names};
 use crate::invalid::{Check, InvalidField};
 use crate::names::nearest;
 use crate::quantity;
+use crate::tolerations::tolerations;
 
 /// The prior for hardware that is no preset: Hopper's coefficients, with the error widened to what predictions for
 /// unmeasured hardware were seen to have.
@@ -76,6 +77,10 @@ impl AcceleratorClass {
                 "give the labels that mark nodes of this class",
             );
         }
+        let resource = resource(&mut check, spec);
+        let tolerations = tolerations(&mut check, "spec.tolerations", &spec.tolerations);
+        let vendor = spec.vendor.map(Into::into).or(base.as_ref().map(|b| b.vendor));
+        let devices = spec.dra.as_ref().map(|dra| devices(&mut check, dra, vendor));
         if base.is_none() && spec.preset.is_none() {
             for (field, missing) in [
                 ("vendor", spec.vendor.is_none()),
@@ -122,6 +127,9 @@ impl AcceleratorClass {
             spot_usd_per_hour: spec.spot_usd_per_hour.or(base.spot_usd_per_hour),
             node_selector: spec.node_selector.clone().unwrap_or(base.node_selector),
             autoscalable_max: autoscalable.unwrap_or(base.autoscalable_max),
+            resource: resource.or(base.resource),
+            tolerations,
+            devices,
             calibration: calibration(&mut check, base.calibration, spec.calibration.as_ref()),
         });
         if let Some(class) = &value
@@ -135,6 +143,90 @@ impl AcceleratorClass {
             );
         }
         check.finish(value)
+    }
+}
+
+fn resource(check: &mut Check, spec: &AcceleratorClassSpec) -> Option<String> {
+    let name = spec.resource.as_deref()?;
+    let word = |text: &str, more: &[char]| {
+        let end = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
+        text.chars().all(|c| c.is_ascii_alphanumeric() || more.contains(&c))
+            && end(text.chars().next())
+            && end(text.chars().last())
+    };
+    let valid = name.split_once('/').is_some_and(|(domain, name)| {
+        domain.len() <= 253
+            && name.len() <= 63
+            && word(domain, &['.', '-'])
+            && word(name, &['.', '-', '_'])
+            && !domain.chars().any(|c| c.is_ascii_uppercase())
+    });
+    if !valid {
+        let remedy = "use one that nodes list under status.allocatable, e.g. gpu.intel.com/xe";
+        check.invalid("spec.resource", name, "is not an extended resource", remedy);
+    }
+    Some(name.to_owned())
+}
+
+fn devices(check: &mut Check, dra: &Dra, vendor: Option<fleet::Vendor>) -> fleet::accelerator::DeviceRequest {
+    let subdomain = |name: &str, most: usize| {
+        let label = |l: &str| {
+            l.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
+                && !l.is_empty()
+                && !l.starts_with('-')
+                && !l.ends_with('-')
+        };
+        name.len() <= most && name.split('.').all(label)
+    };
+    if !subdomain(&dra.device_class_name, 253) {
+        check.invalid(
+            "spec.dra.deviceClassName",
+            &dra.device_class_name,
+            "is not the name of a DeviceClass",
+            "use one of kubectl get deviceclasses, e.g. gpu.nvidia.com",
+        );
+    }
+    let driver = dra.driver.clone().or(vendor.and_then(fleet::Vendor::device_driver).map(str::to_owned));
+    match &driver {
+        Some(driver) if !subdomain(driver, 63) => check.invalid(
+            "spec.dra.driver",
+            driver,
+            "is not the name of a driver",
+            "use one of kubectl get resourceslices, e.g. gpu.nvidia.com",
+        ),
+        None => check.invalid(
+            "spec.dra.driver",
+            "",
+            "is missing, and the vendor has no usual one",
+            "use one of kubectl get resourceslices",
+        ),
+        Some(_) => {}
+    }
+    for name in dra.attributes.keys() {
+        let (domain, id) = name.rsplit_once('/').unwrap_or(("a", name));
+        let first = |c: char| c.is_ascii_alphabetic() || c == '_';
+        let identifier =
+            id.len() <= 32 && id.starts_with(first) && id.chars().all(|c| first(c) || c.is_ascii_digit());
+        if !identifier || !subdomain(domain, 63) {
+            check.invalid(
+                format!("spec.dra.attributes.{name}"),
+                name,
+                "is not the name of a device attribute",
+                "use one of kubectl get resourceslices -o yaml, e.g. productName",
+            );
+        }
+    }
+    for (i, expression) in dra.selectors.iter().enumerate() {
+        if expression.trim().is_empty() {
+            let at = format!("spec.dra.selectors[{i}]");
+            check.invalid(at, expression, "is empty", "remove it, or give a CEL expression over device");
+        }
+    }
+    fleet::accelerator::DeviceRequest {
+        device_class: dra.device_class_name.clone(),
+        driver: driver.unwrap_or_default(),
+        attributes: dra.attributes.clone(),
+        selectors: dra.selectors.clone(),
     }
 }
 

@@ -7,6 +7,8 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::model_pool::Toleration;
+
 /// One kind of accelerator: its speed, memory, power, price, and the nodes that have it. Name a preset and override what
 /// differs, or give every fact.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Default)]
@@ -54,7 +56,8 @@ pub struct AcceleratorClassSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63))]
     pub preset: Option<String>,
-    /// Maker; decides the extended resource that pods request (nvidia.com/gpu, amd.com/gpu, gpu.intel.com/i915, none).
+    /// Maker; decides the extended resource that pods request (nvidia.com/gpu, amd.com/gpu, gpu.intel.com/i915, none),
+    /// unless `resource` names another.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vendor: Option<Vendor>,
     /// Dense peak rate by number format in 10¹² FLOP/s, e.g. `{bf16: 989, fp8: 1979}`.
@@ -101,6 +104,22 @@ pub struct AcceleratorClassSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("maxProperties" = 32))]
     pub node_selector: Option<BTreeMap<String, String>>,
+    /// Extended resource that pods request, if it is not the vendor's usual one, e.g. `gpu.intel.com/xe` or
+    /// `nvidia.com/mig-3g.40gb`. Engines tolerate a taint NoSchedule of that name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(
+        length(max = 317),
+        regex(pattern = r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?/[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?$")
+    )]
+    pub resource: Option<String>,
+    /// Taints that nodes of this class carry and that every engine on them tolerates, as in a pod.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
+    pub tolerations: Vec<Toleration>,
+    /// Dynamic resource allocation: replicas claim devices of a DeviceClass, on nodes that publish them in ResourceSlices,
+    /// instead of the extended resource. Used where the cluster serves resource.k8s.io/v1 and has the DeviceClass.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dra: Option<Dra>,
     /// Accelerators that a cluster autoscaler could still add beyond the nodes that exist.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 1000000))]
@@ -108,6 +127,29 @@ pub struct AcceleratorClassSpec {
     /// Coefficients of the latency model, from `plimsoll profile`. Those left out come from the preset or a prior.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub calibration: Option<Calibration>,
+}
+
+/// What replicas claim under dynamic resource allocation.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Default)]
+#[serde(rename_all = "camelCase")]
+pub struct Dra {
+    /// DeviceClass, e.g. `gpu.nvidia.com`.
+    #[schemars(length(min = 1, max = 253))]
+    pub device_class_name: String,
+    /// Driver that publishes the devices. Left out: the vendor's (gpu.nvidia.com, gpu.amd.com, gpu.intel.com).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63))]
+    pub driver: Option<String>,
+    /// Text attributes that a device must have, e.g. `{type: gpu}`; a name without a domain is the driver's own. They both
+    /// select devices and say which devices of a node count as accelerators of this class.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 16))]
+    pub attributes: BTreeMap<String, String>,
+    /// Further CEL expressions that must hold for a device, as in a ResourceClaim. The cluster evaluates them, Plimsoll does
+    /// not: devices that they rule out still count as accelerators of the node.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), inner(length(min = 1, max = 10240)))]
+    pub selectors: Vec<String>,
 }
 
 /// Maker.

@@ -6,9 +6,11 @@ use plimsoll_fleet as fleet;
 use plimsoll_fleet::{pool, presets, shape};
 
 use super::spec::*;
+use super::storage;
 use crate::duration::DurationText;
 use crate::invalid::{Check, InvalidField};
 use crate::names::nearest;
+use crate::tolerations::tolerations;
 use crate::{presets as checkpoints, quantity};
 
 /// Quality assumed of weights that are quantised to fp8 when they are loaded.
@@ -45,6 +47,10 @@ impl super::ModelPool {
         let needs_weights = !matches!(spec.engine.kind, EngineKind::Simulated | EngineKind::External);
         let source = source(&mut check, &spec.model, needs_weights);
         let variants = variants(&mut check, spec, needs_weights);
+        let own = source.iter().map(|s| ("spec.model.source".to_owned(), s.as_str()));
+        let given = spec.variants.iter().enumerate().filter_map(|(i, v)| Some((i, v.source.as_deref()?)));
+        let given = given.map(|(i, source)| (format!("spec.variants[{i}].source"), source));
+        storage::check(&mut check, &spec.engine, own.chain(given));
         let slo_classes = slo_classes(&mut check, &spec.slo);
         let demand = spec.demand.as_ref().map(|d| demand(&mut check, d));
         let scaling = scaling(&mut check, &spec.scaling, spec.replicas);
@@ -644,37 +650,15 @@ fn placement(check: &mut Check, given: &Placement) -> pool::Placement {
             );
         }
     }
-    for (i, t) in given.tolerations.iter().enumerate() {
-        let at = format!("spec.placement.tolerations[{i}]");
-        if let Some(operator) = &t.operator
-            && !matches!(operator.as_str(), "Exists" | "Equal")
-        {
-            check.invalid(format!("{at}.operator"), operator, "is not an operator", "use Exists or Equal");
-        }
-        if let Some(effect) = &t.effect
-            && !matches!(effect.as_str(), "NoSchedule" | "PreferNoSchedule" | "NoExecute")
-        {
+    if let Some(queue) = &given.queue_name {
+        let fine = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        let ends = queue.starts_with('-') || queue.ends_with('-');
+        if queue.is_empty() || queue.len() > 63 || ends || !queue.chars().all(fine) {
             check.invalid(
-                format!("{at}.effect"),
-                effect,
-                "is not an effect",
-                "use NoSchedule, PreferNoSchedule or NoExecute",
-            );
-        }
-        if t.key.as_deref().unwrap_or_default().is_empty() && t.operator.as_deref() != Some("Exists") {
-            check.invalid(
-                format!("{at}.key"),
-                "",
-                "is missing",
-                "name the taint's key, or use operator: Exists for all",
-            );
-        }
-        if t.operator.as_deref() == Some("Exists") && t.value.as_deref().is_some_and(|v| !v.is_empty()) {
-            check.invalid(
-                format!("{at}.value"),
-                t.value.clone().unwrap_or_default(),
-                "goes with operator Equal only",
-                "remove it",
+                "spec.placement.queueName",
+                queue,
+                "is not the name of a LocalQueue",
+                "use one of kubectl get localqueues, in the pool's namespace",
             );
         }
     }
@@ -686,16 +670,7 @@ fn placement(check: &mut Check, given: &Placement) -> pool::Placement {
             Spot::Never => pool::SpotPolicy::Never,
         },
         node_selector: given.node_selector.clone(),
-        tolerations: given
-            .tolerations
-            .iter()
-            .map(|t| pool::Toleration {
-                key: t.key.clone(),
-                operator: t.operator.clone(),
-                value: t.value.clone(),
-                effect: t.effect.clone(),
-            })
-            .collect(),
+        tolerations: tolerations(check, "spec.placement.tolerations", &given.tolerations),
     }
 }
 
@@ -706,7 +681,7 @@ fn engine(check: &mut Check, given: &Engine) -> pool::EngineSpec {
             if quantity::parse(amount).is_none() {
                 check.invalid(at.clone(), amount, "is not a quantity", "use one such as 8, 500m or 64Gi");
             }
-            if resource.contains("/gpu") {
+            if resource.contains("/gpu") || resource.starts_with("gpu.") {
                 check.invalid(
                     at,
                     amount,

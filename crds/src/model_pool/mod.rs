@@ -3,6 +3,7 @@
 mod convert;
 mod spec;
 mod status;
+mod storage;
 
 pub use spec::*;
 pub use status::*;

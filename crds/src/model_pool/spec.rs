@@ -536,6 +536,11 @@ pub struct Placement {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32))]
     pub tolerations: Vec<Toleration>,
+    /// Kueue's LocalQueue, in the pool's namespace, that admits the pods. Left out: the pool's label
+    /// `kueue.x-k8s.io/queue-name`, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$"))]
+    pub queue_name: Option<String>,
 }
 
 /// Whether interruptible capacity may be used.
@@ -594,6 +599,9 @@ pub struct Engine {
     /// Time from scheduling a replica to its first token, until starts have been measured.
     #[serde(default = "Engine::default_cold_start")]
     pub cold_start: DurationText,
+    /// Where downloaded weights are kept. Left out: on the node's disk, for each replica anew.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<Cache>,
     /// kind external: `host:port` of each OpenAI-compatible endpoint.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 256), inner(length(max = 261)))]
@@ -615,9 +623,42 @@ impl Default for Engine {
             env: Vec::new(),
             resources: Resources::default(),
             cold_start: Self::default_cold_start(),
+            cache: None,
             endpoints: Vec::new(),
         }
     }
+}
+
+/// Where downloaded weights are kept. `claim` and `hostPath` are shared by replicas, which download each file once;
+/// `storageClassName` makes a volume for each replica.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq, Default)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("(has(self.claim) ? 1 : 0) + (has(self.hostPath) ? 1 : 0) + (has(self.storageClassName) ? 1 : 0) <= 1")
+        .message("give at most one of claim, hostPath and storageClassName"),
+    validation = Rule::new("!has(self.storageClassName) || has(self.size)")
+        .message("storageClassName needs size: that of each replica's volume, e.g. 200Gi"),
+    validation = Rule::new("!has(self.size) || !(has(self.claim) || has(self.hostPath))")
+        .message("size goes with storageClassName, or alone as the limit on the node's disk")
+)]
+pub struct Cache {
+    /// A PersistentVolumeClaim in the pool's namespace. Replicas on several nodes need access mode ReadWriteMany.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub claim: Option<String>,
+    /// A directory that exists on each node and that user 1000 may write, e.g. on local NVMe. The namespace must not enforce
+    /// the pod security standards baseline or restricted, which forbid host paths.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 2, max = 1024), regex(pattern = r"^/[^:]*$"))]
+    pub host_path: Option<String>,
+    /// StorageClass of a volume that comes and goes with each replica.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub storage_class_name: Option<String>,
+    /// Size of each replica's volume; without a StorageClass, the most it may take of the node's disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 32), regex(pattern = r"^[0-9]+(\.[0-9]+)?(k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$"))]
+    pub size: Option<String>,
 }
 
 /// Which engine.

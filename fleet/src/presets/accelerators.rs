@@ -236,6 +236,9 @@ fn build(f: &Facts) -> AcceleratorClass {
         spot_usd_per_hour: f.spot_usd_per_hour,
         node_selector: BTreeMap::from([(f.label.0.to_owned(), f.label.1.to_owned())]),
         autoscalable_max: 0,
+        resource: None,
+        tolerations: Vec::new(),
+        devices: None,
         calibration: f.calibration.clone(),
     }
 }

@@ -6,7 +6,8 @@ use plimsoll_fleet::shape::Variant;
 use plimsoll_fleet::{AcceleratorClass, Adapter, Dtype, EngineKind, ModelPool, Shape, Vendor};
 
 use super::group::Seat;
-use super::pod::{WEIGHTS, literal};
+use super::pod::literal;
+use super::storage::WEIGHTS;
 use crate::config::EngineImages;
 use crate::names::{ENGINE_PORT, RENDEZVOUS_PORT};
 

@@ -18,8 +18,6 @@ use super::pod::{self, Unbuildable};
 use super::{Inputs, engine};
 use crate::{lws, names};
 
-/// Label by which Kueue knows the queue of a pod; pods of a group are admitted together if they name it.
-const KUEUE_QUEUE: &str = "kueue.x-k8s.io/queue-name";
 
 /// A pod's place in its replica.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -142,7 +140,6 @@ pub fn group(
             // The leader's pod, once it is known.
             pod.metadata.owner_references = None;
         }
-        queue_together(&mut pod, id, size);
         pods.push(pod);
     }
     Ok(NewGroup::Pods { service: Box::new(service), pods })
@@ -151,13 +148,6 @@ pub fn group(
 /// Name of a worker's pod; no replica's, which end in a number.
 fn worker_name(replica: &str, rank: u32) -> String {
     format!("{replica}-w{rank}")
-}
-
-fn queue_together(pod: &mut Pod, replica: &str, size: u32) {
-    let Some(labels) = pod.metadata.labels.as_mut().filter(|l| l.contains_key(KUEUE_QUEUE)) else { return };
-    labels.insert("kueue.x-k8s.io/pod-group-name".to_owned(), names::label_value(replica));
-    let count = ("kueue.x-k8s.io/pod-group-total-count".to_owned(), size.to_string());
-    pod.metadata.annotations.get_or_insert_default().extend([count]);
 }
 
 /// Finds the leaders of a pool, before they are ready too.

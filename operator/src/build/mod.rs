@@ -4,12 +4,15 @@
 pub mod engine;
 pub mod group;
 pub mod pod;
+pub mod queue;
+mod storage;
 pub mod template;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::resource::v1::ResourceClaimTemplate;
 use kube::ResourceExt;
 use plimsoll_crds::ModelPool;
 use plimsoll_crds::model_pool::EngineKind;
@@ -19,6 +22,7 @@ use plimsoll_fleet::{NodeInfo, Plan, PoolId, PoolPlan, ReplicaAssignment, Replic
 use self::group::{NewGroup, Seat};
 use self::pod::Unbuildable;
 use crate::config::OperatorConfig;
+use crate::devices::Devices;
 use crate::names;
 use crate::observe::{self, Observed};
 use crate::validate::{Accepted, Validated};
@@ -57,6 +61,8 @@ pub enum Action {
         pool: PoolId,
         /// UID of the ModelPool that must own a pod which exists already.
         owner_uid: String,
+        /// The template of the claim that the pod names, if it does; made before it.
+        claim_template: Option<Box<ResourceClaimTemplate>>,
         /// The pod.
         pod: Box<Pod>,
     },
@@ -68,6 +74,8 @@ pub enum Action {
         owner_uid: String,
         /// Replica, in the pool's namespace.
         replica: ReplicaId,
+        /// The template of its pods' claims of accelerators, to be made before them.
+        claim_template: Option<Box<ResourceClaimTemplate>>,
         /// Its pods, or what makes them.
         group: Box<NewGroup>,
     },
@@ -136,6 +144,8 @@ pub struct Prepared {
 pub struct Inputs<'a> {
     /// Resources.
     pub validated: &'a Validated,
+    /// Dynamically allocated accelerators.
+    pub devices: &'a Devices<'a>,
     /// Replicas that exist.
     pub replicas: &'a [Observed],
     /// Plan in force.
@@ -247,13 +257,14 @@ fn create(
     let pool = accepted.pool.id.clone();
     let owner_uid = resource.metadata.uid.clone().unwrap_or_default();
     let size = group::size(inputs, assignment);
+    let claim_template = pod::claim_template(inputs, resource, &pool, assignment, size).map(Box::new);
     if size < 2 {
         let seat = Seat::alone(&assignment.nodes);
         let pod = Box::new(pod::pod(inputs, resource, &accepted.pool, assignment, plan, &seat)?);
-        return Ok(Action::CreatePod { pool, owner_uid, pod });
+        return Ok(Action::CreatePod { pool, owner_uid, claim_template, pod });
     }
     let group = Box::new(group::group(inputs, resource, &accepted.pool, assignment, plan, size)?);
-    Ok(Action::CreateGroup { pool, owner_uid, replica: assignment.id.clone(), group })
+    Ok(Action::CreateGroup { pool, owner_uid, replica: assignment.id.clone(), claim_template, group })
 }
 
 /// One step of ending a replica: mark it (if it may go now), wait for the acknowledgement or the timeout, delete it.

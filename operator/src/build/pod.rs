@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{
-    Affinity, Capabilities, Container, ContainerPort, EmptyDirVolumeSource, EnvVar, HTTPGetAction,
-    ImageVolumeSource, NodeAffinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm,
-    PersistentVolumeClaimVolumeSource, Pod, PodSecurityContext, PodSpec, Probe, ResourceRequirements,
-    SeccompProfile, SecurityContext, Toleration, Volume, VolumeMount,
+    Affinity, Capabilities, Container, ContainerPort, EnvVar, HTTPGetAction, NodeAffinity, NodeSelector,
+    NodeSelectorRequirement, NodeSelectorTerm, Pod, PodResourceClaim, PodSecurityContext, PodSpec, Probe,
+    ResourceClaim, ResourceRequirements, SeccompProfile, SecurityContext, Toleration,
 };
+use k8s_openapi::api::resource::v1::ResourceClaimTemplate;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::Resource;
@@ -17,14 +17,10 @@ use plimsoll_fleet as fleet;
 use plimsoll_fleet::ReplicaAssignment;
 
 use super::group::Seat;
-use super::{Inputs, engine, template};
-use crate::names;
+use super::{Inputs, engine, queue, storage, template};
 use crate::record::{GroupRecord, ReplicaRecord};
+use crate::{devices, names};
 
-/// Where weights from a volume or an image are mounted.
-pub(super) const WEIGHTS: &str = "/weights";
-/// The engine's writable home: model cache, compilation cache.
-const HOME: &str = "/cache";
 /// The user engines run as: not root, as the restricted pod security standard demands.
 const USER: i64 = 1000;
 
@@ -120,8 +116,13 @@ pub fn pod(
     let weights = engine::weights(variant.source.as_deref().or(pool.source.as_deref()));
     let mut launch = engine::launch(&inputs.config.images, pool, shape, variant, class, &weights, &adapters);
     engine::join(&mut launch, pool.engine.kind, seat);
-    let mut spec = spec(inputs, resource, pool, assignment, class, &weights, launch, seat);
+    let claim =
+        claim_template(inputs, resource, &pool.id, assignment, seat.size).and_then(|t| t.metadata.name);
+    let mut spec = spec(inputs, resource, pool, assignment, class, claim, &weights, launch, seat);
     let template = template::annotation(&template::inputs(resource, pool, shape));
+    // Pods of a LeaderWorkerSet are queued together by Kueue's own integration.
+    let together = if seat.in_set { 1 } else { seat.size };
+    let (queue_labels, queue_annotations) = queue::metadata(resource, assignment.id.as_str(), together);
     let mut labels = BTreeMap::from(
         [
             (names::MANAGED_BY, names::PLIMSOLL),
@@ -136,8 +137,13 @@ pub fn pod(
         ]
         .map(|(key, value)| (key.to_owned(), value.to_owned())),
     );
+    labels.extend(queue_labels);
     let mut annotations =
         BTreeMap::from([(names::REPLICA.to_owned(), record_text), (names::TEMPLATE.to_owned(), template)]);
+    annotations.extend(queue_annotations);
+    annotations.extend(
+        names::UNDISTURBED.iter().map(|(annotation, value)| ((*annotation).to_owned(), (*value).to_owned())),
+    );
     seat.mark(&mut labels, &mut annotations, &mut spec);
     Ok(Pod {
         metadata: ObjectMeta {
@@ -153,58 +159,45 @@ pub fn pod(
     })
 }
 
-#[expect(clippy::too_many_arguments, reason = "one call, each argument one fact of the pod")]
+/// The template of the claim of each of the `size` pods of a replica that claims its accelerators; `None` if it requests an extended resource.
+pub fn claim_template(
+    inputs: &Inputs<'_>,
+    resource: &ModelPool,
+    pool: &fleet::PoolId,
+    assignment: &ReplicaAssignment,
+    size: u32,
+) -> Option<ResourceClaimTemplate> {
+    let shape = &assignment.shape;
+    let class = inputs.validated.accelerator(&shape.accelerator)?;
+    let request = inputs.devices.request(class, &assignment.nodes)?;
+    Some(devices::claim_template(resource, pool, &class.name, request, shape.gpus_on_each(size)))
+}
+
+fn claimed() -> ResourceClaim {
+    ResourceClaim { name: devices::CLAIM.to_owned(), request: None }
+}
+
+#[expect(clippy::too_many_arguments, reason = "one call, each argument one part of the pod")]
 fn spec(
     inputs: &Inputs<'_>,
     resource: &ModelPool,
     pool: &fleet::ModelPool,
     assignment: &ReplicaAssignment,
     class: &fleet::AcceleratorClass,
+    claim_template: Option<String>,
     weights: &engine::Weights,
     launch: engine::Launch,
     seat: &Seat,
 ) -> PodSpec {
-    let gpu_resource = class.vendor.resource_name();
+    let gpu_resource = class.resource_name().filter(|_| claim_template.is_none());
     let mut env: Vec<EnvVar> = launch.env;
-    for (name, value) in [
-        ("HOME", HOME),
-        ("HF_HOME", "/cache/huggingface"),
-        ("USER", names::PLIMSOLL),
-        ("LOGNAME", names::PLIMSOLL),
-    ] {
-        env.push(literal(name, value));
-    }
+    let storage = storage::storage(resource, weights);
+    env.extend(storage.env);
+    // Images of engines know no user of this number; some of their libraries ask for a name.
+    env.extend([literal("USER", names::PLIMSOLL), literal("LOGNAME", names::PLIMSOLL)]);
     // The owner's variables come last: they win.
     env.retain(|v| !resource.spec.engine.env.iter().any(|own| own.name == v.name));
     env.extend(resource.spec.engine.env.iter().cloned());
-    let mut volumes = vec![
-        empty_dir("cache", None),
-        // Tensor parallelism exchanges through shared memory; the runtime's default of 64 MiB is too small.
-        empty_dir("shm", Some("Memory")),
-    ];
-    let mut mounts = vec![mount("cache", HOME, false), mount("shm", "/dev/shm", false)];
-    match weights {
-        engine::Weights::Claim { claim, .. } => {
-            volumes.push(Volume {
-                name: "weights".to_owned(),
-                persistent_volume_claim: Some(PersistentVolumeClaimVolumeSource {
-                    claim_name: claim.clone(),
-                    read_only: Some(true),
-                }),
-                ..Volume::default()
-            });
-            mounts.push(mount("weights", WEIGHTS, true));
-        }
-        engine::Weights::Image { reference } => {
-            volumes.push(Volume {
-                name: "weights".to_owned(),
-                image: Some(ImageVolumeSource { reference: Some(reference.clone()), pull_policy: None }),
-                ..Volume::default()
-            });
-            mounts.push(mount("weights", WEIGHTS, true));
-        }
-        engine::Weights::HuggingFace { .. } | engine::Weights::Remote { .. } | engine::Weights::None => {}
-    }
     let engine = Container {
         name: "engine".to_owned(),
         image: Some(pool.engine.image.clone().unwrap_or(launch.image)),
@@ -217,7 +210,11 @@ fn spec(
             protocol: Some("TCP".to_owned()),
             ..ContainerPort::default()
         }]),
-        resources: Some(resources(resource, gpu_resource, assignment.shape.gpus_on_each(seat.size))),
+        resources: Some(ResourceRequirements {
+            claims: claim_template.is_some().then(|| vec![claimed()]),
+            ..resources(resource, gpu_resource, assignment.shape.gpus_on_each(seat.size))
+        }),
+        startup_probe: Some(startup(pool)),
         readiness_probe: Some(Probe {
             http_get: Some(HTTPGetAction {
                 path: Some("/health".to_owned()),
@@ -234,7 +231,7 @@ fn spec(
             capabilities: Some(Capabilities { drop: Some(vec!["ALL".to_owned()]), add: None }),
             ..SecurityContext::default()
         }),
-        volume_mounts: Some(mounts),
+        volume_mounts: Some(storage.mounts),
         ..Container::default()
     };
     let mut node_selector = pool.placement.node_selector.clone();
@@ -246,7 +243,14 @@ fn spec(
         containers: vec![engine],
         affinity: pinned(&seat.nodes),
         node_selector: (!node_selector.is_empty()).then_some(node_selector),
-        tolerations: Some(tolerations(pool, gpu_resource)),
+        resource_claims: claim_template.map(|template| {
+            vec![PodResourceClaim {
+                name: devices::CLAIM.to_owned(),
+                resource_claim_template_name: Some(template),
+                ..PodResourceClaim::default()
+            }]
+        }),
+        tolerations: Some(tolerations(pool, class)),
         termination_grace_period_seconds: i64::try_from(inputs.config.termination_grace.as_secs()).ok(),
         automount_service_account_token: Some(false),
         enable_service_links: Some(false),
@@ -256,36 +260,49 @@ fn spec(
             run_as_user: Some(USER),
             run_as_group: Some(USER),
             fs_group: Some(USER),
+            // Not every file of a large cache at every start.
+            fs_group_change_policy: Some("OnRootMismatch".to_owned()),
             seccomp_profile: Some(SeccompProfile {
                 type_: "RuntimeDefault".to_owned(),
                 localhost_profile: None,
             }),
             ..PodSecurityContext::default()
         }),
-        volumes: Some(volumes),
+        volumes: Some(storage.volumes),
         ..PodSpec::default()
+    }
+}
+
+/// Least time an engine has to load its weights before it is started anew, seconds: a first download may take long.
+const LEAST_START_SECONDS: f64 = 3600.0;
+/// How many times its expected cold start an engine has.
+const START_FACTOR: f64 = 8.0;
+/// Time between two questions whether an engine has started, seconds.
+const STARTUP_PERIOD_SECONDS: i32 = 2;
+
+/// Ends an engine that hangs while it starts. SGLang is asked for a token; the others answer once their weights are loaded,
+/// and the agent beside them asks for a token before it sends requests.
+fn startup(pool: &fleet::ModelPool) -> Probe {
+    let (path, timeout) = match pool.engine.kind {
+        fleet::EngineKind::Sglang => ("/health_generate", 30),
+        _ => ("/health", 2),
+    };
+    let deadline = (START_FACTOR * pool.engine.cold_start_seconds).clamp(LEAST_START_SECONDS, 86_400.0);
+    Probe {
+        http_get: Some(HTTPGetAction {
+            path: Some(path.to_owned()),
+            port: IntOrString::Int(names::ENGINE_PORT),
+            ..HTTPGetAction::default()
+        }),
+        period_seconds: Some(STARTUP_PERIOD_SECONDS),
+        timeout_seconds: Some(timeout),
+        failure_threshold: Some((deadline / f64::from(STARTUP_PERIOD_SECONDS)).ceil() as i32),
+        ..Probe::default()
     }
 }
 
 pub(super) fn literal(name: &str, value: &str) -> EnvVar {
     EnvVar { name: name.to_owned(), value: Some(value.to_owned()), value_from: None }
-}
-
-fn empty_dir(name: &str, medium: Option<&str>) -> Volume {
-    Volume {
-        name: name.to_owned(),
-        empty_dir: Some(EmptyDirVolumeSource { medium: medium.map(str::to_owned), size_limit: None }),
-        ..Volume::default()
-    }
-}
-
-fn mount(name: &str, path: &str, read_only: bool) -> VolumeMount {
-    VolumeMount {
-        name: name.to_owned(),
-        mount_path: path.to_owned(),
-        read_only: read_only.then_some(true),
-        ..VolumeMount::default()
-    }
 }
 
 /// Required affinity to one of some nodes. The cluster's own scheduler still binds the pod, so it accounts for its resources.
@@ -310,27 +327,16 @@ fn pinned(nodes: &[fleet::NodeName]) -> Option<Affinity> {
     })
 }
 
-fn tolerations(pool: &fleet::ModelPool, gpu_resource: Option<&str>) -> Vec<Toleration> {
-    let mut tolerations: Vec<Toleration> = pool
-        .placement
-        .tolerations
-        .iter()
-        .map(|t| Toleration {
-            key: t.key.clone(),
-            operator: t.operator.clone(),
-            value: t.value.clone(),
-            effect: t.effect.clone(),
-            toleration_seconds: None,
-        })
-        .collect();
-    // GPU nodes are commonly tainted with their own resource's name.
-    tolerations.extend(gpu_resource.map(|resource| Toleration {
-        key: Some(resource.to_owned()),
-        operator: Some("Exists".to_owned()),
-        effect: Some("NoSchedule".to_owned()),
-        ..Toleration::default()
-    }));
-    tolerations
+fn tolerations(pool: &fleet::ModelPool, class: &fleet::AcceleratorClass) -> Vec<Toleration> {
+    let all = pool.placement.tolerations.iter().cloned().chain(class.all_tolerations());
+    all.map(|t| Toleration {
+        key: t.key,
+        operator: t.operator,
+        value: t.value,
+        effect: t.effect,
+        toleration_seconds: None,
+    })
+    .collect()
 }
 
 fn resources(resource: &ModelPool, gpu_resource: Option<&str>, gpus: u32) -> ResourceRequirements {

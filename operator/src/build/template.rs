@@ -41,6 +41,7 @@ pub fn inputs(resource: &ModelPool, pool: &fleet::ModelPool, shape: &Shape) -> I
         ("source", source.unwrap_or_default().to_owned()),
         ("variant", dtypes.unwrap_or_default()),
         ("expert", pool.parallelism.expert.to_string()),
+        ("cache", format!("{:?}", engine.cache)),
         ("context", pool.max_context_tokens.map(|t| t.to_string()).unwrap_or_default()),
     ]
     .map(|(name, value)| (name, names::digest(&value)))

@@ -14,6 +14,7 @@ use plimsoll_fleet::plan::PoolOutcome;
 use plimsoll_fleet::{ClusterSnapshot, Plan, ReplicaPhase, ReplicaStatus, Vendor};
 
 use super::NONE;
+use crate::devices::{Devices, DynamicResources};
 use crate::validate::{Judged, Rejection};
 
 fn accepted<T>(verdict: &Result<T, Rejection>, generation: Option<i64>, now: Timestamp) -> Condition {
@@ -32,6 +33,7 @@ fn carried(before: Option<&[Condition]>, mut conditions: Vec<Condition>) -> Vec<
 pub fn accelerator(
     judged: &Judged<AcceleratorClass, fleet::AcceleratorClass>,
     snapshot: &ClusterSnapshot,
+    dynamic: &DynamicResources,
     now: Timestamp,
 ) -> AcceleratorClassStatus {
     let meta = &judged.resource.metadata;
@@ -41,9 +43,11 @@ pub fn accelerator(
     let nodes: Vec<_> = snapshot.nodes.iter().filter(|n| n.accelerator == name).collect();
     let held: u32 =
         snapshot.replicas.iter().filter(|r| r.shape.accelerator == name).map(|r| r.shape.gpus()).sum();
+    let mut conditions = vec![accepted(&judged.verdict, meta.generation, now)];
+    conditions.extend(class.and_then(|c| claims_devices(c, dynamic, meta.generation, now)));
     AcceleratorClassStatus {
         observed_generation: meta.generation,
-        conditions: carried(before, vec![accepted(&judged.verdict, meta.generation, now)]),
+        conditions: carried(before, conditions),
         vendor: class.map(|c| {
             match c.vendor {
                 Vendor::Nvidia => "nvidia",
@@ -59,6 +63,33 @@ pub fn accelerator(
         accelerators: nodes.iter().map(|n| n.allocatable_gpus).sum::<u32>() as i32,
         used: (held + nodes.iter().map(|n| n.foreign_gpus).sum::<u32>()) as i32,
     }
+}
+
+/// Whether replicas on a class that names a DeviceClass claim its devices.
+fn claims_devices(
+    class: &fleet::AcceleratorClass,
+    dynamic: &DynamicResources,
+    generation: Option<i64>,
+    now: Timestamp,
+) -> Option<Condition> {
+    let request = class.devices.as_ref()?;
+    let name = &request.device_class;
+    let devices = Devices::read(dynamic, std::iter::once(class));
+    let (status, reason, message) = if devices.are_claimed(class) {
+        let text = match devices.nodes() {
+            0 => format!("no node publishes such devices of driver {} yet", request.driver),
+            1 => "1 node publishes such devices".to_owned(),
+            n => format!("{n} nodes publish such devices"),
+        };
+        (true, "DeviceClassFound", text)
+    } else {
+        let instead = class.resource_name().unwrap_or("no extended resource");
+        let text = format!(
+            "DeviceClass {name} is not to be seen; replicas request {instead} until the cluster serves resource.k8s.io/v1, grants the operator to read it, and has that DeviceClass"
+        );
+        (false, "DeviceClassMissing", text)
+    };
+    Some(condition(conditions::CLAIMS_DEVICES, Some(status), reason, message, generation, now))
 }
 
 /// Status of a Budget.

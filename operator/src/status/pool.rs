@@ -254,10 +254,13 @@ fn pool_conditions(
         make(conditions::READY, Some(true), "AllReplicasServe", String::new())
     } else {
         let said = facts.replicas.iter().find(|r| r.phase == ReplicaPhase::Failed && !r.message.is_empty());
+        let gated = facts.replicas.iter().find(|r| r.gated && r.phase == ReplicaPhase::Pending);
         let reason = if !facts.problems.is_empty() {
             "ChangesRefused"
         } else if said.is_some() {
             "ReplicaFailed"
+        } else if gated.is_some() {
+            "AwaitingAdmission"
         } else {
             "ReplicasMissing"
         };
@@ -266,6 +269,7 @@ fn pool_conditions(
             .first()
             .cloned()
             .or_else(|| said.map(|r| format!("{}: {}", r.id, r.message)))
+            .or_else(|| gated.map(|r| format!("{} {}", r.id, r.message)))
             .map_or_else(String::new, |d| format!("; {d}"));
         make(conditions::READY, Some(false), reason, format!("{ready} of {desired} replicas serve{detail}"))
     });

@@ -12,6 +12,7 @@ use plimsoll_fleet::plan::{PoolOutcome, Prediction, SolveQuality, Why};
 use plimsoll_fleet::{DemandEstimate, Plan, PoolPlan, ReplicaAssignment, ReplicaId, Role, Shape};
 use plimsoll_operator::OperatorConfig;
 use plimsoll_operator::build::{Action, Inputs, Prepared, build};
+use plimsoll_operator::devices::Devices;
 use plimsoll_operator::observe::Observed;
 use plimsoll_operator::snapshot;
 use plimsoll_operator::validate::{LastGood, Validated, validate};
@@ -118,6 +119,7 @@ pub fn plan(number: u64, pool: &ModelPool, replicas: Vec<ReplicaAssignment>) -> 
         usd_per_hour: usd,
         binding: Vec::new(),
         quality: SolveQuality::default(),
+        unprovisioned: Vec::new(),
     }
 }
 
@@ -157,10 +159,12 @@ pub fn decide_with(
     let drained: BTreeSet<ReplicaId> = drained.iter().map(|id| ReplicaId::new(*id).unwrap()).collect();
     let config = OperatorConfig::default();
     let snapshot = snapshot::snapshot(world, &validated, &replicas, &config.faults);
+    let devices = Devices::read(&world.dynamic, validated.accelerator_classes());
     build(Inputs {
         nodes: &snapshot.nodes,
         lws,
         validated: &validated,
+        devices: &devices,
         replicas: &replicas,
         plan,
         drained: &drained,

@@ -2,13 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use plimsoll_fleet::plan::{BindingConstraint, Flow, PoolOutcome, Prediction, SolveQuality};
+use plimsoll_fleet::plan::{BindingConstraint, Flow, PoolOutcome, Prediction, SolveQuality, Unprovisioned};
 use plimsoll_fleet::{Plan, PoolPlan, ReplicaAssignment, ReplicaId, RequestClass};
 
 use super::greedy::Remaining;
 use super::performance::{Performance, Query};
 use super::prepare::{Draft, Fate, budget_notes, live_usd};
 use super::program::{Coupling, PoolProblem};
+use super::provision;
 use super::{Group, PlanInput, PlanOutcome};
 use crate::explain::{self, Limiting};
 
@@ -50,6 +51,7 @@ pub(crate) fn assemble(
     input: &PlanInput<'_>,
     drafts: &[Draft<'_>],
     groups: &[Group<'_>],
+    unprovisioned: Vec<Unprovisioned>,
     model: &dyn Performance,
 ) -> PlanOutcome {
     let mut taken: BTreeSet<&str> = input.snapshot.replicas.iter().map(|r| r.id.as_str()).collect();
@@ -78,6 +80,16 @@ pub(crate) fn assemble(
         0.0
     };
     binding.sort_by(|a, b| b.usd_per_hour_per_unit.total_cmp(&a.usd_per_hour_per_unit));
+    for (i, planned) in &mut pools {
+        let remarks: Vec<String> =
+            unprovisioned.iter().filter_map(|u| provision::remark(input, &drafts[*i], u)).collect();
+        // Where accelerators are short this is the reason; elsewhere, only why the choice is another.
+        if planned.outcome == PoolOutcome::CapacityLimited && !remarks.is_empty() {
+            planned.why.summary = format!("{}; {}", planned.why.summary, remarks.join("; "));
+        } else {
+            planned.why.would_help.extend(remarks);
+        }
+    }
     let pools: Vec<PoolPlan> = pools.into_values().collect();
     let plan = Plan {
         number: input.number,
@@ -87,6 +99,7 @@ pub(crate) fn assemble(
         pools,
         binding,
         quality,
+        unprovisioned,
     };
     PlanOutcome { plan, next_serial: names.next }
 }

@@ -20,6 +20,10 @@ pub struct PlannerConfig {
     pub solve_nodes: u64,
     /// Relative gap at which a solve may stop.
     pub solve_gap: f64,
+    /// Time within which an autoscaler must have added a node for a replica that waits for one, seconds.
+    pub provision_seconds: f64,
+    /// Time for which autoscalable capacity of a class is not counted on after it did not come, seconds.
+    pub unprovisioned_seconds: f64,
     /// Wall-clock safety net of one solve, seconds.
     pub solve_seconds: f64,
 }
@@ -34,6 +38,8 @@ impl Default for PlannerConfig {
             placement_rounds: 3,
             solve_nodes: 2_000,
             solve_gap: 1e-4,
+            provision_seconds: 900.0,
+            unprovisioned_seconds: 1800.0,
             solve_seconds: 5.0,
         }
     }

@@ -87,17 +87,7 @@ pub fn gpus_by_node<'a>(shape: &Shape, nodes: &'a [NodeName]) -> Vec<(&'a NodeNa
 fn tolerated(taint: &str, tolerations: &[Toleration]) -> bool {
     let (key_value, effect) = taint.rsplit_once(':').unwrap_or((taint, ""));
     let (key, value) = key_value.split_once('=').unwrap_or((key_value, ""));
-    tolerations.iter().any(|t| {
-        t.effect.as_deref().is_none_or(|e| e.is_empty() || e == effect)
-            && match t.key.as_deref() {
-                None | Some("") => true,
-                Some(k) => {
-                    k == key
-                        && (t.operator.as_deref() == Some("Exists")
-                            || t.value.as_deref().unwrap_or("") == value)
-                }
-            }
-    })
+    tolerations.iter().any(|t| t.tolerates(key, value, effect))
 }
 
 /// What a pool may do with a node.

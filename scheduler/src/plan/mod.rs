@@ -21,6 +21,7 @@ pub mod inventory;
 pub mod performance;
 pub(crate) mod prepare;
 pub mod program;
+mod provision;
 pub mod solver;
 mod spread;
 
@@ -83,6 +84,8 @@ pub fn plan_with(input: &PlanInput<'_>, model: &dyn Performance, solver: &dyn So
     let drafts = prepare::drafts(input, model);
     let mut reserved = Reserved::default();
     let mut spent = prepare::reserve_fixed(input.snapshot, &drafts, &mut reserved);
+    let unprovisioned = provision::unprovisioned(input);
+    provision::reserve(input, &drafts, &unprovisioned, &mut reserved);
     let mut solved: Vec<Group<'_>> = Vec::new();
     // Pools that Plimsoll only advises on must not take anything from those it runs: they plan with what is left.
     for enforced in [true, false] {
@@ -107,7 +110,7 @@ pub fn plan_with(input: &PlanInput<'_>, model: &dyn Performance, solver: &dyn So
         }
         solved.push(group);
     }
-    assemble::assemble(input, &drafts, &solved, model)
+    assemble::assemble(input, &drafts, &solved, unprovisioned, model)
 }
 
 /// A set of pools solved together, with the answer and its placement.

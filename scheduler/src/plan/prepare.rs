@@ -15,6 +15,7 @@ use super::greedy::answer_of;
 use super::inventory::{Eligibility, Reserved, cells, eligibility, gpus_by_node, price};
 use super::performance::Performance;
 use super::program::{Answer, BudgetRow, PoolProblem, Problem};
+use super::provision;
 use crate::place::{Live, Placement, Want};
 
 /// What becomes of a pool before anything is solved.
@@ -187,7 +188,7 @@ fn live(
         let tried_again = r.ready_at.is_none() && !r.ended && age_s < FAILED_START_SECONDS;
         let gone =
             r.phase == ReplicaPhase::Draining || (r.phase == ReplicaPhase::Failed && !held && !tried_again);
-        if r.pool != pool.id || gone {
+        if r.pool != pool.id || gone || provision::is_overdue(input, r) {
             continue;
         }
         let bound = !r.nodes.is_empty();

@@ -135,6 +135,7 @@ pub fn act(
                     message: String::new(),
                     outdated: false,
                     ended: false,
+                    gated: false,
                 }),
             }
         }

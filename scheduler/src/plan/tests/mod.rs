@@ -3,6 +3,7 @@
 pub(crate) mod support;
 
 mod optimal;
+mod provision;
 mod reasons;
 mod rollout;
 mod spread;

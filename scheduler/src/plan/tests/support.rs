@@ -206,6 +206,7 @@ impl World {
                     message: String::new(),
                     outdated: false,
                     ended: false,
+                    gated: false,
                 });
             }
         }

@@ -1,0 +1,40 @@
+//! From AcceleratorClasses to the domain: what is refused, and why.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use plimsoll_crds::AcceleratorClass;
+use serde_json::{Value, json};
+
+fn class(more: Value) -> AcceleratorClass {
+    let mut spec = json!({"preset": "h100"});
+    spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    serde_json::from_value(json!({
+        "apiVersion": "plimsoll.dev/v1alpha1", "kind": "AcceleratorClass", "metadata": {"name": "h100"}, "spec": spec,
+    }))
+    .unwrap()
+}
+
+fn refused(more: Value) -> Vec<String> {
+    class(more).to_fleet().unwrap_err().iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn the_resource_is_the_vendors_unless_named() {
+    let resource = |more: Value| class(more).to_fleet().unwrap().resource_name().map(str::to_owned);
+    assert_eq!(resource(json!({})).as_deref(), Some("nvidia.com/gpu"));
+    assert_eq!(resource(json!({"vendor": "intel"})).as_deref(), Some("gpu.intel.com/i915"));
+    let xe = json!({"vendor": "intel", "resource": "gpu.intel.com/xe"});
+    assert_eq!(resource(xe).as_deref(), Some("gpu.intel.com/xe"));
+    assert_eq!(resource(json!({"vendor": "cpu"})), None);
+    for wrong in ["gpu", "NVIDIA.com/gpu", "nvidia.com/", "/gpu", "nvidia.com/g pu", "-a.com/gpu"] {
+        let problems = refused(json!({"resource": wrong}));
+        assert!(problems[0].starts_with("spec.resource:"), "{wrong}: {problems:?}");
+        assert!(problems[0].contains("status.allocatable"), "{problems:?}");
+    }
+}
+
+#[test]
+fn tolerations_are_checked_as_those_of_pools() {
+    let problems = refused(json!({"tolerations": [{"key": "sku", "operator": "Is"}]}));
+    assert_eq!(problems, ["spec.tolerations[0].operator: \"Is\" is not an operator; use Exists or Equal"]);
+}
