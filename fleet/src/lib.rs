@@ -9,6 +9,7 @@
 pub mod accelerator;
 pub mod adapter;
 pub mod budget;
+pub mod canary;
 pub mod cluster;
 pub mod demand;
 pub mod dtype;

@@ -18,6 +18,7 @@ pub mod lease;
 pub mod names;
 pub mod observe;
 pub mod record;
+pub mod revision;
 pub mod run;
 pub mod snapshot;
 pub mod status;
@@ -25,7 +26,7 @@ pub mod validate;
 pub mod watch;
 pub mod world;
 
-pub use brain::{Brain, BrainError, FleetUpdate, Observations, PoolObservation};
+pub use brain::{Brain, BrainError, CanaryReport, FleetUpdate, Observations, PoolObservation};
 pub use config::{EngineImages, OperatorConfig};
 pub use fault::FaultCondition;
 pub use record::ReplicaRecord;

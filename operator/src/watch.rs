@@ -22,6 +22,7 @@ use tracing::{Instrument, debug, info_span, warn};
 
 use crate::backoff::Backoff;
 use crate::names;
+use crate::revision::reader::Revisions;
 use crate::world::{Broken, World};
 
 /// Time between two looks at the Secrets that tenants name (they are read one by one: a watch would need all Secrets).
@@ -40,6 +41,7 @@ pub struct Watches {
     nodes: Store<Node>,
     pods: Store<Pod>,
     foreign_pods: Store<Pod>,
+    revisions: Revisions,
     api_keys: Arc<Mutex<ApiKeys>>,
     changed: Arc<Notify>,
 }
@@ -64,6 +66,7 @@ impl Watches {
             reflect(Api::all(client.clone()), own, "Pod (replicas)", forget_managers, &changed, None, stop);
         let foreign_pods =
             reflect(Api::all(client.clone()), foreign, "Pod (others)", prune_pod, &changed, None, stop);
+        let revisions = Revisions::start(client, &changed, stop);
         let api_keys = Arc::new(Mutex::new(ApiKeys::new()));
         let watches = Self {
             pools,
@@ -74,6 +77,7 @@ impl Watches {
             nodes,
             pods,
             foreign_pods,
+            revisions,
             api_keys,
             changed,
         };
@@ -92,6 +96,7 @@ impl Watches {
             self.nodes.wait_until_ready(),
             self.pods.wait_until_ready(),
             self.foreign_pods.wait_until_ready(),
+            self.revisions.ready(),
         );
     }
 
@@ -112,6 +117,7 @@ impl Watches {
             nodes: self.nodes.state(),
             pods: self.pods.state(),
             foreign_pods: self.foreign_pods.state(),
+            revisions: self.revisions.all(),
             api_keys: self.api_keys.lock().clone(),
             broken,
         }
@@ -156,7 +162,7 @@ fn prune_node(node: &mut Node) {
 
 /// Waits before a watch is tried again: short enough that what people change right after an outage of the API is seen
 /// within seconds (kube's own default waits up to half a minute), random so that watches do not return all at once.
-fn watch_backoff(kind: &str) -> Backoff {
+pub(crate) fn watch_backoff(kind: &str) -> Backoff {
     let mut hasher = std::hash::DefaultHasher::new();
     kind.hash(&mut hasher);
     Backoff::new(Duration::from_millis(500), Duration::from_secs(8), hasher.finish())

@@ -10,6 +10,7 @@ use plimsoll_crds::model_pool::{ModelPool, ModelPoolStatus};
 use plimsoll_fleet::plan::PoolOutcome;
 use plimsoll_fleet::rollout::{Rollout, Stuck};
 use plimsoll_fleet::{Plan, ReplicaPhase, ReplicaStatus};
+use plimsoll_operator::revision::Stop;
 use plimsoll_operator::PoolObservation;
 use plimsoll_operator::status::pool::{Facts, InForce, notes, status};
 use plimsoll_operator::status::rollout::Progress;
@@ -41,6 +42,7 @@ struct Case {
     problems: Vec<String>,
     rejection: Option<Rejection>,
     rollout: Option<Progress>,
+    stop: Option<Stop>,
     refresh: bool,
 }
 
@@ -56,12 +58,13 @@ impl Case {
             problems: Vec::new(),
             rejection: None,
             rollout: None,
+            stop: None,
             refresh: false,
         }
     }
 
     fn status(&self, before: Option<&ModelPoolStatus>, now: i64) -> ModelPoolStatus {
-        let accepted = Accepted { pool: self.resource.to_fleet().unwrap(), outdated: None };
+        let accepted = Accepted { pool: self.resource.to_fleet().unwrap(), outdated: None, stop: self.stop.clone() };
         let replicas: Vec<&ReplicaStatus> = self.replicas.iter().collect();
         status(&Facts {
             resource: &self.resource,
@@ -80,6 +83,7 @@ impl Case {
             rollout: self.rollout.as_ref(),
             observation: self.observation.as_ref(),
             connected: true,
+            keeps_revisions: true,
             problems: &self.problems,
             refresh_observed: self.refresh,
             now: at(now),
@@ -285,6 +289,7 @@ fn a_rollout_shows_its_progress_and_what_stops_it() {
     rollout.stuck = Some(Stuck {
         replica: "chat-3".parse().unwrap(),
         cause: "ImagePullBackOff: no such image".to_owned(),
+        overdue: false,
     });
     case.rollout = Some(Progress { rollout, changed: ["image"].into() });
     let stuck = case.status(Some(&going), 2);

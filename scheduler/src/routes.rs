@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use plimsoll_fleet::plan::PoolOutcome;
 use plimsoll_fleet::pool::{EngineKind, Mode};
+use plimsoll_fleet::rollout::Gate;
 use plimsoll_fleet::{
     ClusterSnapshot, Endpoint, ModelPool, NodeName, Plan, PoolPlan, PoolRoute, ReplicaPhase, ReplicaStatus,
     RequestClass, RouteTable, Shape, StepCoefficients,
@@ -69,7 +70,10 @@ fn route(
         |r: &&&ReplicaStatus| r.phase == ReplicaPhase::Ready && r.address.is_some() && place(r).is_some();
     let wanted_ready = replicas.iter().filter(ready).filter(|r| wanted(r)).count();
     let want = plan.map_or(0, |p| p.replicas.len());
-    let settled = plan.is_some() && wanted_ready == want;
+    // What a canary is compared with takes its share of requests beside it.
+    let compared = pool.rollout.gate == Gate::Canary
+        && replicas.iter().filter(ready).any(|r| r.outdated && !wanted(r));
+    let settled = plan.is_some() && wanted_ready == want && !compared;
     let mix = plan.map(|p| planned_classes(pool, &p.demand.classes)).unwrap_or_default();
     let mut coefficients: BTreeMap<Shape, StepCoefficients> = BTreeMap::new();
     let mut endpoints = Vec::new();

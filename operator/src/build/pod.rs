@@ -19,6 +19,7 @@ use plimsoll_fleet::ReplicaAssignment;
 use super::{Inputs, engine, template};
 use crate::names;
 use crate::record::ReplicaRecord;
+use crate::revision;
 
 /// Where weights from a volume or an image are mounted.
 pub(super) const WEIGHTS: &str = "/weights";
@@ -122,6 +123,7 @@ pub fn pod(
             (names::VARIANT, &names::label_value(&shape.variant)),
             (names::ACCELERATOR, &names::label_value(&shape.accelerator)),
             (names::ROLE, &shape.role.to_string()),
+            (revision::REVISION, &pool.revision),
         ]
         .map(|(key, value)| (key.to_owned(), value.to_owned())),
     );

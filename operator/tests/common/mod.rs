@@ -151,6 +151,7 @@ pub fn decide(world: &World, plan: Option<&Plan>, drained: &[&str], now: Timesta
         replicas: &replicas,
         plan,
         drained: &drained,
+        judged: &BTreeSet::new(),
         config: &config,
         now,
     })

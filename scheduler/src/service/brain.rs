@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use plimsoll_fleet::plan::PoolOutcome;
-use plimsoll_fleet::{NodeName, Plan, PoolId, PoolPlan, ReplicaPhase, RouteTable};
+use plimsoll_fleet::{ClusterSnapshot, NodeName, Plan, PoolId, PoolPlan, ReplicaPhase, RouteTable};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
@@ -62,6 +62,7 @@ pub async fn pulse(shared: Arc<Shared>, stop: CancellationToken) {
             let mut state = shared.state.lock();
             let now = shared.now_seconds();
             pass_time(&mut state, now);
+            judge_canaries(&mut state, now);
             if let Some(due) = demand_trigger(&state, now).or_else(|| rollout_trigger(&state, now)) {
                 shared.request_plan(&mut state, due.why, due.urgent);
             }
@@ -80,13 +81,16 @@ pub async fn pulse(shared: Arc<Shared>, stop: CancellationToken) {
 }
 
 async fn save_soft(shared: &Arc<Shared>) {
-    let (demand, drain) = {
+    let (demand, drain, canaries) = {
         let state = shared.state.lock();
-        (state.demand.clone(), state.drain.clone())
+        (state.demand.clone(), state.drain.clone(), state.canaries.clone())
     };
     let store = Arc::clone(&shared.store);
     if let Some(Err(error)) =
-        blocking("saving demand", move || persist::save_soft(store.as_ref(), &demand, &drain)).await
+        blocking("saving demand", move || {
+            persist::save_soft(store.as_ref(), &demand, &drain, &canaries)
+        })
+        .await
     {
         shared.metrics.store_failures.inc();
         tracing::warn!(%error, "demand was not saved");
@@ -139,6 +143,18 @@ fn demand_trigger(state: &State, now: f64) -> Option<Due> {
         }
     }
     found.map(|why| Due { why, urgent: false })
+}
+
+/// Judges what rolls out; what that lets through or stops is in force at once.
+fn judge_canaries(state: &mut State, now: f64) {
+    let Some(snapshot) = state.snapshot.clone().filter(|_| state.snapshot_is_current) else { return };
+    state.canaries.judge(&snapshot, now);
+    if state.canaries.differs(&snapshot) {
+        let mut gated = ClusterSnapshot::clone(&snapshot);
+        state.canaries.apply(&mut gated);
+        state.snapshot = Some(Arc::new(gated));
+        state.routes_dirty = true;
+    }
 }
 
 /// Why a rollout calls for a new plan, if it does. Nothing else would: replicas that become ready change no plan.
