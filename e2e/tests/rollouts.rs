@@ -88,12 +88,17 @@ async fn a_worse_configuration_stops_at_its_canary_and_is_taken_back() -> Result
 
     // A release that is six times as slow: every token takes longer than the objective allows.
     apply(&kubectl, "--speed, '0.16'").await?;
-    let message = eventually("the rollout is stopped", 240, || progressing(&kubectl, "SLORegression")).await?;
-    for part in ["TPOT of class default met by ", " under the older configuration", "was taken back", "is in force"] {
+    let message =
+        eventually("the rollout is stopped", 240, || progressing(&kubectl, "SLORegression")).await?;
+    for part in
+        ["TPOT of class default met by ", " under the older configuration", "was taken back", "is in force"]
+    {
         assert!(message.contains(part), "{message}");
     }
     eventually("all run the older configuration", 120, || all_run(&kubectl, None)).await?;
-    let explained = run(&["explain", "chat", "--scheduler", up.endpoints.scheduler.as_deref().unwrap_or_default()]).await?;
+    let explained =
+        run(&["explain", "chat", "--scheduler", up.endpoints.scheduler.as_deref().unwrap_or_default()])
+            .await?;
     assert!(explained.contains("stopped: TPOT of class default"), "{explained}");
     progressing(&kubectl, "SLORegression").await?;
 

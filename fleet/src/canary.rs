@@ -324,7 +324,11 @@ impl Canary {
         } else if let Some(worse) = worse_of(LEAST_PER_BLOCK) {
             (
                 Standing::Held,
-                format!("looks worse, but not beyond chance after {:.0} s: {}", policy.deadline_seconds, worse.text()),
+                format!(
+                    "looks worse, but not beyond chance after {:.0} s: {}",
+                    policy.deadline_seconds,
+                    worse.text()
+                ),
             )
         } else if closed.new.requests == 0 && self.unserved(policy) {
             (
@@ -337,7 +341,10 @@ impl Canary {
         } else {
             (
                 Standing::Passed,
-                format!("went on unjudged, too few requests after {:.0} s: {counted}", policy.deadline_seconds),
+                format!(
+                    "went on unjudged, too few requests after {:.0} s: {counted}",
+                    policy.deadline_seconds
+                ),
             )
         };
         self.standing = standing;

@@ -127,7 +127,10 @@ fn a_service_a_third_slower_is_stopped() {
         needed.push(if canary.standing == Standing::Regressed { served } else { u64::MAX });
     }
     needed.sort_unstable();
-    eprintln!("30 % slower: stopped after {} (median), {} (p95), {} (most) requests", needed[100], needed[190], needed[199]);
+    eprintln!(
+        "30 % slower: stopped after {} (median), {} (p95), {} (most) requests",
+        needed[100], needed[190], needed[199]
+    );
     assert!(needed[190] <= 3000, "{}", needed[190]);
 }
 

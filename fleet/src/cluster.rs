@@ -78,6 +78,9 @@ pub struct ReplicaStatus {
     /// It was made from an older engine configuration than its pool has now.
     #[serde(default)]
     pub outdated: bool,
+    /// Digest of its pool's engine configuration when it was made (empty: not known).
+    #[serde(default)]
+    pub revision: String,
     /// Its pod has come to its end and will not start again (evicted, lost, finished): only another one can replace it.
     #[serde(default)]
     pub ended: bool,

@@ -16,6 +16,7 @@ pub mod dtype;
 pub mod ids;
 pub mod lease;
 pub mod model;
+pub mod pairing;
 pub mod plan;
 pub mod pool;
 pub mod presets;

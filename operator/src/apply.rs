@@ -205,9 +205,7 @@ async fn make(client: &Client, field_manager: &str, action: &Action) -> Result<(
                 // Its name tells what it holds: one that exists is the same.
                 Ok(_) => Ok(()),
                 Err(e) if is_already_exists(&e) => Ok(()),
-                Err(e) => {
-                    Err(format!("failed to keep revision {}: {}", revision.name_any(), explain(&e)))
-                }
+                Err(e) => Err(format!("failed to keep revision {}: {}", revision.name_any(), explain(&e))),
             }
         }
         Action::PatchRevision { pool, revision, uid, patch } => {

@@ -13,6 +13,7 @@ use plimsoll_fleet::{
 use crate::fault::{self, FaultCondition};
 use crate::names;
 use crate::record::ReplicaRecord;
+use crate::revision::REVISION;
 
 /// Restarts of a crashing engine after which the replica counts as failed.
 const CRASHES_UNTIL_FAILED: i32 = 3;
@@ -121,6 +122,7 @@ pub fn replica(pod: &Pod) -> Result<Observed, Unadoptable> {
             message,
             // Only the pool's spec can tell; see crate::snapshot.
             outdated: false,
+            revision: pod.labels().get(REVISION).cloned().unwrap_or_default(),
             ended: matches!(status.phase.as_deref(), Some("Failed" | "Succeeded")),
         },
         pod_uid: pod.metadata.uid.clone().unwrap_or_default(),
@@ -237,6 +239,7 @@ pub fn external_replicas(
                 ready_at: Some(created_at),
                 message: String::new(),
                 outdated: false,
+                revision: String::new(),
                 ended: false,
             })
         })

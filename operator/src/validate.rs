@@ -111,9 +111,13 @@ pub fn validate(world: &World, last_good: &LastGood) -> Validated {
         let own = revisions.get(uid.as_str()).map(Vec::as_slice).unwrap_or_default();
         let mut in_force = revision::in_force(&resource, own);
         // A spec that is invalid stays one, whatever is in force in its place.
-        let spec = resource.to_fleet();
-        let resource = in_force.earlier.take().unwrap_or(resource);
-        let verdict = match spec.and_then(|_| resource.to_fleet()) {
+        let mut fleet = resource.to_fleet();
+        let mut resource = resource;
+        if let Some(earlier) = in_force.earlier.take() {
+            fleet = fleet.and_then(|_| earlier.to_fleet());
+            resource = earlier;
+        }
+        let verdict = match fleet {
             Ok(mut pool) => {
                 in_force.tell(&mut pool);
                 Ok(Accepted { pool, outdated: None, stop: in_force.stop })
@@ -121,9 +125,7 @@ pub fn validate(world: &World, last_good: &LastGood) -> Validated {
             Err(fields) => {
                 let rejection = Rejection::invalid(&fields);
                 match last_good.get(&uid) {
-                    Some(pool) => {
-                        Ok(Accepted { pool: pool.clone(), outdated: Some(rejection), stop: None })
-                    }
+                    Some(pool) => Ok(Accepted { pool: pool.clone(), outdated: Some(rejection), stop: None }),
                     None => Err(rejection),
                 }
             }

@@ -10,8 +10,8 @@ use plimsoll_crds::model_pool::{ModelPool, ModelPoolStatus};
 use plimsoll_fleet::plan::PoolOutcome;
 use plimsoll_fleet::rollout::{Rollout, Stuck};
 use plimsoll_fleet::{Plan, ReplicaPhase, ReplicaStatus};
-use plimsoll_operator::revision::Stop;
 use plimsoll_operator::PoolObservation;
+use plimsoll_operator::revision::Stop;
 use plimsoll_operator::status::pool::{Facts, InForce, notes, status};
 use plimsoll_operator::status::rollout::Progress;
 use plimsoll_operator::validate::{Accepted, Rejection};
@@ -30,6 +30,7 @@ fn replica(id: &str, phase: ReplicaPhase) -> ReplicaStatus {
         ready_at: None,
         message: String::new(),
         outdated: false,
+        revision: String::new(),
         ended: false,
     }
 }
@@ -64,7 +65,8 @@ impl Case {
     }
 
     fn status(&self, before: Option<&ModelPoolStatus>, now: i64) -> ModelPoolStatus {
-        let accepted = Accepted { pool: self.resource.to_fleet().unwrap(), outdated: None, stop: self.stop.clone() };
+        let accepted =
+            Accepted { pool: self.resource.to_fleet().unwrap(), outdated: None, stop: self.stop.clone() };
         let replicas: Vec<&ReplicaStatus> = self.replicas.iter().collect();
         status(&Facts {
             resource: &self.resource,

@@ -104,6 +104,7 @@ pub(crate) fn replica(id: &str, pool: &str, on: &str, phase: ReplicaPhase) -> Re
         ready_at: (phase == ReplicaPhase::Ready || phase == ReplicaPhase::Draining).then(|| at(0)),
         message: String::new(),
         outdated: false,
+        revision: String::new(),
         ended: false,
     }
 }

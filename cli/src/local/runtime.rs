@@ -85,7 +85,10 @@ fn own_speed(pod: &Pod) -> Result<f64, RuntimeError> {
     let Some(at) = args.iter().rposition(|a| *a == "--speed") else { return Ok(1.0) };
     let text = args.get(at + 1).copied().unwrap_or_default();
     text.parse::<f64>().ok().filter(|s| s.is_finite() && *s > 0.0).ok_or_else(|| {
-        failed("RunContainerError", format!("argument --speed {text:?} is not a positive number, such as 0.5"))
+        failed(
+            "RunContainerError",
+            format!("argument --speed {text:?} is not a positive number, such as 0.5"),
+        )
     })
 }
 
@@ -163,8 +166,10 @@ mod tests {
     #[test]
     fn an_engines_own_speed_is_heeded() {
         let pod = |args: serde_json::Value| -> Pod {
-            serde_json::from_value(serde_json::json!({"spec": {"containers": [{"name": "engine", "args": args}]}}))
-                .unwrap()
+            serde_json::from_value(
+                serde_json::json!({"spec": {"containers": [{"name": "engine", "args": args}]}}),
+            )
+            .unwrap()
         };
         assert_eq!(own_speed(&pod(serde_json::json!(["--model", "m"]))).unwrap(), 1.0);
         assert_eq!(own_speed(&pod(serde_json::json!(["--model", "m", "--speed", "0.5"]))).unwrap(), 0.5);

@@ -51,11 +51,8 @@ impl Configuration {
     /// A spec's engine configuration.
     pub fn of(spec: &ModelPoolSpec) -> Self {
         // Neither the planner's prior nor endpoints that others run are made into a pod.
-        let engine = Engine {
-            cold_start: Engine::default().cold_start,
-            endpoints: Vec::new(),
-            ..spec.engine.clone()
-        };
+        let engine =
+            Engine { cold_start: Engine::default().cold_start, endpoints: Vec::new(), ..spec.engine.clone() };
         Self { engine, variants: spec.variants.clone(), max_context_tokens: spec.max_context_tokens }
     }
 

@@ -69,7 +69,9 @@ impl Revisions {
                     Some(Ok(watcher::Event::Init | watcher::Event::InitApply(_))) => continue,
                     Some(Ok(_)) => {
                         if access == Access::Refused {
-                            info!("ControllerRevisions can be read now: rollouts that regress are taken back");
+                            info!(
+                                "ControllerRevisions can be read now: rollouts that regress are taken back"
+                            );
                         }
                         told.send_replace(Access::Granted);
                     }

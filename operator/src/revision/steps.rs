@@ -105,8 +105,10 @@ fn serves_alone(look: &Look<'_>) -> bool {
 
 /// Deletes what is too old to be of use.
 fn forget(look: &Look<'_>, wanted: &str) -> Vec<Action> {
-    let in_use: BTreeSet<&str> =
-        [wanted, look.accepted.pool.revision.as_str()].into_iter().chain(target(look.own, wanted).map(digest_of)).collect();
+    let in_use: BTreeSet<&str> = [wanted, look.accepted.pool.revision.as_str()]
+        .into_iter()
+        .chain(target(look.own, wanted).map(digest_of))
+        .collect();
     let mut others: Vec<&ControllerRevision> =
         look.own.iter().copied().filter(|r| !in_use.contains(digest_of(r))).collect();
     others.sort_by_key(|r| std::cmp::Reverse(r.revision));

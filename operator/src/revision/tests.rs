@@ -68,6 +68,7 @@ fn replica(id: &str, phase: ReplicaPhase, outdated: bool) -> ReplicaStatus {
         ready_at: None,
         message: "exit code 1".to_owned(),
         outdated,
+        revision: String::new(),
         ended: false,
     }
 }
@@ -170,8 +171,7 @@ fn what_is_kept_gives_the_same_engines_back() {
     new.spec.engine.cold_start = "10s".into();
     let revision = kept(&old, 1, &[]);
     // As the API server gives it back.
-    let read: ControllerRevision =
-        serde_json::from_str(&serde_json::to_string(&revision).unwrap()).unwrap();
+    let read: ControllerRevision = serde_json::from_str(&serde_json::to_string(&revision).unwrap()).unwrap();
     configuration(&read).unwrap().put_into(&mut new.spec);
     assert_eq!(digest(&new), digest(&old));
     assert_eq!(new.spec.engine.cold_start.0, "10s", "what makes no engine stays");
@@ -229,7 +229,11 @@ fn a_regression_is_noted_and_taken_back_until_the_spec_changes() {
     let force = in_force(&v3, &[&a, &b]);
     assert_eq!((force.digest, force.stop), (digest(&v3), None), "another configuration does");
     let back = written(&v1, vec![good(), bad()], vec![], None, 11);
-    assert_eq!(patches(&back)[0].1["revision"], 3, "the spec went back by itself: its revision is the newest");
+    assert_eq!(
+        patches(&back)[0].1["revision"],
+        3,
+        "the spec went back by itself: its revision is the newest"
+    );
     let (a, b) = (kept(&v1, 3, &[(ACCEPTED, "t")]), bad());
     let force = in_force(&v2, &[&a, &b]);
     assert_eq!((force.digest, force.stop), (digest(&v2), None), "asked for anew");

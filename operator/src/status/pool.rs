@@ -311,9 +311,7 @@ fn progressing(facts: &Facts<'_>, accepted: &Accepted, make: MakeCondition<'_>) 
         Some(progress) if accepted.pool.rollout.paused => {
             make(PROGRESSING, Some(true), "Paused", format!("{}; spec.rollout.paused", progress.text()))
         }
-        Some(progress) => {
-            make(PROGRESSING, Some(true), ROLLING_OUT, going_text(facts, accepted, progress))
-        }
+        Some(progress) => make(PROGRESSING, Some(true), ROLLING_OUT, going_text(facts, accepted, progress)),
     }
 }
 

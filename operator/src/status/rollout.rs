@@ -85,7 +85,10 @@ pub(super) fn standstill(facts: &Facts<'_>, accepted: &Accepted) -> Option<(&'st
                 "the rollout stops and is not taken back: the operator may not keep ControllerRevisions (upgrade the \
                  chart, which grants them)"
             };
-            Some((SLO_REGRESSION, format!("{}; {kept}; correct or take back the spec's engine configuration", c.text)))
+            Some((
+                SLO_REGRESSION,
+                format!("{}; {kept}; correct or take back the spec's engine configuration", c.text),
+            ))
         }
         Some(c) if c.standing == Standing::Held => Some((
             CANARY_HELD,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use plimsoll_fleet::plan::PoolOutcome;
-use plimsoll_fleet::{ClusterSnapshot, NodeName, Plan, PoolId, PoolPlan, ReplicaPhase, RouteTable};
+use plimsoll_fleet::{ClusterSnapshot, NodeName, Plan, PoolId, PoolPlan, RouteTable};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
@@ -19,6 +19,7 @@ use crate::fast::{self, FastInput, ReplicaLoad};
 use crate::planner::{PlanRequest, Planned};
 use crate::records::{differs, free_serial, scaling_records};
 use crate::rollout;
+use crate::routes::takes_part;
 
 /// Virtual seconds between plans that demand alone calls for.
 const DEMAND_REPLAN_SECONDS: f64 = 15.0;
@@ -87,10 +88,8 @@ async fn save_soft(shared: &Arc<Shared>) {
     };
     let store = Arc::clone(&shared.store);
     if let Some(Err(error)) =
-        blocking("saving demand", move || {
-            persist::save_soft(store.as_ref(), &demand, &drain, &canaries)
-        })
-        .await
+        blocking("saving demand", move || persist::save_soft(store.as_ref(), &demand, &drain, &canaries))
+            .await
     {
         shared.metrics.store_failures.inc();
         tracing::warn!(%error, "demand was not saved");
@@ -451,7 +450,7 @@ async fn route(shared: &Arc<Shared>) -> bool {
     let version = current.as_ref().map_or(0, |t| t.version);
     let (gone, draining) = (drains.drained.clone(), drains.draining.clone());
     let serving: BTreeSet<_> =
-        snapshot.replicas.iter().filter(|r| r.phase == ReplicaPhase::Ready).map(|r| r.id.clone()).collect();
+        snapshot.replicas.iter().filter(|r| takes_part(&snapshot, r)).map(|r| r.id.clone()).collect();
     let clock = shared.clock;
     let made = blocking("routing", move || {
         let mut table = planner.routes(&plan, &snapshot, &addresses, version);

@@ -150,8 +150,7 @@ pub fn save_soft(
     drain: &DrainState,
     canaries: &Canaries,
 ) -> Result<(), StoreError> {
-    let writes =
-        [Write::json(DEMAND, demand)?, Write::json(DRAIN, drain)?, Write::json(CANARIES, canaries)?];
+    let writes = [Write::json(DEMAND, demand)?, Write::json(DRAIN, drain)?, Write::json(CANARIES, canaries)?];
     store.transact(&[], &writes).map(drop)
 }
 

@@ -118,7 +118,8 @@ async fn a_canary_that_serves_worse_stops_the_rollout_over_a_restart() {
     let later = operator.plan(|p| p.pools[0].generation == 3).await;
     assert_eq!(ids(&later), ids(&second));
     // The operator puts the older configuration into force: the canary alone is outdated, and goes.
-    let old: BTreeSet<ReplicaId> = cluster.replicas.iter().filter(|r| r.outdated).map(|r| r.id.clone()).collect();
+    let old: BTreeSet<ReplicaId> =
+        cluster.replicas.iter().filter(|r| r.outdated).map(|r| r.id.clone()).collect();
     cluster.replicas.iter_mut().for_each(|r| r.outdated = !r.outdated);
     cluster.pools[0].generation = 4;
     cluster.pools[0].revision = "one".into();
@@ -127,7 +128,9 @@ async fn a_canary_that_serves_worse_stops_the_rollout_over_a_restart() {
     operator.push(&cluster).await;
     let back = operator.plan(|p| p.pools[0].generation == 4).await;
     assert!(ids(&back).is_superset(&old) && ids(&back).len() == 4, "{back:#?}");
-    let seen = operator.seen(|o| o.pools.first().and_then(|p| p.canary.as_ref()).is_some_and(|c| c.text == "TTFT fell")).await;
+    let seen = operator
+        .seen(|o| o.pools.first().and_then(|p| p.canary.as_ref()).is_some_and(|c| c.text == "TTFT fell"))
+        .await;
     assert_eq!(seen.pools[0].canary.as_ref().unwrap().revision, "");
     s.stop().await;
 }

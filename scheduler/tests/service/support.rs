@@ -136,6 +136,7 @@ pub fn act(
                     ready_at: (phase == ReplicaPhase::Ready).then_some(now),
                     message: String::new(),
                     outdated: false,
+                    revision: String::new(),
                     ended: false,
                 }),
             }

@@ -207,6 +207,7 @@ impl World {
                     ready_at: Some(jiff::Timestamp::UNIX_EPOCH),
                     message: String::new(),
                     outdated: false,
+                    revision: String::new(),
                     ended: false,
                 });
             }
