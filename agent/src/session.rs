@@ -181,6 +181,7 @@ fn make_report(shared: &Shared, cut_at: &mut Instant) -> AgentReport {
         interval_seconds,
         traffic: shared.book.lock().take(),
         engines: engines::reports(shared),
+        replicas: shared.book.lock().take_replicas(),
         route_version: shared.table.load().routes.version,
     }
 }

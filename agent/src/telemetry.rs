@@ -5,8 +5,8 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use plimsoll_fleet::PoolId;
-use plimsoll_fleet::telemetry::{AgentReport, LogHistogram, TrafficReport};
+use plimsoll_fleet::telemetry::{AgentReport, LogHistogram, ReplicaTraffic, TrafficReport};
+use plimsoll_fleet::{PoolId, ReplicaId};
 
 /// Figures of one finished request.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -23,8 +23,26 @@ pub struct Finished {
     pub tpot_ms: Option<f64>,
     /// End to end, ms.
     pub e2e_ms: f64,
-    /// It met every objective of its class.
-    pub attained: bool,
+    /// The objectives of its class that it missed.
+    pub missed: Missed,
+}
+
+/// Objectives that a finished request missed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Missed {
+    /// Time to first token.
+    pub ttft: bool,
+    /// Time per output token.
+    pub tpot: bool,
+    /// End to end.
+    pub e2e: bool,
+}
+
+impl Missed {
+    /// Whether any.
+    pub fn any(self) -> bool {
+        self.ttft || self.tpot || self.e2e
+    }
 }
 
 #[derive(Debug)]
@@ -39,6 +57,8 @@ struct Entry {
 #[derive(Debug, Default)]
 pub struct TrafficBook {
     entries: BTreeMap<(PoolId, String), Entry>,
+    /// By replica and class.
+    replicas: BTreeMap<(ReplicaId, String), ReplicaTraffic>,
 }
 
 fn empty(pool: &PoolId, class: &str) -> TrafficReport {
@@ -104,7 +124,7 @@ impl TrafficBook {
         let e = self.entry(pool, class);
         let r = &mut e.report;
         r.finished += 1;
-        r.attained += u64::from(f.attained);
+        r.attained += u64::from(!f.missed.any());
         r.cached_tokens += f.cached_tokens;
         r.input_tokens.record(f.input_tokens as f64);
         r.output_tokens.record(f.output_tokens as f64);
@@ -116,6 +136,37 @@ impl TrafficBook {
         }
         r.e2e_ms.record(f.e2e_ms);
         *e.lengths.entry((log2_bucket(f.input_tokens), log2_bucket(f.output_tokens))).or_default() += 1;
+    }
+
+    fn replica(&mut self, replica: &ReplicaId, class: &str) -> &mut ReplicaTraffic {
+        self.replicas.entry((replica.clone(), class.to_owned())).or_insert_with(|| ReplicaTraffic {
+            replica: replica.clone(),
+            slo_class: class.to_owned(),
+            finished: 0,
+            failed: 0,
+            missed_ttft: 0,
+            missed_tpot: 0,
+            missed_e2e: 0,
+        })
+    }
+
+    /// One replica served a request from its first token to its last.
+    pub fn replica_finished(&mut self, replica: &ReplicaId, class: &str, missed: Missed) {
+        let r = self.replica(replica, class);
+        r.finished += 1;
+        r.missed_ttft += u64::from(missed.ttft);
+        r.missed_tpot += u64::from(missed.tpot);
+        r.missed_e2e += u64::from(missed.e2e);
+    }
+
+    /// A try at a replica failed, whether or not another one then served the request.
+    pub fn replica_failed(&mut self, replica: &ReplicaId) {
+        self.replica(replica, "").failed += 1;
+    }
+
+    /// Takes what each replica served and starts again.
+    pub fn take_replicas(&mut self) -> Vec<ReplicaTraffic> {
+        std::mem::take(&mut self.replicas).into_values().collect()
     }
 
     /// Takes the counts and starts again. A (pool, class) with nothing to say is left out: in a report that came, that
@@ -207,7 +258,6 @@ mod tests {
                 ttft_ms: Some(10.0),
                 tpot_ms: Some(2.5),
                 e2e_ms: 20.0,
-                attained: true,
                 ..Finished::default()
             },
         );
@@ -223,6 +273,19 @@ mod tests {
     }
 
     #[test]
+    fn what_each_replica_served_is_counted_apart() {
+        let (a, b) = (ReplicaId::new("a").unwrap(), ReplicaId::new("b").unwrap());
+        let mut book = TrafficBook::default();
+        book.replica_finished(&a, "default", Missed::default());
+        book.replica_finished(&a, "default", Missed { tpot: true, e2e: true, ..Missed::default() });
+        book.replica_failed(&b);
+        let taken = book.take_replicas();
+        assert_eq!((taken[0].finished, taken[0].missed_ttft, taken[0].missed_tpot), (2, 0, 1));
+        assert_eq!((&taken[1].replica, taken[1].failed, taken[1].finished), (&b, 1, 0));
+        assert!(book.take_replicas().is_empty());
+    }
+
+    #[test]
     fn unacknowledged_reports_are_kept_in_order_and_bounded() {
         let report = AgentReport {
             agent: "a".into(),
@@ -233,6 +296,7 @@ mod tests {
             interval_seconds: 1.0,
             traffic: vec![],
             engines: vec![],
+            replicas: vec![],
             route_version: 0,
         };
         let mut o = Outbox::default();

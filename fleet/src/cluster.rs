@@ -81,6 +81,9 @@ pub struct ReplicaStatus {
     /// Others hold its pod back from being scheduled (a scheduling gate, such as Kueue's).
     #[serde(default)]
     pub gated: bool,
+    /// Digest of its pool's engine configuration when it was made (empty: not known).
+    #[serde(default)]
+    pub revision: String,
     /// Its pod has come to its end and will not start again (evicted, lost, finished): only another one can replace it.
     #[serde(default)]
     pub ended: bool,

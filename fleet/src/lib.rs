@@ -9,12 +9,14 @@
 pub mod accelerator;
 pub mod adapter;
 pub mod budget;
+pub mod canary;
 pub mod cluster;
 pub mod demand;
 pub mod dtype;
 pub mod ids;
 pub mod lease;
 pub mod model;
+pub mod pairing;
 pub mod plan;
 pub mod pool;
 pub mod presets;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::rollout::RolloutPolicy;
 use crate::shape::Variant;
 use crate::{DemandPrior, ModelArchitecture, PoolId, SloClass};
 
@@ -200,6 +201,12 @@ pub struct ModelPool {
     pub mode: Mode,
     /// Longest request (prompt + answer) to serve, tokens (`None`: the model's own limit).
     pub max_context_tokens: Option<u32>,
+    /// How a change of the engine's configuration is rolled out.
+    #[serde(default)]
+    pub rollout: RolloutPolicy,
+    /// Digest of the engine's configuration in force (empty: not known).
+    #[serde(default)]
+    pub revision: String,
 }
 
 impl ModelPool {

@@ -109,6 +109,25 @@ pub struct TrafficReport {
     pub interarrival_moments: (f64, f64),
 }
 
+/// What one replica served of one SLO class, as an agent's clients saw it, since the agent's previous report.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReplicaTraffic {
+    /// Replica.
+    pub replica: ReplicaId,
+    /// SLO class; empty for tries that failed, which are counted without one.
+    pub slo_class: String,
+    /// Requests that it finished, all of them.
+    pub finished: u64,
+    /// Tries that failed there, whether or not another replica then served the request.
+    pub failed: u64,
+    /// Finished requests that missed the class's limit for the time to first token.
+    pub missed_ttft: u64,
+    /// … for the time per output token.
+    pub missed_tpot: u64,
+    /// … end to end.
+    pub missed_e2e: u64,
+}
+
 /// State of one engine as its agent sees it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct EngineReport {
@@ -151,6 +170,9 @@ pub struct AgentReport {
     pub traffic: Vec<TrafficReport>,
     /// Engines.
     pub engines: Vec<EngineReport>,
+    /// What each replica served.
+    #[serde(default)]
+    pub replicas: Vec<ReplicaTraffic>,
     /// Version of the route table it routes by.
     pub route_version: u64,
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::resource::v1::ResourceClaimTemplate;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
@@ -69,6 +70,9 @@ fn key(action: &Action) -> (PoolId, String) {
         Action::MarkDraining { replica, .. } => format!("mark {replica}"),
         Action::DeletePod { replica, .. } => format!("delete {replica}"),
         Action::SetFinalizers { .. } => "finalizers".to_owned(),
+        Action::CreateRevision { revision, .. } => format!("create revision {}", revision.name_any()),
+        Action::PatchRevision { revision, .. } => format!("patch revision {revision}"),
+        Action::DeleteRevision { revision, .. } => format!("delete revision {revision}"),
     };
     (action.pool().clone(), what)
 }
@@ -145,6 +149,10 @@ pub(crate) fn pods(client: &Client, pool: &PoolId) -> Api<Pod> {
     Api::namespaced(client.clone(), pool.namespace())
 }
 
+fn revisions(client: &Client, pool: &PoolId) -> Api<ControllerRevision> {
+    Api::namespaced(client.clone(), pool.namespace())
+}
+
 async fn make(client: &Client, field_manager: &str, action: &Action) -> Result<(), String> {
     match action {
         Action::CreatePod { pool, owner_uid, claim_template, pod } => {
@@ -203,6 +211,40 @@ async fn make(client: &Client, field_manager: &str, action: &Action) -> Result<(
                 // Gone, or changed since it was read: the next look decides anew.
                 Err(e) if is_not_found(&e) || is_conflict(&e) => Ok(()),
                 Err(e) => Err(format!("failed to set the finalizers of {pool}: {}", explain(&e))),
+            }
+        }
+        Action::CreateRevision { pool, revision } => {
+            let params = PostParams { field_manager: Some(field_manager.to_owned()), dry_run: false };
+            match revisions(client, pool).create(&params, revision).await {
+                // Its name tells what it holds: one that exists is the same.
+                Ok(_) => Ok(()),
+                Err(e) if is_already_exists(&e) => Ok(()),
+                Err(e) => Err(format!("failed to keep revision {}: {}", revision.name_any(), explain(&e))),
+            }
+        }
+        Action::PatchRevision { pool, revision, uid, patch } => {
+            let mut patch = patch.clone();
+            patch["metadata"]["uid"] = json!(uid);
+            let params =
+                PatchParams { field_manager: Some(field_manager.to_owned()), ..PatchParams::default() };
+            match revisions(client, pool).patch(revision, &params, &Patch::Merge(patch)).await {
+                Ok(_) => {
+                    info!(%pool, revision, "revision noted");
+                    Ok(())
+                }
+                Err(e) if is_not_found(&e) || is_conflict(&e) => Ok(()),
+                Err(e) => Err(format!("failed to note what became of revision {revision}: {}", explain(&e))),
+            }
+        }
+        Action::DeleteRevision { pool, revision, uid } => {
+            let params = DeleteParams {
+                preconditions: Some(Preconditions { uid: Some(uid.clone()), resource_version: None }),
+                ..DeleteParams::default()
+            };
+            match revisions(client, pool).delete(revision, &params).await {
+                Ok(_) => Ok(()),
+                Err(e) if is_not_found(&e) || is_conflict(&e) => Ok(()),
+                Err(e) => Err(format!("failed to delete revision {revision}: {}", explain(&e))),
             }
         }
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::BoxStream;
+use plimsoll_fleet::canary::Standing;
 use plimsoll_fleet::{ClusterSnapshot, Plan, PoolId, ReplicaId};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -38,6 +39,17 @@ pub enum BrainError {
     },
 }
 
+/// How replicas of a new engine configuration serve beside those of the older one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CanaryReport {
+    /// Digest of the new configuration.
+    pub revision: String,
+    /// Where the judgement stands.
+    pub standing: Standing,
+    /// Why, for people.
+    pub text: String,
+}
+
 /// What agents saw of one pool.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct PoolObservation {
@@ -51,6 +63,8 @@ pub struct PoolObservation {
     pub e2e_ms: Option<f64>,
     /// Share of finished requests that met every objective, 0–1.
     pub attainment: Option<f64>,
+    /// The judgement of a rollout under way.
+    pub canary: Option<CanaryReport>,
 }
 
 /// What agents saw.

@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::BoxStream;
+use plimsoll_fleet::canary::Standing;
 use plimsoll_fleet::{ClusterSnapshot, Plan, PoolId, ReplicaId};
 use plimsoll_proto::v1::plan_service_client::PlanServiceClient;
 use plimsoll_proto::{document, v1};
 use tonic::transport::{Channel, Endpoint};
 use tracing::warn;
 
-use crate::brain::{Brain, BrainError, FleetUpdate, Observations, PoolObservation};
+use crate::brain::{Brain, BrainError, CanaryReport, FleetUpdate, Observations, PoolObservation};
 
 /// Plans of large fleets pass gRPC's default limit of 4 MiB.
 const MAX_MESSAGE_BYTES: usize = 256 * 1024 * 1024;
@@ -109,6 +110,18 @@ fn replica_ids(ids: Vec<String>) -> std::collections::BTreeSet<ReplicaId> {
         .collect()
 }
 
+/// `None` for what this version does not know: then nothing is concluded from it.
+fn canary(canary: v1::Canary) -> Option<CanaryReport> {
+    let standing = match canary.standing() {
+        v1::CanaryStanding::Unspecified => return None,
+        v1::CanaryStanding::Watching => Standing::Watching,
+        v1::CanaryStanding::Passed => Standing::Passed,
+        v1::CanaryStanding::Held => Standing::Held,
+        v1::CanaryStanding::Regressed => Standing::Regressed,
+    };
+    Some(CanaryReport { revision: canary.revision, standing, text: canary.text })
+}
+
 fn observations(o: v1::Observations) -> Observations {
     let finite = |v: Option<f64>| v.filter(|v| v.is_finite());
     Observations {
@@ -127,6 +140,7 @@ fn observations(o: v1::Observations) -> Observations {
                     tpot_ms: finite(p.tpot_ms),
                     e2e_ms: finite(p.e2e_ms),
                     attainment: finite(p.attainment),
+                    canary: p.canary.and_then(canary),
                 };
                 Some((id, observation))
             })

@@ -24,6 +24,7 @@ pub mod names;
 pub mod observe;
 mod optional;
 pub mod record;
+pub mod revision;
 pub mod run;
 pub mod snapshot;
 pub mod status;
@@ -31,7 +32,7 @@ pub mod validate;
 pub mod watch;
 pub mod world;
 
-pub use brain::{Brain, BrainError, FleetUpdate, Observations, PoolObservation};
+pub use brain::{Brain, BrainError, CanaryReport, FleetUpdate, Observations, PoolObservation};
 pub use config::{EngineImages, Groups, OperatorConfig};
 pub use fault::FaultCondition;
 pub use record::{GroupRecord, ReplicaRecord};

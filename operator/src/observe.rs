@@ -16,6 +16,7 @@ use crate::fault::{self, FaultCondition};
 use crate::group::Group;
 use crate::names;
 use crate::record::ReplicaRecord;
+use crate::revision::REVISION;
 
 /// Restarts of a crashing engine after which the replica counts as failed.
 const CRASHES_UNTIL_FAILED: i32 = 3;
@@ -135,6 +136,7 @@ pub fn replica(pod: &Pod) -> Result<Observed, Unadoptable> {
             // Only the pool's spec can tell; see crate::snapshot.
             outdated: false,
             gated: gates.is_some(),
+            revision: pod.labels().get(REVISION).cloned().unwrap_or_default(),
             ended: matches!(status.phase.as_deref(), Some("Failed" | "Succeeded")),
         },
         pod: name,
@@ -262,6 +264,7 @@ pub fn external_replicas(
                 message: String::new(),
                 outdated: false,
                 gated: false,
+                revision: String::new(),
                 ended: false,
             })
         })

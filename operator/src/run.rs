@@ -10,6 +10,7 @@ use plimsoll_crds::model_pool::ModelPoolStatus;
 use plimsoll_crds::{
     AcceleratorClass, Budget, FleetPlan, LoraAdapter, ModelPool, Tenant, conditions, fleet_plan::CURRENT,
 };
+use plimsoll_fleet::canary::Standing;
 use plimsoll_fleet::{ClusterSnapshot, Plan, PoolId, ReplicaId, ReplicaPhase, ReplicaStatus};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -18,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, instrument, warn};
 
 use crate::apply::{Applied, Throttle, apply};
-use crate::brain::{Brain, BrainError, Knowledge, follow};
+use crate::brain::{Brain, BrainError, CanaryReport, Knowledge, follow};
 use crate::build::{Action, DeleteReason, Inputs, build, current_plan};
 use crate::config::{Groups, OperatorConfig};
 use crate::devices::Devices;
@@ -30,6 +31,7 @@ use crate::inference_pool::{self, AllWanted};
 use crate::lease;
 use crate::lws::Lws;
 use crate::observe::{self, Observed};
+use crate::revision;
 use crate::snapshot;
 use crate::status::pool::{Facts, InForce};
 use crate::status::write::{Write, write};
@@ -112,6 +114,8 @@ struct Memory {
     others: BTreeMap<String, (Value, Timestamp)>,
     phases: BTreeMap<(PoolId, ReplicaId), ReplicaPhase>,
     strangers: BTreeSet<String>,
+    /// Pools whose canary was being judged when the scheduler was last heard.
+    judged: BTreeSet<PoolId>,
     /// When replicas first became ready, by UID of the pod.
     first_ready: BTreeMap<String, Timestamp>,
     lws: Lws,
@@ -208,6 +212,9 @@ impl Leader {
             let wanted = inference_pool::wanted(&validated, settings);
             send_if_new(inference_pools, wanted);
         }
+        if known.connected {
+            self.memory.judged = judged(known);
+        }
         let spans =
             |plan: &Plan| plan.pools.iter().flat_map(|p| &p.replicas).any(|r| r.shape.pipeline_parallel > 1);
         let lws = self.config.groups == Groups::Auto
@@ -216,7 +223,7 @@ impl Leader {
         let plan = known.plan.as_deref();
         send_if_new(budgets, disruption::wanted(&validated, plan, &world.pods));
         let devices = Devices::read(&world.dynamic, validated.accelerator_classes());
-        let prepared = build(Inputs {
+        let mut prepared = build(Inputs {
             validated: &validated,
             devices: &devices,
             replicas: &replicas,
@@ -224,9 +231,11 @@ impl Leader {
             drained: &known.observations.drained,
             nodes: &snapshot.nodes,
             lws,
+            judged: &self.memory.judged,
             config: &self.config,
             now,
         });
+        prepared.actions.extend(revision_steps(&world, &validated, &snapshot, known, now));
         let prepared = self.memory.throttle.hold_back(prepared, now);
         let applied = apply(&self.client, &self.config.field_manager, prepared).await;
         self.memory.throttle.note(&applied, now);
@@ -287,12 +296,13 @@ impl Leader {
         applied: &Applied,
         now: Timestamp,
     ) {
+        let keeps_revisions = world.revisions.is_some();
         let mut writes = Vec::new();
         let mut notes = Vec::new();
         let mut pools = BTreeMap::new();
         for judged in &validated.pools {
             if let Some((uid, status, note)) =
-                self.pool(judged, replicas, snapshot, seen, known, applied, now)
+                self.pool(judged, replicas, snapshot, seen, known, applied, keeps_revisions, now)
             {
                 writes.push((
                     Some(uid.clone()),
@@ -403,6 +413,7 @@ impl Leader {
         seen: &[ReplicaStatus],
         known: &Knowledge,
         applied: &Applied,
+        keeps_revisions: bool,
         now: Timestamp,
     ) -> Option<(String, ModelPoolStatus, Vec<Note>)> {
         let resource = &judged.resource;
@@ -435,6 +446,7 @@ impl Leader {
             rollout: progress.as_ref(),
             observation: known.observations.pools.get(&id),
             connected: known.connected,
+            keeps_revisions,
             problems: applied.problems_of(&id),
             refresh_observed: observed_age >= refresh,
             now,
@@ -557,6 +569,39 @@ fn without_times(body: &Value) -> Value {
         }
     }
     body
+}
+
+/// Pools whose canary is being judged.
+fn judged(known: &Knowledge) -> BTreeSet<PoolId> {
+    let going = |c: &CanaryReport| matches!(c.standing, Standing::Watching | Standing::Held);
+    let pools = known.observations.pools.iter();
+    pools.filter(|(_, o)| o.canary.as_ref().is_some_and(going)).map(|(id, _)| id.clone()).collect()
+}
+
+/// What to write of every pool's revisions; nothing where they cannot be read.
+fn revision_steps(
+    world: &World,
+    validated: &Validated,
+    snapshot: &ClusterSnapshot,
+    known: &Knowledge,
+    now: Timestamp,
+) -> Vec<Action> {
+    let Some(revisions) = &world.revisions else { return Vec::new() };
+    let owned = revision::by_owner(revisions);
+    let steps = |(resource, accepted): (&ModelPool, &crate::validate::Accepted)| {
+        let uid = resource.metadata.uid.as_deref().unwrap_or_default();
+        let canary = known.observations.pools.get(&accepted.pool.id).and_then(|o| o.canary.as_ref());
+        revision::steps(&revision::Look {
+            resource,
+            accepted,
+            own: owned.get(uid).map(Vec::as_slice).unwrap_or_default(),
+            plan: current_plan(known.plan.as_deref(), accepted),
+            snapshot,
+            canary,
+            now,
+        })
+    };
+    validated.accepted().flat_map(steps).collect()
 }
 
 fn resource_of<'a>(validated: &'a Validated, pool: &PoolId) -> Option<&'a ModelPool> {

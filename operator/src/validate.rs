@@ -8,6 +8,7 @@ use plimsoll_crds::{AcceleratorClass, Budget, InvalidField, LoraAdapter, ModelPo
 use plimsoll_fleet as fleet;
 use plimsoll_fleet::PoolId;
 
+use crate::revision::{self, Stop};
 use crate::world::World;
 
 /// Why an object takes no part in planning.
@@ -41,6 +42,8 @@ pub struct Accepted {
     pub pool: fleet::ModelPool,
     /// Set if the newest spec is invalid and an earlier one stays in force.
     pub outdated: Option<Rejection>,
+    /// Set if a rollout was stopped: an earlier engine configuration may be in force in the place of the spec's own.
+    pub stop: Option<Stop>,
 }
 
 /// Everything understood.
@@ -101,15 +104,28 @@ pub fn validate(world: &World, last_good: &LastGood) -> Validated {
         (p.metadata.creation_timestamp.as_ref().map(|t| t.0), p.namespace(), p.name_any())
     });
     let mut taken: BTreeMap<String, String> = BTreeMap::new();
+    let revisions = revision::by_owner(world.revisions.as_deref().unwrap_or_default());
     for resource in living {
         let uid = resource.metadata.uid.clone().unwrap_or_default();
         let label = format!("ModelPool {}/{}", resource.namespace().unwrap_or_default(), resource.name_any());
-        let verdict = match resource.to_fleet() {
-            Ok(pool) => Ok(Accepted { pool, outdated: None }),
+        let own = revisions.get(uid.as_str()).map(Vec::as_slice).unwrap_or_default();
+        let mut in_force = revision::in_force(&resource, own);
+        // A spec that is invalid stays one, whatever is in force in its place.
+        let mut fleet = resource.to_fleet();
+        let mut resource = resource;
+        if let Some(earlier) = in_force.earlier.take() {
+            fleet = fleet.and_then(|_| earlier.to_fleet());
+            resource = earlier;
+        }
+        let verdict = match fleet {
+            Ok(mut pool) => {
+                in_force.tell(&mut pool);
+                Ok(Accepted { pool, outdated: None, stop: in_force.stop })
+            }
             Err(fields) => {
                 let rejection = Rejection::invalid(&fields);
                 match last_good.get(&uid) {
-                    Some(pool) => Ok(Accepted { pool: pool.clone(), outdated: Some(rejection) }),
+                    Some(pool) => Ok(Accepted { pool: pool.clone(), outdated: Some(rejection), stop: None }),
                     None => Err(rejection),
                 }
             }

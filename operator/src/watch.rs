@@ -23,6 +23,7 @@ use tracing::{Instrument, debug, info_span, warn};
 
 use crate::backoff::Backoff;
 use crate::devices::DynamicResources;
+use crate::revision::reader::Revisions;
 use crate::world::{Broken, World};
 use crate::{names, optional};
 
@@ -45,6 +46,7 @@ pub struct Watches {
     device_classes: Store<DeviceClass>,
     slices: Store<ResourceSlice>,
     claims: Store<ResourceClaim>,
+    revisions: Revisions,
     api_keys: Arc<Mutex<ApiKeys>>,
     changed: Arc<Notify>,
 }
@@ -80,6 +82,7 @@ impl Watches {
         let slices = optional::reflect(api, "ResourceSlice", remedy, needed, &changed, stop);
         let api = Api::all(client.clone());
         let claims = optional::reflect(api, "ResourceClaim", remedy, dynamic, &changed, stop);
+        let revisions = Revisions::start(client, &changed, stop);
         let api_keys = Arc::new(Mutex::new(ApiKeys::new()));
         let watches = Self {
             pools,
@@ -93,6 +96,7 @@ impl Watches {
             device_classes,
             slices,
             claims,
+            revisions,
             api_keys,
             changed,
         };
@@ -111,6 +115,7 @@ impl Watches {
             self.nodes.wait_until_ready(),
             self.pods.wait_until_ready(),
             self.foreign_pods.wait_until_ready(),
+            self.revisions.ready(),
         );
     }
 
@@ -136,6 +141,7 @@ impl Watches {
                 slices: self.slices.state(),
                 claims: self.claims.state(),
             },
+            revisions: self.revisions.all(),
             api_keys: self.api_keys.lock().clone(),
             broken,
         }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use plimsoll_crds::{AcceleratorClass, Budget, LoraAdapter, ModelPool, Tenant};
 
@@ -48,6 +49,8 @@ pub struct World {
     pub dynamic: DynamicResources,
     /// All other pods (pruned to what holds accelerators).
     pub foreign_pods: Vec<Arc<Pod>>,
+    /// Revisions of pools' engine configurations; `None` if they cannot be read.
+    pub revisions: Option<Vec<Arc<ControllerRevision>>>,
     /// SHA-256 digests (lower-case hex) of tenants' API keys by `(namespace, secret, key)`.
     pub api_keys: BTreeMap<(String, String, String), String>,
 }

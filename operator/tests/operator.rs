@@ -14,7 +14,8 @@ use std::time::Duration;
 use common::{assignment, at};
 use fake_api::FakeApi;
 use plimsoll_fleet::ReplicaPhase;
-use plimsoll_operator::{Observations, Operator, OperatorConfig};
+use plimsoll_fleet::canary::Standing;
+use plimsoll_operator::{CanaryReport, Observations, Operator, OperatorConfig, PoolObservation};
 use script::Script;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
@@ -28,7 +29,12 @@ struct Rig {
 
 impl Rig {
     fn new() -> Self {
+        Self::forbidding(&[])
+    }
+
+    fn forbidding(collections: &[&str]) -> Self {
         let api = FakeApi::new();
+        collections.iter().for_each(|c| api.forbid(c));
         api.put("acceleratorclasses", "", serde_json::to_value(common::class("h100")).unwrap());
         api.put("nodes", "", serde_json::to_value(&*common::node("gpu-1", 8)).unwrap());
         let mut rig = Self { api, script: Script::new(), stop: CancellationToken::new(), running: None };
@@ -125,7 +131,10 @@ fn chat_spec() -> Value {
 
 /// A rig with a pool `chat` of two replicas that serve.
 async fn serving() -> Rig {
-    let rig = Rig::new();
+    serving_in(Rig::new()).await
+}
+
+async fn serving_in(rig: Rig) -> Rig {
     rig.apply("chat", chat_spec());
     until("the pool is in a snapshot", || {
         rig.script.last().is_some_and(|s| s.pools.len() == 1 && s.nodes.len() == 1)
@@ -294,5 +303,104 @@ async fn api_errors_are_survived() {
     until("the failures are through", || rig.api.failures_left() == 0).await;
     until("the third replica", || rig.pods().len() == 3).await;
     assert_eq!(rig.api.created("pods"), 3);
+    rig.stop().await;
+}
+
+/// What the scheduler says of the canary of a revision.
+fn canary(rig: &Rig, revision: &str, standing: Standing) {
+    let canary =
+        CanaryReport { revision: revision.to_owned(), standing, text: "TPOT met by 60 % of 300".to_owned() };
+    let seen = PoolObservation { rps: 1.0, canary: Some(canary), ..PoolObservation::default() };
+    let pools = [("default/chat".parse().unwrap(), seen)].into();
+    rig.script.observations.send_replace(Arc::new(Observations { pools, ..Observations::default() }));
+}
+
+/// The revision in force and the replicas that are not of it, as the scheduler is told.
+fn in_force(rig: &Rig) -> (String, Vec<String>) {
+    let last = rig.script.last().unwrap_or_default();
+    let outdated = last.replicas.iter().filter(|r| r.outdated).map(|r| r.id.to_string()).collect();
+    (last.pools.first().map(|p| p.revision.clone()).unwrap_or_default(), outdated)
+}
+
+fn image_of(rig: &Rig, pod: &str) -> Value {
+    rig.api.get("pods", "default", pod).unwrap_or_default()["spec"]["containers"][0]["image"].clone()
+}
+
+fn with_image(image: &str) -> Value {
+    let mut spec = chat_spec();
+    spec["engine"] = json!({"image": image});
+    spec
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_regression_is_taken_back_and_stays_so_over_a_restart() {
+    let mut rig = serving().await;
+    let accepted = |rig: &Rig| {
+        let revisions = rig.api.list("controllerrevisions");
+        revisions.iter().filter(|r| r["metadata"]["annotations"]["plimsoll.dev/accepted"].is_string()).count()
+    };
+    until("what serves is kept and accepted", || accepted(&rig) == 1).await;
+    let (first, _) = in_force(&rig);
+    let pod = rig.api.get("pods", "default", "chat-1").unwrap();
+    assert_eq!(pod["metadata"]["labels"]["plimsoll.dev/revision"], first.as_str());
+
+    rig.apply("chat", with_image("worse:2"));
+    until("both replicas are outdated", || in_force(&rig).1 == ["chat-1", "chat-2"]).await;
+    let (second, _) = in_force(&rig);
+    assert_ne!(first, second);
+    rig.plan(2, "chat", &["chat-2", "chat-3"]);
+    until("the canary's pod", || image_of(&rig, "chat-3") == "worse:2").await;
+    canary(&rig, &second, Standing::Watching);
+    rig.serve_all();
+    until("the canary is told of", || rig.condition("chat", "Progressing").2.contains("being judged")).await;
+    assert!(rig.pods().contains(&"chat-1".to_owned()), "what it is compared with is the scheduler's to end");
+
+    canary(&rig, &second, Standing::Regressed);
+    until("the older configuration is in force", || {
+        in_force(&rig) == (first.clone(), vec!["chat-3".to_owned()])
+    })
+    .await;
+    until("it is said", || {
+        let (status, reason, message) = rig.condition("chat", "Progressing");
+        (status.as_str(), reason.as_str()) == ("False", "SLORegression")
+            && message.contains("TPOT met by 60 % of 300")
+            && message.contains(&format!("chat-{second} was taken back"))
+    })
+    .await;
+    assert_eq!(rig.events("RolloutStopped").len(), 1);
+    let why = rig.pool("chat")["status"]["why"].to_string();
+    assert!(why.contains("was taken back"), "{why}");
+
+    rig.stop().await;
+    rig.script.restart();
+    rig.start("second", Duration::from_secs(600));
+    until("a new operator knows it", || in_force(&rig) == (first.clone(), vec!["chat-3".to_owned()])).await;
+    assert!(rig.script.pushed.lock().iter().all(|s| s.pools[0].revision == first), "from its first word on");
+    rig.plan(3, "chat", &["chat-2", "chat-4"]);
+    until("the successor of the canary", || rig.pods().contains(&"chat-4".to_owned())).await;
+    assert_ne!(image_of(&rig, "chat-4"), "worse:2");
+
+    rig.apply("chat", with_image("better:3"));
+    until("another configuration is tried", || in_force(&rig).1.len() >= 3 && in_force(&rig).0 != first)
+        .await;
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_the_grant_for_revisions_a_rollout_stops_and_is_not_taken_back() {
+    let mut rig = serving_in(Rig::forbidding(&["controllerrevisions"])).await;
+    rig.apply("chat", with_image("worse:2"));
+    until("both replicas are outdated", || in_force(&rig).1 == ["chat-1", "chat-2"]).await;
+    let (second, _) = in_force(&rig);
+    rig.plan(2, "chat", &["chat-2", "chat-3"]);
+    until("the canary's pod", || image_of(&rig, "chat-3") == "worse:2").await;
+    canary(&rig, &second, Standing::Regressed);
+    until("it is said, with the remedy", || {
+        let (status, reason, message) = rig.condition("chat", "Progressing");
+        (status.as_str(), reason.as_str()) == ("False", "SLORegression")
+            && message.contains("upgrade the chart")
+    })
+    .await;
+    assert_eq!(in_force(&rig).0, second);
     rig.stop().await;
 }

@@ -11,6 +11,7 @@ use plimsoll_fleet::plan::PoolOutcome;
 use plimsoll_fleet::rollout::{Rollout, Stuck};
 use plimsoll_fleet::{Plan, ReplicaPhase, ReplicaStatus};
 use plimsoll_operator::PoolObservation;
+use plimsoll_operator::revision::Stop;
 use plimsoll_operator::status::pool::{Facts, InForce, notes, status};
 use plimsoll_operator::status::rollout::Progress;
 use plimsoll_operator::validate::{Accepted, Rejection};
@@ -29,6 +30,7 @@ fn replica(id: &str, phase: ReplicaPhase) -> ReplicaStatus {
         ready_at: None,
         message: String::new(),
         outdated: false,
+        revision: String::new(),
         ended: false,
         gated: false,
     }
@@ -42,6 +44,7 @@ struct Case {
     problems: Vec<String>,
     rejection: Option<Rejection>,
     rollout: Option<Progress>,
+    stop: Option<Stop>,
     refresh: bool,
 }
 
@@ -57,12 +60,14 @@ impl Case {
             problems: Vec::new(),
             rejection: None,
             rollout: None,
+            stop: None,
             refresh: false,
         }
     }
 
     fn status(&self, before: Option<&ModelPoolStatus>, now: i64) -> ModelPoolStatus {
-        let accepted = Accepted { pool: self.resource.to_fleet().unwrap(), outdated: None };
+        let accepted =
+            Accepted { pool: self.resource.to_fleet().unwrap(), outdated: None, stop: self.stop.clone() };
         let replicas: Vec<&ReplicaStatus> = self.replicas.iter().collect();
         status(&Facts {
             resource: &self.resource,
@@ -81,6 +86,7 @@ impl Case {
             rollout: self.rollout.as_ref(),
             observation: self.observation.as_ref(),
             connected: true,
+            keeps_revisions: true,
             problems: &self.problems,
             refresh_observed: self.refresh,
             now: at(now),
@@ -286,6 +292,7 @@ fn a_rollout_shows_its_progress_and_what_stops_it() {
     rollout.stuck = Some(Stuck {
         replica: "chat-3".parse().unwrap(),
         cause: "ImagePullBackOff: no such image".to_owned(),
+        overdue: false,
     });
     case.rollout = Some(Progress { rollout, changed: ["image"].into() });
     let stuck = case.status(Some(&going), 2);

@@ -390,6 +390,36 @@ impl TryFrom<v1::TrafficReport> for fleet::telemetry::TrafficReport {
     }
 }
 
+impl From<&fleet::telemetry::ReplicaTraffic> for v1::ReplicaTraffic {
+    fn from(t: &fleet::telemetry::ReplicaTraffic) -> Self {
+        Self {
+            replica: t.replica.to_string(),
+            slo_class: t.slo_class.clone(),
+            finished: t.finished,
+            failed: t.failed,
+            missed_ttft: t.missed_ttft,
+            missed_tpot: t.missed_tpot,
+            missed_e2e: t.missed_e2e,
+        }
+    }
+}
+
+impl TryFrom<v1::ReplicaTraffic> for fleet::telemetry::ReplicaTraffic {
+    type Error = InvalidMessage;
+
+    fn try_from(t: v1::ReplicaTraffic) -> Result<Self, Self::Error> {
+        Ok(Self {
+            replica: name("ReplicaTraffic", "replica", ReplicaId::new(t.replica))?,
+            slo_class: t.slo_class,
+            finished: t.finished,
+            failed: t.failed,
+            missed_ttft: t.missed_ttft,
+            missed_tpot: t.missed_tpot,
+            missed_e2e: t.missed_e2e,
+        })
+    }
+}
+
 impl From<&fleet::telemetry::EngineReport> for v1::EngineReport {
     fn from(e: &fleet::telemetry::EngineReport) -> Self {
         Self {
@@ -441,6 +471,7 @@ impl From<&fleet::telemetry::AgentReport> for v1::AgentReport {
             traffic: r.traffic.iter().map(Into::into).collect(),
             engines: r.engines.iter().map(Into::into).collect(),
             route_version: r.route_version,
+            replicas: r.replicas.iter().map(Into::into).collect(),
         }
     }
 }
@@ -458,6 +489,7 @@ impl TryFrom<v1::AgentReport> for fleet::telemetry::AgentReport {
             interval_seconds: finite("AgentReport", "interval_seconds", r.interval_seconds)?,
             traffic: r.traffic.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
             engines: r.engines.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
+            replicas: r.replicas.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
             route_version: r.route_version,
         })
     }

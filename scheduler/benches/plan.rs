@@ -73,6 +73,8 @@ fn pool(i: usize) -> Result<(ModelPool, DemandEstimate), Failure> {
         min_quality: 0.0,
         mode: Mode::Enforce,
         max_context_tokens: Some(8192),
+        rollout: Default::default(),
+        revision: String::new(),
     };
     let classes = vec![
         class("short", 0.7 * rps, 500.0, 150.0),

@@ -82,6 +82,7 @@ mod tests {
                     ready_at: seconds.map(|s| created_at + jiff::SignedDuration::from_secs(s)),
                     message: String::new(),
                     outdated: false,
+                    revision: String::new(),
                     ended: false,
                     gated: false,
                 })

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use plimsoll_fleet::pool::{EngineKind, Mode};
+use plimsoll_fleet::rollout::Gate;
 use plimsoll_fleet::{
     ClusterSnapshot, NodeName, Plan, PoolId, ReplicaAssignment, ReplicaId, ReplicaPhase, ReplicaStatus, Shape,
 };
@@ -92,6 +93,9 @@ fn decide_pool(
         .map(|r| line(&r.shape))
         .sum::<f64>();
     let rps = input.rps.get(pool).copied().unwrap_or(0.0);
+    // While a canary is judged, somebody has to serve what it is compared with.
+    let judged = input.snapshot.pools.iter().any(|p| &p.id == pool && p.rollout.gate == Gate::Canary);
+    let compared = !judged || planned.iter().any(|r| exists.get(&r.id).is_some_and(|r| r.outdated));
 
     for replica in dropped {
         let never_served = replica.ready_at.is_none()
@@ -105,7 +109,8 @@ fn decide_pool(
             let blocks = waiting.iter().any(|w| is_in_the_way(input.snapshot, replica, w));
             // A successor has to show that it serves before the replica it takes over from stops.
             let spare = left >= rps && !replica.outdated;
-            let go = replica.phase == ReplicaPhase::Draining || waiting.is_empty() || blocks || spare;
+            let over = waiting.is_empty() && (compared || !replica.outdated);
+            let go = replica.phase == ReplicaPhase::Draining || over || blocks || spare;
             if !go {
                 continue;
             }
@@ -234,6 +239,23 @@ mod tests {
         assert_eq!(w.decide(0.0).0, Vec::<String>::new(), "there is room for both");
         w.snapshot.nodes[0].allocatable_gpus = 1;
         assert_eq!(w.decide(1.0).0, ["old-1"]);
+    }
+
+    #[test]
+    fn the_last_older_replica_serves_on_while_the_canary_is_judged() {
+        use ReplicaPhase::Ready;
+        let mut w = World::new(&[("b", "n2")], &[("a", "n1", Ready), ("b", "n2", Ready)]);
+        w.snapshot.replicas[0].outdated = true;
+        w.snapshot.pools[0].rollout.gate = Gate::Canary;
+        assert_eq!(w.decide(1.0).0, [""; 0]);
+        w.snapshot.pools[0].rollout.gate = Gate::Open;
+        assert_eq!(w.decide(2.0).0, ["a"], "it has passed");
+        let running = [("a", "n1", Ready), ("b", "n2", Ready), ("c", "n2", Ready)];
+        let mut w = World::new(&[("b", "n2"), ("c", "n2")], &running);
+        w.snapshot.replicas[0].outdated = true;
+        w.snapshot.replicas[1].outdated = true;
+        w.snapshot.pools[0].rollout.gate = Gate::Canary;
+        assert_eq!(w.decide(1.0).0, ["a"], "b is there to compare with");
     }
 
     #[test]

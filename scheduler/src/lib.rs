@@ -1,6 +1,7 @@
 //! Demand forecast, plan, placement, explanation; then the service around them.
 
-pub mod clock;
+pub mod canary;
+mod clock;
 pub mod cold_start;
 pub mod demand;
 pub mod drain;

@@ -88,6 +88,37 @@ mod tests {
     }
 
     #[test]
+    fn no_more_go_than_the_gate_lets_through() {
+        use plimsoll_fleet::canary::CanaryPolicy;
+        use plimsoll_fleet::rollout::Gate;
+        let next = |running: &[(&str, ReplicaPhase)], gate, paused| {
+            let planned: Vec<&str> = running.iter().map(|(id, _)| id.trim_start_matches('!')).collect();
+            let mut w = world(&planned, running);
+            w.0.pools[0].rollout.canary = Some(CanaryPolicy {
+                replicas: 2,
+                min_requests: 1,
+                block_seconds: 5.0,
+                warm_up_seconds: 0.0,
+                tolerance: 0.05,
+                deadline_seconds: 600.0,
+                hold_without_traffic: false,
+            });
+            (w.0.pools[0].rollout.gate, w.0.pools[0].rollout.paused) = (gate, paused);
+            look(&w, 1).next.len()
+        };
+        let old = [("!a", Ready), ("!b", Ready), ("!c", Ready), ("!d", Failed), ("!e", Failed)];
+        assert_eq!(next(&old, Gate::Canary, false), 2, "the canaries");
+        assert_eq!(next(&old, Gate::Closed, false), 0);
+        assert_eq!(next(&old, Gate::Open, true), 0);
+        assert_eq!(next(&old, Gate::Open, false), 3);
+        let one = [("!a", Ready), ("!b", Ready), ("!c", Ready), ("e", Ready)];
+        assert_eq!(next(&one, Gate::Canary, false), 1);
+        let two = [("!a", Ready), ("!b", Ready), ("d", Ready), ("e", Ready)];
+        assert_eq!(next(&two, Gate::Canary, false), 0);
+        assert_eq!(next(&two, Gate::Open, false), 1);
+    }
+
+    #[test]
     fn what_serves_nobody_goes_at_once() {
         assert_eq!(
             next(&["a", "b", "c"], &[("!a", Failed), ("!b", Pending), ("!c", Ready)]),

@@ -5,11 +5,13 @@
 
 use std::collections::BTreeMap;
 
+use plimsoll_fleet::pairing;
 use plimsoll_fleet::plan::PoolOutcome;
 use plimsoll_fleet::pool::{EngineKind, Mode};
+use plimsoll_fleet::rollout::Gate;
 use plimsoll_fleet::{
     ClusterSnapshot, Endpoint, ModelPool, NodeName, Plan, PoolPlan, PoolRoute, ReplicaPhase, ReplicaStatus,
-    RequestClass, RouteTable, Shape, StepCoefficients,
+    RequestClass, Role, RouteTable, Shape, StepCoefficients,
 };
 
 use crate::plan::EngineModel;
@@ -69,7 +71,10 @@ fn route(
         |r: &&&ReplicaStatus| r.phase == ReplicaPhase::Ready && r.address.is_some() && place(r).is_some();
     let wanted_ready = replicas.iter().filter(ready).filter(|r| wanted(r)).count();
     let want = plan.map_or(0, |p| p.replicas.len());
-    let settled = plan.is_some() && wanted_ready == want;
+    // What a canary is compared with takes its share of requests beside it.
+    let compared =
+        pool.rollout.gate == Gate::Canary && replicas.iter().filter(ready).any(|r| r.outdated && !wanted(r));
+    let settled = plan.is_some() && wanted_ready == want && !compared;
     let mix = plan.map(|p| planned_classes(pool, &p.demand.classes)).unwrap_or_default();
     let mut coefficients: BTreeMap<Shape, StepCoefficients> = BTreeMap::new();
     let mut endpoints = Vec::new();
@@ -92,7 +97,9 @@ fn route(
             engine_model: pool.served_name.clone(),
             weights: Vec::new(),
             coefficients: step,
-            draining: !serving || (settled && pool.mode == Mode::Enforce && !wanted(r)),
+            draining: !serving
+                || (settled && pool.mode == Mode::Enforce && !wanted(r))
+                || !takes_part(snapshot, r),
         });
     }
     endpoints.sort_by(|a, b| a.replica.cmp(&b.replica));
@@ -123,6 +130,21 @@ fn route(
         wake_wait_ms: if waking { 1.5 * cold_ms + 10_000.0 } else { 0.0 },
         unavailable_reason: if open { String::new() } else { unavailable(plan, &replicas, pool) },
     }
+}
+
+/// Whether a replica serves and, where prefill and decode are apart, has a compatible counterpart that does.
+pub(crate) fn takes_part(snapshot: &ClusterSnapshot, replica: &ReplicaStatus) -> bool {
+    let serves = |r: &&ReplicaStatus| r.phase == ReplicaPhase::Ready;
+    if !serves(&replica) {
+        return false;
+    }
+    // Only where there are such replicas is it worth a look at all others.
+    replica.shape.role == Role::Mixed
+        || snapshot
+            .pools
+            .iter()
+            .find(|p| p.id == replica.pool)
+            .is_none_or(|pool| pairing::is_paired(pool, replica, snapshot.replicas.iter().filter(serves)))
 }
 
 fn step(
@@ -259,6 +281,64 @@ mod tests {
     }
 
     #[test]
+    fn prefill_and_decode_serve_only_beside_a_compatible_counterpart() {
+        use plimsoll_fleet::pairing::{Incompatible, compatible};
+        let (mut w, p) = world();
+        let replica = |id: &str, role, revision: &str| {
+            let mut r = w.snapshot.replicas[0].clone();
+            r.id = plimsoll_fleet::ReplicaId::new(id).unwrap();
+            (r.shape.role, r.revision) = (role, revision.to_owned());
+            r
+        };
+        let (prefill, decode) = (replica("p1", Role::Prefill, "one"), replica("d1", Role::Decode, "one"));
+        let newer = replica("p2", Role::Prefill, "two");
+        let mut coming = replica("d2", Role::Decode, "two");
+        coming.phase = ReplicaPhase::Starting;
+        let pool = w.snapshot.pools[0].clone();
+        let pair = |p: &ReplicaStatus, d: &ReplicaStatus| compatible(&pool, p, d);
+        assert_eq!(pair(&prefill, &decode), Ok(()));
+        assert!(matches!(pair(&newer, &decode), Err(Incompatible::Revision { .. })));
+        assert!(matches!(pair(&decode, &prefill), Err(Incompatible::Roles { .. })));
+        let unknown = |r: &ReplicaStatus| ReplicaStatus { revision: String::new(), ..r.clone() };
+        assert!(matches!(pair(&unknown(&prefill), &unknown(&decode)), Err(Incompatible::Revision { .. })));
+        let split = |tp, pp| {
+            let mut d = decode.clone();
+            (d.shape.tensor_parallel, d.shape.pipeline_parallel) = (tp, pp);
+            pair(
+                &ReplicaStatus {
+                    shape: Shape { tensor_parallel: 2, ..prefill.shape.clone() },
+                    ..prefill.clone()
+                },
+                &d,
+            )
+        };
+        assert_eq!((split(4, 1), split(1, 1)), (Ok(()), Ok(())));
+        assert!(matches!(split(3, 1), Err(Incompatible::Layout { .. })));
+        assert!(matches!(split(2, 2), Err(Incompatible::Layout { .. })));
+        let mut other = decode.clone();
+        other.shape.variant = "none such".to_owned();
+        assert!(matches!(pair(&prefill, &other), Err(Incompatible::Format { .. })));
+
+        // The newer prefill replica takes nothing before a decode replica of its revision serves.
+        w.snapshot.replicas = vec![prefill, decode, newer, coming];
+        let open = |w: &World| -> Vec<String> {
+            w.snapshot
+                .replicas
+                .iter()
+                .filter(|r| takes_part(&w.snapshot, r))
+                .map(|r| r.id.to_string())
+                .collect()
+        };
+        assert_eq!(open(&w), ["p1", "d1"]);
+        let t = routes(&p, &w.snapshot, &agents(), 0);
+        let of =
+            |id: &str| t.pools[0].endpoints.iter().find(|e| e.replica.as_str() == id).map(|e| e.draining);
+        assert_eq!((of("p1"), of("p2")), (Some(false), Some(true)));
+        w.snapshot.replicas[3].phase = ReplicaPhase::Ready;
+        assert_eq!(open(&w), ["p1", "d1", "p2", "d2"]);
+    }
+
+    #[test]
     fn unwanted_replicas_serve_until_the_wanted_ones_are_ready() {
         let (mut w, p) = world();
         let mut old = w.snapshot.replicas[0].clone();
@@ -302,6 +382,7 @@ mod tests {
             ready_at: Some(jiff::Timestamp::UNIX_EPOCH),
             message: String::new(),
             outdated: false,
+            revision: String::new(),
             ended: false,
             gated: false,
         };

@@ -55,6 +55,8 @@ pub(crate) fn pool(name: &str, prior_rps: Option<f64>) -> ModelPool {
         min_quality: 0.0,
         mode: Mode::Enforce,
         max_context_tokens: Some(16_384),
+        rollout: Default::default(),
+        revision: String::new(),
     }
 }
 
@@ -102,6 +104,7 @@ pub(crate) fn replica(id: &str, pool: &str, on: &str, phase: ReplicaPhase) -> Re
         ready_at: (phase == ReplicaPhase::Ready || phase == ReplicaPhase::Draining).then(|| at(0)),
         message: String::new(),
         outdated: false,
+        revision: String::new(),
         ended: false,
         gated: false,
     }
@@ -210,6 +213,7 @@ pub(crate) fn report(agent: &str, sequence: u64, traffic: Vec<TrafficReport>) ->
         interval_seconds: 1.0,
         traffic,
         engines: Vec::new(),
+        replicas: Vec::new(),
         route_version: 0,
     }
 }

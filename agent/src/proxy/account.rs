@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use plimsoll_fleet::SloClass;
+use plimsoll_fleet::{ReplicaId, SloClass};
 
 use crate::local::Permit;
 use crate::metrics::{OutcomeLabels, RequestLabels};
@@ -10,7 +10,7 @@ use crate::replica::Flight;
 use crate::shared::{Pool, Shared};
 use crate::spend::Reservation;
 use crate::sse::{Seen, Usage};
-use crate::telemetry::Finished;
+use crate::telemetry::{Finished, Missed};
 
 /// What an attempt needs to know of a request.
 #[derive(Debug, Clone, Copy)]
@@ -62,6 +62,8 @@ pub(crate) struct Account {
     first_token_ms: Option<f64>,
     last_token_ms: f64,
     token_events: u64,
+    /// Who serves it, while that is one replica alone.
+    served_by: Option<ReplicaId>,
     pub(crate) prompt_bytes: usize,
     pub(crate) prompt_estimate: f64,
     pub(crate) expected_output: f64,
@@ -92,6 +94,7 @@ impl Account {
             first_token_ms: None,
             last_token_ms: begun_ms,
             token_events: 0,
+            served_by: None,
             prompt_bytes,
             prompt_estimate: 0.0,
             expected_output: 0.0,
@@ -110,6 +113,18 @@ impl Account {
             begun_ms: self.begun_ms,
             prompt_tokens: self.prompt_estimate,
             expected_output: self.expected_output,
+        }
+    }
+
+    /// A replica has begun to answer it.
+    pub(crate) fn served_by(&mut self, replica: &ReplicaId) {
+        self.served_by = Some(replica.clone());
+    }
+
+    /// The replica that answered failed: whoever goes on with the answer is not judged by it.
+    pub(crate) fn broke_off(&mut self) {
+        if let Some(replica) = self.served_by.take() {
+            self.shared.book.lock().replica_failed(&replica);
         }
     }
 
@@ -139,7 +154,8 @@ impl Account {
             return;
         }
         let now = self.shared.clock.now_ms();
-        let pool = &self.pool.view.route.pool;
+        let own = Arc::clone(&self.pool);
+        let pool = &own.view.route.pool;
         let output = usage.map_or(self.token_events, |u| u.completion_tokens);
         let input = usage.map_or(self.prompt_estimate.round() as u64, |u| u.prompt_tokens);
         let used = match outcome {
@@ -165,6 +181,9 @@ impl Account {
                 outcome: text,
             })
             .inc();
+        if outcome == Outcome::Failed {
+            self.broke_off();
+        }
         match outcome {
             _ if !self.counted => {}
             Outcome::Refused => self.shared.book.lock().refused(pool, &self.class),
@@ -185,7 +204,7 @@ impl Account {
                     ttft_ms,
                     tpot_ms,
                     e2e_ms,
-                    attained: attained(
+                    missed: missed(
                         self.pool.view.route.slo_classes.iter().find(|c| c.name == self.class),
                         ttft_ms,
                         tpot_ms,
@@ -193,7 +212,13 @@ impl Account {
                         output,
                     ),
                 };
-                self.shared.book.lock().finished(pool, &self.class, &finished);
+                {
+                    let mut book = self.shared.book.lock();
+                    book.finished(pool, &self.class, &finished);
+                    if let Some(replica) = &self.served_by {
+                        book.replica_finished(replica, &self.class, finished.missed);
+                    }
+                }
                 if let Some(usage) = usage {
                     self.pool.memory.stats.lock().learn(
                         &self.class,
@@ -225,27 +250,27 @@ impl Drop for Account {
     }
 }
 
-/// Whether a finished request met its class's objectives. One that did not stream showed no first token: it is held to
-/// what the objectives together allow end to end, TTFT + TPOT × (tokens − 1).
-fn attained(
+/// The objectives of its class that a finished request missed. One that did not stream showed no first token: it is held
+/// to what the objectives together allow end to end, TTFT + TPOT × (tokens − 1).
+fn missed(
     class: Option<&SloClass>,
     ttft_ms: Option<f64>,
     tpot_ms: Option<f64>,
     e2e_ms: f64,
     output: u64,
-) -> bool {
-    let Some(class) = class else { return true };
+) -> Missed {
+    let Some(class) = class else { return Missed::default() };
     let slo = &class.slo;
-    match ttft_ms {
-        Some(ttft) => slo.met_by(ttft, tpot_ms, e2e_ms),
-        None => {
-            let allowed = match (slo.ttft, slo.tpot) {
-                (Some(ttft), Some(tpot)) => ttft.ms + tpot.ms * output.saturating_sub(1) as f64,
-                (Some(ttft), None) if output <= 1 => ttft.ms,
-                _ => f64::INFINITY,
-            };
-            e2e_ms <= allowed && slo.e2e.is_none_or(|o| e2e_ms <= o.ms)
-        }
+    let allowed = match (ttft_ms, slo.ttft, slo.tpot) {
+        (None, Some(ttft), Some(tpot)) => ttft.ms + tpot.ms * output.saturating_sub(1) as f64,
+        (None, Some(ttft), None) if output <= 1 => ttft.ms,
+        _ => f64::INFINITY,
+    };
+    let streamed = ttft_ms.is_some();
+    Missed {
+        ttft: slo.ttft.is_some_and(|o| ttft_ms.is_some_and(|t| t > o.ms)),
+        tpot: slo.tpot.is_some_and(|o| streamed && tpot_ms.is_some_and(|t| t > o.ms)),
+        e2e: e2e_ms > allowed || slo.e2e.is_some_and(|o| e2e_ms > o.ms),
     }
 }
 
@@ -264,9 +289,10 @@ mod tests {
             match_headers: Default::default(),
             expected_share: 1.0,
         };
-        assert!(attained(Some(&class), None, None, 190.0, 10));
-        assert!(!attained(Some(&class), None, None, 191.0, 10));
-        assert!(attained(Some(&class), Some(99.0), Some(9.0), 1e6, 10));
-        assert!(!attained(Some(&class), Some(99.0), Some(11.0), 1.0, 10));
+        assert!(!missed(Some(&class), None, None, 190.0, 10).any());
+        assert!(missed(Some(&class), None, None, 191.0, 10).e2e);
+        assert!(!missed(Some(&class), Some(99.0), Some(9.0), 1e6, 10).any());
+        let slow = missed(Some(&class), Some(99.0), Some(11.0), 1.0, 10);
+        assert_eq!(slow, Missed { tpot: true, ..Missed::default() });
     }
 }

@@ -68,8 +68,24 @@ impl Routed {
 }
 
 impl Proxy {
-    /// Tries one replica: through the agent beside it, or directly if that is gone.
+    /// Tries one replica, and takes note if that fails.
     pub(super) async fn attempt(
+        &self,
+        routed: &Routed,
+        sizes: Sizes,
+        pool: &Arc<Pool>,
+        ranked: &Ranked,
+    ) -> Result<Reply, Missed> {
+        let tried = self.attempt_once(routed, sizes, pool, ranked).await;
+        if let Err(Missed::Failed(_) | Missed::Begun(_) | Missed::Unreached(_)) = &tried {
+            let replica = &pool.view.route.endpoints[ranked.endpoint].replica;
+            self.shared.book.lock().replica_failed(replica);
+        }
+        tried
+    }
+
+    /// Tries one replica: through the agent beside it, or directly if that is gone.
+    async fn attempt_once(
         &self,
         routed: &Routed,
         sizes: Sizes,
@@ -306,6 +322,7 @@ impl Proxy {
         plan: u64,
     ) -> Answer {
         tracing::Span::current().record("replica", endpoint.replica.as_str());
+        account.served_by(&endpoint.replica);
         let mut headers = names::forward_response(&reply.head.headers);
         headers.insert(names::PLAN, HeaderValue::from(plan));
         if let Ok(value) = HeaderValue::from_str(endpoint.replica.as_str()) {

@@ -185,7 +185,7 @@ impl Relay {
     /// The stream ended before the answer did: looks for somebody to go on, or tells the client.
     fn broke(&mut self, out: Bytes, cut: Cut, fault: Fault) -> Bytes {
         self.upstream = None;
-        let (Some(resumption), Some(account)) = (&mut self.resumption, &self.account) else {
+        let (Some(resumption), Some(account)) = (&mut self.resumption, &mut self.account) else {
             return self.fail(out, fault);
         };
         match resumption.next(cut, account, &fault.what) {

@@ -101,12 +101,13 @@ impl Resumption {
     }
 
     /// The stream broke: decides, and begins to look for an engine that goes on.
-    pub(super) fn next(&mut self, cut: Cut, account: &Account, what: &str) -> Next {
+    pub(super) fn next(&mut self, cut: Cut, account: &mut Account, what: &str) -> Next {
         let shared = &self.proxy.shared;
         // Where only the agent in between died, the engine is well and holds the answer's cache.
         let same = self.through_agent && cut == Cut::Connection;
         if !same {
             self.replica.failed(shared.clock.now_ms());
+            account.broke_off();
         }
         let no = |outcome: &'static str| {
             self.left(outcome, what);

@@ -3,7 +3,7 @@
 use plimsoll_fleet::plan::ScalingRecord;
 use plimsoll_fleet::{Plan, PoolId, PoolPlan};
 use plimsoll_proto::document;
-use plimsoll_proto::v1::{ExplainRequest, Observations, PoolObservation};
+use plimsoll_proto::v1::{CanaryStanding, ExplainRequest, Observations, PoolObservation};
 
 use crate::failure::{Failure, Outcome};
 use crate::scheduler_client::{SchedulerArgs, refused};
@@ -141,6 +141,15 @@ fn pool_lines(plan: &Plan, pool: &PoolPlan, observed: Option<&PoolObservation>) 
             o.rps,
             o.attainment.map_or_else(|| "–".to_owned(), |a| format!("{:.1} %", 100.0 * a))
         ));
+    }
+    if let Some(canary) = observed.and_then(|o| o.canary.as_ref()) {
+        let standing = match canary.standing() {
+            CanaryStanding::Unspecified | CanaryStanding::Watching => "watched",
+            CanaryStanding::Passed => "passed",
+            CanaryStanding::Held => "held",
+            CanaryStanding::Regressed => "stopped",
+        };
+        lines.push(format!("  rollout    {standing}: {}", canary.text));
     }
     lines.push(format!("  why        {}", pool.why.summary));
     for binding in &pool.why.binding {

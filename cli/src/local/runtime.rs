@@ -46,8 +46,10 @@ impl EngineRuntime {
             return Ok(worker(ip, rank, self.groups.join(pod, rank)));
         }
         let record = record(pod)?;
+        let speed = self.speed * own_speed(pod)?;
         let member = rank.zip(record.group.as_ref()).map(|(rank, _)| self.groups.join(pod, rank));
-        let start = |ip| EngineServer::start(self.config(&record, SocketAddr::from((ip, ENGINE_PORT))));
+        let start =
+            |ip| EngineServer::start(self.config(&record, speed, SocketAddr::from((ip, ENGINE_PORT))));
         let taken = |error: &EngineServerError| matches!(error, EngineServerError::Listen { source, .. } if source.kind() == ErrorKind::AddrInUse);
         match self.addresses.start_on_free(start, taken).await {
             Ok((ip, server)) => Ok(running(IpAddr::V4(ip), server, record, member)),
@@ -58,7 +60,7 @@ impl EngineRuntime {
         }
     }
 
-    fn config(&self, record: &ReplicaRecord, listen: SocketAddr) -> EngineServerConfig {
+    fn config(&self, record: &ReplicaRecord, speed: f64, listen: SocketAddr) -> EngineServerConfig {
         EngineServerConfig {
             listen,
             served_model: record.served_name.clone(),
@@ -67,7 +69,7 @@ impl EngineRuntime {
             accelerator: record.accelerator.clone(),
             shape: record.shape.clone(),
             engine: EngineConfig::default(),
-            speed: self.speed,
+            speed,
             startup: self.startup,
             max_lora_slots: 8,
             lora_load: Duration::from_millis(300),
@@ -77,6 +79,26 @@ impl EngineRuntime {
             seed: 0,
         }
     }
+}
+
+/// What `--speed` among the engine's arguments says: how fast this engine is beside others of its shape. A worse release of an
+/// engine is a slower one.
+fn own_speed(pod: &Pod) -> Result<f64, RuntimeError> {
+    let args: Vec<&str> = pod
+        .spec
+        .iter()
+        .flat_map(|s| &s.containers)
+        .flat_map(|c| c.args.iter().flatten())
+        .flat_map(|a| a.split('='))
+        .collect();
+    let Some(at) = args.iter().rposition(|a| *a == "--speed") else { return Ok(1.0) };
+    let text = args.get(at + 1).copied().unwrap_or_default();
+    text.parse::<f64>().ok().filter(|s| s.is_finite() && *s > 0.0).ok_or_else(|| {
+        failed(
+            "RunContainerError",
+            format!("argument --speed {text:?} is not a positive number, such as 0.5"),
+        )
+    })
 }
 
 fn failed(reason: &str, message: String) -> RuntimeError {
@@ -187,6 +209,21 @@ impl PodRuntime for EngineRuntime {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_engines_own_speed_is_heeded() {
+        let pod = |args: serde_json::Value| -> Pod {
+            serde_json::from_value(
+                serde_json::json!({"spec": {"containers": [{"name": "engine", "args": args}]}}),
+            )
+            .unwrap()
+        };
+        assert_eq!(own_speed(&pod(serde_json::json!(["--model", "m"]))).unwrap(), 1.0);
+        assert_eq!(own_speed(&pod(serde_json::json!(["--model", "m", "--speed", "0.5"]))).unwrap(), 0.5);
+        assert_eq!(own_speed(&pod(serde_json::json!(["--speed=0.25"]))).unwrap(), 0.25);
+        assert!(own_speed(&pod(serde_json::json!(["--speed", "-1"]))).is_err());
+        assert!(own_speed(&pod(serde_json::json!(["--speed"]))).is_err());
+    }
 
     #[tokio::test]
     async fn a_pod_that_is_no_replica_is_refused_with_a_reason() {

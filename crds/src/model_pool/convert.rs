@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 
 use plimsoll_fleet as fleet;
+use plimsoll_fleet::canary::CanaryPolicy;
+use plimsoll_fleet::rollout::RolloutPolicy;
 use plimsoll_fleet::{pool, presets, shape};
 
 use super::spec::*;
@@ -56,6 +58,7 @@ impl super::ModelPool {
         let scaling = scaling(&mut check, &spec.scaling, spec.replicas);
         let parallelism = parallelism(&mut check, &spec.parallelism, spec.engine.kind, architecture.as_ref());
         let placement = placement(&mut check, &spec.placement);
+        let rollout = rollout(&mut check, &spec.rollout);
         check.range("spec.minQuality", spec.min_quality, 0.0, 1.0);
         if !variants.is_empty() && variants.iter().all(|v| v.quality < spec.min_quality) {
             let best = variants.iter().map(|v| v.quality).fold(0.0, f64::max);
@@ -92,6 +95,9 @@ impl super::ModelPool {
                 Mode::Advise => pool::Mode::Advise,
             },
             max_context_tokens,
+            rollout,
+            // Whoever keeps revisions fills it in.
+            revision: String::new(),
         });
         check.finish(value)
     }
@@ -572,6 +578,33 @@ fn scaling(check: &mut Check, given: &Scaling, pinned: Option<i32>) -> pool::Sca
             scale_to_zero_after_seconds: to_zero,
             min_zones,
         },
+    }
+}
+
+fn rollout(check: &mut Check, given: &Rollout) -> RolloutPolicy {
+    const AT: &str = "spec.rollout.canary";
+    let canary = &given.canary;
+    let wave = check.count("spec.rollout.wavePercent", i64::from(given.wave_percent), 1, 100);
+    check.range(&format!("{AT}.tolerance"), canary.tolerance, 0.0, 0.5);
+    let seconds = |check: &mut Check, field: &str, text: &DurationText, range| {
+        duration_seconds(check, &format!("{AT}.{field}"), text, range)
+    };
+    let policy = CanaryPolicy {
+        replicas: check.count(&format!("{AT}.replicas"), i64::from(canary.replicas), 1, 1000),
+        min_requests: check
+            .count(&format!("{AT}.minRequests"), i64::from(canary.min_requests), 1, 1_000_000)
+            .into(),
+        block_seconds: seconds(check, "block", &canary.block, (1e3, 600e3, "1s and 10m")),
+        warm_up_seconds: seconds(check, "warmUp", &canary.warm_up, (0.0, 3600e3, "0s and 1h")),
+        tolerance: canary.tolerance,
+        deadline_seconds: seconds(check, "deadline", &canary.deadline, (1e3, 604_800e3, "1s and 168h")),
+        hold_without_traffic: canary.without_traffic == WithoutTraffic::Hold,
+    };
+    RolloutPolicy {
+        paused: given.paused,
+        wave: f64::from(wave) / 100.0,
+        canary: canary.enabled.then_some(policy),
+        ..RolloutPolicy::default()
     }
 }
 

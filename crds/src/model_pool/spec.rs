@@ -122,6 +122,10 @@ pub struct ModelPoolSpec {
     #[serde(default)]
     pub engine: Engine,
 
+    /// How a change of the engine's configuration (engine, variants, maxContextTokens) reaches the replicas.
+    #[serde(default)]
+    pub rollout: Rollout,
+
     /// Tier: when capacity or budget binds, pools with a higher number are served first.
     #[serde(default)]
     #[schemars(range(min = -1000000, max = 1000000))]
@@ -690,6 +694,130 @@ pub struct Resources {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 16))]
     pub limits: BTreeMap<String, String>,
+}
+
+/// How a change of the engine's configuration reaches the replicas. Left out: one replica first, judged beside the older ones;
+/// then the rest, a quarter at a time; back to the older configuration if the new one serves worse or does not start.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Rollout {
+    /// Replaces no further replica for now.
+    #[serde(default)]
+    pub paused: bool,
+    /// Most replicas replaced at a time, in percent of the pool; always at least one.
+    #[serde(default = "Rollout::default_wave")]
+    #[schemars(range(min = 1, max = 100))]
+    pub wave_percent: i32,
+    /// Whether a configuration that serves worse, or does not start, gives way to the last one that served. Without it the
+    /// rollout only stops.
+    #[serde(default = "yes")]
+    pub auto_rollback: bool,
+    /// How the first replicas of a new configuration are judged.
+    #[serde(default)]
+    pub canary: Canary,
+}
+
+impl Rollout {
+    fn default_wave() -> i32 {
+        25
+    }
+}
+
+impl Default for Rollout {
+    fn default() -> Self {
+        Self { paused: false, wave_percent: 25, auto_rollback: true, canary: Canary::default() }
+    }
+}
+
+/// How the first replicas of a new configuration are judged: by the shares of requests that fail, and that miss the objectives
+/// of their class, beside those of the older configuration over the same time.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Canary {
+    /// Whether there is a canary at all.
+    #[serde(default = "yes")]
+    pub enabled: bool,
+    /// Replicas of the new configuration until they are judged.
+    #[serde(default = "Canary::default_replicas")]
+    #[schemars(range(min = 1, max = 1000))]
+    pub replicas: i32,
+    /// Fewest requests on each side before they pass.
+    #[serde(default = "Canary::default_min_requests")]
+    #[schemars(range(min = 1, max = 1000000))]
+    pub min_requests: i32,
+    /// Length of the blocks in which both sides are compared. Longer ones forgive longer moments of bad luck and need
+    /// more time to tell a regression.
+    #[serde(default = "Canary::default_block")]
+    pub block: DurationText,
+    /// Time after the first replica's start that is not judged: its caches are cold.
+    #[serde(default = "Canary::default_warm_up")]
+    pub warm_up: DurationText,
+    /// How much larger the share of requests that miss an objective may be, 0 to 0.5. For requests that fail it is 0.01 at
+    /// most.
+    #[serde(default = "Canary::default_tolerance")]
+    #[schemars(range(min = 0.0, max = 0.5))]
+    pub tolerance: f64,
+    /// How long to wait for enough requests.
+    #[serde(default = "Canary::default_deadline")]
+    pub deadline: DurationText,
+    /// What then: Proceed goes on and says that nothing was judged, Hold waits on.
+    #[serde(default)]
+    pub without_traffic: WithoutTraffic,
+}
+
+impl Canary {
+    fn default_replicas() -> i32 {
+        1
+    }
+
+    fn default_min_requests() -> i32 {
+        200
+    }
+
+    fn default_block() -> DurationText {
+        "5s".into()
+    }
+
+    fn default_warm_up() -> DurationText {
+        "30s".into()
+    }
+
+    fn default_tolerance() -> f64 {
+        0.05
+    }
+
+    fn default_deadline() -> DurationText {
+        "10m".into()
+    }
+}
+
+impl Default for Canary {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            replicas: Self::default_replicas(),
+            min_requests: Self::default_min_requests(),
+            block: Self::default_block(),
+            warm_up: Self::default_warm_up(),
+            tolerance: Self::default_tolerance(),
+            deadline: Self::default_deadline(),
+            without_traffic: WithoutTraffic::default(),
+        }
+    }
+}
+
+/// What a canary with too few requests does in the end.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum WithoutTraffic {
+    /// Goes on, and says that nothing was judged.
+    #[default]
+    Proceed,
+    /// Waits on.
+    Hold,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// Whether Plimsoll acts or only advises.

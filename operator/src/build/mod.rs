@@ -11,6 +11,7 @@ pub mod template;
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::resource::v1::ResourceClaimTemplate;
 use kube::ResourceExt;
@@ -114,6 +115,33 @@ pub enum Action {
         /// The finalizers.
         finalizers: Vec<String>,
     },
+    /// Keep an engine configuration.
+    CreateRevision {
+        /// Pool.
+        pool: PoolId,
+        /// The revision.
+        revision: Box<ControllerRevision>,
+    },
+    /// Change what is noted of a revision.
+    PatchRevision {
+        /// Pool.
+        pool: PoolId,
+        /// Name of the revision.
+        revision: String,
+        /// UID of the revision meant.
+        uid: String,
+        /// A merge patch.
+        patch: serde_json::Value,
+    },
+    /// Forget a revision.
+    DeleteRevision {
+        /// Pool.
+        pool: PoolId,
+        /// Name of the revision.
+        revision: String,
+        /// UID of the revision meant.
+        uid: String,
+    },
 }
 
 impl Action {
@@ -124,7 +152,10 @@ impl Action {
             | Self::CreateGroup { pool, .. }
             | Self::MarkDraining { pool, .. }
             | Self::DeletePod { pool, .. }
-            | Self::SetFinalizers { pool, .. } => pool,
+            | Self::SetFinalizers { pool, .. }
+            | Self::CreateRevision { pool, .. }
+            | Self::PatchRevision { pool, .. }
+            | Self::DeleteRevision { pool, .. } => pool,
         }
     }
 }
@@ -156,6 +187,8 @@ pub struct Inputs<'a> {
     pub nodes: &'a [NodeInfo],
     /// Whether replicas over several nodes are made as LeaderWorkerSets.
     pub lws: bool,
+    /// Pools whose canary is being judged: what it is compared with is ended by the scheduler alone.
+    pub judged: &'a BTreeSet<PoolId>,
     /// Configuration.
     pub config: &'a OperatorConfig,
     /// Now.
@@ -226,8 +259,8 @@ fn pool(
     let wanted: BTreeSet<&ReplicaId> = plan.replicas.iter().map(|r| &r.id).collect();
     // Make before break: while the plan's own replicas are not all there, those it dropped go on serving. The scheduler
     // alone, which knows the load and who is in whose way, ends one earlier, by acknowledging its drain.
-    let settled =
-        wanted.iter().all(|id| existing.get(id).is_some_and(|r| r.status.phase == ReplicaPhase::Ready));
+    let settled = !inputs.judged.contains(id)
+        && wanted.iter().all(|id| existing.get(id).is_some_and(|r| r.status.phase == ReplicaPhase::Ready));
     for replica in existing.values() {
         if replica.draining_since.is_none() && !wanted.contains(&replica.status.id) {
             drain(inputs, replica, settled, prepared);

@@ -19,7 +19,7 @@ use plimsoll_fleet::ReplicaAssignment;
 use super::group::Seat;
 use super::{Inputs, engine, queue, storage, template};
 use crate::record::{GroupRecord, ReplicaRecord};
-use crate::{devices, names};
+use crate::{devices, names, revision};
 
 /// The user engines run as: not root, as the restricted pod security standard demands.
 const USER: i64 = 1000;
@@ -134,6 +134,7 @@ pub fn pod(
             (names::VARIANT, &names::label_value(&shape.variant)),
             (names::ACCELERATOR, &names::label_value(&shape.accelerator)),
             (names::ROLE, &shape.role.to_string()),
+            (revision::REVISION, &pool.revision),
         ]
         .map(|(key, value)| (key.to_owned(), value.to_owned())),
     );

@@ -10,17 +10,16 @@ use plimsoll_fleet::plan::PoolOutcome;
 use plimsoll_fleet::pool::Mode;
 use plimsoll_fleet::{Objective, Percentile, PoolPlan, ReplicaPhase, ReplicaStatus, Shape};
 
-use super::rollout::{PROGRESSING, Progress};
+use super::rollout::{CANARY_HELD, PROGRESSING, Progress, ROLLOUT_STUCK, going_text, standstill};
 use super::{NONE, ms_text};
 use crate::brain::PoolObservation;
 use crate::events::{Note, reference};
 use crate::names;
+use crate::revision::{SLO_REGRESSION, START_FAILED};
 use crate::validate::{Accepted, Rejection};
 
 /// Scaling records kept in the status.
 const KEPT_SCALINGS: usize = 10;
-/// Reason of the condition Progressing and of the Event: a new replica does not serve.
-const ROLLOUT_STUCK: &str = "RolloutStuck";
 /// Reason of the condition Progressing and of the Event: replicas are being replaced.
 const ROLLING_OUT: &str = "RollingOut";
 /// A change of an observed figure below this share is not worth a write of its own.
@@ -58,6 +57,8 @@ pub struct Facts<'a> {
     pub observation: Option<&'a PoolObservation>,
     /// Whether the scheduler is connected.
     pub connected: bool,
+    /// Whether revisions can be kept, so that a rollout can be taken back.
+    pub keeps_revisions: bool,
     /// What stands in the way, from the changes that were applied.
     pub problems: &'a [String],
     /// Whether observed figures may be written although they changed little.
@@ -306,12 +307,15 @@ fn progressing(facts: &Facts<'_>, accepted: &Accepted, make: MakeCondition<'_>) 
     if accepted.pool.mode == Mode::Advise {
         return make(PROGRESSING, None, "Advise", "mode Advise: nothing is replaced".to_owned());
     }
+    if let Some((reason, why)) = standstill(facts, accepted) {
+        return make(PROGRESSING, Some(false), reason, why);
+    }
     match facts.rollout {
         None => make(PROGRESSING, Some(true), "UpToDate", String::new()),
-        Some(progress) => match progress.stuck_text() {
-            Some(why) => make(PROGRESSING, Some(false), ROLLOUT_STUCK, why),
-            None => make(PROGRESSING, Some(true), ROLLING_OUT, progress.text()),
-        },
+        Some(progress) if accepted.pool.rollout.paused => {
+            make(PROGRESSING, Some(true), "Paused", format!("{}; spec.rollout.paused", progress.text()))
+        }
+        Some(progress) => make(PROGRESSING, Some(true), ROLLING_OUT, going_text(facts, accepted, progress)),
     }
 }
 
@@ -414,11 +418,11 @@ fn why_cell(facts: &Facts<'_>, accepted: &Accepted) -> String {
     if let Some(problem) = facts.problems.first() {
         return problem.clone();
     }
+    if let Some((_, why)) = standstill(facts, accepted) {
+        return format!("rollout: {why}");
+    }
     if let Some(progress) = facts.rollout {
-        return match progress.stuck_text() {
-            Some(why) => format!("rollout {why}"),
-            None => progress.text(),
-        };
+        return going_text(facts, accepted, progress);
     }
     match facts.plan {
         Some(p) if accepted.pool.mode == Mode::Advise => format!("advice only: {}", p.pool.why.summary),
@@ -455,8 +459,13 @@ fn why(facts: &Facts<'_>) -> Vec<String> {
     }
     lines.extend(facts.problems.iter().map(|p| format!("problem: {p}")));
     if let Some(progress) = facts.rollout {
-        lines.push(progress.text());
-        lines.extend(progress.stuck_text().map(|why| format!("rollout {why}")));
+        lines.push(match facts.verdict {
+            Ok(accepted) => going_text(facts, accepted, progress),
+            Err(_) => progress.text(),
+        });
+    }
+    if let Ok(accepted) = facts.verdict {
+        lines.extend(standstill(facts, accepted).map(|(_, why)| format!("rollout: {why}")));
     }
     lines.retain(|l| !l.is_empty());
     let mut seen = std::collections::BTreeSet::new();
@@ -532,12 +541,19 @@ pub fn notes(
     if let Some(c) = rollout("True", ROLLING_OUT) {
         notes.push(note(false, "RolloutStarted", c.message, generation.clone()));
     }
-    if let Some(c) = rollout("False", ROLLOUT_STUCK) {
-        notes.push(note(true, ROLLOUT_STUCK, c.message, generation.clone()));
+    for (reason, event) in [
+        (ROLLOUT_STUCK, ROLLOUT_STUCK),
+        (CANARY_HELD, CANARY_HELD),
+        (SLO_REGRESSION, "RolloutStopped"),
+        (START_FAILED, "RolloutStopped"),
+    ] {
+        if let Some(c) = rollout("False", reason) {
+            notes.push(note(true, event, c.message, generation.clone()));
+        }
     }
     let rolled = before
         .and_then(|b| conditions::find(&b.conditions, PROGRESSING))
-        .is_some_and(|c| c.reason == ROLLING_OUT || c.reason == ROLLOUT_STUCK);
+        .is_some_and(|c| [ROLLING_OUT, ROLLOUT_STUCK, CANARY_HELD].contains(&c.reason.as_str()));
     if rolled && rollout("True", "UpToDate").is_some() {
         let message = "every replica runs the current engine configuration".to_owned();
         notes.push(note(false, "RolloutComplete", message, generation.clone()));

@@ -25,6 +25,8 @@ struct State {
     history: Vec<(String, &'static str, Value)>,
     created: BTreeMap<String, usize>,
     requests_to_fail: usize,
+    /// Collections that nobody may read or write.
+    forbidden: Vec<String>,
 }
 
 pub struct FakeApi {
@@ -90,6 +92,11 @@ fn merge(target: &mut Value, patch: &Value) {
 impl FakeApi {
     pub fn new() -> Arc<Self> {
         Arc::new(Self { state: Arc::default(), version: watch::channel(0).0 })
+    }
+
+    /// Takes away every grant for a collection.
+    pub fn forbid(&self, collection: &str) {
+        self.state.lock().forbidden.push(collection.to_owned());
     }
 
     pub fn client(self: &Arc<Self>) -> kube::Client {
@@ -163,6 +170,9 @@ impl FakeApi {
         let body = body.collect().await.unwrap().to_bytes();
         let query = parts.uri.query().unwrap_or_default().to_owned();
         let Target { collection, namespace, name, subresource } = target(parts.uri.path());
+        if self.state.lock().forbidden.contains(&collection) {
+            return failure(403, "Forbidden", &format!("{collection} is forbidden"));
+        }
         if query.contains("watch=true") {
             return self.watch(&collection, &query);
         }

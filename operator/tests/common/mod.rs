@@ -168,6 +168,7 @@ pub fn decide_with(
         replicas: &replicas,
         plan,
         drained: &drained,
+        judged: &BTreeSet::new(),
         config: &config,
         now,
     })

@@ -243,6 +243,8 @@ pub struct AgentReport {
     pub engines: ::prost::alloc::vec::Vec<EngineReport>,
     #[prost(uint64, tag = "9")]
     pub route_version: u64,
+    #[prost(message, repeated, tag = "10")]
+    pub replicas: ::prost::alloc::vec::Vec<ReplicaTraffic>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct TrafficReport {
@@ -280,6 +282,27 @@ pub struct TrafficReport {
     pub interarrival_sum_squares: f64,
     #[prost(double, tag = "17")]
     pub interarrival_sum: f64,
+}
+/// What one replica served, as the agent's clients saw it.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReplicaTraffic {
+    #[prost(string, tag = "1")]
+    pub replica: ::prost::alloc::string::String,
+    /// Empty for tries that failed, which are counted without a class.
+    #[prost(string, tag = "2")]
+    pub slo_class: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "3")]
+    pub finished: u64,
+    /// Tries that failed there, whether or not another replica then served the request.
+    #[prost(uint64, tag = "4")]
+    pub failed: u64,
+    /// Finished requests that missed the class's limits.
+    #[prost(uint64, tag = "5")]
+    pub missed_ttft: u64,
+    #[prost(uint64, tag = "6")]
+    pub missed_tpot: u64,
+    #[prost(uint64, tag = "7")]
+    pub missed_e2e: u64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LengthCell {
@@ -774,6 +797,21 @@ pub struct PoolObservation {
     pub ttft_objective_ms: ::core::option::Option<f64>,
     #[prost(double, optional, tag = "17")]
     pub tpot_objective_ms: ::core::option::Option<f64>,
+    /// The judgement of a new engine configuration; absent while there is none to judge.
+    #[prost(message, optional, tag = "18")]
+    pub canary: ::core::option::Option<Canary>,
+}
+/// How replicas of a new engine configuration serve beside those of the older one.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Canary {
+    /// Digest of the configuration that is judged; empty where one was judged and is not in force any more.
+    #[prost(string, tag = "1")]
+    pub revision: ::prost::alloc::string::String,
+    #[prost(enumeration = "CanaryStanding", tag = "2")]
+    pub standing: i32,
+    /// Why, for people.
+    #[prost(string, tag = "3")]
+    pub text: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WhatIfRequest {
@@ -809,6 +847,45 @@ pub struct ExplainResponse {
     pub history: ::core::option::Option<Document>,
     #[prost(message, optional, tag = "3")]
     pub observations: ::core::option::Option<Observations>,
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum CanaryStanding {
+    Unspecified = 0,
+    /// It is being judged.
+    Watching = 1,
+    /// The rollout goes on; it is still watched.
+    Passed = 2,
+    /// The rollout goes no further for now.
+    Held = 3,
+    /// It is worse than the older one.
+    Regressed = 4,
+}
+impl CanaryStanding {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "CANARY_STANDING_UNSPECIFIED",
+            Self::Watching => "CANARY_STANDING_WATCHING",
+            Self::Passed => "CANARY_STANDING_PASSED",
+            Self::Held => "CANARY_STANDING_HELD",
+            Self::Regressed => "CANARY_STANDING_REGRESSED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "CANARY_STANDING_UNSPECIFIED" => Some(Self::Unspecified),
+            "CANARY_STANDING_WATCHING" => Some(Self::Watching),
+            "CANARY_STANDING_PASSED" => Some(Self::Passed),
+            "CANARY_STANDING_HELD" => Some(Self::Held),
+            "CANARY_STANDING_REGRESSED" => Some(Self::Regressed),
+            _ => None,
+        }
+    }
 }
 /// Generated client implementations.
 pub mod plan_service_client {

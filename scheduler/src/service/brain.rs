@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use plimsoll_fleet::plan::PoolOutcome;
-use plimsoll_fleet::{NodeName, Plan, PoolId, PoolPlan, ReplicaPhase, RouteTable};
+use plimsoll_fleet::{ClusterSnapshot, NodeName, Plan, PoolId, PoolPlan, RouteTable};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
@@ -19,6 +19,7 @@ use crate::fast::{self, FastInput, ReplicaLoad};
 use crate::planner::{PlanRequest, Planned};
 use crate::records::{differs, free_serial, scaling_records};
 use crate::rollout;
+use crate::routes::takes_part;
 
 /// Virtual seconds between plans that demand alone calls for.
 const DEMAND_REPLAN_SECONDS: f64 = 15.0;
@@ -62,6 +63,7 @@ pub async fn pulse(shared: Arc<Shared>, stop: CancellationToken) {
             let mut state = shared.state.lock();
             let now = shared.now_seconds();
             pass_time(&mut state, now);
+            judge_canaries(&mut state, now);
             if let Some(due) = demand_trigger(&state, now).or_else(|| rollout_trigger(&state, now)) {
                 shared.request_plan(&mut state, due.why, due.urgent);
             }
@@ -80,13 +82,14 @@ pub async fn pulse(shared: Arc<Shared>, stop: CancellationToken) {
 }
 
 async fn save_soft(shared: &Arc<Shared>) {
-    let (demand, drain) = {
+    let (demand, drain, canaries) = {
         let state = shared.state.lock();
-        (state.demand.clone(), state.drain.clone())
+        (state.demand.clone(), state.drain.clone(), state.canaries.clone())
     };
     let store = Arc::clone(&shared.store);
     if let Some(Err(error)) =
-        blocking("saving demand", move || persist::save_soft(store.as_ref(), &demand, &drain)).await
+        blocking("saving demand", move || persist::save_soft(store.as_ref(), &demand, &drain, &canaries))
+            .await
     {
         shared.metrics.store_failures.inc();
         tracing::warn!(%error, "demand was not saved");
@@ -139,6 +142,18 @@ fn demand_trigger(state: &State, now: f64) -> Option<Due> {
         }
     }
     found.map(|why| Due { why, urgent: false })
+}
+
+/// Judges what rolls out; what that lets through or stops is in force at once.
+fn judge_canaries(state: &mut State, now: f64) {
+    let Some(snapshot) = state.snapshot.clone().filter(|_| state.snapshot_is_current) else { return };
+    state.canaries.judge(&snapshot, now);
+    if state.canaries.differs(&snapshot) {
+        let mut gated = ClusterSnapshot::clone(&snapshot);
+        state.canaries.apply(&mut gated);
+        state.snapshot = Some(Arc::new(gated));
+        state.routes_dirty = true;
+    }
 }
 
 /// Why a rollout calls for a new plan, if it does. Nothing else would: replicas that become ready change no plan.
@@ -435,7 +450,7 @@ async fn route(shared: &Arc<Shared>) -> bool {
     let version = current.as_ref().map_or(0, |t| t.version);
     let (gone, draining) = (drains.drained.clone(), drains.draining.clone());
     let serving: BTreeSet<_> =
-        snapshot.replicas.iter().filter(|r| r.phase == ReplicaPhase::Ready).map(|r| r.id.clone()).collect();
+        snapshot.replicas.iter().filter(|r| takes_part(&snapshot, r)).map(|r| r.id.clone()).collect();
     let clock = shared.clock;
     let made = blocking("routing", move || {
         let mut table = planner.routes(&plan, &snapshot, &addresses, version);

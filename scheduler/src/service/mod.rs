@@ -199,6 +199,7 @@ impl Scheduler {
             cold_starts: ColdStarts::default(),
             pushed: None,
             demand,
+            canaries: loaded.canaries,
             engines: BTreeMap::new(),
             plan: plan.clone(),
             next_serial: loaded.next_serial,

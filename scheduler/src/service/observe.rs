@@ -1,6 +1,7 @@
 //! What the operator and people are shown, merged over all agents.
 
-use plimsoll_fleet::ReplicaPhase;
+use plimsoll_fleet::canary::Standing;
+use plimsoll_fleet::{ModelPool, ReplicaPhase};
 use plimsoll_proto::v1;
 
 use super::state::{Shared, State};
@@ -42,6 +43,7 @@ pub fn observations(shared: &Shared, state: &State) -> v1::Observations {
                 served_name: pool.served_name.clone(),
                 ttft_objective_ms: slo.ttft.map(|o| o.ms),
                 tpot_objective_ms: slo.tpot.map(|o| o.ms),
+                canary: canary(state, pool),
             });
         }
     }
@@ -57,4 +59,24 @@ pub fn observations(shared: &Shared, state: &State) -> v1::Observations {
             .collect(),
         agents: agents as u32,
     }
+}
+
+/// The judgement under way, or else that an earlier one stopped a rollout.
+fn canary(state: &State, pool: &ModelPool) -> Option<v1::Canary> {
+    let Some(canary) = state.canaries.of(&pool.id) else {
+        let stopped = (!pool.rollout.stopped.is_empty()).then(|| pool.rollout.stopped.clone());
+        let standing = v1::CanaryStanding::Regressed.into();
+        return stopped.map(|text| v1::Canary { revision: String::new(), standing, text });
+    };
+    let standing = match canary.standing {
+        Standing::Watching => v1::CanaryStanding::Watching,
+        Standing::Passed => v1::CanaryStanding::Passed,
+        Standing::Held => v1::CanaryStanding::Held,
+        Standing::Regressed => v1::CanaryStanding::Regressed,
+    };
+    Some(v1::Canary {
+        revision: canary.revision.clone(),
+        standing: standing.into(),
+        text: canary.text.clone(),
+    })
 }

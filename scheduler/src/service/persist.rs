@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use plimsoll_fleet::plan::ScalingRecord;
 use plimsoll_fleet::{ClusterSnapshot, NodeName, Plan, PoolId, RouteTable};
 
+use crate::canary::Canaries;
 use crate::clock::{Anchor, Clock, InvalidScale};
 use crate::demand::DemandTracker;
 use crate::drain::DrainState;
@@ -21,6 +22,7 @@ const ROUTES: &str = "routes/current";
 const AGENTS: &str = "routes/agents";
 const DRAIN: &str = "drain";
 const DEMAND: &str = "demand";
+const CANARIES: &str = "canaries";
 const CLOCK: &str = "clock";
 const IDENTITY: &str = "identity";
 const RECORDS: &str = "records/";
@@ -56,6 +58,8 @@ pub struct Loaded {
     pub drain: DrainState,
     /// Demand.
     pub demand: Option<DemandTracker>,
+    /// Judgements of new engine configurations.
+    pub canaries: Canaries,
     /// Scaling records.
     pub records: Records,
 }
@@ -100,6 +104,7 @@ pub fn load(store: &dyn Store, scale: f64, wall_now: Timestamp) -> Result<Loaded
         agents: get_json(store, AGENTS)?.unwrap_or_default(),
         drain: get_json(store, DRAIN)?.unwrap_or_default(),
         demand: get_json(store, DEMAND)?,
+        canaries: get_json(store, CANARIES)?.unwrap_or_default(),
         records,
     })
 }
@@ -138,9 +143,15 @@ pub fn save_routes(
     store.transact(&[], &writes).map(drop)
 }
 
-/// Writes demand and drains, which are worth little if a few seconds old.
-pub fn save_soft(store: &dyn Store, demand: &DemandTracker, drain: &DrainState) -> Result<(), StoreError> {
-    store.transact(&[], &[Write::json(DEMAND, demand)?, Write::json(DRAIN, drain)?]).map(drop)
+/// Writes demand, drains and judgements, of which a few seconds may be lost.
+pub fn save_soft(
+    store: &dyn Store,
+    demand: &DemandTracker,
+    drain: &DrainState,
+    canaries: &Canaries,
+) -> Result<(), StoreError> {
+    let writes = [Write::json(DEMAND, demand)?, Write::json(DRAIN, drain)?, Write::json(CANARIES, canaries)?];
+    store.transact(&[], &writes).map(drop)
 }
 
 /// Forgets the records of pools that are gone.

@@ -60,6 +60,8 @@ impl Plans {
         // A cold start that turns out otherwise changes the next plan, but is no edit of the pool.
         let learned = state.cold_starts.learn(&snapshot);
         state.cold_starts.apply(&mut snapshot);
+        state.canaries.follow(&snapshot, now);
+        state.canaries.apply(&mut snapshot);
         let why = match (&old, learned) {
             (Some(old), true) => {
                 let mut old = ClusterSnapshot::clone(old);

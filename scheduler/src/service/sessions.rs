@@ -282,6 +282,9 @@ fn take_report(shared: &Shared, report: v1::AgentReport, session: u64) -> Result
         }
         Taken::New { active } => {
             shared.metrics.reports.inc();
+            if let Some(snapshot) = state.snapshot.clone() {
+                state.canaries.observe(&report.replicas, &snapshot, now);
+            }
             // Requests for a pool at zero cannot wait for the next look.
             let wakes = active.iter().find(|pool| {
                 state.plan.as_ref().and_then(|p| p.pool(pool)).is_some_and(|p| {

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use super::SchedulerConfig;
 use super::metrics::SchedulerMetrics;
 use super::persist::Records;
+use crate::canary::Canaries;
 use crate::clock::{Clock, seconds};
 use crate::cold_start::ColdStarts;
 use crate::demand::{DemandTracker, Rate};
@@ -84,6 +85,8 @@ pub struct State {
     pub pushed: Option<(String, u64)>,
     /// Demand.
     pub demand: DemandTracker,
+    /// Judgements of new engine configurations.
+    pub canaries: Canaries,
     /// Engines by replica.
     pub engines: BTreeMap<ReplicaId, EngineSeen>,
     /// Plan in force (wall times).

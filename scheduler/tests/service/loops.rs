@@ -143,6 +143,7 @@ impl Simulation {
                 interval_seconds: STEP,
                 traffic: if arrived > 0 { vec![traffic("default/chat", arrived)] } else { vec![] },
                 engines: Vec::new(),
+                replicas: Vec::new(),
                 route_version: 0,
             };
             self.tracker.observe(&report, STEP, self.now);

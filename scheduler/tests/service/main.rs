@@ -3,6 +3,8 @@
 #[cfg(test)]
 mod loops;
 #[cfg(test)]
+mod rollouts;
+#[cfg(test)]
 mod support;
 
 use std::collections::BTreeSet;

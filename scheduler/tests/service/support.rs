@@ -8,7 +8,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use plimsoll_fleet::pool::{EngineSpec, Mode, Parallelism, Placement, Scaling};
 use plimsoll_fleet::shape::Variant;
-use plimsoll_fleet::telemetry::{AgentReport, EngineReport, LogHistogram, TrafficReport};
+use plimsoll_fleet::telemetry::{AgentReport, EngineReport, LogHistogram, ReplicaTraffic, TrafficReport};
 use plimsoll_fleet::*;
 use plimsoll_proto::convert::apply_route_delta;
 use plimsoll_proto::document::{decode, encode};
@@ -79,6 +79,8 @@ pub fn pool(name: &str, rps: f64) -> ModelPool {
         min_quality: 0.0,
         mode: Mode::Enforce,
         max_context_tokens: Some(4096),
+        rollout: Default::default(),
+        revision: String::new(),
     }
 }
 
@@ -134,6 +136,7 @@ pub fn act(
                     ready_at: (phase == ReplicaPhase::Ready).then_some(now),
                     message: String::new(),
                     outdated: false,
+                    revision: String::new(),
                     ended: false,
                     gated: false,
                 }),
@@ -236,6 +239,8 @@ pub struct Agent {
     /// Whether each table came whole (`true`) or as a delta.
     pub whole: Vec<bool>,
     pub drains: Vec<String>,
+    /// What its next report says that replicas served.
+    pub served: Vec<ReplicaTraffic>,
     pub leases: Vec<v1::BudgetLease>,
     pub acknowledged: u64,
 }
@@ -270,6 +275,7 @@ impl Agent {
             epoch: held.map(|h| h.1.to_owned()).unwrap_or_default(),
             whole: Vec::new(),
             drains: Vec::new(),
+            served: Vec::new(),
             leases: Vec::new(),
             acknowledged: 0,
         }
@@ -291,6 +297,7 @@ impl Agent {
             interval_seconds: 1.0,
             traffic,
             engines,
+            replicas: std::mem::take(&mut self.served),
             route_version: self.table.version,
         };
         let message = v1::agent_message::Message::Report((&report).into());

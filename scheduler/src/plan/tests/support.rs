@@ -47,6 +47,8 @@ pub(crate) fn pool(name: &str, model: &str, ttft_ms: f64, tpot_ms: f64) -> Model
         min_quality: 0.0,
         mode: Mode::Enforce,
         max_context_tokens: Some(8192),
+        rollout: Default::default(),
+        revision: String::new(),
     }
 }
 
@@ -205,6 +207,7 @@ impl World {
                     ready_at: Some(jiff::Timestamp::UNIX_EPOCH),
                     message: String::new(),
                     outdated: false,
+                    revision: String::new(),
                     ended: false,
                     gated: false,
                 });
