@@ -153,9 +153,11 @@ impl Account {
         if std::mem::replace(&mut self.settled, true) {
             return;
         }
+        if outcome == Outcome::Failed {
+            self.broke_off();
+        }
         let now = self.shared.clock.now_ms();
-        let own = Arc::clone(&self.pool);
-        let pool = &own.view.route.pool;
+        let pool = &self.pool.view.route.pool;
         let output = usage.map_or(self.token_events, |u| u.completion_tokens);
         let input = usage.map_or(self.prompt_estimate.round() as u64, |u| u.prompt_tokens);
         let used = match outcome {
@@ -181,9 +183,6 @@ impl Account {
                 outcome: text,
             })
             .inc();
-        if outcome == Outcome::Failed {
-            self.broke_off();
-        }
         match outcome {
             _ if !self.counted => {}
             Outcome::Refused => self.shared.book.lock().refused(pool, &self.class),
