@@ -259,6 +259,16 @@ fn held(spec: &PodSpec, resource: &str) -> u32 {
     together.max(before)
 }
 
+/// The resources by which pods hold accelerators.
+fn accelerator_resources() -> impl Iterator<Item = &'static str> {
+    [Vendor::Nvidia, Vendor::Amd, Vendor::Intel].into_iter().filter_map(Vendor::resource_name)
+}
+
+/// Whether a pod's containers ask for accelerators.
+pub fn may_hold_accelerators(spec: &PodSpec) -> bool {
+    accelerator_resources().any(|resource| held(spec, resource) > 0)
+}
+
 /// Whether a pod still holds its resources.
 fn holds_resources(pod: &Pod) -> bool {
     !matches!(pod.status.as_ref().and_then(|s| s.phase.as_deref()), Some("Succeeded" | "Failed"))
@@ -270,9 +280,7 @@ pub fn foreign_use(pods: &[Arc<Pod>]) -> BTreeMap<(String, &'static str), u32> {
     for pod in pods.iter().filter(|p| holds_resources(p)) {
         let Some(spec) = &pod.spec else { continue };
         let Some(node) = spec.node_name.clone().filter(|n| !n.is_empty()) else { continue };
-        for resource in
-            [Vendor::Nvidia, Vendor::Amd, Vendor::Intel].into_iter().filter_map(Vendor::resource_name)
-        {
+        for resource in accelerator_resources() {
             let n = held(spec, resource);
             if n > 0 {
                 *used.entry((node.clone(), resource)).or_insert(0) += n;
