@@ -38,7 +38,7 @@ impl ApiServer {
         let program = kube_apiserver(&bin, dir, port, &etcd_url)?;
         let mut server = Self { folder, programs: vec![etcd, program] };
         let client = eventually("the API server is ready", 120, || {
-            let ended = server.programs.iter_mut().find(|p| !p.alive()).map(|p| p.output());
+            let ended = server.programs.iter_mut().find_map(|p| (!p.alive()).then(|| p.output()));
             let kubeconfig = server.administrator();
             async move {
                 if let Some(output) = ended {
