@@ -194,6 +194,8 @@ fn kube_apiserver(bin: &Path, dir: &Path, port: u16, etcd_url: &str) -> Result<P
         format!("--etcd-servers={etcd_url}"),
         format!("--secure-port={port}"),
         "--bind-address=127.0.0.1".to_owned(),
+        "--advertise-address=127.0.0.1".to_owned(),
+        "--endpoint-reconciler-type=none".to_owned(),
         format!("--cert-dir={}", path("certs")),
         format!("--token-auth-file={}", path("tokens.csv")),
         "--authorization-mode=RBAC".to_owned(),

@@ -122,7 +122,7 @@ pub fn material_snapshot_change(old: Option<&ClusterSnapshot>, new: &ClusterSnap
 /// What others took away of what the plan wants: a replica that is being evicted or deleted, or that is gone. Unlike what the
 /// plan itself ends, it needs a successor at once.
 pub fn taken_away(plan: &Plan, old: &ClusterSnapshot, new: &ClusterSnapshot) -> Option<String> {
-    let phases = |s: &'_ ClusterSnapshot| -> BTreeMap<ReplicaId, ReplicaPhase> {
+    let phases = |s: &ClusterSnapshot| -> BTreeMap<ReplicaId, ReplicaPhase> {
         s.replicas.iter().map(|r| (r.id.clone(), r.phase)).collect()
     };
     let (old, new) = (phases(old), phases(new));

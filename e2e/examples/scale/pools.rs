@@ -29,7 +29,7 @@ pub async fn apply(client: &Client, manifest: &Value) -> Result<(i64, Instant), 
     let params = PatchParams::apply("kubectl").force();
     let applied = api(client, part("namespace")?).patch(part("name")?, &params, &Patch::Apply(manifest)).await?;
     let at = Instant::now();
-    Ok((applied.meta().generation.ok_or("no generation")?, at))
+    Ok((applied.metadata.generation.ok_or("no generation")?, at))
 }
 
 /// Deletes a pool; when the API had answered.
