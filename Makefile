@@ -5,8 +5,9 @@ CARGO ?= cargo
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 PLIMSOLL := $(TARGET_DIR)/release/plimsoll
 UP_FLAGS ?=
+SCALE_FLAGS ?=
 
-.PHONY: help up build test test-tools lint e2e e2e-kube chart bench generate drift clean
+.PHONY: help up build test test-tools lint e2e e2e-kube chart bench scale generate drift clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -51,6 +52,9 @@ chart: build ## Check the Helm chart: lint, many renderings, install, upgrade an
 
 bench: ## Print the benchmark tables of docs/benchmarks.md.
 	@$(CARGO) bench --locked -p plimsoll-engine -p plimsoll-scheduler -p plimsoll-agent
+
+scale: build ## Measure 500 pools on 2,000 nodes of a real API server (docs/benchmarks.md); SCALE_FLAGS=--help for more.
+	@PLIMSOLL_BIN=$(abspath $(PLIMSOLL)) $(CARGO) run -q --locked -p plimsoll-e2e --example scale -- $(SCALE_FLAGS)
 
 clean: ## Remove build output and local state.
 	@$(CARGO) clean

@@ -53,6 +53,18 @@ impl Kubectl {
         })
     }
 
+    /// Connects, and makes all calls itself.
+    ///
+    /// # Errors
+    /// If the kubeconfig is not usable.
+    pub async fn without_binary(kubeconfig: &Path) -> Result<Self, Error> {
+        Ok(Self {
+            client: crate::apiserver::client(kubeconfig).await?,
+            kubeconfig: kubeconfig.to_owned(),
+            binary: Err("not wanted".to_owned()),
+        })
+    }
+
     /// `kubectl ARGS --output=json`, for example `get pods`.
     ///
     /// # Errors

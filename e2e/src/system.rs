@@ -1,5 +1,6 @@
 //! Starting, finding and killing the processes under test.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
@@ -62,20 +63,34 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts `plimsoll ARGS`, its output in `dir/NAME.log`.
+    /// Starts `plimsoll ARGS`, its output in `dir/NAME.out`.
     ///
     /// # Errors
     /// If it cannot be started.
     pub fn start(name: &str, args: &[&str], dir: &Path) -> Result<Self, Error> {
+        Self::start_program(name, &binary()?, args, dir)
+    }
+
+    /// Starts any program, its output in `dir/NAME.out`.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn start_program<A: AsRef<OsStr>>(
+        name: &str,
+        program: &Path,
+        args: &[A],
+        dir: &Path,
+    ) -> Result<Self, Error> {
         let log = dir.join(format!("{name}.out"));
         let file = std::fs::OpenOptions::new().create(true).append(true).open(&log)?;
-        let child = Command::new(binary()?)
+        let child = Command::new(program)
             .args(args)
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)
             .stderr(file)
             .kill_on_drop(true)
-            .spawn()?;
+            .spawn()
+            .map_err(|e| format!("{} does not start: {e}", program.display()))?;
         Ok(Self { name: name.to_owned(), child, log })
     }
 
@@ -106,6 +121,35 @@ impl Process {
             return Err(format!("{} exited with {status}:\n{output}", self.name).into());
         }
         Ok(output)
+    }
+
+    /// A figure of `/proc/PID/status` such as `VmRSS` (resident memory now) or `VmHWM` (at its highest), bytes.
+    ///
+    /// # Errors
+    /// If it has exited, or there is no such figure.
+    pub fn memory_bytes(&self, figure: &str) -> Result<u64, Error> {
+        let pid = self.child.id().ok_or("it has exited already")?;
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let line = status.lines().find_map(|l| l.strip_prefix(figure)?.strip_prefix(':'));
+        let kib: u64 = line
+            .and_then(|l| l.trim().strip_suffix(" kB")?.parse().ok())
+            .ok_or_else(|| format!("/proc/{pid}/status has no {figure}"))?;
+        Ok(kib * 1024)
+    }
+
+    /// Processor time that it has used, seconds.
+    ///
+    /// # Errors
+    /// If it has exited.
+    pub fn cpu_seconds(&self) -> Result<f64, Error> {
+        /// What Linux counts in, whatever its own tick is.
+        const TICKS_PER_SECOND: f64 = 100.0;
+        let pid = self.child.id().ok_or("it has exited already")?;
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+        // The second field is a name in brackets; user and system time are the 14th and 15th.
+        let fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace();
+        let ticks: Vec<f64> = fields.skip(11).take(2).filter_map(|f| f.parse().ok()).collect();
+        Ok(ticks.iter().sum::<f64>() / TICKS_PER_SECOND)
     }
 
     /// Whether it still runs.

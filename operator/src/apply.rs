@@ -1,9 +1,11 @@
-//! Makes the changes that [`crate::build`] decided.
+//! Makes the changes that [`crate::build`] decided, beside the operator's look: one that takes long or fails holds up no
+//! other.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::api::core::v1::Pod;
@@ -13,6 +15,8 @@ use kube::{Client, ResourceExt};
 use plimsoll_crds::ModelPool;
 use plimsoll_fleet::PoolId;
 use serde_json::{Value, json};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
 
 use crate::apply_group;
@@ -20,8 +24,12 @@ use crate::build::{Action, Prepared};
 use crate::names;
 use crate::observe;
 
-/// Changes made at one time.
-const CONCURRENCY: usize = 16;
+/// Changes of pods made at one time.
+const PODS: usize = 32;
+/// Changes of resources' metadata made at one time: nobody waits for these, and they must not take the API's time from pods.
+const METADATA: usize = 4;
+/// Time for which a change that was made counts although the cache does not show it yet.
+const CACHE_LAG: SignedDuration = SignedDuration::from_secs(5);
 /// Longest time one request may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -37,9 +45,9 @@ pub struct Outcome {
 /// Changes that were made, or tried. Only this is made into a status.
 #[derive(Debug, Default, PartialEq)]
 pub struct Applied {
-    /// Every change and what became of it.
+    /// Every change that ended since the last look, and what became of it.
     pub outcomes: Vec<Outcome>,
-    /// What stands in the way, by pool: what could not be built, and what the API refused.
+    /// What stands in the way, by pool: what could not be built, and what the API refused and has not accepted since.
     pub problems: BTreeMap<PoolId, Vec<String>>,
 }
 
@@ -78,38 +86,37 @@ fn key(action: &Action) -> (PoolId, String) {
 }
 
 impl Throttle {
-    /// Takes out the changes that were refused lately; what refused them stays a problem of their pool.
+    /// Takes out the changes that were refused lately; what refused them stays a problem of their pool until one succeeds.
     pub fn hold_back(&mut self, mut prepared: Prepared, now: Timestamp) -> Prepared {
-        let wanted: std::collections::BTreeSet<_> = prepared.actions.iter().map(key).collect();
+        let wanted: BTreeSet<_> = prepared.actions.iter().map(key).collect();
         self.refused.retain(|k, _| wanted.contains(k));
         let (problems, refused) = (&mut prepared.problems, &self.refused);
-        prepared.actions.retain(|action| match refused.get(&key(action)) {
-            Some(r) if now < r.not_before => {
-                problems.entry(action.pool().clone()).or_default().push(r.problem.clone());
-                false
-            }
-            _ => true,
+        prepared.actions.retain(|action| {
+            let Some(refused) = refused.get(&key(action)) else { return true };
+            problems.entry(action.pool().clone()).or_default().push(refused.problem.clone());
+            now >= refused.not_before
         });
         prepared
     }
 
-    /// Takes note of what was refused: the next try is 1, 2, 4 … 60 seconds later.
-    pub fn note(&mut self, applied: &Applied, now: Timestamp) {
-        for outcome in &applied.outcomes {
+    /// Takes note of what was refused: the next try is 1, 2, 4 … 60 seconds later, each shortened by up to half, by a
+    /// share that differs between changes, so that those which fail together do not return together.
+    pub fn note(&mut self, outcomes: &[Outcome], now: Timestamp) {
+        for outcome in outcomes {
             let key = key(&outcome.action);
             match &outcome.result {
                 Ok(()) => {
                     self.refused.remove(&key);
                 }
                 Err(problem) => {
-                    let entry = self.refused.entry(key).or_insert_with(|| Refused {
+                    let entry = self.refused.entry(key.clone()).or_insert_with(|| Refused {
                         failures: 0,
                         not_before: now,
                         problem: String::new(),
                     });
-                    let seconds = (1_i64 << entry.failures.min(6)).min(60);
+                    let delay = retry_delay(&key, entry.failures);
                     entry.failures = entry.failures.saturating_add(1);
-                    entry.not_before = now.saturating_add(SignedDuration::from_secs(seconds)).unwrap_or(now);
+                    entry.not_before = now.saturating_add(delay).unwrap_or(now);
                     entry.problem.clone_from(problem);
                 }
             }
@@ -117,32 +124,149 @@ impl Throttle {
     }
 }
 
-/// Makes the changes, each on its own: one that fails disturbs no other.
-pub async fn apply(client: &Client, field_manager: &str, prepared: Prepared) -> Applied {
-    // Destructured without `..`: a new kind of decision cannot be forgotten here.
-    let Prepared { actions, mut problems } = prepared;
-    let outcomes: Vec<Outcome> = futures::stream::iter(actions)
-        .map(|action| async move {
-            let result = match tokio::time::timeout(REQUEST_TIMEOUT, make(client, field_manager, &action))
-                .await
-            {
-                Ok(result) => result,
-                Err(_) => {
-                    Err(format!("the Kubernetes API did not answer within {} s", REQUEST_TIMEOUT.as_secs()))
-                }
-            };
-            Outcome { action, result }
-        })
-        .buffer_unordered(CONCURRENCY)
-        .collect()
-        .await;
-    for outcome in &outcomes {
-        if let Err(problem) = &outcome.result {
-            warn!(pool = %outcome.action.pool(), change = %key(&outcome.action).1, %problem, "failed to make a change");
-            problems.entry(outcome.action.pool().clone()).or_default().push(problem.clone());
+/// The wait before a change is tried again after so many failures before this one.
+fn retry_delay(key: &(PoolId, String), failures: u32) -> SignedDuration {
+    let full_ms = (1_i64 << failures.min(6)).min(60) * 1000;
+    let mut hasher = std::hash::DefaultHasher::new();
+    (key, failures).hash(&mut hasher);
+    let shortened_ms = (hasher.finish() % 1000) as i64 * full_ms / 2000;
+    SignedDuration::from_millis(full_ms - shortened_ms)
+}
+
+/// Changes under way, and those made so lately that the cache may not show them yet: neither is to begin again. Pure.
+#[derive(Debug, Default)]
+struct Underway {
+    /// Until when each counts (`None`: it is under way).
+    changes: BTreeMap<(PoolId, String), Option<Timestamp>>,
+}
+
+/// What is the same change: one that rests on a newer version of a resource is another.
+fn identity(action: &Action) -> (PoolId, String) {
+    let (pool, what) = key(action);
+    match action {
+        Action::SetFinalizers { resource_version, .. } => (pool, format!("{what} {resource_version}")),
+        _ => (pool, what),
+    }
+}
+
+impl Underway {
+    /// Whether a change is to begin now; if so, it counts as under way.
+    fn begins(&mut self, action: &Action, now: Timestamp) -> bool {
+        let change = identity(action);
+        match self.changes.get(&change) {
+            None => {}
+            Some(Some(until)) if *until <= now => {}
+            Some(_) => return false,
+        }
+        self.changes.insert(change, None);
+        true
+    }
+
+    /// Takes note that a change ended. One that was refused may begin again at once: [`Throttle`] says when.
+    fn ended(&mut self, outcome: &Outcome, now: Timestamp) {
+        self.changes.retain(|_, until| until.is_none_or(|until| until > now));
+        let change = identity(&outcome.action);
+        if outcome.result.is_ok() {
+            self.changes.insert(change, Some(now.saturating_add(CACHE_LAG).unwrap_or(now)));
+        } else {
+            self.changes.remove(&change);
         }
     }
-    Applied { outcomes, problems }
+}
+
+/// Makes changes. Those under way are given up when this is dropped.
+pub struct Applier {
+    client: Client,
+    field_manager: Arc<str>,
+    underway: Underway,
+    running: JoinSet<Outcome>,
+    ended: Vec<Outcome>,
+    pods: Arc<Semaphore>,
+    metadata: Arc<Semaphore>,
+    urgent: watch::Sender<usize>,
+}
+
+impl Applier {
+    /// Makes changes under this field manager. `urgent` counts, besides what others count there, the changes of pods that
+    /// wait or are under way.
+    pub fn new(client: Client, field_manager: &str, urgent: watch::Sender<usize>) -> Self {
+        Self {
+            client,
+            field_manager: field_manager.into(),
+            underway: Underway::default(),
+            running: JoinSet::new(),
+            ended: Vec::new(),
+            pods: Arc::new(Semaphore::new(PODS)),
+            metadata: Arc::new(Semaphore::new(METADATA)),
+            urgent,
+        }
+    }
+
+    /// Begins the changes that are not under way already, each on its own.
+    pub fn start(&mut self, actions: Vec<Action>, now: Timestamp) {
+        for action in actions {
+            if !self.underway.begins(&action, now) {
+                continue;
+            }
+            let urgent = (!matches!(action, Action::SetFinalizers { .. })).then(|| Urgent::new(&self.urgent));
+            let permits = if urgent.is_some() { self.pods.clone() } else { self.metadata.clone() };
+            let (client, field_manager) = (self.client.clone(), self.field_manager.clone());
+            self.running.spawn(async move {
+                let _urgent = urgent;
+                // It is never closed.
+                let _permit = permits.acquire().await;
+                let made = make(&client, &field_manager, &action);
+                let result = tokio::time::timeout(REQUEST_TIMEOUT, made).await.unwrap_or_else(|_| {
+                    Err(format!("the Kubernetes API did not answer within {} s", REQUEST_TIMEOUT.as_secs()))
+                });
+                if let Err(problem) = &result {
+                    warn!(pool = %action.pool(), change = %key(&action).1, %problem, "failed to make a change");
+                }
+                Outcome { action, result }
+            });
+        }
+    }
+
+    /// Waits until a change has ended; for ever if none is under way.
+    pub async fn one_ended(&mut self) {
+        match self.running.join_next().await {
+            Some(Ok(outcome)) => self.ended.push(outcome),
+            // What it was about is tried again once nothing is under way.
+            Some(Err(error)) => warn!(%error, "making a change failed; this is a defect"),
+            None => std::future::pending().await,
+        }
+    }
+
+    /// The changes that ended since the last call.
+    pub fn take_ended(&mut self, now: Timestamp) -> Vec<Outcome> {
+        while let Some(ended) = self.running.try_join_next() {
+            self.ended.extend(ended.inspect_err(|error| warn!(%error, "making a change failed; this is a defect")));
+        }
+        for outcome in &self.ended {
+            self.underway.ended(outcome, now);
+        }
+        if self.running.is_empty() {
+            self.underway.changes.retain(|_, until| until.is_some());
+        }
+        std::mem::take(&mut self.ended)
+    }
+}
+
+/// Counts as urgent for as long as it lives.
+#[derive(Debug)]
+struct Urgent(watch::Sender<usize>);
+
+impl Urgent {
+    fn new(count: &watch::Sender<usize>) -> Self {
+        count.send_modify(|n| *n += 1);
+        Self(count.clone())
+    }
+}
+
+impl Drop for Urgent {
+    fn drop(&mut self) {
+        self.0.send_modify(|n| *n = n.saturating_sub(1));
+    }
 }
 
 pub(crate) fn pods(client: &Client, pool: &PoolId) -> Api<Pod> {
@@ -359,5 +483,88 @@ pub fn explain(error: &kube::Error) -> String {
     match error {
         kube::Error::Api(status) => status.message.clone(),
         other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn delete(pool: &str, replica: &str) -> Action {
+        Action::DeletePod {
+            pool: pool.parse().unwrap(),
+            replica: plimsoll_fleet::ReplicaId::new(replica).unwrap(),
+            pod_uid: "u".to_owned(),
+            reason: crate::build::DeleteReason::Drained,
+        }
+    }
+
+    fn finalizers(version: &str) -> Action {
+        Action::SetFinalizers {
+            pool: "default/a".parse().unwrap(),
+            resource_version: version.to_owned(),
+            finalizers: Vec::new(),
+        }
+    }
+
+    fn prepared(actions: &[Action]) -> Prepared {
+        Prepared { actions: actions.to_vec(), ..Prepared::default() }
+    }
+
+    fn ended(action: &Action, result: Result<(), &str>) -> Outcome {
+        Outcome { action: action.clone(), result: result.map_err(str::to_owned) }
+    }
+
+    fn at(ms: i64) -> Timestamp {
+        Timestamp::from_millisecond(1_000_000 + ms).unwrap()
+    }
+
+    #[test]
+    fn a_change_begins_once_until_the_cache_can_show_it() {
+        let mut underway = Underway::default();
+        let action = delete("default/a", "a-1");
+        assert!(underway.begins(&action, at(0)));
+        assert!(!underway.begins(&action, at(60_000)), "it is under way however long it takes");
+        underway.ended(&ended(&action, Ok(())), at(60_000));
+        assert!(!underway.begins(&action, at(61_000)));
+        assert!(underway.begins(&action, at(65_000)), "it was undone");
+        underway.ended(&ended(&action, Err("no")), at(65_100));
+        assert!(underway.begins(&action, at(65_100)), "when is the throttle's affair");
+        assert!(underway.begins(&delete("default/a", "a-2"), at(65_100)));
+    }
+
+    #[test]
+    fn a_newer_version_of_a_resource_makes_another_change() {
+        let mut underway = Underway::default();
+        assert!(underway.begins(&finalizers("1"), at(0)));
+        underway.ended(&ended(&finalizers("1"), Ok(())), at(0));
+        assert!(!underway.begins(&finalizers("1"), at(10)));
+        assert!(underway.begins(&finalizers("2"), at(10)));
+    }
+
+    #[test]
+    fn what_is_refused_stays_a_problem_until_it_succeeds() {
+        let mut throttle = Throttle::default();
+        let (action, pool) = (delete("default/a", "a-1"), "default/a".parse::<PoolId>().unwrap());
+        throttle.note(&[ended(&action, Err("quota"))], at(0));
+        let held = throttle.hold_back(prepared(&[action.clone()]), at(100));
+        assert!(held.actions.is_empty() && held.problems[&pool] == ["quota"]);
+        let due = throttle.hold_back(prepared(&[action.clone()]), at(1_000));
+        assert_eq!((due.actions.len(), &due.problems[&pool]), (1, &vec!["quota".to_owned()]));
+        throttle.note(&[ended(&action, Ok(()))], at(1_100));
+        let free = throttle.hold_back(prepared(&[action]), at(1_100));
+        assert!(free.actions.len() == 1 && free.problems.is_empty());
+    }
+
+    #[test]
+    fn tries_come_ever_later_and_not_all_at_once() {
+        let keys: Vec<_> = (0..20).map(|i| key(&delete("default/a", &format!("a-{i}")))).collect();
+        for failures in 0..12 {
+            let full_ms = (1000 * (1_i64 << failures.min(6))).min(60_000);
+            let delays: BTreeSet<i64> =
+                keys.iter().map(|k| retry_delay(k, failures).as_millis() as i64).collect();
+            assert!(delays.iter().all(|ms| (full_ms / 2..=full_ms).contains(ms)), "{delays:?}");
+            assert!(delays.len() > 10, "{delays:?}");
+        }
     }
 }

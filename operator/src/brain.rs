@@ -10,10 +10,14 @@ use futures::stream::BoxStream;
 use plimsoll_fleet::canary::Standing;
 use plimsoll_fleet::{ClusterSnapshot, Plan, PoolId, ReplicaId};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::backoff::Backoff;
+
+/// Longest rest after a snapshot was pushed.
+const LONGEST_REST: Duration = Duration::from_secs(1);
 
 /// Why the scheduler could not be asked.
 #[derive(Debug, thiserror::Error)]
@@ -147,10 +151,14 @@ async fn push_all<B: Brain>(
         connected.mark_unchanged();
         if let Some(snapshot) = snapshot {
             sequence += 1;
+            let began = Instant::now();
             match brain.push(snapshot, sequence).await {
                 Ok(()) => {
                     backoff.reset();
-                    debug!(sequence, "pushed the cluster's snapshot");
+                    let took = began.elapsed();
+                    debug!(sequence, ?took, "pushed the cluster's snapshot");
+                    // A large cluster in motion changes all the time; two thirds of it are left to plans.
+                    tokio::time::sleep((2 * took).min(LONGEST_REST)).await;
                 }
                 Err(error) => {
                     let delay = backoff.next_delay();

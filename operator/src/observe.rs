@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Node, Pod, PodSpec, PodStatus};
+use k8s_openapi::api::core::v1::{Container, Node, Pod, PodSpec, PodStatus};
 use kube::ResourceExt;
 use plimsoll_fleet::{
     AcceleratorClass, NodeInfo, NodeName, PoolId, ReplicaId, ReplicaPhase, ReplicaStatus, Role, Shape,
@@ -273,7 +273,7 @@ pub fn external_replicas(
 
 /// Accelerators of one resource that a pod holds (init containers run before the others, so the larger need counts).
 fn held(spec: &PodSpec, resource: &str) -> u32 {
-    let need = |c: &k8s_openapi::api::core::v1::Container| {
+    let need = |c: &Container| {
         let resources = c.resources.as_ref();
         resources
             .and_then(|r| {
@@ -285,6 +285,17 @@ fn held(spec: &PodSpec, resource: &str) -> u32 {
     let together: u32 = spec.containers.iter().map(need).sum();
     let before: u32 = spec.init_containers.iter().flatten().map(need).max().unwrap_or(0);
     together.max(before)
+}
+
+/// Whether a pod may hold accelerators: it asks for an extended resource (which ones count depends on the accelerator
+/// classes, and those change), or claims devices.
+pub fn may_hold_accelerators(spec: &PodSpec) -> bool {
+    let extended = |c: &Container| {
+        let resources = c.resources.iter().flat_map(|r| [&r.limits, &r.requests]).flatten();
+        resources.flat_map(|r| r.keys()).any(|name| name.contains('/'))
+    };
+    spec.resource_claims.as_ref().is_some_and(|claims| !claims.is_empty())
+        || spec.containers.iter().chain(spec.init_containers.iter().flatten()).any(extended)
 }
 
 /// Whether a pod still holds its resources.

@@ -15,12 +15,13 @@ use plimsoll_fleet::{ClusterSnapshot, Plan, PoolId, ReplicaId, ReplicaPhase, Rep
 use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::sync::watch as channel;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, instrument, warn};
 
-use crate::apply::{Applied, Throttle, apply};
+use crate::apply::{Applied, Applier, Throttle};
 use crate::brain::{Brain, BrainError, CanaryReport, Knowledge, follow};
-use crate::build::{Action, DeleteReason, Inputs, build, current_plan};
+use crate::build::{Action, DeleteReason, Inputs, Prepared, build, current_plan};
 use crate::config::{Groups, OperatorConfig};
 use crate::devices::Devices;
 use crate::disruption;
@@ -34,9 +35,10 @@ use crate::observe::{self, Observed};
 use crate::revision;
 use crate::snapshot;
 use crate::status::pool::{Facts, InForce};
-use crate::status::write::{Write, write};
+use crate::status::queue::Target;
+use crate::status::write::{Ended, Write, Writer};
 use crate::status::{cluster, pool as pool_status, rollout};
-use crate::validate::{Judged, LastGood, Validated, remember, validate};
+use crate::validate::{Accepted, Judged, LastGood, Validated, remember, validate};
 use crate::watch::Watches;
 use crate::world::{Broken, World};
 
@@ -89,7 +91,7 @@ impl Operator {
             }
             info!(identity = %config.identity, "leading");
             let term = stop.child_token();
-            let lead = Leader::new(&client, &config, watches.clone()).lead(brain.clone(), term.clone());
+            let lead = Leader::new(&client, &config, watches.clone(), &term).lead(brain.clone(), term.clone());
             tokio::select! {
                 () = lead => {}
                 _ = leads.wait_for(|leads| !*leads) => warn!("no longer leading"),
@@ -108,10 +110,10 @@ impl Operator {
 struct Memory {
     last_good: LastGood,
     throttle: Throttle,
-    /// By UID of the ModelPool.
+    /// Statuses of ModelPools as last written, or on their way, by UID.
     pools: BTreeMap<String, WrittenPool>,
-    /// Other writes by kind and name.
-    others: BTreeMap<String, (Value, Timestamp)>,
+    /// Other writes as last made, or on their way.
+    others: BTreeMap<Target, (Value, Timestamp)>,
     phases: BTreeMap<(PoolId, ReplicaId), ReplicaPhase>,
     strangers: BTreeSet<String>,
     /// Pools whose canary was being judged when the scheduler was last heard.
@@ -132,16 +134,28 @@ struct Leader {
     config: OperatorConfig,
     watches: Watches,
     events: Events,
+    applier: Applier,
+    writer: Writer,
+    /// What statuses give way to: pools that wait for a plan, and changes of pods.
+    urgent: channel::Sender<usize>,
+    /// Of these, pools.
+    waiting_pools: usize,
     memory: Memory,
 }
 
 impl Leader {
-    fn new(client: &Client, config: &OperatorConfig, watches: Watches) -> Self {
+    fn new(client: &Client, config: &OperatorConfig, watches: Watches, term: &CancellationToken) -> Self {
+        let urgent = channel::Sender::new(0);
+        let status_manager = format!("{}/status", config.field_manager);
         Self {
             client: client.clone(),
             config: config.clone(),
             watches,
             events: Events::start(client.clone(), config.field_manager.clone(), config.identity.clone()),
+            applier: Applier::new(client.clone(), &config.field_manager, urgent.clone()),
+            writer: Writer::start(client.clone(), status_manager, urgent.subscribe(), term.clone()),
+            urgent,
+            waiting_pools: 0,
             memory: Memory::default(),
         }
     }
@@ -168,21 +182,24 @@ impl Leader {
         tokio::spawn(disruption::run(client, manager, wanted, events, term.clone()));
         loop {
             let known = knowledge.borrow_and_update().clone();
+            let began = Instant::now();
             self.reconcile(&known, &snapshots, &inference_pools, &budgets).await;
+            let took = began.elapsed();
             tokio::select! {
                 () = term.cancelled() => return,
                 () = self.watches.changed() => {}
+                () = self.applier.one_ended() => {}
                 changed = knowledge.changed() => if changed.is_err() { return },
                 () = tokio::time::sleep(self.config.resync) => {}
             }
-            // Changes come in bursts.
-            tokio::time::sleep(self.config.debounce).await;
+            // Changes come in bursts. In a large cluster, whose look takes long, at least half the time is left to others.
+            tokio::time::sleep(self.config.debounce.max(took)).await;
         }
     }
 
-    /// One look at everything: read → validate → build → apply → status.
+    /// One look at everything: read → validate → build → apply → status. Changes and writes are made beside it.
     #[instrument(name = "reconcile", skip_all)]
-    async fn reconcile(
+    fn reconcile(
         &mut self,
         known: &Knowledge,
         snapshots: &channel::Sender<Option<Arc<ClusterSnapshot>>>,
@@ -190,6 +207,8 @@ impl Leader {
         budgets: &channel::Sender<Option<Arc<disruption::AllWanted>>>,
     ) {
         let now = Timestamp::now();
+        let outcomes = self.applier.take_ended(now);
+        self.memory.throttle.note(&outcomes, now);
         let world = self.watches.world();
         let validated = validate(&world, &self.memory.last_good);
         self.memory.last_good = remember(&validated);
@@ -236,16 +255,30 @@ impl Leader {
             now,
         });
         prepared.actions.extend(revision_steps(&world, &validated, &snapshot, known, now));
-        let prepared = self.memory.throttle.hold_back(prepared, now);
-        let applied = apply(&self.client, &self.config.field_manager, prepared).await;
-        self.memory.throttle.note(&applied, now);
+        // Destructured without `..`: a new kind of decision cannot be forgotten here.
+        let Prepared { actions, problems } = self.memory.throttle.hold_back(prepared, now);
+        self.applier.start(actions, now);
+        let applied = Applied { outcomes, problems };
+        self.note_waiting(&validated, known);
         for note in change_notes(&validated, &applied, now) {
             self.events.note(note);
         }
         let nodes = world.nodes.iter().map(AsRef::as_ref);
         let seen = fault::seen(&snapshot.replicas, nodes, &self.config.faults);
         self.note_phases(&validated, &seen, now);
-        self.write_statuses(&world, &validated, &replicas, &snapshot, &seen, known, &applied, now).await;
+        self.write_statuses(&world, &validated, &replicas, &snapshot, &seen, known, &applied, now);
+    }
+
+    /// Counts the pools whose pods the scheduler is about to say.
+    fn note_waiting(&mut self, validated: &Validated, known: &Knowledge) {
+        let unplanned = |a: &Accepted| current_plan(known.plan.as_deref(), a).is_none();
+        let waiting =
+            if known.connected { validated.accepted().filter(|(_, a)| unplanned(a)).count() } else { 0 };
+        let before = std::mem::replace(&mut self.waiting_pools, waiting);
+        self.urgent.send_if_modified(|n| {
+            *n = n.saturating_sub(before) + waiting;
+            before != waiting
+        });
     }
 
     /// Events for replicas that began to serve or failed.
@@ -285,7 +318,7 @@ impl Leader {
     }
 
     #[expect(clippy::too_many_arguments, reason = "one call, each argument one step's result")]
-    async fn write_statuses(
+    fn write_statuses(
         &mut self,
         world: &World,
         validated: &Validated,
@@ -296,27 +329,34 @@ impl Leader {
         applied: &Applied,
         now: Timestamp,
     ) {
+        self.note_written();
         let keeps_revisions = world.revisions.is_some();
         let mut writes = Vec::new();
         let mut notes = Vec::new();
-        let mut pools = BTreeMap::new();
+        let mut own = Vec::new();
         for judged in &validated.pools {
             if let Some((uid, status, note)) =
                 self.pool(judged, replicas, snapshot, seen, known, applied, keeps_revisions, now)
             {
-                writes.push((
-                    Some(uid.clone()),
-                    Write::status::<ModelPool>(
-                        judged.resource.namespace().as_deref(),
-                        &judged.resource.name_any(),
-                        judged.resource.metadata.uid.as_deref(),
-                        &status,
-                    ),
+                writes.push(Write::status::<ModelPool>(
+                    judged.resource.namespace().as_deref(),
+                    &judged.resource.name_any(),
+                    Some(&uid),
+                    &status,
                 ));
                 notes.extend(note);
-                pools.insert(uid, status);
+                own.push((uid, status));
             }
         }
+        for (uid, status) in own {
+            let observed_at = match self.memory.pools.get(&uid) {
+                Some(w) if w.status.observed == status.observed => w.observed_at,
+                _ => now,
+            };
+            self.memory.pools.insert(uid, WrittenPool { status, at: now, observed_at });
+        }
+        // What could not be read and now can may one day be broken again.
+        writes.iter().for_each(|write| drop(self.memory.others.remove(&write.target())));
         let plan = known.plan.as_deref();
         for judged in &validated.accelerators {
             self.other(
@@ -360,54 +400,47 @@ impl Leader {
         if let Some(plan) = plan {
             let spec: FleetPlanSpec = cluster::fleet_plan(plan, seen);
             let write = Write::object::<FleetPlan>(CURRENT, &spec);
-            if self.memory.others.get("FleetPlan").is_none_or(|(body, _)| *body != write.body) {
-                writes.push((None, write));
+            if self.memory.others.get(&write.target()).is_none_or(|(body, _)| *body != write.body) {
+                self.memory.others.insert(write.target(), (write.body.clone(), now));
+                writes.push(write);
             }
         }
         // Events first: after a crash between the two they are written again under the same name, never lost.
         for note in notes {
             self.events.note(note);
         }
-        let uids: BTreeMap<(Option<String>, String), String> = writes
-            .iter()
-            .filter_map(|(uid, w)| Some(((w.namespace.clone(), w.name.clone()), uid.clone()?)))
-            .collect();
-        let field_manager = format!("{}/status", self.config.field_manager);
-        for (written, made) in
-            write(&self.client, &field_manager, writes.into_iter().map(|(_, w)| w).collect()).await
-        {
-            let is_pool = written.resource.kind == ModelPool::kind(&());
-            let uid = uids.get(&(written.namespace.clone(), written.name.clone())).filter(|_| is_pool);
-            match uid.and_then(|uid| Some((uid.clone(), pools.remove(uid)?))) {
-                Some((uid, status)) if made => {
-                    let observed_at = match self.memory.pools.get(&uid) {
-                        Some(w) if w.status.observed == status.observed => w.observed_at,
-                        _ => now,
-                    };
-                    self.memory.pools.insert(uid, WrittenPool { status, at: now, observed_at });
-                }
-                Some((uid, _)) => {
-                    self.memory.pools.remove(&uid);
-                }
-                None if made => {
-                    self.memory.others.insert(
-                        other_key(&written.resource.kind, written.namespace.as_deref(), &written.name),
-                        (written.body, now),
-                    );
-                }
-                None => {}
-            }
-        }
+        self.writer.put(writes);
         let living: BTreeSet<&str> =
             validated.pools.iter().filter_map(|j| j.resource.metadata.uid.as_deref()).collect();
         self.memory.pools.retain(|uid, _| living.contains(uid.as_str()));
+    }
+
+    /// Takes note of the writes that ended.
+    fn note_written(&mut self) {
+        for Ended { write, made, at } in self.writer.ended() {
+            let memory = &mut self.memory;
+            let pool = write.uid().and_then(|uid| memory.pools.get_mut(uid));
+            let at_of = match pool {
+                Some(pool) => Some(&mut pool.at),
+                None => memory.others.get_mut(&write.target()).map(|(_, at)| at),
+            };
+            if made {
+                at_of.into_iter().for_each(|a| *a = at);
+            } else if !self.writer.is_pending(&write.target()) {
+                // Written anew, if it still belongs there.
+                match write.uid() {
+                    Some(uid) if memory.pools.remove(uid).is_some() => {}
+                    _ => drop(memory.others.remove(&write.target())),
+                }
+            }
+        }
     }
 
     /// A pool's new status with its Events, if it is worth a write.
     #[expect(clippy::too_many_arguments, reason = "one call, each argument one step's result")]
     fn pool(
         &self,
-        judged: &Judged<ModelPool, crate::validate::Accepted>,
+        judged: &Judged<ModelPool, Accepted>,
         replicas: &[Observed],
         snapshot: &ClusterSnapshot,
         seen: &[ReplicaStatus],
@@ -451,7 +484,8 @@ impl Leader {
             refresh_observed: observed_age >= refresh,
             now,
         });
-        let fresh = remembered.is_some_and(|w| now.duration_since(w.at) < CACHE_LAG);
+        let fresh = remembered
+            .is_some_and(|w| now.duration_since(w.at) < CACHE_LAG || self.is_pending::<ModelPool>(resource));
         let is_written = |s: Option<&ModelPoolStatus>| s.is_some_and(|s| pool_status::same(s, &status));
         // What others did to the status is overwritten once the cache can be trusted to show our own write.
         if is_written(before) && (fresh || is_written(stored)) {
@@ -461,14 +495,23 @@ impl Leader {
         Some((uid, status, notes))
     }
 
+    /// Whether a status of this is yet to be written.
+    fn is_pending<K: Resource<DynamicType = ()>>(&self, resource: &K) -> bool {
+        self.writer.is_pending(&Target {
+            kind: K::kind(&()).into_owned(),
+            namespace: resource.namespace(),
+            name: resource.name_any(),
+        })
+    }
+
     /// Queues another kind's status if it changed.
     fn other<K, S>(
-        &self,
+        &mut self,
         resource: &K,
         stored: Option<&S>,
         status: &S,
         now: Timestamp,
-        writes: &mut Vec<(Option<String>, Write)>,
+        writes: &mut Vec<Write>,
     ) where
         K: Resource<DynamicType = ()>,
         S: Serialize + PartialEq,
@@ -479,21 +522,23 @@ impl Leader {
         let meta = resource.meta();
         let name = meta.name.clone().unwrap_or_default();
         let write = Write::status::<K>(meta.namespace.as_deref(), &name, meta.uid.as_deref(), status);
-        let key = other_key(&K::kind(&()), meta.namespace.as_deref(), &name);
-        let lately = self.memory.others.get(&key).is_some_and(|(body, at)| {
-            now.duration_since(*at) < CACHE_LAG && without_times(body) == without_times(&write.body)
+        let target = write.target();
+        let lately = self.memory.others.get(&target).is_some_and(|(body, at)| {
+            let fresh = now.duration_since(*at) < CACHE_LAG || self.writer.is_pending(&target);
+            fresh && without_times(body) == without_times(&write.body)
         });
         if !lately {
-            writes.push((None, write));
+            self.memory.others.insert(target, (write.body.clone(), now));
+            writes.push(write);
         }
     }
 
     /// An object that cannot be read as its kind: says so, once.
     fn broken(
-        &self,
+        &mut self,
         broken: &Broken,
         now: Timestamp,
-        writes: &mut Vec<(Option<String>, Write)>,
+        writes: &mut Vec<Write>,
         notes: &mut Vec<Note>,
     ) {
         let message =
@@ -510,11 +555,10 @@ impl Leader {
             "Tenant" => Write::status::<Tenant>(at.0, at.1, at.2, &status),
             _ => Write::status::<LoraAdapter>(at.0, at.1, at.2, &status),
         };
-        let key = other_key(broken.kind, broken.namespace.as_deref(), &broken.name);
         if self
             .memory
             .others
-            .get(&key)
+            .get(&write.target())
             .is_some_and(|(body, _)| without_times(body) == without_times(&write.body))
         {
             return;
@@ -535,7 +579,8 @@ impl Leader {
             at: now,
         });
         debug!(kind = broken.kind, name = %broken.name, "object cannot be read");
-        writes.push((None, write));
+        self.memory.others.insert(write.target(), (write.body.clone(), now));
+        writes.push(write);
     }
 }
 
@@ -548,13 +593,6 @@ fn send_if_new<T: PartialEq>(to: &channel::Sender<Option<Arc<T>>>, value: T) {
         }
         changed
     });
-}
-
-fn other_key(kind: &str, namespace: Option<&str>, name: &str) -> String {
-    if kind == "FleetPlan" {
-        kind.to_owned()
-    } else {
-        format!("{kind}/{}/{name}", namespace.unwrap_or_default())
     }
 }
 

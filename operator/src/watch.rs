@@ -1,4 +1,7 @@
 //! Reads the cluster: a reflector for every kind, and the digests of tenants' API keys.
+//!
+//! Of what there are thousands only what is used is kept, and only a change of that is news: kubelets report nodes every
+//! few minutes, and most pods of a cluster hold no accelerators.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -7,11 +10,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
-use k8s_openapi::api::core::v1::{Node, Pod, Secret};
+use k8s_openapi::api::core::v1::{
+    Container, Node, NodeCondition, NodeSpec, NodeStatus, Pod, PodSpec, PodStatus, Secret,
+};
 use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim, ResourceSlice};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::Api;
 use kube::core::DeserializeGuard;
-use kube::runtime::reflector::{self, Store};
+use kube::runtime::reflector::{self, ObjectRef, Store};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, Resource, ResourceExt};
 use parking_lot::Mutex;
@@ -23,12 +29,15 @@ use tracing::{Instrument, debug, info_span, warn};
 
 use crate::backoff::Backoff;
 use crate::devices::DynamicResources;
+use crate::observe;
 use crate::revision::reader::Revisions;
 use crate::world::{Broken, World};
 use crate::{names, optional};
 
-/// Time between two looks at the Secrets that tenants name (they are read one by one: a watch would need all Secrets).
+/// Least time between two looks at the Secrets that tenants name (they are read one by one: a watch would need all Secrets).
 const SECRETS_INTERVAL: Duration = Duration::from_secs(30);
+/// Least time for each Secret between two looks at all: however many there are, they make two requests a second at most.
+const SECRET_INTERVAL: Duration = Duration::from_millis(500);
 
 type ApiKeys = BTreeMap<(String, String, String), String>;
 
@@ -59,18 +68,15 @@ impl Watches {
         let all = watcher::Config::default;
         let own = all().labels(names::REPLICA);
         let foreign = all().labels(&format!("!{}", names::REPLICA));
-        let pools = reflect(Api::all(client.clone()), all(), "ModelPool", keep, &changed, None, stop);
-        let accelerators =
-            reflect(Api::all(client.clone()), all(), "AcceleratorClass", keep, &changed, None, stop);
-        let budgets = reflect(Api::all(client.clone()), all(), "Budget", keep, &changed, None, stop);
-        let tenants =
-            reflect(Api::all(client.clone()), all(), "Tenant", keep, &changed, Some(&tenants_changed), stop);
-        let adapters = reflect(Api::all(client.clone()), all(), "LoraAdapter", keep, &changed, None, stop);
-        let nodes = reflect(Api::all(client.clone()), all(), "Node", prune_node, &changed, None, stop);
-        let pods =
-            reflect(Api::all(client.clone()), own, "Pod (replicas)", forget_managers, &changed, None, stop);
-        let foreign_pods =
-            reflect(Api::all(client.clone()), foreign, "Pod (others)", prune_pod, &changed, None, stop);
+        let tell = [&changed];
+        let pools = reflect(client, all(), "ModelPool", Keep::all(), &tell, stop);
+        let accelerators = reflect(client, all(), "AcceleratorClass", Keep::all(), &tell, stop);
+        let budgets = reflect(client, all(), "Budget", Keep::all(), &tell, stop);
+        let tenants = reflect(client, all(), "Tenant", Keep::all(), &[&changed, &tenants_changed], stop);
+        let adapters = reflect(client, all(), "LoraAdapter", Keep::all(), &tell, stop);
+        let nodes = reflect(client, all(), "Node", Keep::part(prune_node), &tell, stop);
+        let pods = reflect(client, own, "Pod (replicas)", Keep::all(), &tell, stop);
+        let foreign_pods = reflect(client, foreign, "Pod (others)", Keep::part(prune_pod), &tell, stop);
         let dynamic = {
             let accelerators: Store<DeserializeGuard<AcceleratorClass>> = accelerators.clone();
             move || accelerators.state().iter().any(|c| c.0.as_ref().is_ok_and(|c| c.spec.dra.is_some()))
@@ -148,40 +154,98 @@ impl Watches {
     }
 }
 
-fn keep<K>(_: &mut K) {}
-
-fn forget_managers(pod: &mut Pod) {
-    pod.metadata.managed_fields = None;
+/// What is kept of a kind's objects.
+struct Keep<K> {
+    prune: fn(&mut K),
+    /// Whether two objects say the same (`None`: every event is news).
+    same: Option<fn(&K, &K) -> bool>,
 }
 
-/// Keeps of another's pod only what holds accelerators: clusters have many pods.
+impl<K: Resource> Keep<K> {
+    /// Everything but notes of who wrote what.
+    fn all() -> Self {
+        Self { prune: forget_writers, same: None }
+    }
+}
+
+impl<K: PartialEq> Keep<K> {
+    /// What `prune` leaves, and only a change of that is news.
+    fn part(prune: fn(&mut K)) -> Self {
+        Self { prune, same: Some(K::eq) }
+    }
+}
+
+/// Annotation in which `kubectl apply` keeps the whole object once more.
+const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+
+fn forget_writers<K: Resource>(object: &mut K) {
+    let meta = object.meta_mut();
+    meta.managed_fields = None;
+    if let Some(annotations) = &mut meta.annotations {
+        annotations.remove(LAST_APPLIED);
+    }
+}
+
+/// What identifies an object, and what others know it by; versions change with everything that is not kept.
+fn prune_meta(meta: &mut ObjectMeta) {
+    *meta = ObjectMeta {
+        name: meta.name.take(),
+        namespace: meta.namespace.take(),
+        uid: meta.uid.take(),
+        labels: meta.labels.take(),
+        owner_references: meta.owner_references.take(),
+        creation_timestamp: meta.creation_timestamp.take(),
+        deletion_timestamp: meta.deletion_timestamp.take(),
+        ..ObjectMeta::default()
+    };
+}
+
+/// Keeps of another's pod only what holds accelerators.
 fn prune_pod(pod: &mut Pod) {
-    pod.metadata.managed_fields = None;
-    pod.metadata.annotations = None;
-    if let Some(spec) = &mut pod.spec {
-        spec.volumes = None;
-        spec.affinity = None;
-        for container in spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten()) {
-            *container = k8s_openapi::api::core::v1::Container {
-                name: std::mem::take(&mut container.name),
-                resources: container.resources.take(),
-                ..Default::default()
-            };
-        }
+    prune_meta(&mut pod.metadata);
+    let spec = pod.spec.take().unwrap_or_default();
+    if !observe::may_hold_accelerators(&spec) {
+        // Its place in the cache is all that is left of it.
+        pod.metadata.labels = None;
+        pod.metadata.owner_references = None;
+        pod.status = None;
+        return;
     }
-    if let Some(status) = &mut pod.status {
-        status.container_statuses = None;
-        status.init_container_statuses = None;
-    }
+    let bare = |container: Container| Container {
+        name: container.name,
+        resources: container.resources,
+        ..Container::default()
+    };
+    pod.spec = Some(PodSpec {
+        node_name: spec.node_name,
+        containers: spec.containers.into_iter().map(bare).collect(),
+        init_containers: spec.init_containers.map(|all| all.into_iter().map(bare).collect()),
+        resource_claims: spec.resource_claims,
+        ..PodSpec::default()
+    });
+    pod.status =
+        pod.status.take().map(|status| PodStatus { phase: status.phase, ..PodStatus::default() });
 }
 
-/// Nodes list every image they hold.
+/// Keeps of a node what its accelerators depend on: nodes list every image they hold, and say again and again that
+/// nothing has changed.
 fn prune_node(node: &mut Node) {
-    node.metadata.managed_fields = None;
-    node.metadata.annotations = None;
-    if let Some(status) = &mut node.status {
-        status.images = None;
-    }
+    prune_meta(&mut node.metadata);
+    node.spec = node.spec.take().map(|spec| NodeSpec {
+        unschedulable: spec.unschedulable,
+        taints: spec.taints,
+        ..NodeSpec::default()
+    });
+    node.status = node.status.take().map(|status| NodeStatus {
+        allocatable: status.allocatable,
+        capacity: status.capacity,
+        conditions: status.conditions.map(|all| all.into_iter().map(bare_condition).collect()),
+        ..NodeStatus::default()
+    });
+}
+
+fn bare_condition(condition: NodeCondition) -> NodeCondition {
+    NodeCondition { last_heartbeat_time: None, ..condition }
 }
 
 /// Waits before a watch is tried again: short enough that what people change right after an outage of the API is seen
@@ -193,23 +257,24 @@ pub(crate) fn watch_backoff(kind: &str) -> Backoff {
 }
 
 fn reflect<K>(
-    api: Api<K>,
+    client: &Client,
     config: watcher::Config,
     kind: &'static str,
-    prune: fn(&mut K),
-    changed: &Arc<Notify>,
-    also: Option<&Arc<Notify>>,
+    keep: Keep<K>,
+    tell: &[&Arc<Notify>],
     stop: &CancellationToken,
 ) -> Store<K>
 where
     K: Resource + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
     K::DynamicType: Default + Eq + Hash + Clone,
 {
-    let (store, writer) = reflector::store();
-    let (changed, also, stop) = (changed.clone(), also.cloned(), stop.clone());
+    let (store, mut writer) = reflector::store();
+    let known: Store<K> = store.clone();
+    let (api, stop) = (Api::all(client.clone()), stop.clone());
+    let tell: Vec<Arc<Notify>> = tell.iter().map(|t| Arc::clone(t)).collect();
     tokio::spawn(
         async move {
-            let events = watcher(api, config).backoff(watch_backoff(kind)).modify(prune).reflect(writer);
+            let events = watcher(api, config).backoff(watch_backoff(kind)).modify(keep.prune);
             let mut events = std::pin::pin!(events);
             loop {
                 let event = tokio::select! {
@@ -217,12 +282,11 @@ where
                     event = events.next() => event,
                 };
                 match event {
-                    // Objects listed one by one become visible together at InitDone.
-                    Some(Ok(watcher::Event::Init | watcher::Event::InitApply(_))) => {}
-                    Some(Ok(_)) => {
-                        changed.notify_one();
-                        if let Some(also) = &also {
-                            also.notify_one();
+                    Some(Ok(event)) => {
+                        let news = is_news(&event, &known, keep.same);
+                        writer.apply_watcher_event(&event);
+                        if news {
+                            tell.iter().for_each(|t| t.notify_one());
                         }
                     }
                     Some(Err(error)) => warn!(%error, "the watch failed; it goes on from what is known"),
@@ -233,6 +297,25 @@ where
         .instrument(info_span!("watch", kind)),
     );
     store
+}
+
+/// Whether an event changes anything of what is known.
+fn is_news<K>(event: &watcher::Event<K>, known: &Store<K>, same: Option<fn(&K, &K) -> bool>) -> bool
+where
+    K: Resource + Clone,
+    K::DynamicType: Default + Eq + Hash + Clone,
+{
+    match event {
+        // Objects listed one by one become visible together at InitDone.
+        watcher::Event::Init | watcher::Event::InitApply(_) => false,
+        watcher::Event::InitDone | watcher::Event::Delete(_) => true,
+        watcher::Event::Apply(object) => match same {
+            None => true,
+            Some(same) => {
+                known.get(&ObjectRef::from_obj(object)).is_none_or(|before| !same(&before, object))
+            }
+        },
+    }
 }
 
 /// The readable objects of a store; the others go to `broken`.
@@ -270,8 +353,10 @@ async fn follow_secrets(
     loop {
         let mut keys = ApiKeys::new();
         let mut ignored = Vec::new();
+        let mut named: u32 = 0;
         for tenant in read(&watches.tenants, "Tenant", &mut ignored) {
             for s in tenant.spec.api_key_secrets {
+                named = named.saturating_add(1);
                 let api: Api<Secret> = Api::namespaced(client.clone(), &s.namespace);
                 match api.get_opt(&s.name).await {
                     Ok(secret) => {
@@ -305,9 +390,14 @@ async fn follow_secrets(
         tokio::select! {
             () = stop.cancelled() => return,
             () = tenants_changed.notified() => {}
-            () = tokio::time::sleep(SECRETS_INTERVAL) => {}
+            () = tokio::time::sleep(secrets_interval(named)) => {}
         }
     }
+}
+
+/// Time between two looks at this many Secrets.
+fn secrets_interval(named: u32) -> Duration {
+    SECRETS_INTERVAL.max(SECRET_INTERVAL.saturating_mul(named))
 }
 
 /// SHA-256 of an API key without surrounding white space (files often end in a newline), lower-case hex.
@@ -319,6 +409,73 @@ fn sha256_hex(key: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn node(heartbeat: &str, ready: &str, gpus: &str) -> Node {
+        let mut node = serde_json::from_value(serde_json::json!({
+            "metadata": {"name": "gpu-1", "uid": "u", "resourceVersion": heartbeat, "labels": {"zone": "a"},
+                "annotations": {"x": "y"}, "managedFields": []},
+            "spec": {"unschedulable": true, "podCIDR": "10.0.0.0/24"},
+            "status": {"allocatable": {"nvidia.com/gpu": gpus}, "images": [{"names": ["a"]}],
+                "conditions": [{"type": "Ready", "status": ready, "lastHeartbeatTime": heartbeat}]},
+        }))
+        .unwrap();
+        prune_node(&mut node);
+        node
+    }
+
+    #[test]
+    fn a_nodes_heartbeat_is_no_news_and_what_it_offers_is() {
+        let (store, mut writer) = reflector::store::<Node>();
+        let first = node("2026-01-01T00:00:00Z", "True", "8");
+        assert_eq!(first.metadata.labels.as_ref().unwrap()["zone"], "a");
+        assert_eq!(first.spec.as_ref().unwrap().unschedulable, Some(true));
+        let apply = |node| watcher::Event::Apply(node);
+        assert!(is_news(&apply(first.clone()), &store, Some(Node::eq)));
+        writer.apply_watcher_event(&apply(first));
+        let news = |node| is_news(&apply(node), &store, Some(Node::eq));
+        assert!(!news(node("2026-01-01T00:05:00Z", "True", "8")));
+        assert!(news(node("2026-01-01T00:05:00Z", "False", "8")));
+        assert!(news(node("2026-01-01T00:05:00Z", "True", "7")));
+        let gone = watcher::Event::Delete(node("2026-01-01T00:05:00Z", "True", "8"));
+        assert!(is_news(&gone, &store, Some(Node::eq)));
+        let listed = watcher::Event::InitApply(node("2026-01-01T00:05:00Z", "True", "1"));
+        assert!(!is_news(&listed, &store, Some(Node::eq)), "it counts when the list is complete");
+    }
+
+    #[test]
+    fn of_others_pods_only_what_holds_accelerators_is_kept() {
+        let pod = |gpus: Option<&str>| {
+            let mut pod: Pod = serde_json::from_value(serde_json::json!({
+                "metadata": {"name": "p", "namespace": "n", "uid": "u", "resourceVersion": "7", "labels": {"app": "x"}},
+                "spec": {"nodeName": "gpu-1", "volumes": [{"name": "v"}],
+                    "containers": [{"name": "c", "image": "i", "resources": {"limits": {"cpu": "1"}}}]},
+                "status": {"phase": "Running", "podIP": "10.0.0.1"},
+            }))
+            .unwrap();
+            if let Some(gpus) = gpus {
+                let limits = serde_json::json!({"limits": {"nvidia.com/gpu": gpus}});
+                pod.spec.as_mut().unwrap().containers[0].resources = serde_json::from_value(limits).unwrap();
+            }
+            prune_pod(&mut pod);
+            pod
+        };
+        let plain = pod(None);
+        assert_eq!((plain.spec, plain.status, plain.metadata.labels), (None, None, None));
+        assert_eq!(plain.metadata.name.as_deref(), Some("p"));
+        let holder = pod(Some("2"));
+        assert_eq!(observe::foreign_use(&[Arc::new(holder.clone())], &["nvidia.com/gpu"].into())
+                [&("gpu-1".to_owned(), "nvidia.com/gpu".to_owned())],
+            2
+        );
+        assert_eq!(holder.spec.unwrap().containers[0].image, None);
+        assert_eq!(holder.status.unwrap().pod_ip, None);
+    }
+
+    #[test]
+    fn many_secrets_are_read_more_seldom() {
+        assert_eq!(secrets_interval(3), Duration::from_secs(30));
+        assert_eq!(secrets_interval(1000), Duration::from_secs(500));
+    }
 
     #[test]
     fn keys_are_digested_without_their_newline() {

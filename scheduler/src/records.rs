@@ -1,5 +1,7 @@
 //! From plan to plan: what changed enough to count, and the record of it.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use plimsoll_fleet::plan::{PoolOutcome, ScalingRecord};
 use plimsoll_fleet::{ClusterSnapshot, Plan, PoolId, PoolPlan, ReplicaId, ReplicaPhase};
@@ -91,10 +93,12 @@ pub fn material_snapshot_change(old: Option<&ClusterSnapshot>, new: &ClusterSnap
         return Some(format!("{} was deleted", pool.id));
     }
     // Labels change all the time and seldom matter, but which do is the planner's business.
-    if let Some(node) = new.nodes.iter().find(|n| !old.nodes.contains(n)) {
+    // Nearly always all are as they were, and they are many.
+    let nodes_changed = old.nodes != new.nodes;
+    if nodes_changed && let Some(node) = new.nodes.iter().find(|n| !old.nodes.contains(n)) {
         return Some(format!("node {} changed", node.name));
     }
-    if let Some(node) = old.nodes.iter().find(|o| !new.nodes.iter().any(|n| n.name == o.name)) {
+    if nodes_changed && let Some(node) = old.nodes.iter().find(|o| !new.nodes.iter().any(|n| n.name == o.name)) {
         return Some(format!("node {} is gone", node.name));
     }
     if old.accelerators != new.accelerators {
@@ -118,10 +122,12 @@ pub fn material_snapshot_change(old: Option<&ClusterSnapshot>, new: &ClusterSnap
 /// What others took away of what the plan wants: a replica that is being evicted or deleted, or that is gone. Unlike what the
 /// plan itself ends, it needs a successor at once.
 pub fn taken_away(plan: &Plan, old: &ClusterSnapshot, new: &ClusterSnapshot) -> Option<String> {
-    let phase =
-        |s: &ClusterSnapshot, id: &ReplicaId| s.replicas.iter().find(|r| &r.id == id).map(|r| r.phase);
+    let phases = |s: &ClusterSnapshot| -> BTreeMap<ReplicaId, ReplicaPhase> {
+        s.replicas.iter().map(|r| (r.id.clone(), r.phase)).collect()
+    };
+    let (old, new) = (phases(old), phases(new));
     plan.pools.iter().flat_map(|p| p.replicas.iter().map(move |r| (&p.pool, &r.id))).find_map(|(pool, id)| {
-        match (phase(old, id)?, phase(new, id)) {
+        match (old.get(id)?, new.get(id)) {
             (ReplicaPhase::Draining, _) => None,
             (_, Some(ReplicaPhase::Draining)) => {
                 Some(format!("replica {id} of {pool} is being evicted or deleted"))

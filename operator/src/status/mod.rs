@@ -2,6 +2,7 @@
 
 pub mod cluster;
 pub mod pool;
+pub mod queue;
 pub mod rollout;
 pub mod write;
 

@@ -123,9 +123,7 @@ fn constraint(group: &Group<'_>, what: &Coupling, price: f64) -> BindingConstrai
 fn remaining<'p, 'a>(group: &'p Group<'a>) -> Remaining<'p, 'a> {
     let mut left = Remaining::new(&group.problem);
     for (p, pool) in group.answer.pools.iter().enumerate() {
-        for ((k, c), n) in &pool.counts {
-            (0..*n).for_each(|_| left.take(p, *k, *c));
-        }
+        left.take_each(p, &pool.counts);
     }
     left
 }

@@ -187,8 +187,12 @@ pub fn candidates(
             continue;
         }
         let here = || snapshot.nodes.iter().filter(|n| n.accelerator == accelerator.name);
-        let usable = |n: &&NodeInfo| eligibility(pool, n) != Eligibility::Closed;
-        let largest = here().filter(usable).map(|n| n.allocatable_gpus).max();
+        let usable = |n: &NodeInfo| eligibility(pool, n) != Eligibility::Closed;
+        // Whether a node may be used is asked only of those that are larger than what is known.
+        let largest = here().fold(None, |most, n| {
+            let size = Some(n.allocatable_gpus);
+            if size > most && usable(n) { size } else { most }
+        });
         let autoscaled = (accelerator.autoscalable_max > 0).then(|| {
             let size =
                 here().map(|n| n.allocatable_gpus).max().unwrap_or(accelerator.link_domain_size).max(1);

@@ -17,7 +17,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::greedy::{answer_of, greedy};
+use super::greedy::{Remaining, answer_of, greedy};
 use super::inventory::{Cell, Eligibility};
 use super::program::{
     self, Answer, BudgetRow, Coupling, Fleet, Held, PoolAnswer, Problem, cost_of, relaxation, solve_whole,
@@ -74,9 +74,11 @@ fn by_prices(problem: &Problem<'_>, solver: &dyn Solver, limits: &Limits) -> Ans
         };
         (0..answers.len()).map(of).sum()
     };
-    let mut best = Best { problem, order: &order, loss: &loss, solver, limits: &limits, found: None };
-    best.consider(in_turn(problem, &order, vec![None; order.len()], &[], solver, &limits));
-    let own_best = own_best(problem, solver, &limits);
+    let alone = Alone::of(problem, solver, &limits);
+    let own_best = alone.least_usd.iter().copied().sum::<Option<f64>>().unwrap_or(0.0);
+    let mut best =
+        Best { problem, order: &order, loss: &loss, alone: &alone, solver, limits: &limits, found: None };
+    best.consider(in_turn(problem, &order, vec![None; order.len()], Some(&alone), &[], solver, &limits));
     if best.gap_to(own_best) > limits.gap {
         best.consider(greedy(problem).iter().enumerate().map(|(p, f)| answer_of(problem, p, f)).collect());
     }
@@ -84,7 +86,7 @@ fn by_prices(problem: &Problem<'_>, solver: &dyn Solver, limits: &Limits) -> Ans
     if !answers.iter().all(done) {
         // Something is short: what is served comes first, and the relaxation says what binds.
         let (prices, _) = relaxation(problem, solver);
-        best.consider(in_turn(problem, &order, vec![None; order.len()], &prices, solver, &limits));
+        best.consider(in_turn(problem, &order, vec![None; order.len()], None, &prices, solver, &limits));
         let (_, objective, answers) = best.current();
         let fleet: Fleet = answers.iter().map(|a| a.counts.clone()).collect();
         let bound = program::bound_given(problem, &fleet, solver).min(objective);
@@ -105,10 +107,10 @@ fn by_prices(problem: &Problem<'_>, solver: &dyn Solver, limits: &Limits) -> Ans
     let bound = master.run(&first, objective).max(own_best);
     let (prices, settled) = (master.prices.clone(), master.settled());
     if best.gap_to(bound) > limits.gap {
-        best.consider(in_turn(problem, &order, settled, &prices, solver, &limits));
+        best.consider(in_turn(problem, &order, settled, None, &prices, solver, &limits));
     }
     if best.gap_to(bound) > limits.gap {
-        best.consider(in_turn(problem, &order, vec![None; order.len()], &prices, solver, &limits));
+        best.consider(in_turn(problem, &order, vec![None; order.len()], None, &prices, solver, &limits));
     }
     if best.gap_to(bound) > limits.gap
         && let Some(chosen) = master.choose(&first)
@@ -124,6 +126,7 @@ struct Best<'s, 'p> {
     problem: &'s Problem<'p>,
     order: &'s [usize],
     loss: &'s dyn Fn(&[PoolAnswer]) -> f64,
+    alone: &'s Alone,
     solver: &'s dyn Solver,
     limits: &'s Limits,
     /// Demand lost (weighed by tier), cost, answers.
@@ -133,7 +136,7 @@ struct Best<'s, 'p> {
 impl Best<'_, '_> {
     /// Polishes a fleet and keeps it if it is better.
     fn consider(&mut self, mut answers: Vec<PoolAnswer>) {
-        polish(self.problem, self.order, &mut answers, self.solver, self.limits);
+        polish(self.problem, self.order, self.alone, &mut answers, self.solver, self.limits);
         let fleet: Fleet = answers.iter().map(|a| a.counts.clone()).collect();
         let (lost, cost) = ((self.loss)(&answers), cost_of(self.problem, &fleet));
         let better = |l: f64, c: f64| lost < l - 1e-9 || (lost < l + 1e-9 && cost < c - 1e-9);
@@ -311,18 +314,34 @@ impl<'s, 'p> Master<'s, 'p> {
     }
 }
 
-/// Sum of what each pool would cost at least with the cluster to itself.
-fn own_best(problem: &Problem<'_>, solver: &dyn Solver, limits: &Limits) -> f64 {
-    let each: Option<f64> =
-        (0..problem.pools.len()).map(|p| at_prices(problem, p, &[], solver, limits).map(|a| a.bound)).sum();
-    each.unwrap_or(0.0)
+/// What each pool would do with the cluster to itself.
+struct Alone {
+    /// The fleet it would take, if that serves it.
+    wishes: Vec<Option<PoolAnswer>>,
+    /// What it costs at least, dollars per hour and price of change; `None` if it cannot be served even so.
+    least_usd: Vec<Option<f64>>,
 }
 
-/// Every pool chooses from what those before it left; pools that come away short go first the next time.
+impl Alone {
+    fn of(problem: &Problem<'_>, solver: &dyn Solver, limits: &Limits) -> Self {
+        let of = |p: usize| {
+            let Some(mut answer) = at_prices(problem, p, &[], solver, limits) else { return (None, None) };
+            // Zones are left out of that program.
+            let wish = answer.pools.pop().filter(|_| problem.pools[p].min_zones <= 1);
+            (wish.filter(done), Some(answer.bound))
+        };
+        let (wishes, least_usd) = (0..problem.pools.len()).map(of).unzip();
+        Self { wishes, least_usd }
+    }
+}
+
+/// Every pool chooses from what those before it left; pools that come away short go first the next time. A pool that finds
+/// what it would take alone takes that: nothing is better.
 fn in_turn(
     problem: &Problem<'_>,
     order: &[usize],
     settled: Vec<Option<PoolAnswer>>,
+    alone: Option<&Alone>,
     prices: &[(Coupling, f64)],
     solver: &dyn Solver,
     limits: &Limits,
@@ -332,9 +351,20 @@ fn in_turn(
     let mut best: Option<(usize, Vec<PoolAnswer>)> = None;
     for _ in 0..=REORDERS {
         let mut answers = start.clone();
+        let mut left = Remaining::new(problem);
+        for (p, answer) in start.iter().enumerate() {
+            left.take_each(p, &answer.counts);
+        }
         for p in &order {
-            let alone = only(problem, *p, &answers, prices);
-            answers[*p] = one(&alone, solver, limits);
+            let wish = alone.and_then(|a| a.wishes[*p].as_ref()).filter(|w| left.take_all(*p, &w.counts));
+            answers[*p] = match wish {
+                Some(wish) => wish.clone(),
+                None => {
+                    let answer = one(&only(problem, *p, &answers, prices), solver, limits);
+                    left.take_each(*p, &answer.counts);
+                    answer
+                }
+            };
         }
         let short: BTreeSet<usize> = (0..answers.len()).filter(|p| !done(&answers[*p])).collect();
         if best.as_ref().is_none_or(|(n, _)| short.len() < *n) {
@@ -348,15 +378,23 @@ fn in_turn(
     best.map(|(_, a)| a).unwrap_or_default()
 }
 
-/// Each pool chooses once more at true cost, from what the others leave, and keeps the better of the two.
+/// Each pool chooses once more at true cost, from what the others leave, and keeps the better of the two. One that costs
+/// no more than it would alone has no better choice.
 fn polish(
     problem: &Problem<'_>,
     order: &[usize],
+    alone: &Alone,
     answers: &mut [PoolAnswer],
     solver: &dyn Solver,
     limits: &Limits,
 ) {
     for p in order {
+        if let Some(least_usd) = alone.least_usd[*p].filter(|_| done(&answers[*p])) {
+            let usd = cost_of(&single(problem, *p, &[]), &vec![answers[*p].counts.clone()]);
+            if usd - least_usd <= limits.gap * usd.abs() {
+                continue;
+            }
+        }
         let alone = only(problem, *p, answers, &[]);
         let again = one(&alone, solver, limits);
         let cost = |a: &PoolAnswer| cost_of(&alone, &vec![a.counts.clone()]);
@@ -420,11 +458,28 @@ fn only<'a>(
 fn single<'a>(problem: &Problem<'a>, p: usize, prices: &[(Coupling, f64)]) -> Problem<'a> {
     Problem {
         pools: vec![problem.pools[p].clone()],
-        cells: problem.cells.iter().map(|c| Cell { eligible: vec![c.eligible[p]], ..c.clone() }).collect(),
+        // Not cloned whole: eligibilities of all pools would be.
+        cells: problem
+            .cells
+            .iter()
+            .map(|c| Cell {
+                accelerator: c.accelerator.clone(),
+                zone: c.zone.clone(),
+                spot: c.spot,
+                usd_per_hour: c.usd_per_hour,
+                slots: c.slots.clone(),
+                eligible: vec![c.eligible[p]],
+            })
+            .collect(),
         budgets: problem
             .budgets
             .iter()
-            .map(|b| BudgetRow { covers: vec![b.covers[p]], ..b.clone() })
+            .map(|b| BudgetRow {
+                name: b.name.clone(),
+                usd_per_hour: b.usd_per_hour,
+                cap: b.cap,
+                covers: vec![b.covers[p]],
+            })
             .collect(),
         cuts: problem.cuts.clone(),
         held: Vec::new(),
@@ -525,6 +580,44 @@ mod tests {
         }
         let rates = [("l4", vec![1.0, 0.1]), ("l40s", vec![1.7, 0.4]), ("h100", vec![4.0, 1.2])];
         (w, Table(rates.into_iter().map(|(n, r)| (n.to_owned(), r)).collect()))
+    }
+
+    #[test]
+    fn pools_take_what_they_would_take_alone_while_there_is_room() {
+        let limits = Limits { nodes: 2_000, gap: 1e-4, seconds: 20.0 };
+        let order: Vec<usize> = (0..5).collect();
+        for (seed, roomy) in (0..6).flat_map(|seed| [(seed, true), (seed, false)]) {
+            let (mut w, model) = contested(seed);
+            if roomy {
+                w.snapshot.budgets.clear();
+                w.snapshot.nodes.iter_mut().for_each(|n| n.allocatable_gpus = 64);
+            }
+            let input = w.input();
+            let drafts = prepare::drafts(&input, &model);
+            let members: Vec<usize> = (0..drafts.len()).collect();
+            let problem = prepare::problem(&input, &drafts, &members, &Default::default(), &BTreeMap::new());
+            let alone = Alone::of(&problem, &BranchAndBound, &limits);
+            let turn =
+                |alone| in_turn(&problem, &order, vec![None; 5], alone, &[], &BranchAndBound, &limits);
+            let answers = turn(Some(&alone));
+            let fleet = |answers: &[PoolAnswer]| answers.iter().map(|a| a.counts.clone()).collect::<Fleet>();
+            if roomy {
+                let wishes: Vec<PoolAnswer> = alone.wishes.iter().flatten().cloned().collect();
+                assert_eq!(answers, wishes, "seed {seed}");
+                let (fast, slow) =
+                    (cost_of(&problem, &fleet(&answers)), cost_of(&problem, &fleet(&turn(None))));
+                assert!((fast - slow).abs() < 1e-3 * slow, "seed {seed}: {fast} against {slow}");
+            }
+            for (what, most) in program::couplings(&problem) {
+                let taken: f64 = answers
+                    .iter()
+                    .enumerate()
+                    .flat_map(|(p, a)| a.counts.iter().map(move |((k, c), n)| (p, *k, *c, *n)))
+                    .map(|(p, k, c, n)| f64::from(n) * problem.takes(&what, p, k, c))
+                    .sum();
+                assert!(taken <= most + 1e-6, "seed {seed}: {what:?} {taken} of {most}");
+            }
+        }
     }
 
     #[test]

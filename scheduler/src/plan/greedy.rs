@@ -138,6 +138,26 @@ impl<'p, 'a> Remaining<'p, 'a> {
         }
     }
 
+    /// Takes these replicas, whether they fit or not.
+    pub fn take_each(&mut self, p: usize, counts: &BTreeMap<(usize, usize), u32>) {
+        for ((k, c), n) in counts {
+            (0..*n).for_each(|_| self.take(p, *k, *c));
+        }
+    }
+
+    /// Takes some replicas, all of them or, if they do not fit together, none; says which.
+    pub fn take_all(&mut self, p: usize, counts: &BTreeMap<(usize, usize), u32>) -> bool {
+        let each = || counts.iter().flat_map(|((k, c), n)| (0..*n).map(move |_| (*k, *c)));
+        for (taken, (k, c)) in each().enumerate() {
+            if !self.fits(p, k, c) {
+                each().take(taken).for_each(|(k, c)| self.release(p, k, c));
+                return false;
+            }
+            self.take(p, k, c);
+        }
+        true
+    }
+
     /// Gives one replica's worth back.
     pub fn release(&mut self, p: usize, k: usize, c: usize) {
         let pool = &self.problem.pools[p];

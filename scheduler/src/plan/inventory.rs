@@ -5,7 +5,8 @@
 //! groups must fit a node: for each group size `g` a cell offers `Σ_nodes ⌊free/g⌋` *slots*, and a group of size
 //! `s ≥ g` takes `⌊s/g⌋` of them. Where sizes divide one another (1, 2, 4, 8) these rows are exact.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use plimsoll_fleet::pool::{SpotPolicy, Toleration};
 use plimsoll_fleet::{ClusterSnapshot, ModelPool, NodeInfo, NodeName, Shape};
@@ -43,8 +44,8 @@ pub struct Cell {
     pub spot: bool,
     /// Price of one accelerator here.
     pub usd_per_hour: f64,
-    /// Nodes, in order of name.
-    pub slots: Vec<Slot>,
+    /// Nodes, in order of name; shared, because every pool looks at every cell.
+    pub slots: Arc<[Slot]>,
     /// Each pool's eligibility, in the order the pools were given.
     pub eligible: Vec<Eligibility>,
 }
@@ -140,8 +141,34 @@ pub fn price(snapshot: &ClusterSnapshot, accelerator: &str, spot: bool) -> Optio
     (usd.is_finite() && usd >= 0.0).then_some(usd)
 }
 
+/// All of a node that [`eligibility`] depends on for some pools: those whose selectors name the labels listed.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Look<'a> {
+    accelerator: &'a str,
+    zone: &'a str,
+    spot: bool,
+    ready: bool,
+    schedulable: bool,
+    taints: &'a [String],
+    labels: Vec<Option<&'a str>>,
+}
+
+impl<'a> Look<'a> {
+    fn of(node: &'a NodeInfo, keys: &BTreeSet<&str>) -> Self {
+        Self {
+            accelerator: &node.accelerator,
+            zone: &node.zone,
+            spot: node.spot,
+            ready: node.ready,
+            schedulable: node.schedulable,
+            taints: &node.taints,
+            labels: keys.iter().map(|key| node.labels.get(*key).map(String::as_str)).collect(),
+        }
+    }
+}
+
 /// The cells of a snapshot for these pools. `leaving` counts accelerators that replicas on their way out hold, by node.
-/// Nodes of unknown classes, or of classes without a usable price, are in no cell.
+/// Nodes of unknown classes, or of classes without a usable price, are in no cell. O(nodes + pools × kinds of node).
 pub fn cells(
     snapshot: &ClusterSnapshot,
     pools: &[&ModelPool],
@@ -150,27 +177,38 @@ pub fn cells(
 ) -> Vec<Cell> {
     type Signature = (String, String, bool, Vec<Eligibility>);
     let mut by_signature: BTreeMap<Signature, Vec<Slot>> = BTreeMap::new();
+    // Of nodes that look alike to all pools, one is asked about.
+    let keys: BTreeSet<&str> =
+        pools.iter().flat_map(|p| p.placement.node_selector.keys()).map(String::as_str).collect();
+    let mut alike: BTreeMap<Look<'_>, (&NodeInfo, Vec<Slot>)> = BTreeMap::new();
     let mut nodes: Vec<&NodeInfo> = snapshot.nodes.iter().collect();
     nodes.sort_by(|a, b| a.name.cmp(&b.name));
     nodes.dedup_by(|a, b| a.name == b.name);
     for node in &nodes {
-        let eligible: Vec<Eligibility> = pools.iter().map(|p| eligibility(p, node)).collect();
-        if eligible.iter().all(|e| *e == Eligibility::Closed) {
-            continue;
-        }
         let taken = reserved.nodes.get(&node.name).copied().unwrap_or(0).saturating_add(node.foreign_gpus);
         let free = node.allocatable_gpus.saturating_sub(taken);
         let leaving = leaving.get(&node.name).copied().unwrap_or(0).min(free);
-        by_signature
-            .entry((node.accelerator.clone(), node.zone.clone(), node.spot, eligible))
-            .or_default()
+        alike
+            .entry(Look::of(node, &keys))
+            .or_insert_with(|| (*node, Vec::new()))
+            .1
             .push(Slot { node: Some(node.name.clone()), free, leaving });
+    }
+    for (node, slots) in alike.into_values() {
+        let eligible: Vec<Eligibility> = pools.iter().map(|p| eligibility(p, node)).collect();
+        if eligible.iter().any(|e| *e != Eligibility::Closed) {
+            by_signature
+                .entry((node.accelerator.clone(), node.zone.clone(), node.spot, eligible))
+                .or_default()
+                .extend(slots);
+        }
     }
     let mut cells: Vec<Cell> = by_signature
         .into_iter()
-        .filter_map(|((accelerator, zone, spot, eligible), slots)| {
+        .filter_map(|((accelerator, zone, spot, eligible), mut slots)| {
             let usd_per_hour = price(snapshot, &accelerator, spot)?;
-            Some(Cell { accelerator, zone, spot, usd_per_hour, slots, eligible })
+            slots.sort_by(|a, b| a.node.cmp(&b.node));
+            Some(Cell { accelerator, zone, spot, usd_per_hour, slots: slots.into(), eligible })
         })
         .collect();
     for class in &snapshot.accelerators {
@@ -196,7 +234,7 @@ pub fn cells(
             slots.push(Slot { node: None, free: left % size, leaving: 0 });
         }
         let (accelerator, zone) = (class.name.clone(), String::new());
-        cells.push(Cell { accelerator, zone, spot: false, usd_per_hour, slots, eligible });
+        cells.push(Cell { accelerator, zone, spot: false, usd_per_hour, slots: slots.into(), eligible });
     }
     cells
 }
@@ -209,6 +247,28 @@ mod tests {
     fn toleration(key: Option<&str>, operator: Option<&str>, value: Option<&str>) -> Toleration {
         let own = |s: Option<&str>| s.map(str::to_owned);
         Toleration { key: own(key), operator: own(operator), value: own(value), effect: None }
+    }
+
+    #[test]
+    fn nodes_that_some_pool_tells_apart_are_in_cells_of_their_own() {
+        use crate::plan::tests::support::{node, pool};
+        let mut picky = pool("picky", "llama-3.1-8b", 1e6, 1e4);
+        picky.placement.node_selector.insert("disk".to_owned(), "fast".to_owned());
+        let plain = pool("plain", "llama-3.1-8b", 1e6, 1e4);
+        let mut nodes = vec![node("c", "l4", 4, "a"), node("a", "l4", 4, "a"), node("b", "l4", 4, "a")];
+        nodes[1].labels.insert("disk".to_owned(), "fast".to_owned());
+        nodes[0].labels.insert("host".to_owned(), "c".to_owned());
+        let classes = vec![plimsoll_fleet::presets::accelerator("l4").unwrap()];
+        let snapshot = ClusterSnapshot { nodes, accelerators: classes, ..ClusterSnapshot::default() };
+        let of = |pools: &[&ModelPool]| -> Vec<Vec<String>> {
+            let names = |c: &Cell| c.slots.iter().filter_map(|s| s.node.as_ref()).map(ToString::to_string).collect();
+            cells(&snapshot, pools, &Reserved::default(), &BTreeMap::new()).iter().map(names).collect()
+        };
+        assert_eq!(of(&[&plain]), [["a", "b", "c"]]);
+        assert_eq!(of(&[&picky]), [["a"]]);
+        let mut both = of(&[&plain, &picky]);
+        both.sort();
+        assert_eq!(both, [vec!["a"], vec!["b", "c"]]);
     }
 
     #[rstest]

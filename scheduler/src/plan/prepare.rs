@@ -1,6 +1,7 @@
 //! From the planner's input to a [`Problem`]: what lives, what is wanted, what is broken.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use plimsoll_fleet::budget::OnLimit;
 use plimsoll_fleet::pool::EngineKind;
@@ -178,9 +179,7 @@ fn live(
         })
     };
     let mut live: Vec<Live> = Vec::new();
-    let mut seen = BTreeSet::new();
-    for r in &input.snapshot.replicas {
-        seen.insert(&r.id);
+    for r in input.snapshot.replicas.iter().filter(|r| r.pool == pool.id) {
         let held = rollout.is_some_and(|rollout| rollout.held.contains(&r.id));
         // One that never served, such as one whose image cannot be pulled, is tried again where it is by the cluster
         // itself; another in its place would most likely fail the same way, and so for ever.
@@ -188,7 +187,7 @@ fn live(
         let tried_again = r.ready_at.is_none() && !r.ended && age_s < FAILED_START_SECONDS;
         let gone =
             r.phase == ReplicaPhase::Draining || (r.phase == ReplicaPhase::Failed && !held && !tried_again);
-        if r.pool != pool.id || gone || provision::is_overdue(input, r) {
+        if gone || provision::is_overdue(input, r) {
             continue;
         }
         let bound = !r.nodes.is_empty();
@@ -208,7 +207,7 @@ fn live(
     // Endpoints that others run are there as long as they are listed, never on the way.
     let before = before.filter(|_| pool.engine.kind != EngineKind::External);
     for r in before.map(|p| p.replicas.as_slice()).unwrap_or_default() {
-        if !seen.contains(&r.id) && open(&r.nodes) && !live.iter().any(|l| l.id == r.id) {
+        if !input.snapshot.replicas.iter().any(|seen| seen.id == r.id) && open(&r.nodes) && !live.iter().any(|l| l.id == r.id) {
             live.push(Live {
                 id: r.id.clone(),
                 shape: r.shape.clone(),
@@ -347,7 +346,7 @@ pub(crate) fn problem<'a>(
                 (capacity * (1.0 - 1e-6)).clamp(1.0, 1.0 + input.config.scale_down_headroom.clamp(0.0, 10.0));
             PoolProblem {
                 pool: d.pool,
-                set: d.set.clone(),
+                set: Arc::new(d.set.clone()),
                 floor: d.floor,
                 ceiling: d.ceiling,
                 min_zones: d.pool.scaling.min_zones,

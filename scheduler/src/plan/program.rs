@@ -10,6 +10,7 @@
 //! the number of tiers plus two.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use plimsoll_fleet::ModelPool;
 
@@ -24,7 +25,7 @@ pub struct PoolProblem<'a> {
     /// The pool.
     pub pool: &'a ModelPool,
     /// Its candidates.
-    pub set: CandidateSet,
+    pub set: Arc<CandidateSet>,
     /// Fewest replicas.
     pub floor: u32,
     /// Most replicas.
