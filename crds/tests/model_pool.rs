@@ -162,6 +162,10 @@ fn classes_share_the_traffic() {
 #[case::bad_endpoint(json!({"engine": {"kind": "external", "endpoints": ["http://a"]}}), "spec.engine.endpoints[0]", "10.0.0.7:8000")]
 #[case::cold_start(json!({"engine": {"coldStart": "fast"}}), "spec.engine.coldStart", "90s")]
 #[case::toleration(json!({"placement": {"tolerations": [{"key": "a", "operator": "Is"}]}}), "spec.placement.tolerations[0].operator", "Exists or Equal")]
+#[case::adopt_enforce(json!({"adopt": {"selector": {"matchLabels": {"app": "a"}}}}), "spec.mode", "set mode: Advise")]
+#[case::adopt_external(json!({"mode": "Advise", "adopt": {"selector": {"matchLabels": {"app": "a"}}}, "engine": {"kind": "external", "endpoints": ["a:1"]}}), "spec.engine.kind", "remove spec.adopt")]
+#[case::adopt_all(json!({"mode": "Advise", "adopt": {"selector": {}}}), "spec.adopt.selector", "matchLabels: {app: chat}")]
+#[case::adopt_operator(json!({"mode": "Advise", "adopt": {"selector": {"matchExpressions": [{"key": "a", "operator": "Is"}]}}}), "spec.adopt.selector", "DoesNotExist")]
 #[case::context(json!({"maxContextTokens": 999999}), "spec.maxContextTokens", "131072")]
 fn each_mistake_names_its_field_and_remedy(
     #[case] spec: serde_json::Value,

@@ -5,6 +5,7 @@
 //! so that the cluster follows the plan; [`apply`] does it; [`status`] says what was done and why. The scheduler is
 //! reached through [`brain::Brain`], over gRPC in production ([`grpc`]). Only the holder of the Lease ([`lease`]) acts.
 
+pub mod adopt;
 pub mod apply;
 pub mod backoff;
 pub mod brain;

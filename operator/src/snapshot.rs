@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use plimsoll_crds::model_pool::EngineKind;
 use plimsoll_fleet::{ClusterSnapshot, ReplicaId, ReplicaPhase};
 
+use crate::adopt;
 use crate::build::template;
 use crate::fault::FaultCondition;
 use crate::observe::{self, Observed, Unadoptable};
@@ -105,5 +106,6 @@ pub fn snapshot(
         budgets: validated.budgets.iter().filter_map(|j| j.verdict.as_ref().ok().cloned()).collect(),
         tenants: validated.tenants.iter().filter_map(|j| j.verdict.as_ref().ok().cloned()).collect(),
         adapters: validated.adapters.iter().filter_map(|j| j.verdict.as_ref().ok().cloned()).collect(),
+        adopted: adopt::adopt(world, validated),
     }
 }

@@ -20,6 +20,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, info_span, warn};
 
+use crate::adopt;
 use crate::backoff::Backoff;
 use crate::names;
 use crate::world::{Broken, World};
@@ -124,7 +125,7 @@ fn forget_managers(pod: &mut Pod) {
     pod.metadata.managed_fields = None;
 }
 
-/// Keeps of another's pod only what holds accelerators: clusters have many pods.
+/// Keeps of another's pod only what holds accelerators, and what an engine there runs: clusters have many pods.
 fn prune_pod(pod: &mut Pod) {
     pod.metadata.managed_fields = None;
     pod.metadata.annotations = None;
@@ -132,11 +133,7 @@ fn prune_pod(pod: &mut Pod) {
         spec.volumes = None;
         spec.affinity = None;
         for container in spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten()) {
-            *container = k8s_openapi::api::core::v1::Container {
-                name: std::mem::take(&mut container.name),
-                resources: container.resources.take(),
-                ..Default::default()
-            };
+            *container = adopt::keep(container);
         }
     }
     if let Some(status) = &mut pod.status {

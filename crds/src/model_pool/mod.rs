@@ -1,8 +1,10 @@
 //! ModelPool: what a model's owner asks for.
 
+mod adopt;
 mod convert;
 mod spec;
 mod status;
 
+pub use adopt::*;
 pub use spec::*;
 pub use status::*;

@@ -23,6 +23,7 @@ pub(crate) mod prepare;
 pub mod program;
 pub mod solver;
 mod spread;
+mod today;
 
 use std::collections::BTreeMap;
 
@@ -94,6 +95,9 @@ pub fn plan_with(input: &PlanInput<'_>, model: &dyn Performance, solver: &dyn So
             .collect();
         if members.is_empty() {
             continue;
+        }
+        if !enforced {
+            reserved.returned = today::held(input.snapshot);
         }
         let group = solve_group(input, &drafts, members, &reserved, &spent, solver);
         for (at, member) in group.members.iter().enumerate() {
