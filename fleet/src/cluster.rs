@@ -109,6 +109,17 @@ impl AdoptedReplica {
     }
 }
 
+/// An InferenceObjective (Gateway API Inference Extension, llm-d): the priority of requests that name it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct RequestPriority {
+    /// Pool whose requests it is for.
+    pub pool: PoolId,
+    /// Name, as requests give it.
+    pub objective: String,
+    /// Higher goes first; below zero: the first to be refused.
+    pub priority: i32,
+}
+
 /// Everything the planner needs to know of the cluster at one moment. Rejected objects are not in it.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct ClusterSnapshot {
@@ -129,4 +140,7 @@ pub struct ClusterSnapshot {
     /// Engines of others that pools adopt, in order of pool and name.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub adopted: Vec<AdoptedReplica>,
+    /// Priorities of requests within a pool, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub priorities: Vec<RequestPriority>,
 }

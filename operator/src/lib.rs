@@ -17,6 +17,7 @@ pub mod grpc;
 pub mod inference_pool;
 pub mod lease;
 pub mod names;
+pub mod objectives;
 pub mod observe;
 pub mod record;
 pub mod run;

@@ -107,5 +107,6 @@ pub fn snapshot(
         tenants: validated.tenants.iter().filter_map(|j| j.verdict.as_ref().ok().cloned()).collect(),
         adapters: validated.adapters.iter().filter_map(|j| j.verdict.as_ref().ok().cloned()).collect(),
         adopted: adopt::adopt(world, validated),
+        priorities: world.priorities.iter().filter(|p| accepted.contains_key(&p.pool)).cloned().collect(),
     }
 }

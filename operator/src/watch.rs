@@ -15,6 +15,7 @@ use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, Resource, ResourceExt};
 use parking_lot::Mutex;
 use plimsoll_crds::{AcceleratorClass, Budget, LoraAdapter, ModelPool, Tenant};
+use plimsoll_fleet::RequestPriority;
 use serde::de::DeserializeOwned;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -23,6 +24,7 @@ use tracing::{Instrument, debug, info_span, warn};
 use crate::adopt;
 use crate::backoff::Backoff;
 use crate::names;
+use crate::objectives;
 use crate::world::{Broken, World};
 
 /// Time between two looks at the Secrets that tenants name (they are read one by one: a watch would need all Secrets).
@@ -42,6 +44,7 @@ pub struct Watches {
     pods: Store<Pod>,
     foreign_pods: Store<Pod>,
     api_keys: Arc<Mutex<ApiKeys>>,
+    priorities: Arc<Mutex<Vec<RequestPriority>>>,
     changed: Arc<Notify>,
 }
 
@@ -66,6 +69,7 @@ impl Watches {
         let foreign_pods =
             reflect(Api::all(client.clone()), foreign, "Pod (others)", prune_pod, &changed, None, stop);
         let api_keys = Arc::new(Mutex::new(ApiKeys::new()));
+        let priorities = Arc::default();
         let watches = Self {
             pools,
             accelerators,
@@ -76,8 +80,11 @@ impl Watches {
             pods,
             foreign_pods,
             api_keys,
+            priorities,
             changed,
         };
+        let (found, changed) = (watches.priorities.clone(), watches.changed.clone());
+        tokio::spawn(objectives::follow(client.clone(), found, changed, stop.clone()));
         tokio::spawn(follow_secrets(watches.clone(), client.clone(), tenants_changed, stop.clone()));
         watches
     }
@@ -114,6 +121,7 @@ impl Watches {
             pods: self.pods.state(),
             foreign_pods: self.foreign_pods.state(),
             api_keys: self.api_keys.lock().clone(),
+            priorities: self.priorities.lock().clone(),
             broken,
         }
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Node, Pod};
 use plimsoll_crds::{AcceleratorClass, Budget, LoraAdapter, ModelPool, Tenant};
+use plimsoll_fleet::RequestPriority;
 
 /// An object that exists but cannot be read as its kind.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,4 +47,6 @@ pub struct World {
     pub foreign_pods: Vec<Arc<Pod>>,
     /// SHA-256 digests (lower-case hex) of tenants' API keys by `(namespace, secret, key)`.
     pub api_keys: BTreeMap<(String, String, String), String>,
+    /// InferenceObjectives, as priorities of requests.
+    pub priorities: Vec<RequestPriority>,
 }

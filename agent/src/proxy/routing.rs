@@ -305,7 +305,9 @@ impl Proxy {
         let code = r.reason.as_str();
         match r.reason {
             RefusalReason::QueueFull | RefusalReason::Displaced => {
-                ApiError::busy(code, format!("every queue for {model:?} is full; try again later"), after)
+                ApiError::busy(code, format!(
+                    "every queue for {model:?} is full, or holds requests of a higher priority; try again later"
+                ), after)
             }
             RefusalReason::Deadline => ApiError::busy(
                 code,
