@@ -1,5 +1,6 @@
 //! The `plimsoll` binary: every part of Plimsoll, and the tools around it.
 
+mod advice;
 mod commands;
 mod endpoints;
 mod failure;

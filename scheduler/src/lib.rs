@@ -1,5 +1,6 @@
 //! Demand forecast, plan, placement, explanation; then the service around them.
 
+pub mod advice;
 pub mod clock;
 pub mod cold_start;
 pub mod demand;
