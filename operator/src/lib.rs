@@ -20,6 +20,7 @@ pub mod names;
 pub mod objectives;
 pub mod observe;
 pub mod record;
+pub mod release;
 pub mod run;
 pub mod snapshot;
 pub mod status;
