@@ -422,7 +422,12 @@ async fn a_request_has_the_priority_of_the_objective_that_it_names() {
             }
         }
         let shed = shed.expect("it is refused");
-        assert_eq!((shed.status, shed.json()["error"]["code"].as_str()), (429, Some("displaced")), "{}", shed.text);
+        assert_eq!(
+            (shed.status, shed.json()["error"]["code"].as_str()),
+            (429, Some("displaced")),
+            "{}",
+            shed.text
+        );
     }
     assert!(ask("x-llm-d-inference-objective", "unknown").await.is_none(), "it waits like any other");
     for task in tasks {

@@ -162,10 +162,18 @@ mod tests {
         let objects = [
             object("llm-d.ai", "batch", json!({"priority": -1, "poolRef": {"name": "chat"}})),
             object("llm-d.ai", "plain", json!({"poolRef": reference("chat")})),
-            object("llm-d.ai", "elsewhere", json!({"priority": 5, "poolRef": {"kind": "Service", "name": "chat"}})),
+            object(
+                "llm-d.ai",
+                "elsewhere",
+                json!({"priority": 5, "poolRef": {"kind": "Service", "name": "chat"}}),
+            ),
             object("llm-d.ai", "nowhere", json!({"priority": 5, "poolRef": {}})),
             object("llm-d.ai", "huge", json!({"priority": 1_i64 << 40, "poolRef": {"name": "code"}})),
-            object("inference.networking.x-k8s.io", "batch", json!({"priority": 9, "poolRef": {"name": "chat"}})),
+            object(
+                "inference.networking.x-k8s.io",
+                "batch",
+                json!({"priority": 9, "poolRef": {"name": "chat"}}),
+            ),
         ];
         let found: Vec<(String, String, i32)> = priorities(objects.iter())
             .into_iter()

@@ -99,8 +99,7 @@ fn pods_nowhere_or_on_unknown_hardware_or_of_unknown_engines_are_named() {
     let mut training = pod("c", json!({}), 2, &["python", "train.py"]);
     training["spec"]["containers"][1]["image"] = json!("pytorch");
     let (_, snapshot) = look(vec![adopting("chat", "")], vec![unbound, strange, training]);
-    let reasons: Vec<&str> =
-        snapshot.adopted.iter().map(|a| a.problem.split(':').next().unwrap()).collect();
+    let reasons: Vec<&str> = snapshot.adopted.iter().map(|a| a.problem.split(':').next().unwrap()).collect();
     assert_eq!(reasons, ["Unscheduled", "UnknownAccelerator", "UnknownEngine"]);
     assert_eq!(snapshot.adopted[2].held(), 2, "its cost counts all the same");
 }
@@ -145,7 +144,10 @@ fn a_pod_belongs_to_one_pool_and_enforcing_pools_adopt_nothing() {
 }
 
 /// The status of a pool that adopts these, with a plan that compares.
-fn status_of(adopted: &[AdoptedReplica], today: Option<TodaysFleet>) -> plimsoll_crds::model_pool::ModelPoolStatus {
+fn status_of(
+    adopted: &[AdoptedReplica],
+    today: Option<TodaysFleet>,
+) -> plimsoll_crds::model_pool::ModelPoolStatus {
     let resource = adopting("chat", "");
     let mut plan = plan(3, &resource, vec![assignment("chat-1", "gpu-1")]);
     plan.pools[0].today = today;
@@ -155,12 +157,7 @@ fn status_of(adopted: &[AdoptedReplica], today: Option<TodaysFleet>) -> plimsoll
         resource: &resource,
         verdict: Ok(&accepted),
         before: None,
-        plan: Some(InForce {
-            number: 3,
-            created_at: at(1),
-            trigger: "spec changed",
-            pool: &plan.pools[0],
-        }),
+        plan: Some(InForce { number: 3, created_at: at(1), trigger: "spec changed", pool: &plan.pools[0] }),
         replicas: &[],
         adopted: &adopted,
         rollout: None,
@@ -190,7 +187,10 @@ fn the_status_shows_today_beside_the_advice() {
     let status = status_of(&snapshot.adopted, Some(today));
     let adopted = status.adopted.unwrap();
     assert_eq!((adopted.replicas, adopted.ready_replicas, adopted.accelerators), (2, 2, 5));
-    assert_eq!((adopted.usd_per_hour, adopted.max_rps, adopted.saving_usd_per_hour), (11.5, Some(2.35), Some(6.9)));
+    assert_eq!(
+        (adopted.usd_per_hour, adopted.max_rps, adopted.saving_usd_per_hour),
+        (11.5, Some(2.35), Some(6.9))
+    );
     assert!(adopted.problems[0].starts_with("b: NoVariant"), "{:?}", adopted.problems);
     let why = status.summary.unwrap().why;
     assert!(

@@ -330,9 +330,7 @@ fn a_pool_with_nothing_to_drain_is_not_held_back() {
     };
     let mut pool = chat();
     advise(&mut pool);
-    let release = |actions: &[Action]| {
-        matches!(actions, [Action::SetFinalizers { finalizers, .. }] if finalizers.is_empty())
-    };
+    let release = |actions: &[Action]| matches!(actions, [Action::SetFinalizers { finalizers, .. }] if finalizers.is_empty());
     assert!(release(&decide(&world(vec![pool.clone()]), None, &[], at(0)).actions));
     pool.metadata.finalizers = None;
     assert_eq!(decide(&world(vec![pool]), None, &[], at(0)).actions, []);
@@ -356,5 +354,7 @@ fn without_finalizers_nothing_is_ever_held_back() {
         config: &config,
         now: at(0),
     });
-    assert!(matches!(&prepared.actions[..], [Action::SetFinalizers { finalizers, .. }] if finalizers.is_empty()));
+    assert!(
+        matches!(&prepared.actions[..], [Action::SetFinalizers { finalizers, .. }] if finalizers.is_empty())
+    );
 }

@@ -87,9 +87,8 @@ impl Advice {
 
     /// The number alone, in Prometheus's text format, for readers that look for a line with the metric's name.
     pub fn to_prometheus(&self) -> String {
-        let mut text = format!(
-            "# HELP {METRIC} Replicas that the plan in force advises\n# TYPE {METRIC} gauge\n"
-        );
+        let mut text =
+            format!("# HELP {METRIC} Replicas that the plan in force advises\n# TYPE {METRIC} gauge\n");
         // Names of Kubernetes objects need no escapes.
         let _ = writeln!(text, "{METRIC}{{pool=\"{}\"}} {}", self.pool, self.advised_replicas);
         text
@@ -165,7 +164,10 @@ mod tests {
         assert_eq!(line, "plimsoll_advised_replicas{pool=\"default/a\"} 1");
         // KEDA takes a number at a path.
         let json = serde_json::to_value(&advice).unwrap();
-        assert_eq!((&json["advisedReplicas"], &json["pool"], &json["plan"]), (&1.into(), &"default/a".into(), &7.into()));
+        assert_eq!(
+            (&json["advisedReplicas"], &json["pool"], &json["plan"]),
+            (&1.into(), &"default/a".into(), &7.into())
+        );
         assert_eq!(json["shapes"][0]["advisedReplicas"], 1);
     }
 }

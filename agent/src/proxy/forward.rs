@@ -373,9 +373,8 @@ impl Proxy {
         let deadline_ms =
             positive(&parts.headers, &[names::DEADLINE_MS]).map(|ms| shared.clock.now_ms() + ms);
         let priority = names::priority(&parts.headers, &local.pool.route);
-        let admitted = self
-            .admit(&local.engine, &local.replica, &local.endpoint, priority, &hop, deadline_ms)
-            .await;
+        let admitted =
+            self.admit(&local.engine, &local.replica, &local.endpoint, priority, &hop, deadline_ms).await;
         let permit = match admitted {
             Ok(permit) => permit,
             Err(refusal) => {

@@ -62,9 +62,7 @@ fn words(container: &Container) -> Vec<String> {
     let script = given.first().is_some_and(is_shell);
     given
         .into_iter()
-        .flat_map(|word| {
-            if script && word.contains(char::is_whitespace) { split(&word) } else { vec![word] }
-        })
+        .flat_map(|word| if script && word.contains(char::is_whitespace) { split(&word) } else { vec![word] })
         .collect()
 }
 
@@ -74,12 +72,8 @@ fn expand(word: &str, container: &Container) -> String {
     if !text.contains('$') {
         return text;
     }
-    let mut variables: Vec<(&str, &str)> = container
-        .env
-        .iter()
-        .flatten()
-        .filter_map(|v| Some((v.name.as_str(), v.value.as_deref()?)))
-        .collect();
+    let mut variables: Vec<(&str, &str)> =
+        container.env.iter().flatten().filter_map(|v| Some((v.name.as_str(), v.value.as_deref()?))).collect();
     // `$MODEL_NAME` is not `$MODEL` followed by `_NAME`.
     variables.sort_by_key(|(name, _)| std::cmp::Reverse(name.len()));
     for (name, value) in variables {
@@ -170,9 +164,8 @@ fn stated_weights(words: &[String]) -> Option<Dtype> {
 fn weights_of_method(method: &str) -> Option<Dtype> {
     let method = method.to_lowercase().replace('-', "_");
     match method.as_str() {
-        "awq" | "awq_marlin" | "gptq" | "gptq_marlin" | "marlin" | "bitsandbytes" | "w4afp8" | "moe_wna16" => {
-            Some(Dtype::Int4)
-        }
+        "awq" | "awq_marlin" | "gptq" | "gptq_marlin" | "marlin" | "bitsandbytes" | "w4afp8"
+        | "moe_wna16" => Some(Dtype::Int4),
         "fp8" | "fbgemm_fp8" | "ptpc_fp8" | "w8a8_fp8" | "modelopt" | "modelopt_fp8" => Some(Dtype::Fp8),
         "w8a8_int8" | "experts_int8" | "blockwise_int8" => Some(Dtype::Int8),
         "modelopt_fp4" | "nvfp4" | "mxfp4" | "petit_nvfp4" => Some(Dtype::Fp4),

@@ -118,7 +118,15 @@ fn group(pod: &Pod, chosen: &[String]) -> String {
 }
 
 fn unread(pool: &ModelPool, name: String, problem: String) -> AdoptedReplica {
-    AdoptedReplica { pool: pool.id.clone(), name, shape: None, copies: 1, gpus: Vec::new(), ready: false, problem }
+    AdoptedReplica {
+        pool: pool.id.clone(),
+        name,
+        shape: None,
+        copies: 1,
+        gpus: Vec::new(),
+        ready: false,
+        problem,
+    }
 }
 
 /// One engine: the pods of one group.
@@ -172,9 +180,9 @@ fn on<'a>(
     pod: &Pod,
 ) -> Result<(NodeName, &'a AcceleratorClass), String> {
     let bound = pod.spec.as_ref().and_then(|s| s.node_name.clone()).filter(|n| !n.is_empty());
-    let name = bound.and_then(|n| NodeName::new(n).ok()).ok_or_else(|| {
-        problem("Unscheduled", format!("pod {} waits for a node", pod.name_any()))
-    })?;
+    let name = bound
+        .and_then(|n| NodeName::new(n).ok())
+        .ok_or_else(|| problem("Unscheduled", format!("pod {} waits for a node", pod.name_any())))?;
     let node = world.nodes.iter().find(|n| n.name_any() == name.as_str());
     match node.and_then(|n| observe::class_of(n, validated.accelerator_classes())) {
         Some(class) => Ok((name, class)),
@@ -213,12 +221,18 @@ fn shape(
         (Some(a), Some(b)) => {
             return Err(problem(
                 "MixedAccelerators",
-                format!("its pods run on {} and {}; one engine of two classes cannot be judged", a.name, b.name),
+                format!(
+                    "its pods run on {} and {}; one engine of two classes cannot be judged",
+                    a.name, b.name
+                ),
             ));
         }
     };
     let line = command_line(pods).ok_or_else(|| {
-        problem("UnknownEngine", "its command line is not one of vLLM, SGLang or llama.cpp; it counts in cost only")
+        problem(
+            "UnknownEngine",
+            "its command line is not one of vLLM, SGLang or llama.cpp; it counts in cost only",
+        )
     })?;
     let variant = variant(pool, &line)?;
     let (tensor, pipeline) = degrees(&line, held);

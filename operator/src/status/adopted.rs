@@ -7,8 +7,7 @@ use super::pool::{Facts, round, significant};
 /// Most problems that the status lists.
 const MOST_PROBLEMS: usize = 10;
 /// Where the selector finds nothing.
-pub(super) const NOTHING: &str =
-    "adopt: no running pod of this namespace fits spec.adopt.selector; compare it with kubectl get pods --show-labels";
+pub(super) const NOTHING: &str = "adopt: no running pod of this namespace fits spec.adopt.selector; compare it with kubectl get pods --show-labels";
 
 /// Whether a pool wants to adopt and finds nothing to.
 pub(super) fn nothing(facts: &Facts<'_>) -> bool {

@@ -16,9 +16,8 @@ use crate::explain;
 /// Accelerators that adopted engines hold, by node: advice may plan with them, for it is about replacing those engines.
 pub(crate) fn held(snapshot: &ClusterSnapshot) -> BTreeMap<NodeName, u32> {
     let mut held = BTreeMap::new();
-    let advised = |a: &&AdoptedReplica| {
-        snapshot.pools.iter().any(|p| p.id == a.pool && p.mode == Mode::Advise)
-    };
+    let advised =
+        |a: &&AdoptedReplica| snapshot.pools.iter().any(|p| p.id == a.pool && p.mode == Mode::Advise);
     for (node, gpus) in snapshot.adopted.iter().filter(advised).flat_map(|a| &a.gpus) {
         let sum: &mut u32 = held.entry(node.clone()).or_default();
         *sum = sum.saturating_add(*gpus);

@@ -152,10 +152,8 @@ impl SchedulerMetrics {
             self.wanted_replicas.get_or_create(&label(&pool.pool)).set(pool.replicas.len() as i64);
             self.pool_usd_per_hour.get_or_create(&label(&pool.pool)).set(pool.usd_per_hour);
             let advise = |accelerator: &str, n: u32| {
-                let labels = AdviceLabels {
-                    pool: pool.pool.to_string(),
-                    accelerator: accelerator.to_owned(),
-                };
+                let labels =
+                    AdviceLabels { pool: pool.pool.to_string(), accelerator: accelerator.to_owned() };
                 self.advised_replicas.get_or_create(&labels).inc_by(i64::from(n));
             };
             // A pool at zero has a series too: no number at all would mean that nobody knows.

@@ -30,10 +30,8 @@ fn world() -> World {
     let mut pool = pool("old", "llama-3.1-70b", 2000.0, 60.0);
     pool.mode = Mode::Advise;
     w.add(pool, demand(vec![class("a", 0.5, 1000.0, 200.0)]));
-    w.snapshot.adopted = vec![
-        adopted("old", "a", 4, Some(("bf16", 4))),
-        adopted("old", "b", 4, Some(("bf16", 4))),
-    ];
+    w.snapshot.adopted =
+        vec![adopted("old", "a", 4, Some(("bf16", 4))), adopted("old", "b", 4, Some(("bf16", 4)))];
     w
 }
 
@@ -82,10 +80,8 @@ fn what_is_not_understood_costs_and_what_misses_its_objectives_is_said() {
     assert_eq!(today.fleet, "1× bf16 TP4 H100 + 1 not understood");
     assert_eq!((today.ready, today.unknown, today.max_rps), (1, 1, 0.0));
     // A model that does not fit, and a variant that the pool does not have.
-    w.snapshot.adopted = vec![
-        adopted("old", "a", 1, Some(("bf16", 1))),
-        adopted("old", "b", 1, Some(("gone", 1))),
-    ];
+    w.snapshot.adopted =
+        vec![adopted("old", "a", 1, Some(("bf16", 1))), adopted("old", "b", 1, Some(("gone", 1)))];
     let today = w.plan().pools[0].today.clone().unwrap();
     assert_eq!(today.max_rps, 0.0);
     assert!(today.misses[0].starts_with("bf16 TP1 H100: needs 1"), "{:?}", today.misses);
