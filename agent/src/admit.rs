@@ -45,7 +45,7 @@ impl Limits {
 pub struct Ask {
     /// Identity, unique among live requests of the engine.
     pub id: u64,
-    /// Tier: higher goes first.
+    /// Tier: higher goes first. One below zero does not wait where others do: it may be shed.
     pub priority: i32,
     /// Prompt tokens, estimated.
     pub prompt_tokens: f64,
@@ -277,6 +277,9 @@ impl Admission {
             self.start(now_ms, &ask);
             return (Offer::Admitted, None);
         }
+        if ask.priority < 0 && self.queue.first_key_value().is_some_and(|(first, _)| first.priority.0 >= 0) {
+            return (Offer::Refused(self.refusal(RefusalReason::Displaced)), None);
+        }
         let mut displaced = None;
         if self.queue.len() >= self.limits.max_queue {
             match self.queue.last_key_value() {
@@ -431,6 +434,24 @@ mod tests {
             deadline_ms: None,
             streaming: true,
         }
+    }
+
+    #[test]
+    fn what_may_be_shed_does_not_wait_where_others_do() {
+        let mut a = Admission::new(limits(1, 8));
+        assert_eq!(a.offer(0.0, ask(1, -1, 100.0)).0, Offer::Admitted);
+        assert_eq!(a.offer(0.0, ask(2, -1, 100.0)).0, Offer::Queued, "among its own kind it waits");
+        assert_eq!(a.offer(0.0, ask(3, 0, 900.0)).0, Offer::Queued);
+        let shed = a.offer(0.0, ask(4, -1, 100.0)).0;
+        assert!(matches!(shed, Offer::Refused(Refusal { reason: RefusalReason::Displaced, .. })), "{shed:?}");
+        assert_eq!(a.offer(0.0, ask(5, 7, 900.0)).0, Offer::Queued);
+        // The higher priority goes first, whatever the objectives' time.
+        let mut order = Vec::new();
+        for now in [1.0, 2.0, 3.0] {
+            a.remove(now, *order.last().unwrap_or(&1));
+            order.extend(a.pump(now).into_iter().map(|(id, _)| id));
+        }
+        assert_eq!(order, [5, 3, 2]);
     }
 
     #[test]

@@ -60,7 +60,7 @@ pub(crate) struct PoolMemory {
 /// A pool in the current table.
 #[derive(Debug)]
 pub(crate) struct Pool {
-    pub(crate) view: PoolView,
+    pub(crate) view: Arc<PoolView>,
     /// In the order of the view's endpoints.
     pub(crate) replicas: Vec<Arc<Replica>>,
     pub(crate) memory: Arc<PoolMemory>,
@@ -72,8 +72,8 @@ pub(crate) struct LocalReplica {
     pub(crate) replica: Arc<Replica>,
     pub(crate) engine: Arc<LocalEngine>,
     pub(crate) endpoint: Endpoint,
-    /// Tier of its pool.
-    pub(crate) priority: i32,
+    /// Its pool.
+    pub(crate) pool: Arc<PoolView>,
 }
 
 /// The current table, arranged.
@@ -166,7 +166,7 @@ impl Shared {
         let mut by_name: HashMap<String, Arc<Pool>> = HashMap::new();
         let mut locals: HashMap<ReplicaId, LocalReplica> = HashMap::new();
         for route in &routes.pools {
-            let view = PoolView::new(route.clone(), routes.version);
+            let view = Arc::new(PoolView::new(route.clone(), routes.version));
             let memory = memories
                 .entry(route.pool.clone())
                 .or_insert_with(|| {
@@ -208,7 +208,7 @@ impl Shared {
                                 replica: replica.clone(),
                                 engine: engine.clone(),
                                 endpoint: endpoint.clone(),
-                                priority: route.priority,
+                                pool: view.clone(),
                             },
                         );
                     }

@@ -418,3 +418,47 @@ async fn model_time_scales_what_is_reported() {
     let e2e = node.take_traffic()[0].e2e_ms.mean().unwrap();
     assert!(e2e >= 3000.0, "30 ms at 100 times speed: {e2e}");
 }
+
+#[tokio::test]
+async fn a_request_has_the_priority_of_the_objective_that_it_names() {
+    let a = Engine::start().await;
+    let gateway = agent("gw", None, |_| {}).await;
+    let n1 = agent("n1", Some("n1"), |_| {}).await;
+    let mut only = endpoint("chat-1", "n1", a.addr, Some(n1.addr()));
+    only.coefficients.max_running = 1;
+    let mut routes = table(1, vec![only]);
+    routes.pools[0].objectives = vec![("batch".into(), -1)];
+    for agent in [&gateway, &n1] {
+        agent.set_routes(routes.clone());
+    }
+    // Three fill the engine and its backlog, one waits.
+    a.next(&[Act::Endless, Act::Endless, Act::Endless]);
+    let tasks: Vec<_> = (0..4).map(|_| tokio::spawn(send(chat(n1.addr(), true)))).collect();
+    until("they are there", || a.requests() == 3).await;
+    let ask = async |header: &'static str, objective: &str| {
+        let mut request = chat(gateway.addr(), true);
+        request.headers_mut().insert(header, objective.parse().unwrap());
+        tokio::time::timeout(Duration::from_millis(500), send(request)).await.ok()
+    };
+    for header in ["x-llm-d-inference-objective", "x-gateway-inference-objective"] {
+        let mut shed = None;
+        for _ in 0..40 {
+            // Until the fourth has come to wait, this one waits itself.
+            shed = ask(header, "batch").await;
+            if shed.is_some() {
+                break;
+            }
+        }
+        let shed = shed.expect("it is refused");
+        assert_eq!(
+            (shed.status, shed.json()["error"]["code"].as_str()),
+            (429, Some("displaced")),
+            "{}",
+            shed.text
+        );
+    }
+    assert!(ask("x-llm-d-inference-objective", "unknown").await.is_none(), "it waits like any other");
+    for task in tasks {
+        task.abort();
+    }
+}

@@ -90,12 +90,14 @@ struct Gate {
 pub struct Health {
     gates: Vec<Gate>,
     metrics: Arc<Mutex<Registry>>,
+    more: Router,
 }
 
 impl Health {
     /// Metrics, and one gate for each question: `runtime` is open if an answer comes at all, `shutdown` until `stop`.
     pub fn new(metrics: Registry, stop: CancellationToken) -> Self {
-        Self { gates: Vec::new(), metrics: Arc::new(Mutex::new(metrics)) }.live("runtime", || Ok(())).ready(
+        let metrics = Arc::new(Mutex::new(metrics));
+        Self { gates: Vec::new(), metrics, more: Router::new() }.live("runtime", || Ok(())).ready(
             "shutdown",
             move || if stop.is_cancelled() { Err("it is stopping".to_owned()) } else { Ok(()) },
         )
@@ -113,6 +115,13 @@ impl Health {
         self.gate(name, Question::Ready, look)
     }
 
+    /// Serves more under the same address.
+    #[must_use]
+    pub fn routes(mut self, more: Router) -> Self {
+        self.more = self.more.merge(more);
+        self
+    }
+
     fn gate(
         mut self,
         name: &'static str,
@@ -127,20 +136,22 @@ impl Health {
     ///
     /// # Errors
     /// If the address cannot be listened on.
-    pub async fn serve(self, listen: SocketAddr) -> Result<JoinHandle<()>, Failure> {
+    pub async fn serve(mut self, listen: SocketAddr) -> Result<JoinHandle<()>, Failure> {
         let listener = TcpListener::bind(listen).await.map_err(|e| {
             Failure::caused(format!("probes and metrics cannot listen on {listen}"), e)
                 .hint("stop what uses the port, or choose another with --http-listen")
         })?;
         let addr =
             listener.local_addr().map_err(|e| Failure::caused("the probes' listener has no address", e))?;
+        let more = std::mem::take(&mut self.more);
         let router = Router::new()
             .route("/livez", get(live))
             .route("/livez/{gate}", get(live_one))
             .route("/readyz", get(ready))
             .route("/readyz/{gate}", get(ready_one))
             .route("/metrics", get(metrics))
-            .with_state(Arc::new(self));
+            .with_state(Arc::new(self))
+            .merge(more);
         tracing::info!(%addr, "probes and metrics");
         Ok(tokio::spawn(async move {
             if let Err(error) = axum::serve(listener, router).await {

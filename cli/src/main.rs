@@ -1,5 +1,6 @@
 //! The `plimsoll` binary: every part of Plimsoll, and the tools around it.
 
+mod advice;
 mod commands;
 mod endpoints;
 mod failure;
@@ -20,7 +21,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    agent, crds, devcluster, engine_sim, explain, operator, plan, replay, scheduler, top, up,
+    agent, crds, devcluster, engine_sim, explain, operator, plan, release, replay, scheduler, top, up,
 };
 use crate::failure::{Failure, Outcome};
 use crate::logging::LogArgs;
@@ -45,6 +46,7 @@ enum Command {
     EngineSim(engine_sim::Args),
     Crds(crds::Args),
     Operator(operator::Args),
+    Release(release::Args),
     Scheduler(scheduler::Args),
     Agent(agent::Args),
     Devcluster(devcluster::Args),
@@ -84,6 +86,7 @@ async fn run(cli: Cli) -> Outcome {
         Command::EngineSim(args) => engine_sim::run(args).await,
         Command::Crds(args) => crds::run(args),
         Command::Operator(args) => operator::run(args).await,
+        Command::Release(args) => release::run(args).await,
         Command::Scheduler(args) => scheduler::run(args).await,
         Command::Agent(args) => agent::run(args).await,
         Command::Devcluster(args) => devcluster::run(args).await,

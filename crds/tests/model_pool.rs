@@ -173,6 +173,10 @@ fn classes_share_the_traffic() {
 #[case::claim_name(json!({"engine": {"cache": {"claim": "A b"}}}), "spec.engine.cache.claim", "lower-case")]
 #[case::llamacpp_shares_downloads(json!({"engine": {"kind": "llamacpp", "cache": {"claim": "a"}}}), "spec.engine.cache", "storageClassName")]
 #[case::llamacpp_from_s3(json!({"engine": {"kind": "llamacpp"}, "model": {"source": "s3://b/m.gguf"}}), "spec.model.source", "pvc://")]
+#[case::adopt_enforce(json!({"adopt": {"selector": {"matchLabels": {"app": "a"}}}}), "spec.mode", "set mode: Advise")]
+#[case::adopt_external(json!({"mode": "Advise", "adopt": {"selector": {"matchLabels": {"app": "a"}}}, "engine": {"kind": "external", "endpoints": ["a:1"]}}), "spec.engine.kind", "remove spec.adopt")]
+#[case::adopt_all(json!({"mode": "Advise", "adopt": {"selector": {}}}), "spec.adopt.selector", "matchLabels: {app: chat}")]
+#[case::adopt_operator(json!({"mode": "Advise", "adopt": {"selector": {"matchExpressions": [{"key": "a", "operator": "Is"}]}}}), "spec.adopt.selector", "DoesNotExist")]
 #[case::context(json!({"maxContextTokens": 999999}), "spec.maxContextTokens", "131072")]
 fn each_mistake_names_its_field_and_remedy(
     #[case] spec: serde_json::Value,

@@ -60,6 +60,12 @@ fn rules_answer_with_field_and_remedy() {
     object["spec"]["parallelism"] = json!({});
     object["spec"]["engine"] = json!({"kind": "external"});
     assert!(messages("ModelPool", &object, None)[0].contains("engine.endpoints"));
+    object["spec"]["engine"] = json!({});
+    object["spec"]["adopt"] = json!({"selector": {"matchLabels": {"app": "vllm"}}});
+    object["spec"]["mode"] = json!("Advise");
+    assert_eq!(messages("ModelPool", &object, None), Vec::<String>::new());
+    object["spec"]["mode"] = json!("Enforce");
+    assert!(messages("ModelPool", &object, None)[0].contains("adopt only reads: set mode: Advise"));
 }
 
 #[test]

@@ -89,6 +89,43 @@ pub struct ReplicaStatus {
     pub ended: bool,
 }
 
+/// An engine that Plimsoll did not start and only reads, for a pool that adopts it: one pod, or the pods of one group.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AdoptedReplica {
+    /// Pool that adopts it.
+    pub pool: PoolId,
+    /// Name of its pod, or of the group of pods.
+    pub name: String,
+    /// What it runs (`None`: that cannot be told, see `problem`).
+    pub shape: Option<Shape>,
+    /// Engines of that shape in it, more than one where it runs data-parallel copies.
+    pub copies: u32,
+    /// Accelerators that its pods hold, by node; they are among the nodes' `foreign_gpus`.
+    pub gpus: Vec<(NodeName, u32)>,
+    /// Whether it serves.
+    pub ready: bool,
+    /// Why it is not understood, beginning with the reason in one CamelCase word (empty otherwise).
+    pub problem: String,
+}
+
+impl AdoptedReplica {
+    /// Accelerators that it holds, all nodes together.
+    pub fn held(&self) -> u32 {
+        self.gpus.iter().map(|(_, n)| n).fold(0, |a, n| a.saturating_add(*n))
+    }
+}
+
+/// An InferenceObjective (Gateway API Inference Extension, llm-d): the priority of requests that name it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct RequestPriority {
+    /// Pool whose requests it is for.
+    pub pool: PoolId,
+    /// Name, as requests give it.
+    pub objective: String,
+    /// Higher goes first; below zero: the first to be refused.
+    pub priority: i32,
+}
+
 /// Everything the planner needs to know of the cluster at one moment. Rejected objects are not in it.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct ClusterSnapshot {
@@ -106,4 +143,10 @@ pub struct ClusterSnapshot {
     pub tenants: Vec<Tenant>,
     /// Adapters.
     pub adapters: Vec<Adapter>,
+    /// Engines of others that pools adopt, in order of pool and name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub adopted: Vec<AdoptedReplica>,
+    /// Priorities of requests within a pool, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub priorities: Vec<RequestPriority>,
 }

@@ -30,7 +30,7 @@ pub mod tenant;
 pub use accelerator::{AcceleratorClass, Calibration, Vendor};
 pub use adapter::Adapter;
 pub use budget::{Budget, BudgetScope, OnLimit};
-pub use cluster::{ClusterSnapshot, NodeInfo, ReplicaPhase, ReplicaStatus};
+pub use cluster::{AdoptedReplica, ClusterSnapshot, NodeInfo, ReplicaPhase, ReplicaStatus, RequestPriority};
 pub use demand::{DemandEstimate, DemandPrior, LengthDistribution, RequestClass};
 pub use dtype::Dtype;
 pub use ids::{InvalidName, NodeName, PoolId, ReplicaId};

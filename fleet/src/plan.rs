@@ -81,6 +81,25 @@ pub struct Why {
     pub rejected: Vec<String>,
 }
 
+/// What runs today of engines that a pool adopts: read, never changed.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct TodaysFleet {
+    /// The fleet as people say it, e.g. `4× bf16 TP1 H100`.
+    pub fleet: String,
+    /// Engines, those included that are not understood.
+    pub replicas: u32,
+    /// Engines that serve.
+    pub ready: u32,
+    /// Engines that are not understood: in the cost, in no rate.
+    pub unknown: u32,
+    /// Cost of all accelerators that they hold, at the pool's prices.
+    pub usd_per_hour: f64,
+    /// Highest rate at which those that serve still meet the objectives, by Plimsoll's model, requests per second.
+    pub max_rps: f64,
+    /// Shapes that miss an objective at any rate, and which, one line each.
+    pub misses: Vec<String>,
+}
+
 /// Outcome for one pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -140,9 +159,35 @@ pub struct PoolPlan {
     pub envelope: (u32, u32),
     /// Reasons.
     pub why: Why,
+    /// What runs today, of a pool that adopts engines of others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub today: Option<TodaysFleet>,
 }
 
 impl PoolPlan {
+    /// Highest rate of the wanted replicas within the objectives, under the planned mix, requests per second.
+    pub fn max_rps(&self) -> f64 {
+        let line = |s: &Shape| self.load_lines.iter().find(|(l, _)| l == s).map_or(0.0, |(_, rps)| *rps);
+        self.by_shape().iter().map(|(s, n)| f64::from(*n) * line(s)).sum()
+    }
+
+    /// What runs today beside what is advised, for a pool that adopts engines of others.
+    pub fn comparison(&self) -> Option<String> {
+        let today = self.today.as_ref()?;
+        let fleet = |fleet: &str, usd: f64, rps: f64| format!("{fleet} at ${usd:.2}/h for ≤ {rps:.1} rps");
+        let difference = self.usd_per_hour - today.usd_per_hour;
+        let verdict = match difference {
+            d if d < -0.005 => format!("saves ${:.2}/h", -d),
+            d if d > 0.005 => format!("costs ${d:.2}/h more"),
+            _ => "costs the same".to_owned(),
+        };
+        Some(format!(
+            "today {}; advised {}, {verdict}",
+            fleet(&today.fleet, today.usd_per_hour, today.max_rps),
+            fleet(&self.fleet_text(), self.usd_per_hour, self.max_rps()),
+        ))
+    }
+
     /// Replicas counted by shape, as `(shape, count)`, in shape order.
     pub fn by_shape(&self) -> BTreeMap<Shape, u32> {
         let mut counts = BTreeMap::new();

@@ -74,6 +74,18 @@ pub struct PoolRoute {
     pub usd_per_million_tokens: (f64, f64),
     /// Why there is no endpoint, for error messages (empty otherwise).
     pub unavailable_reason: String,
+    /// Priorities of the InferenceObjectives that name the pool, by name: of requests that name one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub objectives: Vec<(String, i32)>,
+}
+
+impl PoolRoute {
+    /// Priority of a request that names this InferenceObjective; 0 for one that names none, or one that is unknown.
+    pub fn objective_priority(&self, named: Option<&str>) -> i32 {
+        named
+            .and_then(|name| self.objectives.iter().find(|(objective, _)| objective == name))
+            .map_or(0, |(_, priority)| *priority)
+    }
 }
 
 /// All routes, from one plan.

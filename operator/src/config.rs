@@ -69,6 +69,9 @@ pub struct OperatorConfig {
     pub images: EngineImages,
     /// Node conditions that make a node's accelerators unusable.
     pub faults: Vec<FaultCondition>,
+    /// Whether ModelPools are held back from deletion until their replicas are drained. If not, Kubernetes ends the replicas
+    /// of a deleted pool within their grace period, and requests that take longer are cut off.
+    pub finalizers: bool,
     /// An InferencePool for each ModelPool, where the cluster has that API (`None`: none).
     pub inference_pools: Option<InferencePools>,
     /// Who makes the pods of replicas over several nodes.
@@ -91,6 +94,7 @@ impl Default for OperatorConfig {
             termination_grace: Duration::from_secs(30),
             images: EngineImages::default(),
             faults: known_conditions(),
+            finalizers: true,
             inference_pools: None,
             groups: Groups::default(),
         }

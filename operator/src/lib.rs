@@ -5,6 +5,7 @@
 //! so that the cluster follows the plan; [`apply`] does it; [`status`] says what was done and why. The scheduler is
 //! reached through [`brain::Brain`], over gRPC in production ([`grpc`]). Only the holder of the Lease ([`lease`]) acts.
 
+pub mod adopt;
 pub mod apply;
 mod apply_group;
 pub mod backoff;
@@ -21,9 +22,11 @@ pub mod inference_pool;
 pub mod lease;
 pub mod lws;
 pub mod names;
+pub mod objectives;
 pub mod observe;
 mod optional;
 pub mod record;
+pub mod release;
 pub mod revision;
 pub mod run;
 pub mod snapshot;

@@ -272,7 +272,7 @@ pub fn external_replicas(
 }
 
 /// Accelerators of one resource that a pod holds (init containers run before the others, so the larger need counts).
-fn held(spec: &PodSpec, resource: &str) -> u32 {
+pub(crate) fn held(spec: &PodSpec, resource: &str) -> u32 {
     let need = |c: &Container| {
         let resources = c.resources.as_ref();
         resources
@@ -299,7 +299,7 @@ pub fn may_hold_accelerators(spec: &PodSpec) -> bool {
 }
 
 /// Whether a pod still holds its resources.
-fn holds_resources(pod: &Pod) -> bool {
+pub(crate) fn holds_resources(pod: &Pod) -> bool {
     !matches!(pod.status.as_ref().and_then(|s| s.phase.as_deref()), Some("Succeeded" | "Failed"))
 }
 
@@ -328,9 +328,18 @@ const SPOT_LABELS: &[(&str, &str)] = &[
     ("kubernetes.azure.com/scalesetpriority", "spot"),
 ];
 
-/// A node as the planner sees it; `None` if it is of no accelerator class. Where several classes fit, the one that demands
-/// the most labels wins, then the first by name. `foreign` is what others hold of extended resources by node and
-/// resource, `held` of devices by class and node.
+/// The accelerator class of a node. Where several fit, the one that demands the most labels wins, then the first by name.
+pub fn class_of<'a>(
+    node: &Node,
+    classes: impl Iterator<Item = &'a AcceleratorClass>,
+) -> Option<&'a AcceleratorClass> {
+    classes
+        .filter(|c| c.matches_labels(node.labels()))
+        .max_by(|a, b| a.node_selector.len().cmp(&b.node_selector.len()).then_with(|| b.name.cmp(&a.name)))
+}
+
+/// A node as the planner sees it; `None` if it is of no accelerator class, see [`class_of`]. `foreign` is what others hold of
+/// extended resources by node and resource, `held` of devices by class and node.
 pub fn node<'a>(
     node: &Node,
     classes: impl Iterator<Item = &'a AcceleratorClass>,
@@ -340,9 +349,7 @@ pub fn node<'a>(
     faults: &[FaultCondition],
 ) -> Option<NodeInfo> {
     let labels = node.labels();
-    let class = classes
-        .filter(|c| c.matches_labels(labels))
-        .max_by(|a, b| a.node_selector.len().cmp(&b.node_selector.len()).then_with(|| b.name.cmp(&a.name)))?;
+    let class = class_of(node, classes)?;
     let name = NodeName::new(node.name_any()).ok()?;
     let status = node.status.as_ref();
     let published = devices.on(&class.name, name.as_str());

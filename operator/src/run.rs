@@ -456,6 +456,7 @@ impl Leader {
         let stored = resource.status.as_ref();
         let before = remembered.map(|w| &w.status).or(stored);
         let own: Vec<&ReplicaStatus> = seen.iter().filter(|r| r.pool == id).collect();
+        let adopted: Vec<_> = snapshot.adopted.iter().filter(|a| a.pool == id).collect();
         let accepted = judged.verdict.as_ref();
         let plan = known.plan.as_deref().zip(accepted.ok()).and_then(|(plan, a)| {
             Some(InForce {
@@ -476,6 +477,7 @@ impl Leader {
             before,
             plan,
             replicas: &own,
+            adopted: &adopted,
             rollout: progress.as_ref(),
             observation: known.observations.pools.get(&id),
             connected: known.connected,

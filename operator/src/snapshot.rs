@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use plimsoll_crds::model_pool::EngineKind;
 use plimsoll_fleet::{ClusterSnapshot, ReplicaId, ReplicaPhase};
 
+use crate::adopt;
 use crate::build::template;
 use crate::devices::Devices;
 use crate::fault::FaultCondition;
@@ -112,5 +113,7 @@ pub fn snapshot(
         budgets: validated.budgets.iter().filter_map(|j| j.verdict.as_ref().ok().cloned()).collect(),
         tenants: validated.tenants.iter().filter_map(|j| j.verdict.as_ref().ok().cloned()).collect(),
         adapters: validated.adapters.iter().filter_map(|j| j.verdict.as_ref().ok().cloned()).collect(),
+        adopted: adopt::adopt(world, validated),
+        priorities: world.priorities.iter().filter(|p| accepted.contains_key(&p.pool)).cloned().collect(),
     }
 }

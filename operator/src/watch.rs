@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{
-    Container, Node, NodeCondition, NodeSpec, NodeStatus, Pod, PodSpec, PodStatus, Secret,
+    Container, Node, NodeCondition, NodeSpec, NodeStatus, Pod, PodCondition, PodSpec, PodStatus, Secret,
 };
 use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim, ResourceSlice};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -22,17 +22,18 @@ use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, Resource, ResourceExt};
 use parking_lot::Mutex;
 use plimsoll_crds::{AcceleratorClass, Budget, LoraAdapter, ModelPool, Tenant};
+use plimsoll_fleet::RequestPriority;
 use serde::de::DeserializeOwned;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, info_span, warn};
 
+use crate::adopt;
 use crate::backoff::Backoff;
 use crate::devices::DynamicResources;
-use crate::observe;
 use crate::revision::reader::Revisions;
 use crate::world::{Broken, World};
-use crate::{names, optional};
+use crate::{names, objectives, observe, optional};
 
 /// Least time between two looks at the Secrets that tenants name (they are read one by one: a watch would need all Secrets).
 const SECRETS_INTERVAL: Duration = Duration::from_secs(30);
@@ -57,6 +58,7 @@ pub struct Watches {
     claims: Store<ResourceClaim>,
     revisions: Revisions,
     api_keys: Arc<Mutex<ApiKeys>>,
+    priorities: Arc<Mutex<Vec<RequestPriority>>>,
     changed: Arc<Notify>,
 }
 
@@ -90,6 +92,7 @@ impl Watches {
         let claims = optional::reflect(api, "ResourceClaim", remedy, dynamic, &changed, stop);
         let revisions = Revisions::start(client, &changed, stop);
         let api_keys = Arc::new(Mutex::new(ApiKeys::new()));
+        let priorities = Arc::default();
         let watches = Self {
             pools,
             accelerators,
@@ -104,8 +107,11 @@ impl Watches {
             claims,
             revisions,
             api_keys,
+            priorities,
             changed,
         };
+        let (found, changed) = (watches.priorities.clone(), watches.changed.clone());
+        tokio::spawn(objectives::follow(client.clone(), found, changed, stop.clone()));
         tokio::spawn(follow_secrets(watches.clone(), client.clone(), tenants_changed, stop.clone()));
         watches
     }
@@ -149,6 +155,7 @@ impl Watches {
             },
             revisions: self.revisions.all(),
             api_keys: self.api_keys.lock().clone(),
+            priorities: self.priorities.lock().clone(),
             broken,
         }
     }
@@ -200,7 +207,7 @@ fn prune_meta(meta: &mut ObjectMeta) {
     };
 }
 
-/// Keeps of another's pod only what holds accelerators.
+/// Keeps of another's pod only what holds accelerators, and what an engine there runs: clusters have many pods.
 fn prune_pod(pod: &mut Pod) {
     prune_meta(&mut pod.metadata);
     let spec = pod.spec.take().unwrap_or_default();
@@ -211,11 +218,7 @@ fn prune_pod(pod: &mut Pod) {
         pod.status = None;
         return;
     }
-    let bare = |container: Container| Container {
-        name: container.name,
-        resources: container.resources,
-        ..Container::default()
-    };
+    let bare = |mut container: Container| adopt::keep(&mut container);
     pod.spec = Some(PodSpec {
         node_name: spec.node_name,
         containers: spec.containers.into_iter().map(bare).collect(),
@@ -223,8 +226,12 @@ fn prune_pod(pod: &mut Pod) {
         resource_claims: spec.resource_claims,
         ..PodSpec::default()
     });
-    pod.status =
-        pod.status.take().map(|status| PodStatus { phase: status.phase, ..PodStatus::default() });
+    let ready = |c: &PodCondition| c.type_ == "Ready";
+    pod.status = pod.status.take().map(|status| PodStatus {
+        phase: status.phase,
+        conditions: status.conditions.map(|all| all.into_iter().filter(ready).collect()),
+        ..PodStatus::default()
+    });
 }
 
 /// Keeps of a node what its accelerators depend on: nodes list every image they hold, and say again and again that

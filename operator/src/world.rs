@@ -6,6 +6,7 @@ use std::sync::Arc;
 use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use plimsoll_crds::{AcceleratorClass, Budget, LoraAdapter, ModelPool, Tenant};
+use plimsoll_fleet::RequestPriority;
 
 use crate::devices::DynamicResources;
 
@@ -53,4 +54,6 @@ pub struct World {
     pub revisions: Option<Vec<Arc<ControllerRevision>>>,
     /// SHA-256 digests (lower-case hex) of tenants' API keys by `(namespace, secret, key)`.
     pub api_keys: BTreeMap<(String, String, String), String>,
+    /// InferenceObjectives, as priorities of requests.
+    pub priorities: Vec<RequestPriority>,
 }

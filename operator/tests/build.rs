@@ -6,8 +6,8 @@ mod common;
 
 use common::*;
 use plimsoll_fleet::Plan;
-use plimsoll_operator::build::{Action, DeleteReason};
-use plimsoll_operator::{ReplicaRecord, names};
+use plimsoll_operator::build::{Action, DeleteReason, Inputs, build};
+use plimsoll_operator::{OperatorConfig, ReplicaRecord, names};
 use rstest::rstest;
 use serde_json::{Value, json};
 
@@ -321,5 +321,41 @@ fn a_new_pool_gets_the_finalizer_beside_those_of_others() {
     assert!(
         matches!(&actions[..], [Action::SetFinalizers { finalizers, .. }] if *finalizers == ["example.com/mine", "plimsoll.dev/drain"]),
         "{actions:?}"
+    );
+}
+
+#[test]
+fn a_pool_with_nothing_to_drain_is_not_held_back() {
+    let advise = |pool: &mut plimsoll_crds::ModelPool| {
+        pool.spec.mode = plimsoll_crds::model_pool::Mode::Advise;
+    };
+    let mut pool = chat();
+    advise(&mut pool);
+    let release = |actions: &[Action]| matches!(actions, [Action::SetFinalizers { finalizers, .. }] if finalizers.is_empty());
+    assert!(release(&decide(&world(vec![pool.clone()]), None, &[], at(0)).actions));
+    pool.metadata.finalizers = None;
+    assert_eq!(decide(&world(vec![pool]), None, &[], at(0)).actions, []);
+    // Replicas from the time when it was enforced are drained first, should it be deleted.
+    let (mut world, _) = shrinking(true);
+    advise(&mut world.pools[0]);
+    assert_eq!(decide(&world, None, &[], at(60)).actions, []);
+}
+
+#[test]
+fn without_finalizers_nothing_is_ever_held_back() {
+    let world = world(vec![chat()]);
+    let validated = validated(&world);
+    let config = OperatorConfig { finalizers: false, ..OperatorConfig::default() };
+    let drained = Default::default();
+    let prepared = build(Inputs {
+        validated: &validated,
+        replicas: &[],
+        plan: None,
+        drained: &drained,
+        config: &config,
+        now: at(0),
+    });
+    assert!(
+        matches!(&prepared.actions[..], [Action::SetFinalizers { finalizers, .. }] if finalizers.is_empty())
     );
 }

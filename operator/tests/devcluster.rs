@@ -580,3 +580,140 @@ async fn pods_of_queues_and_caches_are_accepted_and_what_the_cluster_lacks_is_do
     rig.running.await.unwrap();
     rig.cluster.shutdown().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn autoscalers_move_the_floor_through_the_scale_subresource() {
+    let rig = Rig::start().await;
+    let mut chat: Value = serde_saphyr::from_str(CHAT).unwrap();
+    chat["spec"]["scaling"] = json!({"min": 1, "max": 4});
+    apply(&rig.pools(), &chat).await.unwrap();
+    rig.plan(1, &["chat-1", "chat-2"]).await;
+    until("two pods", || async { rig.pod_names().await == ["chat-1", "chat-2"] }).await;
+    rig.serve_all().await;
+    let other = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "web", "labels": {"plimsoll.dev/pool": "chat"}},
+                       "spec": {"containers": [{"name": "a", "image": "a"}]}});
+    rig.pods().create(&PostParams::default(), &serde_json::from_value(other).unwrap()).await.unwrap();
+    until("both are counted", || async {
+        rig.pools().get_scale("chat").await.unwrap().status.is_some_and(|s| s.replicas == 2)
+    })
+    .await;
+    // What an HPA reads: the floor, how many there are, and a selector of the engines' pods alone.
+    let scale = rig.pools().get_scale("chat").await.unwrap();
+    assert_eq!(scale.spec.and_then(|s| s.replicas), Some(1));
+    let selector = scale.status.and_then(|s| s.selector).unwrap();
+    let selected = rig.pods().list(&ListParams::default().labels(&selector)).await.unwrap();
+    let mut names: Vec<String> = selected.iter().map(ResourceExt::name_any).collect();
+    names.sort();
+    assert_eq!(names, ["chat-1", "chat-2"]);
+    // What it writes.
+    let to = |n: i32| Patch::Merge(json!({"spec": {"replicas": n}}));
+    let hpa = PatchParams { field_manager: Some("hpa".to_owned()), ..PatchParams::default() };
+    rig.pools().patch_scale("chat", &hpa, &to(3)).await.unwrap();
+    let pool = rig.pools().get("chat").await.unwrap();
+    assert_eq!((pool.spec.scaling.min, pool.spec.replicas, pool.metadata.generation), (3, None, Some(2)));
+    until("the scheduler hears of the floor", || async {
+        rig.script.last().is_some_and(|s| s.pools.iter().any(|p| p.scaling.min_replicas == 3))
+    })
+    .await;
+    let refused = rig.pools().patch_scale("chat", &hpa, &to(9)).await.unwrap_err();
+    assert!(refused.to_string().contains("max must be at least min"), "{refused}");
+    rig.stop.cancel();
+    rig.running.await.unwrap();
+    rig.cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deployments_pods_are_adopted_without_a_write_and_such_a_pool_is_deleted_at_once() {
+    let rig = Rig::start().await;
+    let pod = json!({"apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": "vllm-a", "labels": {"app": "vllm"}},
+        "spec": {"nodeName": "gpu-1", "containers": [{"name": "vllm", "image": "vllm/vllm-openai:v0.11.0",
+            "args": ["--model", "$(MODEL)", "--tensor-parallel-size", "4"],
+            "env": [{"name": "MODEL", "value": "meta-llama/Llama-3.1-70B-Instruct-FP8"},
+                    {"name": "TOKEN", "valueFrom": {"secretKeyRef": {"name": "hf", "key": "token"}}}],
+            "resources": {"limits": {"nvidia.com/gpu": "4"}}}]}});
+    rig.pods().create(&PostParams::default(), &serde_json::from_value(pod).unwrap()).await.unwrap();
+    rig.serve_all().await;
+    let before = rig.pods().get("vllm-a").await.unwrap().resource_version();
+    let mut chat: Value = serde_saphyr::from_str(CHAT).unwrap();
+    chat["spec"]["adopt"] = json!({"selector": {"matchLabels": {"app": "vllm"}}});
+    let refused = apply(&rig.pools(), &chat).await.unwrap_err();
+    assert!(refused.to_string().contains("adopt only reads: set mode: Advise"), "{refused}");
+    chat["spec"]["mode"] = json!("Advise");
+    apply(&rig.pools(), &chat).await.unwrap();
+    let adopted = || rig.script.last().map(|s| s.adopted.clone()).unwrap_or_default();
+    until("it is told of", || async { adopted().len() == 1 && adopted()[0].ready }).await;
+    let shape = adopted()[0].shape.as_ref().map(ToString::to_string);
+    assert_eq!(shape.as_deref(), Some("fp8 TP4 H100"), "{:?}", adopted());
+    rig.plan(1, &["chat-1"]).await;
+    until("it is advised", || async {
+        rig.summary().await.is_some_and(|s| s.why.starts_with("advice only: "))
+    })
+    .await;
+    let status = rig.pools().get("chat").await.unwrap().status.unwrap();
+    assert_eq!(status.adopted.map(|a| (a.replicas, a.ready_replicas, a.accelerators)), Some((1, 1, 4)));
+    assert_eq!(rig.pod_names().await, ["vllm-a"], "nothing is started");
+    assert_eq!(rig.pods().get("vllm-a").await.unwrap().resource_version(), before, "nothing is written");
+    // There is nothing to drain, so nothing waits for the operator, not even when there is none.
+    rig.stop.cancel();
+    rig.running.await.unwrap();
+    rig.pools().delete("chat", &DeleteParams::default()).await.unwrap();
+    assert!(rig.pools().get_opt("chat").await.unwrap().is_none());
+    assert_eq!(rig.pod_names().await, ["vllm-a"]);
+    rig.cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pool_that_no_operator_is_left_to_drain_can_be_released() {
+    let rig = Rig::start().await;
+    let chat: Value = serde_saphyr::from_str(CHAT).unwrap();
+    apply(&rig.pools(), &chat).await.unwrap();
+    until("it is held", || async { !rig.pools().get("chat").await.unwrap().finalizers().is_empty() }).await;
+    rig.stop.cancel();
+    rig.running.await.unwrap();
+    rig.pools().delete("chat", &DeleteParams::default()).await.unwrap();
+    assert!(rig.pools().get_opt("chat").await.unwrap().is_some(), "it waits for an operator");
+    let elsewhere = plimsoll_operator::release::release(&rig.client, Some("kube-system")).await.unwrap();
+    assert_eq!(elsewhere, Vec::<String>::new());
+    assert_eq!(plimsoll_operator::release::release(&rig.client, None).await.unwrap(), ["default/chat"]);
+    assert!(rig.pools().get_opt("chat").await.unwrap().is_none());
+    rig.cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn inference_objectives_are_read_where_the_cluster_has_them() {
+    let cluster = DevCluster::start(DevClusterConfig::default()).await.unwrap();
+    let client = cluster.client();
+    let crds: Api<CustomResourceDefinition> = Api::all(client.clone());
+    let schema = json!({"type": "object", "properties": {"spec": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}}});
+    let crd = json!({"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+        "metadata": {"name": "inferenceobjectives.llm-d.ai"},
+        "spec": {"group": "llm-d.ai", "scope": "Namespaced",
+                 "names": {"kind": "InferenceObjective", "plural": "inferenceobjectives", "singular": "inferenceobjective"},
+                 "versions": [{"name": "v1alpha2", "served": true, "storage": true, "schema": {"openAPIV3Schema": schema}}]}});
+    let look = async || {
+        let found = Arc::default();
+        let stop = CancellationToken::new();
+        let (task, news) = (Arc::new(tokio::sync::Notify::new()), Arc::clone(&found));
+        let follow = plimsoll_operator::objectives::follow(client.clone(), news, task.clone(), stop.clone());
+        let running = tokio::spawn(follow);
+        let rang = tokio::time::timeout(Duration::from_secs(3), task.notified()).await.is_ok();
+        stop.cancel();
+        running.await.unwrap();
+        let found: Vec<plimsoll_fleet::RequestPriority> = found.lock().clone();
+        (rang, found)
+    };
+    assert_eq!(look().await, (false, Vec::new()), "without the API there is nothing, and no wait for it");
+    apply(&crds, &crd).await.unwrap();
+    let kind = ApiResource::from_gvk(&GroupVersionKind::gvk("llm-d.ai", "v1alpha2", "InferenceObjective"));
+    let objectives: Api<DynamicObject> = Api::default_namespaced_with(client.clone(), &kind);
+    let batch = json!({"apiVersion": "llm-d.ai/v1alpha2", "kind": "InferenceObjective", "metadata": {"name": "batch"},
+                       "spec": {"priority": -1, "poolRef": {"name": "chat"}}});
+    until("it is created", || async { apply(&objectives, &batch).await.is_ok() }).await;
+    let (rang, found) = look().await;
+    assert!(rang);
+    let found: Vec<_> =
+        found.iter().map(|p| (p.pool.to_string(), p.objective.as_str(), p.priority)).collect();
+    assert_eq!(found, [("default/chat".to_owned(), "batch", -1)]);
+    cluster.shutdown().await;
+}

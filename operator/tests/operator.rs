@@ -404,3 +404,32 @@ async fn without_the_grant_for_revisions_a_rollout_stops_and_is_not_taken_back()
     assert_eq!(in_force(&rig).0, second);
     rig.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_installation_made_anew_takes_over_what_runs() {
+    let mut rig = serving().await;
+    let uids = |rig: &Rig| -> Vec<Value> {
+        rig.api.list("pods").iter().map(|p| p["metadata"]["uid"].clone()).collect()
+    };
+    let before = uids(&rig);
+    // Everything is gone but the cluster's own objects: no Lease, no operator, a scheduler that has planned nothing.
+    rig.stop().await;
+    rig.api.delete("leases", "default", "plimsoll-operator");
+    rig.script = Script::new();
+    rig.start("installed-again", Duration::from_secs(600));
+    until("both replicas are told of, with their shapes", || {
+        rig.script.last().is_some_and(|s| {
+            s.replicas.len() == 2
+                && s.replicas.iter().all(|r| r.phase == ReplicaPhase::Ready && r.shape == common::shape(2))
+        })
+    })
+    .await;
+    // Its first plan has the number 1 again, and names what runs.
+    rig.plan(1, "chat", &["chat-1", "chat-2"]);
+    until("the plan is in force", || rig.pool("chat")["status"]["plan"] == json!(1)).await;
+    rig.plan(2, "chat", &["chat-1", "chat-2", "chat-3"]);
+    until("it scales", || rig.pods().len() == 3).await;
+    assert_eq!(uids(&rig)[..2], before[..], "no replica was restarted");
+    assert_eq!(rig.api.created("pods"), 3);
+    rig.stop().await;
+}

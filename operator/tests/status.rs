@@ -83,6 +83,7 @@ impl Case {
                 pool: &p.pools[0],
             }),
             replicas: &replicas,
+            adopted: &[],
             rollout: self.rollout.as_ref(),
             observation: self.observation.as_ref(),
             connected: true,

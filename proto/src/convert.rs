@@ -225,6 +225,14 @@ impl From<&fleet::PoolRoute> for v1::PoolRoute {
             usd_per_million_input_tokens: p.usd_per_million_tokens.0,
             usd_per_million_output_tokens: p.usd_per_million_tokens.1,
             unavailable_reason: p.unavailable_reason.clone(),
+            objectives: p
+                .objectives
+                .iter()
+                .map(|(objective, priority)| v1::ObjectivePriority {
+                    objective: objective.clone(),
+                    priority: *priority,
+                })
+                .collect(),
         }
     }
 }
@@ -243,6 +251,7 @@ impl TryFrom<v1::PoolRoute> for fleet::PoolRoute {
             wake_wait_ms: finite("PoolRoute", "wake_wait_ms", p.wake_wait_ms)?,
             usd_per_million_tokens: (p.usd_per_million_input_tokens, p.usd_per_million_output_tokens),
             unavailable_reason: p.unavailable_reason,
+            objectives: p.objectives.into_iter().map(|o| (o.objective, o.priority)).collect(),
         })
     }
 }
@@ -534,6 +543,7 @@ mod tests {
                     wake_wait_ms: 1.0,
                     usd_per_million_tokens: (0.1, 0.2),
                     unavailable_reason: String::new(),
+                    objectives: vec![("batch".into(), -1), ("chat".into(), 100)],
                 })
                 .collect(),
         }

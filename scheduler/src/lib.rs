@@ -1,7 +1,8 @@
 //! Demand forecast, plan, placement, explanation; then the service around them.
 
+pub mod advice;
 pub mod canary;
-mod clock;
+pub mod clock;
 pub mod cold_start;
 pub mod demand;
 pub mod drain;

@@ -128,6 +128,12 @@ fn route(
         endpoints,
         // Half again as long as a start is expected to take, and the loops' own delays.
         wake_wait_ms: if waking { 1.5 * cold_ms + 10_000.0 } else { 0.0 },
+        objectives: snapshot
+            .priorities
+            .iter()
+            .filter(|p| p.pool == pool.id)
+            .map(|p| (p.objective.clone(), p.priority))
+            .collect(),
         unavailable_reason: if open { String::new() } else { unavailable(plan, &replicas, pool) },
     }
 }
@@ -278,6 +284,17 @@ mod tests {
         );
         assert!(r.usd_per_million_tokens.0 > 0.0 && r.usd_per_million_tokens.1 > r.usd_per_million_tokens.0);
         assert_eq!(r.unavailable_reason, "");
+        assert_eq!(r.objective_priority(Some("batch")), 0);
+        let mut w = w;
+        let of = |pool: &str, objective: &str, priority| RequestPriority {
+            pool: pool.parse().unwrap(),
+            objective: objective.to_owned(),
+            priority,
+        };
+        w.snapshot.priorities = vec![of("chat", "batch", -1), of("other", "batch", 7)];
+        let r = routes(&p, &w.snapshot, &agents(), 7).pools.remove(0);
+        let named = [Some("batch"), Some("unknown"), None];
+        assert_eq!(named.map(|name| r.objective_priority(name)), [-1, 0, 0]);
     }
 
     #[test]

@@ -145,6 +145,7 @@ pub(crate) fn pool_plan(name: &str, replicas: Vec<ReplicaAssignment>, rps: f64) 
         prediction: plan::Prediction::default(),
         envelope: (1, 2 * replicas.len() as u32),
         why: plan::Why::default(),
+        today: None,
         replicas,
     }
 }

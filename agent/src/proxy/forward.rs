@@ -113,7 +113,14 @@ impl Proxy {
         match &replica.local {
             Some(engine) => {
                 let permit = self
-                    .admit(engine, replica, endpoint, pool.view.route.priority, &hop, routed.deadline_ms)
+                    .admit(
+                        engine,
+                        replica,
+                        endpoint,
+                        names::priority(&routed.headers, &pool.view.route),
+                        &hop,
+                        routed.deadline_ms,
+                    )
                     .await
                     .map_err(Missed::Refused)?;
                 let place = Place::Here(permit);
@@ -382,9 +389,9 @@ impl Proxy {
         };
         let deadline_ms =
             positive(&parts.headers, &[names::DEADLINE_MS]).map(|ms| shared.clock.now_ms() + ms);
-        let admitted = self
-            .admit(&local.engine, &local.replica, &local.endpoint, local.priority, &hop, deadline_ms)
-            .await;
+        let priority = names::priority(&parts.headers, &local.pool.route);
+        let admitted =
+            self.admit(&local.engine, &local.replica, &local.endpoint, priority, &hop, deadline_ms).await;
         let permit = match admitted {
             Ok(permit) => permit,
             Err(refusal) => {

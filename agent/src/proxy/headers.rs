@@ -1,6 +1,7 @@
 //! Header names, and which headers pass.
 
 use http::header::{self, HeaderMap, HeaderName};
+use plimsoll_fleet::PoolRoute;
 
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub(crate) const REPLICA: HeaderName = HeaderName::from_static("x-plimsoll-replica");
@@ -34,6 +35,11 @@ pub(crate) fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
 /// The first of several names that is there.
 pub(crate) fn first_text<'a>(headers: &'a HeaderMap, names: &[&str]) -> Option<&'a str> {
     names.iter().find_map(|n| text(headers, n))
+}
+
+/// Priority of a request within its pool: that of the InferenceObjective which it names.
+pub(crate) fn priority(headers: &HeaderMap, route: &PoolRoute) -> i32 {
+    route.objective_priority(first_text(headers, &OBJECTIVES))
 }
 
 /// A header with a positive number.

@@ -304,9 +304,13 @@ impl Proxy {
         let after = self.shared.clock.real(r.retry_after_ms);
         let code = r.reason.as_str();
         match r.reason {
-            RefusalReason::QueueFull | RefusalReason::Displaced => {
-                ApiError::busy(code, format!("every queue for {model:?} is full; try again later"), after)
-            }
+            RefusalReason::QueueFull | RefusalReason::Displaced => ApiError::busy(
+                code,
+                format!(
+                    "every queue for {model:?} is full, or holds requests of a higher priority; try again later"
+                ),
+                after,
+            ),
             RefusalReason::Deadline => ApiError::busy(
                 code,
                 format!(

@@ -43,6 +43,7 @@ fn view(endpoints: Vec<Endpoint>) -> PoolView {
             wake_wait_ms: 0.0,
             usd_per_million_tokens: (0.0, 0.0),
             unavailable_reason: String::new(),
+            objectives: Vec::new(),
         },
         1,
     )

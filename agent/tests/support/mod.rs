@@ -372,6 +372,7 @@ pub fn pool(endpoints: Vec<Endpoint>) -> PoolRoute {
         wake_wait_ms: 0.0,
         usd_per_million_tokens: (0.0, 0.0),
         unavailable_reason: String::new(),
+        objectives: Vec::new(),
     }
 }
 

@@ -151,6 +151,14 @@ fn pool_lines(plan: &Plan, pool: &PoolPlan, observed: Option<&PoolObservation>) 
         };
         lines.push(format!("  rollout    {standing}: {}", canary.text));
     }
+    if let Some(today) = &pool.today {
+        lines.push(format!(
+            "  today      {}: ${:.2}/h, {} of {} serve, up to {:.1} rps within the objectives",
+            today.fleet, today.usd_per_hour, today.ready, today.replicas, today.max_rps
+        ));
+        lines.extend(today.misses.iter().map(|miss| format!("  today's    {miss}")));
+    }
+    lines.extend(pool.comparison().map(|c| format!("  compared   {c}")));
     lines.push(format!("  why        {}", pool.why.summary));
     for binding in &pool.why.binding {
         lines.push(format!(

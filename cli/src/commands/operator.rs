@@ -50,6 +50,9 @@ pub struct Args {
     /// those that the node monitors of AKS and EKS and common rules of the node problem detector set]
     #[arg(long, value_delimiter = ',')]
     pub node_faults: Option<Vec<FaultCondition>>,
+    /// Let ModelPools, and so their namespaces, be deleted at once: nothing waits for their replicas to drain
+    #[arg(long)]
+    pub no_finalizers: bool,
     #[command(flatten)]
     pub images: Images,
 }
@@ -116,6 +119,7 @@ pub async fn run(args: &Args) -> Outcome {
     if args.no_leader_worker_sets {
         config.groups = Groups::Pods;
     }
+    config.finalizers = !args.no_finalizers;
     config.inference_pools = args
         .inference_pools
         .then(|| InferencePools { picker: args.inference_picker.clone(), ..InferencePools::default() });

@@ -11,6 +11,7 @@ use plimsoll_scheduler::service::{Scheduler, SchedulerConfig, SchedulerMetrics};
 use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
 
+use crate::advice;
 use crate::failure::{Failure, Outcome};
 use crate::health::{Health, Opinion, Watched, keep_asking, own_address};
 use crate::signals;
@@ -21,7 +22,8 @@ pub struct Args {
     /// Address of the gRPC services
     #[arg(long, default_value = "127.0.0.1:9090")]
     pub listen: SocketAddr,
-    /// Address of probes (/livez, /readyz) and /metrics [default: none]
+    /// Address of probes (/livez, /readyz), /metrics, and advised replicas (/advice, /metrics/NAMESPACE/POOL) [default:
+    /// none]
     #[arg(long)]
     pub http_listen: Option<SocketAddr>,
     /// Folder for plans, history and ledgers [default: in memory only]
@@ -43,8 +45,10 @@ pub async fn run(args: &Args) -> Outcome {
     let stop = CancellationToken::new();
     signals::cancel_on_signal(stop.clone());
     let mut registry = Registry::default();
+    let metrics = SchedulerMetrics::new(&mut registry);
+    let advised = metrics.advised();
     let config = SchedulerConfig {
-        metrics: SchedulerMetrics::new(&mut registry),
+        metrics,
         listen: args.listen,
         data_dir: args.data.clone(),
         replan_interval: Duration::from_secs_f64(args.replan_seconds.clamp(0.1, 86_400.0)),
@@ -63,6 +67,7 @@ pub async fn run(args: &Args) -> Outcome {
         Health::new(registry, stop)
             .live("grpc", move || again.get())
             .ready("grpc", move || grpc.get())
+            .routes(advice::router(advised))
             .serve(listen)
             .await?;
     }

@@ -59,6 +59,7 @@ impl super::ModelPool {
         let parallelism = parallelism(&mut check, &spec.parallelism, spec.engine.kind, architecture.as_ref());
         let placement = placement(&mut check, &spec.placement);
         let rollout = rollout(&mut check, &spec.rollout);
+        super::adopt::check(&mut check, spec);
         check.range("spec.minQuality", spec.min_quality, 0.0, 1.0);
         if !variants.is_empty() && variants.iter().all(|v| v.quality < spec.min_quality) {
             let best = variants.iter().map(|v| v.quality).fold(0.0, f64::max);

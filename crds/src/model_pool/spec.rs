@@ -8,7 +8,7 @@ use plimsoll_fleet as fleet;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::ModelPoolStatus;
+use super::{Adopt, ModelPoolStatus};
 use crate::duration::DurationText;
 
 /// A pool of engine replicas that serve one model under one name within stated latency objectives. Say what service is
@@ -80,7 +80,9 @@ use crate::duration::DurationText;
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new("self.engine.kind != 'external' || (has(self.engine.endpoints) && size(self.engine.endpoints) > 0)")
-        .message("engine.kind external needs engine.endpoints: list at least one host:port")
+        .message("engine.kind external needs engine.endpoints: list at least one host:port"),
+    validation = Rule::new("!has(self.adopt) || self.mode == 'Advise'")
+        .message("adopt only reads: set mode: Advise; to hand the model over, remove adopt, set mode: Enforce, and remove the old workload once the pool serves")
 )]
 pub struct ModelPoolSpec {
     /// Which model. Immutable: for another model make another pool, move traffic, then delete this one.
@@ -144,6 +146,11 @@ pub struct ModelPoolSpec {
     /// Enforce creates and deletes replicas. Advise plans, prices and reports, and touches nothing.
     #[serde(default)]
     pub mode: Mode,
+
+    /// Engines that others run for this model today. Only with mode Advise: the status then shows them, their cost and
+    /// their highest rate beside what Plimsoll would run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adopt: Option<Adopt>,
 }
 
 /// Which model, under which name.

@@ -49,9 +49,41 @@ pub struct ModelPoolStatus {
     /// The latest changes of the fleet, newest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub scalings: Vec<Scaled>,
+    /// Engines that the pool adopts: what others run today.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adopted: Option<AdoptedStatus>,
     /// The cells of `kubectl get modelpools`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub summary: Option<Summary>,
+}
+
+/// Engines of others, as read.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Default)]
+#[serde(rename_all = "camelCase")]
+pub struct AdoptedStatus {
+    /// The fleet, e.g. `4× bf16 TP1 H100`.
+    pub fleet: String,
+    /// Engines.
+    #[serde(default)]
+    pub replicas: i32,
+    /// Engines that serve.
+    #[serde(default)]
+    pub ready_replicas: i32,
+    /// Accelerators that they hold.
+    #[serde(default)]
+    pub accelerators: i32,
+    /// Cost, $/h.
+    #[serde(default)]
+    pub usd_per_hour: f64,
+    /// Highest rate at which they still meet the objectives by Plimsoll's model, requests per second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_rps: Option<f64>,
+    /// Cost of today less that of what is advised, $/h (below zero: advice costs more).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub saving_usd_per_hour: Option<f64>,
+    /// Pods that are not understood, and why; at most 10.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub problems: Vec<String>,
 }
 
 /// Replicas of one shape.

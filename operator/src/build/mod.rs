@@ -207,8 +207,9 @@ pub fn current_plan<'a>(plan: Option<&'a Plan>, accepted: &Accepted) -> Option<&
 pub fn build(inputs: Inputs<'_>) -> Prepared {
     let mut prepared = Prepared::default();
     for (resource, accepted) in inputs.validated.accepted() {
-        hold_finalizer(resource, &accepted.pool.id, &mut prepared);
-        if accepted.pool.mode == Mode::Advise || resource.spec.engine.kind == EngineKind::External {
+        let runs = accepted.pool.mode == Mode::Enforce && resource.spec.engine.kind != EngineKind::External;
+        hold_finalizer(&inputs, resource, &accepted.pool.id, runs, &mut prepared);
+        if !runs {
             continue;
         }
         let plan = current_plan(inputs.plan, accepted);
@@ -222,12 +223,30 @@ pub fn build(inputs: Inputs<'_>) -> Prepared {
     prepared
 }
 
-fn hold_finalizer(resource: &ModelPool, id: &PoolId, prepared: &mut Prepared) {
-    if !resource.finalizers().iter().any(|f| f == names::FINALIZER) {
+/// Sees to it that a pool has the finalizer exactly while there is, or may be, something to drain: what has nothing to
+/// drain must hold up neither its own deletion nor its namespace's.
+fn hold_finalizer(
+    inputs: &Inputs<'_>,
+    resource: &ModelPool,
+    id: &PoolId,
+    runs: bool,
+    prepared: &mut Prepared,
+) {
+    let uid = resource.metadata.uid.as_deref().unwrap_or_default();
+    let left = || observe::of_pool(inputs.replicas, id).any(|r| r.owner_uid == uid);
+    let needed = inputs.config.finalizers && (runs || left());
+    let held = resource.finalizers().iter().any(|f| f == names::FINALIZER);
+    if needed && !held {
         let mut finalizers = resource.finalizers().to_vec();
         finalizers.push(names::FINALIZER.to_owned());
         set_finalizers(resource, id, finalizers, prepared);
+    } else if held && !needed {
+        set_finalizers(resource, id, without_ours(resource.finalizers()), prepared);
     }
+}
+
+fn without_ours(finalizers: &[String]) -> Vec<String> {
+    finalizers.iter().filter(|f| *f != names::FINALIZER).cloned().collect()
 }
 
 fn set_finalizers(resource: &ModelPool, id: &PoolId, finalizers: Vec<String>, prepared: &mut Prepared) {
@@ -364,8 +383,7 @@ fn delete_pool(inputs: &Inputs<'_>, resource: &ModelPool, id: &PoolId, prepared:
     let since = resource.metadata.deletion_timestamp.as_ref().map_or(inputs.now, |t| t.0);
     let overdue = elapsed(since, inputs.now) >= timeout(inputs).saturating_mul(2);
     if own.is_empty() || overdue {
-        let finalizers = resource.finalizers().iter().filter(|f| *f != names::FINALIZER).cloned().collect();
-        set_finalizers(resource, id, finalizers, prepared);
+        set_finalizers(resource, id, without_ours(resource.finalizers()), prepared);
         return;
     }
     for replica in own {

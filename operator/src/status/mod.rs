@@ -1,5 +1,6 @@
 //! What was done, and why, as written into resources. Pure but for [`write`].
 
+mod adopted;
 pub mod cluster;
 pub mod pool;
 pub mod queue;

@@ -8,8 +8,9 @@ use plimsoll_crds::model_pool::{
 };
 use plimsoll_fleet::plan::PoolOutcome;
 use plimsoll_fleet::pool::Mode;
-use plimsoll_fleet::{Objective, Percentile, PoolPlan, ReplicaPhase, ReplicaStatus, Shape};
+use plimsoll_fleet::{AdoptedReplica, Objective, Percentile, PoolPlan, ReplicaPhase, ReplicaStatus, Shape};
 
+use super::adopted;
 use super::rollout::{CANARY_HELD, PROGRESSING, Progress, ROLLOUT_STUCK, going_text, standstill};
 use super::{NONE, ms_text};
 use crate::brain::PoolObservation;
@@ -51,6 +52,8 @@ pub struct Facts<'a> {
     pub plan: Option<InForce<'a>>,
     /// The pool's replicas.
     pub replicas: &'a [&'a ReplicaStatus],
+    /// Engines of others that the pool adopts.
+    pub adopted: &'a [&'a AdoptedReplica],
     /// The change of the engine's configuration under way, if there is one.
     pub rollout: Option<&'a Progress>,
     /// What agents saw.
@@ -111,6 +114,7 @@ pub fn status(facts: &Facts<'_>) -> ModelPoolStatus {
         predicted,
         observed,
         why: why(facts),
+        adopted: adopted::status(facts),
         scalings: scalings(facts, before.scalings.clone()),
     };
     // A plan that changes nothing here is not written here: one pool's new plan would else rewrite every pool's status.
@@ -120,13 +124,13 @@ pub fn status(facts: &Facts<'_>) -> ModelPoolStatus {
     status
 }
 
-fn round(value: f64, digits: i32) -> f64 {
+pub(super) fn round(value: f64, digits: i32) -> f64 {
     let scale = 10_f64.powi(digits);
     if value.is_finite() { (value * scale).round() / scale } else { 0.0 }
 }
 
 /// Rounded to three significant digits: enough to read, and steady.
-fn significant(value: f64) -> f64 {
+pub(super) fn significant(value: f64) -> f64 {
     if value == 0.0 || !value.is_finite() {
         return 0.0;
     }
@@ -425,7 +429,11 @@ fn why_cell(facts: &Facts<'_>, accepted: &Accepted) -> String {
         return going_text(facts, accepted, progress);
     }
     match facts.plan {
-        Some(p) if accepted.pool.mode == Mode::Advise => format!("advice only: {}", p.pool.why.summary),
+        Some(_) if adopted::nothing(facts) => adopted::NOTHING.to_owned(),
+        Some(p) if accepted.pool.mode == Mode::Advise => {
+            let compared = p.pool.comparison().map_or_else(String::new, |c| format!("{c}: "));
+            format!("advice only: {compared}{}", p.pool.why.summary)
+        }
         Some(p) => p.pool.why.summary.clone(),
         None if facts.connected => "waiting for a plan".to_owned(),
         None => "waiting for the scheduler".to_owned(),
@@ -434,8 +442,13 @@ fn why_cell(facts: &Facts<'_>, accepted: &Accepted) -> String {
 
 fn why(facts: &Facts<'_>) -> Vec<String> {
     let mut lines: Vec<String> = facts.verdict.err().map(|r| r.message.clone()).into_iter().collect();
+    if adopted::nothing(facts) {
+        lines.push(adopted::NOTHING.to_owned());
+    }
     if let Some(p) = facts.plan {
         let why = &p.pool.why;
+        lines.extend(p.pool.comparison());
+        lines.extend(p.pool.today.iter().flat_map(|t| &t.misses).map(|miss| format!("today's {miss}")));
         lines.push(why.summary.clone());
         if p.pool.unserved_rps > 1e-9 {
             lines.push(format!("unserved: {:.2} requests/s ({})", p.pool.unserved_rps, p.pool.outcome));

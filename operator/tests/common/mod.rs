@@ -115,6 +115,7 @@ pub fn plan(number: u64, pool: &ModelPool, replicas: Vec<ReplicaAssignment>) -> 
             },
             envelope: (1, 4),
             why: Why { summary: "cheapest; next: TP4 L40S +$1.10/h".to_owned(), ..Why::default() },
+            today: None,
         }],
         usd_per_hour: usd,
         binding: Vec::new(),

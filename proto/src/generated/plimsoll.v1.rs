@@ -147,6 +147,18 @@ pub struct PoolRoute {
     pub usd_per_million_output_tokens: f64,
     #[prost(string, tag = "10")]
     pub unavailable_reason: ::prost::alloc::string::String,
+    /// Of InferenceObjectives that name the pool.
+    #[prost(message, repeated, tag = "11")]
+    pub objectives: ::prost::alloc::vec::Vec<ObjectivePriority>,
+}
+/// Priority of the requests that name an InferenceObjective.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ObjectivePriority {
+    #[prost(string, tag = "1")]
+    pub objective: ::prost::alloc::string::String,
+    /// Higher goes first; below zero: the first to be refused.
+    #[prost(int32, tag = "2")]
+    pub priority: i32,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SloClass {

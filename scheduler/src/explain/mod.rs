@@ -267,7 +267,7 @@ fn out_of_reach(set: &CandidateSet) -> (Option<String>, Vec<String>) {
 }
 
 /// One line on a shape that was turned down.
-fn line(shape: Option<&Shape>, why: &Rejection) -> String {
+pub(crate) fn line(shape: Option<&Shape>, why: &Rejection) -> String {
     match (shape, why) {
         (Some(s), Rejection::DoesNotFit(m)) if m.weight_bytes > 0.0 => format!(
             "{s}: needs {:.0} GB of weights, has {:.0} GB usable",

@@ -10,6 +10,7 @@ use super::performance::{Performance, Query};
 use super::prepare::{Draft, Fate, budget_notes, live_usd};
 use super::program::{Coupling, PoolProblem};
 use super::provision;
+use super::today::today;
 use super::{Group, PlanInput, PlanOutcome};
 use crate::explain::{self, Limiting};
 
@@ -72,7 +73,8 @@ pub(crate) fn assemble(
         }
     }
     for (i, draft) in drafts.iter().enumerate() {
-        pools.entry(i).or_insert_with(|| fixed(input, draft));
+        let plan = pools.entry(i).or_insert_with(|| fixed(input, draft));
+        plan.today = today(input, draft, model);
     }
     quality.gap = if quality.objective.abs() > 1e-9 {
         ((quality.objective - quality.bound) / quality.objective.abs()).max(0.0)
@@ -259,6 +261,7 @@ fn planned(
         prediction,
         envelope: envelope(group, at, left, count),
         why,
+        today: None,
         replicas,
     }
 }
@@ -409,6 +412,7 @@ fn fixed(input: &PlanInput<'_>, draft: &Draft<'_>) -> PoolPlan {
         prediction: Prediction::default(),
         envelope: (count, count),
         why: explain::of_fixed(draft),
+        today: None,
         replicas,
     }
 }

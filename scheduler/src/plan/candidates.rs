@@ -97,6 +97,42 @@ fn asked(classes: &[RequestClass]) -> Vec<RequestClass> {
         .collect()
 }
 
+/// Burstiness as the engine model is asked: rounded up to a quarter.
+fn asked_scv(arrival_scv: f64) -> f64 {
+    if arrival_scv.is_finite() { (arrival_scv.clamp(0.25, 64.0) * 4.0).ceil() / 4.0 } else { 1.0 }
+}
+
+/// The load line of one replica of any shape, candidate or not, asked as for candidates: highest rate of the demand
+/// `(classes, arrival scv)` within the objectives, requests per second. Classes that it cannot serve at all are left out.
+pub(crate) fn load_line(
+    snapshot: &ClusterSnapshot,
+    pool: &ModelPool,
+    shape: &Shape,
+    (demand, arrival_scv): (&[RequestClass], f64),
+    config: &PlannerConfig,
+    model: &dyn Performance,
+    cache: &ShapeCache,
+) -> Result<f64, Rejection> {
+    let missing = |what: String| Rejection::Other(what);
+    let accelerator = snapshot
+        .accelerators
+        .iter()
+        .find(|a| a.name == shape.accelerator)
+        .ok_or_else(|| missing(format!("there is no AcceleratorClass {}", shape.accelerator)))?;
+    let variant = pool
+        .variant(&shape.variant)
+        .ok_or_else(|| missing(format!("the pool has no variant {}", shape.variant)))?;
+    let classes = asked(&planned_classes(pool, demand));
+    let margin = config.margin(accelerator.calibration.relative_error);
+    let (classes, arrival_scv) = (classes.as_slice(), asked_scv(arrival_scv));
+    let query = Query { pool, variant, accelerator, shape, classes, arrival_scv, margin, stretch: 1.0 };
+    let rates = rates(model, cache, &query)?;
+    let served = || classes.iter().zip(&rates).filter(|(_, rate)| **rate > 0.0);
+    let rps: f64 = served().map(|(c, _)| c.rps).sum();
+    let work: f64 = served().map(|(c, rate)| c.rps / rate).sum();
+    Ok(if work > 0.0 { rps / work } else { 0.0 })
+}
+
 /// The classes of a pool with demand, made finite; a pool without any gets one nominal class at rate zero, so that a
 /// replica kept without traffic still has a shape that would meet the objectives.
 pub fn planned_classes(pool: &ModelPool, classes: &[RequestClass]) -> Vec<RequestClass> {
@@ -145,7 +181,7 @@ pub fn candidates(
 ) -> CandidateSet {
     let classes = planned_classes(pool, demand);
     let asked = asked(&classes);
-    let scv = if arrival_scv.is_finite() { (arrival_scv.clamp(0.25, 64.0) * 4.0).ceil() / 4.0 } else { 1.0 };
+    let scv = asked_scv(arrival_scv);
     let mut set = CandidateSet { classes, ..CandidateSet::default() };
     if pool.eligible_variants().next().is_none() {
         let why = if pool.variants.is_empty() {

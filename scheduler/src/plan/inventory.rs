@@ -120,6 +120,8 @@ pub struct Reserved {
     pub nodes: BTreeMap<NodeName, u32>,
     /// Of each class's autoscalable capacity.
     pub autoscaled: BTreeMap<String, u32>,
+    /// Accelerators by node that others hold and that may be planned with all the same.
+    pub returned: BTreeMap<NodeName, u32>,
 }
 
 impl Reserved {
@@ -185,7 +187,9 @@ pub fn cells(
     nodes.sort_by(|a, b| a.name.cmp(&b.name));
     nodes.dedup_by(|a, b| a.name == b.name);
     for node in &nodes {
-        let taken = reserved.nodes.get(&node.name).copied().unwrap_or(0).saturating_add(node.foreign_gpus);
+        let of = |by_node: &BTreeMap<NodeName, u32>| by_node.get(&node.name).copied().unwrap_or(0);
+        let foreign = node.foreign_gpus.saturating_sub(of(&reserved.returned));
+        let taken = of(&reserved.nodes).saturating_add(foreign);
         let free = node.allocatable_gpus.saturating_sub(taken);
         let leaving = leaving.get(&node.name).copied().unwrap_or(0).min(free);
         alike

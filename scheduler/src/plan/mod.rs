@@ -24,6 +24,7 @@ pub mod program;
 mod provision;
 pub mod solver;
 mod spread;
+mod today;
 
 use std::collections::BTreeMap;
 
@@ -97,6 +98,9 @@ pub fn plan_with(input: &PlanInput<'_>, model: &dyn Performance, solver: &dyn So
             .collect();
         if members.is_empty() {
             continue;
+        }
+        if !enforced {
+            reserved.returned = today::held(input.snapshot);
         }
         let group = solve_group(input, &drafts, members, &reserved, &spent, solver);
         for (at, member) in group.members.iter().enumerate() {

@@ -10,9 +10,17 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
+use crate::advice::{self, Advised};
+
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct PoolLabel {
     pool: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct AdviceLabels {
+    pool: String,
+    accelerator: String,
 }
 
 /// Counters and gauges. Cloning shares them.
@@ -51,6 +59,8 @@ pub struct SchedulerMetrics {
     planned_rps: Family<PoolLabel, Gauge<f64, AtomicU64>>,
     wanted_replicas: Family<PoolLabel, Gauge>,
     pool_usd_per_hour: Family<PoolLabel, Gauge<f64, AtomicU64>>,
+    advised_replicas: Family<AdviceLabels, Gauge>,
+    advised: Advised,
 }
 
 impl SchedulerMetrics {
@@ -75,7 +85,14 @@ impl SchedulerMetrics {
             planned_rps: Family::default(),
             wanted_replicas: Family::default(),
             pool_usd_per_hour: Family::default(),
+            advised_replicas: Family::default(),
+            advised: Advised::default(),
         };
+        registry.register(
+            advice::METRIC,
+            "Replicas that the plan in force advises, by accelerator class",
+            m.advised_replicas.clone(),
+        );
         let r = registry.sub_registry_with_prefix("plimsoll_scheduler");
         r.register(
             "plans",
@@ -114,6 +131,11 @@ impl SchedulerMetrics {
         m
     }
 
+    /// What the plan in force advises, for autoscalers.
+    pub fn advised(&self) -> Advised {
+        self.advised.clone()
+    }
+
     /// Shows a plan. Series of pools that are gone are dropped.
     pub(crate) fn show_plan(&self, plan: &Plan) {
         self.plan_number.set(i64::try_from(plan.number).unwrap_or(i64::MAX));
@@ -122,11 +144,23 @@ impl SchedulerMetrics {
         self.planned_rps.clear();
         self.wanted_replicas.clear();
         self.pool_usd_per_hour.clear();
+        self.advised.show(plan);
+        self.advised_replicas.clear();
         let label = |id: &PoolId| PoolLabel { pool: id.to_string() };
         for pool in &plan.pools {
             self.planned_rps.get_or_create(&label(&pool.pool)).set(pool.demand.total_rps());
             self.wanted_replicas.get_or_create(&label(&pool.pool)).set(pool.replicas.len() as i64);
             self.pool_usd_per_hour.get_or_create(&label(&pool.pool)).set(pool.usd_per_hour);
+            let advise = |accelerator: &str, n: u32| {
+                let labels =
+                    AdviceLabels { pool: pool.pool.to_string(), accelerator: accelerator.to_owned() };
+                self.advised_replicas.get_or_create(&labels).inc_by(i64::from(n));
+            };
+            // A pool at zero has a series too: no number at all would mean that nobody knows.
+            if pool.replicas.is_empty() {
+                advise("", 0);
+            }
+            pool.by_shape().iter().for_each(|(shape, n)| advise(&shape.accelerator, *n));
         }
     }
 }

@@ -166,6 +166,36 @@ async fn a_restart_keeps_number_names_history_and_routes() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_scheduler_whose_store_is_lost_keeps_what_runs() {
+    let s = start(None, |_| {}).await;
+    let mut operator = s.operator().await;
+    let mut cluster = cluster(vec![pool("default/chat", 3.0)]);
+    operator.push(&cluster).await;
+    let first = operator.plan(|p| p.number > 0).await;
+    act(&mut cluster, &first, now(), ReplicaPhase::Ready, &[]);
+    drop(operator);
+    s.stop().await;
+
+    let s = start(None, |_| {}).await;
+    let mut operator = s.operator().await;
+    operator.push(&cluster).await;
+    let anew = operator.plan(|p| p.number > 0).await;
+    assert_eq!(anew.pools[0].replicas, first.pools[0].replicas, "same names, shapes and nodes");
+    // A new replica takes no name that a pod has already.
+    cluster.pools[0].demand.as_mut().unwrap().rps = 40.0;
+    cluster.pools[0].generation = 2;
+    operator.push(&cluster).await;
+    let next = operator.plan(|p| p.pools[0].generation == 2).await;
+    let mut names: Vec<_> = next.pools[0].replicas.iter().map(|r| r.id.clone()).collect();
+    let count = names.len();
+    names.sort();
+    names.dedup();
+    assert!(names.len() == count && count > first.pools[0].replicas.len(), "{names:?}");
+    assert!(first.pools[0].replicas.iter().all(|r| names.contains(&r.id)), "{names:?}");
+    s.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_agent_that_vanishes_is_routed_around() {
     let s = start(None, |c| c.agent_timeout = Duration::from_millis(1500)).await;
     let mut operator = s.operator().await;

@@ -2,6 +2,7 @@
 
 pub(crate) mod support;
 
+mod adopted;
 mod optimal;
 mod provision;
 mod reasons;
