@@ -1,7 +1,12 @@
 //! The scheduler over real sockets, and its loops in simulated time.
 
 #[cfg(test)]
+#[path = "../etcd/mod.rs"]
+mod etcd;
+#[cfg(test)]
 mod loops;
+#[cfg(test)]
+mod standby;
 #[cfg(test)]
 mod support;
 
