@@ -14,6 +14,14 @@ fn seat(etcd: &Etcd, config: &EtcdConfig, who: &str) -> Seat {
     etcd.runtime().block_on(campaign).expect("nobody else leads")
 }
 
+/// A seat that is renewed for as long as etcd runs.
+fn held(etcd: &Etcd, config: &EtcdConfig, who: &str) -> Seat {
+    let seat = seat(etcd, config, who);
+    let (election, renewed) = (election(etcd, config, who), seat.clone());
+    etcd.runtime().spawn(async move { election.hold(&renewed).await });
+    seat
+}
+
 fn open(etcd: &Etcd, config: &EtcdConfig, seat: &Seat) -> EtcdStore {
     EtcdStore::open(&election(etcd, config, "reader"), seat, etcd.runtime().clone()).unwrap()
 }
@@ -28,12 +36,12 @@ fn weigh(store: &EtcdStore) -> (usize, usize) {
 fn etcd_stores_and_swaps_and_lasts() {
     let Some(etcd) = Etcd::start() else { return };
     let config = etcd.config();
-    let first = seat(&etcd, &config, "a");
+    let first = held(&etcd, &config, "a");
     let store = open(&etcd, &config, &first);
     exercise(&store);
     // Another prefix is another store.
     let other = EtcdConfig { prefix: "/other/".into(), ..config.clone() };
-    let elsewhere = seat(&etcd, &other, "a");
+    let elsewhere = held(&etcd, &other, "a");
     exercise(&open(&etcd, &other, &elsewhere));
     drop(store);
     let store = open(&etcd, &config, &first);
@@ -44,7 +52,7 @@ fn etcd_stores_and_swaps_and_lasts() {
 fn values_and_transactions_beyond_etcds_limits_are_stored_whole_and_leave_nothing_behind() {
     let Some(etcd) = Etcd::start() else { return };
     let config = etcd.config();
-    let mine = seat(&etcd, &config, "a");
+    let mine = held(&etcd, &config, "a");
     let store = open(&etcd, &config, &mine);
     let large = |n: u8| (0..3_000_000_u32).map(|i| (i % 251) as u8 ^ n).collect::<Vec<u8>>();
     store.put("plan", large(1)).unwrap();
@@ -77,7 +85,7 @@ fn values_and_transactions_beyond_etcds_limits_are_stored_whole_and_leave_nothin
 fn a_transaction_that_was_begun_is_finished_by_the_next_leader() {
     let Some(etcd) = Etcd::start() else { return };
     let config = etcd.config();
-    let mine = seat(&etcd, &config, "a");
+    let mine = held(&etcd, &config, "a");
     let store = open(&etcd, &config, &mine);
     let big = vec![5; 400_000];
     let writes: Vec<Write> = (0..150)
