@@ -2,6 +2,7 @@
 //!
 //! [`v1`] is generated from `protos/` and committed; `tests/generated.rs` keeps it true. [`document`] carries domain
 //! documents (snapshots, plans); [`convert`] maps the typed messages that agents exchange to the domain and back.
+//! [`etcd`] is the part of etcd's API that the scheduler's store calls.
 
 pub mod convert;
 pub mod document;
@@ -10,6 +11,12 @@ pub mod document;
 #[allow(missing_docs, clippy::all, clippy::pedantic, clippy::disallowed_types, clippy::disallowed_methods)]
 pub mod v1 {
     include!("generated/plimsoll.v1.rs");
+}
+
+/// What is used of etcd's v3 API, generated.
+#[allow(missing_docs, clippy::all, clippy::pedantic, clippy::disallowed_types, clippy::disallowed_methods)]
+pub mod etcd {
+    include!("generated/etcdserverpb.rs");
 }
 
 pub use convert::InvalidMessage;

@@ -7,14 +7,17 @@ use std::path::{Path, PathBuf};
 
 fn generate(out: &Path) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("protos");
-    let files = ["plimsoll/v1/agent.proto", "plimsoll/v1/plan.proto"];
-    let descriptors = protox::compile(files, [root]).unwrap();
-    tonic_prost_build::configure()
-        .out_dir(out)
-        .build_client(true)
-        .build_server(true)
-        .compile_fds(descriptors)
-        .unwrap();
+    for (files, server) in
+        [(&["plimsoll/v1/agent.proto", "plimsoll/v1/plan.proto"][..], true), (&["etcd/rpc.proto"], false)]
+    {
+        let descriptors = protox::compile(files, [&root]).unwrap();
+        tonic_prost_build::configure()
+            .out_dir(out)
+            .build_client(true)
+            .build_server(server)
+            .compile_fds(descriptors)
+            .unwrap();
+    }
 }
 
 #[test]

@@ -61,6 +61,37 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace 
 http://{{ include "plimsoll.fullname" . }}-scheduler.{{ .Release.Namespace }}.svc:9090
 {{- end -}}
 
+{{- /* The schedulers' etcd, members separated by commas; nothing if their store is a file. Values that contradict each other are refused. */ -}}
+{{- define "plimsoll.etcd.endpoints" -}}
+{{- $v := .Values.etcd -}}
+{{- if eq .Values.scheduler.store "file" -}}
+{{- if gt (int .Values.scheduler.replicas) 1 -}}
+{{- fail "scheduler.replicas is more than 1 with scheduler.store file: schedulers share their state in an etcd; set scheduler.store to etcd, and etcd.enabled or etcd.endpoints" -}}
+{{- end -}}
+{{- if or $v.enabled $v.endpoints -}}
+{{- fail "there is an etcd that nobody uses: set scheduler.store to etcd, or leave etcd.enabled and etcd.endpoints out" -}}
+{{- end -}}
+{{- else if $v.enabled -}}
+{{- if $v.endpoints -}}
+{{- fail "etcd.enabled and etcd.endpoints are both set: run an etcd with the chart or name one that exists" -}}
+{{- end -}}
+{{- if and (not $v.persistence.enabled) (gt (int $v.replicas) 1) -}}
+{{- fail "etcd.persistence.enabled is false with several members: one that lost its data cannot come back by itself; set etcd.replicas to 1 or leave persistence on" -}}
+{{- end -}}
+{{- $name := printf "%s-etcd" (include "plimsoll.fullname" .) -}}
+{{- $members := list -}}
+{{- range until (int $v.replicas) -}}
+{{- $members = append $members (printf "http://%s-%d.%s.%s.svc:2379" $name . $name $.Release.Namespace) -}}
+{{- end -}}
+{{- join "," $members -}}
+{{- else -}}
+{{- if not $v.endpoints -}}
+{{- fail "scheduler.store is etcd and there is none: set etcd.endpoints to one that exists, or etcd.enabled to run one with the chart" -}}
+{{- end -}}
+{{- join "," $v.endpoints -}}
+{{- end -}}
+{{- end -}}
+
 {{- /* metadata of a pod template. Takes (list root component values). */ -}}
 {{- define "plimsoll.podMetadata" -}}
 {{- $root := index . 0 }}{{ $component := index . 1 }}{{ $values := index . 2 -}}
@@ -142,6 +173,14 @@ affinity:
 {{- end -}}
 {{- end -}}
 
+{{- /* The security standard "restricted", as far as a container has a say. */ -}}
+{{- define "plimsoll.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop: [ALL]
+{{- end -}}
+
 {{- /* What every container has. Takes (list root component values). */ -}}
 {{- define "plimsoll.container" -}}
 {{- $root := index . 0 }}{{ $component := index . 1 }}{{ $values := index . 2 -}}
@@ -149,10 +188,7 @@ name: {{ $component }}
 image: {{ include "plimsoll.image" $root | quote }}
 imagePullPolicy: {{ $root.Values.image.pullPolicy }}
 securityContext:
-  allowPrivilegeEscalation: false
-  readOnlyRootFilesystem: true
-  capabilities:
-    drop: [ALL]
+  {{- include "plimsoll.containerSecurity" $root | nindent 2 }}
 resources:
   {{- toYaml $values.resources | nindent 2 }}
 {{- end -}}

@@ -72,6 +72,7 @@ pub async fn pulse(shared: Arc<Shared>, stop: CancellationToken) {
         shared.metrics.agents.set(i64::from(seen.agents));
         shared.observations.send_replace(Arc::new(seen));
         shared.wake.notify_one();
+        reserve_tokens(&shared).await;
         if saved.elapsed() >= SOFT_SAVE {
             saved = Instant::now();
             save_soft(&shared).await;
@@ -93,6 +94,21 @@ async fn save_soft(shared: &Arc<Shared>) {
     {
         shared.metrics.store_failures.inc();
         tracing::warn!(%error, "demand was not saved");
+    }
+}
+
+/// Writes down which tokens may be granted next, if there are too few.
+pub async fn reserve_tokens(shared: &Arc<Shared>) {
+    let _one = shared.reserving.lock().await;
+    let Some(reserves) = shared.state.lock().ledger.wants(shared.now_seconds()) else { return };
+    let (store, wanted) = (Arc::clone(&shared.store), reserves.clone());
+    match blocking("reserving tokens", move || persist::save_reserves(store.as_ref(), &wanted)).await {
+        Some(Ok(())) => shared.state.lock().ledger.reserved(reserves),
+        Some(Err(error)) => {
+            shared.metrics.store_failures.inc();
+            tracing::warn!(%error, "no more tokens can be granted on budgets until the store can be written");
+        }
+        None => {}
     }
 }
 
@@ -514,7 +530,7 @@ async fn publish(
     }
     let endpoints: usize = table.pools.iter().map(|p| p.endpoints.len()).sum();
     tracing::info!(version = table.version, plan = table.plan, endpoints, "routes in force");
-    shared.metrics.route_version.set(i64::try_from(table.version).unwrap_or(i64::MAX));
+    shared.metrics.show_routes(&table);
     shared.state.lock().push_table(Arc::clone(&table));
     shared.routes.send_replace(Some(table));
     true

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::AtomicU64;
 
-use plimsoll_fleet::{Plan, PoolId};
+use plimsoll_fleet::{Plan, PoolId, RouteTable};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -42,6 +42,8 @@ pub struct SchedulerMetrics {
     pub(crate) fast_changes: Counter,
     /// Version of the route table in force.
     pub(crate) route_version: Gauge,
+    /// 1 while this scheduler leads.
+    pub(crate) leader: Gauge,
     /// Agents that report.
     pub(crate) agents: Gauge,
     /// Sessions ended because the agent did not keep up.
@@ -75,6 +77,7 @@ impl SchedulerMetrics {
             plan_usd_per_hour: Gauge::default(),
             fast_changes: Counter::default(),
             route_version: Gauge::default(),
+            leader: Gauge::default(),
             agents: Gauge::default(),
             agents_dropped: Counter::default(),
             reports: Counter::default(),
@@ -110,6 +113,7 @@ impl SchedulerMetrics {
         );
         r.register("fast_changes", "Replicas added or removed by the fast loop", m.fast_changes.clone());
         r.register("route_version", "Version of the route table in force", m.route_version.clone());
+        r.register("leader", "1 while this scheduler leads, 0 while it stands by", m.leader.clone());
         r.register("agents", "Agents that report", m.agents.clone());
         r.register(
             "agents_dropped",
@@ -136,16 +140,28 @@ impl SchedulerMetrics {
         self.advised.clone()
     }
 
+    /// Shows the routes in force.
+    pub(crate) fn show_routes(&self, table: &RouteTable) {
+        self.route_version.set(i64::try_from(table.version).unwrap_or(i64::MAX));
+    }
+
+    /// Shows that this scheduler has no say any more: sums over schedulers must not count anything twice.
+    pub(crate) fn show_nothing(&self) {
+        self.show_routes(&RouteTable::default());
+        self.agents.set(0);
+        self.plan_number.set(0);
+        self.plan_gap.set(0.0);
+        self.plan_usd_per_hour.set(0.0);
+        self.forget_pools();
+    }
+
     /// Shows a plan. Series of pools that are gone are dropped.
     pub(crate) fn show_plan(&self, plan: &Plan) {
         self.plan_number.set(i64::try_from(plan.number).unwrap_or(i64::MAX));
         self.plan_gap.set(plan.quality.gap);
         self.plan_usd_per_hour.set(plan.usd_per_hour);
-        self.planned_rps.clear();
-        self.wanted_replicas.clear();
-        self.pool_usd_per_hour.clear();
+        self.forget_pools();
         self.advised.show(plan);
-        self.advised_replicas.clear();
         let label = |id: &PoolId| PoolLabel { pool: id.to_string() };
         for pool in &plan.pools {
             self.planned_rps.get_or_create(&label(&pool.pool)).set(pool.demand.total_rps());
@@ -162,6 +178,13 @@ impl SchedulerMetrics {
             }
             pool.by_shape().iter().for_each(|(shape, n)| advise(&shape.accelerator, *n));
         }
+    }
+
+    fn forget_pools(&self) {
+        self.planned_rps.clear();
+        self.wanted_replicas.clear();
+        self.pool_usd_per_hour.clear();
+        self.advised_replicas.clear();
     }
 }
 

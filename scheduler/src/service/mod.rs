@@ -3,9 +3,14 @@
 //! Tasks: the *pulse* (about once a second: time passes for demand, spending and observations), the *brain* (plans,
 //! fast loop, drains, routes; one thing at a time), and one task for each agent's session and each watch. They share
 //! one state behind a lock that is never held across an await.
+//!
+//! With a store in etcd there may be several schedulers. The one that is elected does all this; the others hand requests to
+//! it, and one of them takes its place from what it stored.
 
 mod brain;
 mod dispatch;
+mod forward;
+mod lead;
 mod metrics;
 mod observe;
 mod persist;
@@ -13,40 +18,31 @@ mod plans;
 mod sessions;
 mod state;
 
-use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use parking_lot::Mutex;
-use plimsoll_proto::v1::agent_service_server::AgentServiceServer;
-use plimsoll_proto::v1::plan_service_server::PlanServiceServer;
 use tokio::net::TcpListener;
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 use tracing::Instrument;
 
+pub use dispatch::Standing;
+pub use forward::{FORWARDED, STANDBY};
 pub use metrics::SchedulerMetrics;
 
-use crate::clock::{InvalidScale, seconds};
-use crate::cold_start::ColdStarts;
-use crate::demand::{DemandConfig, DemandTracker};
-use crate::fast::{FastConfig, FastState};
-use crate::ledger::Ledger;
+use crate::clock::{Clock, InvalidScale};
+use crate::demand::DemandConfig;
+use crate::fast::FastConfig;
 use crate::planner::Planner;
+use crate::store::etcd::{Election, EtcdConfig, Leader};
 use crate::store::{FileStore, MemoryStore, Store, StoreError};
-use state::{Agent, Shared, State};
-
-/// Largest message taken, bytes: a snapshot of a large cluster.
-const MAX_MESSAGE_BYTES: usize = 256 << 20;
-/// Virtual seconds that a token lease lasts.
-const LEASE_SECONDS: f64 = 10.0;
+use lead::{Services, Term};
 
 /// How to run the scheduler.
 #[derive(Clone)]
@@ -55,6 +51,8 @@ pub struct SchedulerConfig {
     pub listen: SocketAddr,
     /// Directory of the store (`None`: nothing survives a restart).
     pub data_dir: Option<PathBuf>,
+    /// A store in etcd instead, and election of one among several schedulers.
+    pub etcd: Option<Candidate>,
     /// Virtual seconds per wall second: 1 on real clusters, more with simulated engines that run faster.
     pub time_scale: f64,
     /// Virtual time between plans when nothing material changes.
@@ -73,12 +71,24 @@ pub struct SchedulerConfig {
     pub metrics: SchedulerMetrics,
 }
 
+/// A scheduler among several.
+#[derive(Debug, Clone)]
+pub struct Candidate {
+    /// Where etcd is.
+    pub etcd: EtcdConfig,
+    /// This scheduler's name, unlike any other's.
+    pub identity: String,
+    /// `host:port` at which the others reach it (`None`: where it listens).
+    pub advertise: Option<String>,
+}
+
 impl SchedulerConfig {
     /// Defaults around a planner: a free port on the loopback interface, real time, nothing kept.
     pub fn new(planner: Arc<dyn Planner>) -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             data_dir: None,
+            etcd: None,
             time_scale: 1.0,
             replan_interval: Duration::from_secs(60),
             debounce: Duration::from_millis(200),
@@ -137,6 +147,7 @@ pub struct Scheduler;
 #[derive(Debug)]
 pub struct SchedulerHandle {
     addr: SocketAddr,
+    standing: watch::Receiver<Standing>,
     task: JoinHandle<Result<(), SchedulerError>>,
 }
 
@@ -144,6 +155,11 @@ impl SchedulerHandle {
     /// Where it listens.
     pub fn addr(&self) -> SocketAddr {
         self.addr
+    }
+
+    /// Whether it leads.
+    pub fn standing(&self) -> watch::Receiver<Standing> {
+        self.standing.clone()
     }
 
     /// Waits until it has stopped (after the token was cancelled, or because of an error).
@@ -156,7 +172,8 @@ impl SchedulerHandle {
 }
 
 impl Scheduler {
-    /// Opens the store, listens, and starts the loops. It serves at once, before any snapshot has come.
+    /// Opens the store, listens, and starts the loops. It serves at once, before any snapshot has come. With etcd it stands
+    /// for election first, for as long as it takes: an etcd that is away is no error.
     ///
     /// # Errors
     /// [`SchedulerError`] if the address, the store or the time scale cannot be used.
@@ -164,125 +181,70 @@ impl Scheduler {
         config: SchedulerConfig,
         shutdown: CancellationToken,
     ) -> Result<SchedulerHandle, SchedulerError> {
-        let started = (Timestamp::now(), Instant::now());
-        let (dir, scale) = (config.data_dir.clone(), config.time_scale);
-        let (store, loaded) = tokio::task::spawn_blocking(move || {
-            let store: Arc<dyn Store> = match dir {
-                Some(dir) => Arc::new(FileStore::open(&dir)?),
-                None => Arc::new(MemoryStore::default()),
-            };
-            let loaded = persist::load(store.as_ref(), scale, started.0)?;
-            Ok::<_, SchedulerError>((store, loaded))
-        })
-        .await
-        .map_err(SchedulerError::Task)??;
-
-        let listener = TcpListener::bind(config.listen)
+        Clock::new(config.time_scale, None, Timestamp::now())?;
+        let shutdown = shutdown.child_token();
+        let listen_error = |source| SchedulerError::Listen { address: config.listen, source };
+        let bind = async {
+            let listener = TcpListener::bind(config.listen).await.map_err(listen_error)?;
+            let addr = listener.local_addr().map_err(listen_error)?;
+            Ok::<_, SchedulerError>((listener, addr))
+        };
+        let services = Services::vacant("this one has just started; try again");
+        let standing = services.standing();
+        let span = tracing::info_span!("scheduler");
+        let (listener, addr, terms) = if let Some(candidate) = config.etcd.clone() {
+            let (listener, addr) = bind.await?;
+            let address = candidate.advertise.unwrap_or_else(|| addr.to_string());
+            let election = Election::new(&candidate.etcd, Leader { identity: candidate.identity, address })?;
+            let stand = lead::stand(config.clone(), election, services.clone(), shutdown.clone());
+            (listener, addr, tokio::spawn(stand.instrument(span.clone())))
+        } else {
+            let (dir, scale) = (config.data_dir.clone(), config.time_scale);
+            let (store, loaded) = tokio::task::spawn_blocking(move || {
+                let store: Arc<dyn Store> = match dir {
+                    Some(dir) => Arc::new(FileStore::open(&dir)?),
+                    None => Arc::new(MemoryStore::default()),
+                };
+                let loaded = persist::load(store.as_ref(), scale, Timestamp::now())?;
+                Ok::<_, SchedulerError>((store, loaded))
+            })
             .await
-            .map_err(|source| SchedulerError::Listen { address: config.listen, source })?;
-        let addr = listener
-            .local_addr()
-            .map_err(|source| SchedulerError::Listen { address: config.listen, source })?;
-
-        let clock = loaded.clock;
-        let now = seconds(clock.to_virtual(started.0));
-        let demand_config = DemandConfig {
-            stale_after_seconds: clock.virtual_seconds(config.demand.stale_after_seconds),
-            ..config.demand
+            .map_err(SchedulerError::Task)??;
+            let (listener, addr) = bind.await?;
+            let term = span
+                .in_scope(|| Term::begin(&config, store, loaded, None, &services, shutdown.child_token()));
+            let until = shutdown.clone();
+            let life = async move {
+                until.cancelled().await;
+                term.end().await
+            };
+            (listener, addr, tokio::spawn(life.instrument(span.clone())))
         };
-        let mut demand = loaded.demand.unwrap_or_else(|| DemandTracker::new(demand_config));
-        demand.set_config(demand_config);
-        let plan = loaded.plan.map(Arc::new);
-        let mut state = State {
-            snapshot: loaded.snapshot.map(Arc::new),
-            snapshot_is_current: false,
-            cold_starts: ColdStarts::default(),
-            pushed: None,
-            demand,
-            canaries: loaded.canaries,
-            engines: BTreeMap::new(),
-            plan: plan.clone(),
-            next_serial: loaded.next_serial,
-            tables: VecDeque::new(),
-            // Agents known before are believed to be there until their time is up: they are about to reconnect.
-            agents: loaded
-                .agents
-                .into_iter()
-                .map(|(node, (name, address))| {
-                    (name, Agent { node: Some(node), address, last_seen: started.0, session: 0 })
-                })
-                .collect(),
-            drain: loaded.drain,
-            fast: FastState::default(),
-            ledger: Ledger::new(now, LEASE_SECONDS, loaded.fresh),
-            load_lines: BTreeMap::new(),
-            records: loaded.records,
-            usd: BTreeMap::new(),
-            usd_until: now,
-            floors: BTreeMap::new(),
-            due: None,
-            routes_dirty: false,
-            sessions: 0,
-        };
-        if let Some(plan) = &plan {
-            state.learn_load_lines(plan);
-            config.metrics.show_plan(plan);
-        }
-        let table = (loaded.routes.version > 0).then(|| Arc::new(loaded.routes));
-        if let Some(table) = &table {
-            state.push_table(Arc::clone(table));
-        }
-        let shared = Arc::new(Shared {
-            state: Mutex::new(state),
-            identity: loaded.identity,
-            clock,
-            planner: Arc::clone(&config.planner),
-            store,
-            metrics: config.metrics.clone(),
-            wake: Notify::new(),
-            plans: watch::Sender::new(plan),
-            routes: watch::Sender::new(table),
-            drains: watch::Sender::new(Arc::default()),
-            observations: watch::Sender::new(Arc::default()),
-            started,
-            config,
-        });
-        tracing::info!(%addr, scale, identity = shared.identity, "scheduler listens");
-
-        let task = tokio::spawn(run(shared, listener, shutdown).instrument(tracing::info_span!("scheduler")));
-        Ok(SchedulerHandle { addr, task })
+        tracing::info!(%addr, scale = config.time_scale, "scheduler listens");
+        let task = tokio::spawn(run(services, terms, listener, shutdown).instrument(span));
+        Ok(SchedulerHandle { addr, standing, task })
     }
 }
 
 async fn run(
-    shared: Arc<Shared>,
+    services: Services,
+    terms: JoinHandle<Result<(), SchedulerError>>,
     listener: TcpListener,
     shutdown: CancellationToken,
 ) -> Result<(), SchedulerError> {
-    // Tasks end with the server, whichever way it ends.
-    let tasks = shutdown.child_token();
-    let _guard = tasks.clone().drop_guard();
-    let brain = tokio::spawn(brain::brain(Arc::clone(&shared), tasks.clone()).in_current_span());
-    let pulse = tokio::spawn(brain::pulse(Arc::clone(&shared), tasks.clone()).in_current_span());
-    let plans = PlanServiceServer::new(plans::Plans::new(Arc::clone(&shared), tasks.clone()))
-        .max_decoding_message_size(MAX_MESSAGE_BYTES)
-        .max_encoding_message_size(MAX_MESSAGE_BYTES);
-    let agents = AgentServiceServer::new(sessions::Sessions::new(Arc::clone(&shared), tasks.clone()))
-        .max_decoding_message_size(16 << 20)
-        .max_encoding_message_size(MAX_MESSAGE_BYTES);
     let served = Server::builder()
         .http2_keepalive_interval(Some(Duration::from_secs(10)))
         .http2_keepalive_timeout(Some(Duration::from_secs(10)))
         .serve_with_incoming_shutdown(
-            dispatch::Dispatch::new(plans, agents),
+            services,
             TcpIncoming::from(listener),
-            shutdown.cancelled_owned(),
+            shutdown.clone().cancelled_owned(),
         )
         .await
         .map_err(SchedulerError::Serve);
-    tasks.cancel();
-    brain.await.map_err(SchedulerError::Task)?;
-    pulse.await.map_err(SchedulerError::Task)?;
+    // Terms end with the server, whichever way it ends.
+    shutdown.cancel();
+    terms.await.map_err(SchedulerError::Task)??;
     tracing::info!("scheduler stopped");
     served
 }

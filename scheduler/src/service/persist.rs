@@ -12,6 +12,7 @@ use crate::canary::Canaries;
 use crate::clock::{Anchor, Clock, InvalidScale};
 use crate::demand::DemandTracker;
 use crate::drain::DrainState;
+use crate::ledger::Reserves;
 use crate::store::{Store, StoreError, Write, get_json};
 
 const PLAN: &str = "plan/current";
@@ -23,6 +24,7 @@ const AGENTS: &str = "routes/agents";
 const DRAIN: &str = "drain";
 const DEMAND: &str = "demand";
 const CANARIES: &str = "canaries";
+const LEDGER: &str = "ledger";
 const CLOCK: &str = "clock";
 const IDENTITY: &str = "identity";
 const RECORDS: &str = "records/";
@@ -40,8 +42,8 @@ pub type Records = BTreeMap<PoolId, VecDeque<ScalingRecord>>;
 pub struct Loaded {
     /// Names the store: route versions compare only within one.
     pub identity: String,
-    /// Whether the store is new: nothing of an earlier life can be out there.
-    pub fresh: bool,
+    /// Tokens reserved by an earlier life: none of a new store, `None` if the store does not say.
+    pub reserves: Option<Reserves>,
     /// Clock.
     pub clock: Clock,
     /// Plan in force.
@@ -95,7 +97,7 @@ pub fn load(store: &dyn Store, scale: f64, wall_now: Timestamp) -> Result<Loaded
     }
     Ok(Loaded {
         identity,
-        fresh,
+        reserves: get_json(store, LEDGER)?.or_else(|| fresh.then(Reserves::new)),
         clock,
         plan: get_json(store, PLAN)?,
         next_serial: get_json(store, SERIAL)?.unwrap_or(1),
@@ -152,6 +154,11 @@ pub fn save_soft(
 ) -> Result<(), StoreError> {
     let writes = [Write::json(DEMAND, demand)?, Write::json(DRAIN, drain)?, Write::json(CANARIES, canaries)?];
     store.transact(&[], &writes).map(drop)
+}
+
+/// Writes down what may be granted, before it is.
+pub fn save_reserves(store: &dyn Store, reserves: &Reserves) -> Result<(), StoreError> {
+    store.transact(&[], &[Write::json(LEDGER, reserves)?]).map(drop)
 }
 
 /// Forgets the records of pools that are gone.

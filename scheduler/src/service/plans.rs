@@ -128,6 +128,7 @@ impl PlanService for Plans {
         request: Request<v1::PushSnapshotRequest>,
     ) -> Result<Response<v1::PushSnapshotResponse>, Status> {
         let (plan, forgotten) = self.take_snapshot(request.into_inner())?;
+        super::brain::reserve_tokens(&self.shared).await;
         if !forgotten.is_empty() {
             let store = Arc::clone(&self.shared.store);
             let result = blocking(move || super::persist::forget_records(store.as_ref(), &forgotten)).await?;

@@ -333,9 +333,10 @@ fn take_report(shared: &Shared, report: v1::AgentReport, session: u64) -> Result
         state.ledger.reported(&report.agent, now);
         let timeout = shared.config.agent_timeout_signed();
         let sharing = state.agents.values().filter(|a| wall.duration_since(a.last_seen) <= timeout).count();
-        let leases: Vec<v1::BudgetLease> = state
-            .ledger
-            .grant(&report.agent, sharing, now)
+        // The store refuses a scheduler that was deposed; leases are granted without asking it.
+        let granted =
+            if shared.leads() { state.ledger.grant(&report.agent, sharing, now) } else { Vec::new() };
+        let leases: Vec<v1::BudgetLease> = granted
             .into_iter()
             .map(|(budget, lease)| v1::BudgetLease {
                 epoch: lease.epoch,

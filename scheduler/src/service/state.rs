@@ -25,6 +25,7 @@ use crate::fast::FastState;
 use crate::ledger::Ledger;
 use crate::planner::Planner;
 use crate::store::Store;
+use crate::store::etcd::Seat;
 
 /// Route tables kept to send deltas from.
 const TABLES_KEPT: usize = 32;
@@ -227,8 +228,12 @@ pub struct Shared {
     pub planner: Arc<dyn Planner>,
     /// Store.
     pub store: Arc<dyn Store>,
+    /// The term of leading, where there was an election.
+    pub seat: Option<Seat>,
     /// Metrics.
     pub metrics: SchedulerMetrics,
+    /// One writes token reserves at a time, so that the newest are what the store holds.
+    pub reserving: tokio::sync::Mutex<()>,
     /// Wakes the loops.
     pub wake: Notify,
     /// Newest plan.
@@ -268,6 +273,11 @@ impl Shared {
             r.ready_at = r.ready_at.map(|t| self.clock.to_virtual(t));
         }
         snapshot
+    }
+
+    /// Whether what is granted now cannot be granted by another scheduler too.
+    pub fn leads(&self) -> bool {
+        self.seat.as_ref().is_none_or(Seat::holds)
     }
 
     /// Asks for a new plan.

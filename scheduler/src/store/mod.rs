@@ -1,5 +1,6 @@
 //! What the scheduler remembers: keys and values with compare-and-swap transactions.
 
+pub mod etcd;
 mod file;
 mod memory;
 
@@ -45,7 +46,8 @@ pub enum StoreError {
     },
     /// A value is not what its key promises.
     #[error(
-        "the stored value {key:?} cannot be read; it was written by another version: move the --data directory away and start again"
+        "the stored value {key:?} cannot be read; it was written by another version: move the --data directory away, or choose \
+         another --etcd-prefix, and start again"
     )]
     Value {
         /// The key.
@@ -53,6 +55,40 @@ pub enum StoreError {
         /// Where and why.
         #[source]
         source: serde_json::Error,
+    },
+    /// What was said about etcd makes no sense.
+    #[error("{what} is not usable: {problem}")]
+    EtcdConfig {
+        /// The flag.
+        what: &'static str,
+        /// What is wrong.
+        problem: String,
+    },
+    /// etcd cannot be asked.
+    #[error("failed to {action} etcd at {endpoints}: {problem}")]
+    Etcd {
+        /// Its members.
+        endpoints: String,
+        /// What was being done.
+        action: &'static str,
+        /// What went wrong.
+        problem: String,
+    },
+    /// A value in etcd is damaged.
+    #[error(
+        "the key {key:?} in etcd cannot be used ({problem}); remove it, or choose another --etcd-prefix: the plan is rebuilt from the cluster"
+    )]
+    EtcdValue {
+        /// etcd's key.
+        key: String,
+        /// What is wrong.
+        problem: String,
+    },
+    /// Another scheduler was elected.
+    #[error("this scheduler does not lead any more (its term was {term}); nothing was written")]
+    Deposed {
+        /// The term that ended.
+        term: i64,
     },
 }
 
@@ -137,5 +173,7 @@ pub fn get_json<T: DeserializeOwned>(store: &dyn Store, key: &str) -> Result<Opt
         .map_err(|source| StoreError::Value { key: key.to_owned(), source })
 }
 
+#[cfg(test)]
+mod testing;
 #[cfg(test)]
 mod tests;

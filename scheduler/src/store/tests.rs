@@ -1,21 +1,5 @@
+use super::testing::exercise;
 use super::*;
-
-fn exercise(store: &dyn Store) {
-    assert_eq!(store.get("a").unwrap(), None);
-    store.put("a/1", b"one".to_vec()).unwrap();
-    store.put("a/2", b"two".to_vec()).unwrap();
-    store.put("b", b"other".to_vec()).unwrap();
-    assert_eq!(store.list("a/").unwrap().len(), 2);
-    let stale = Require { key: "a/1".into(), value: Some(b"zero".to_vec()) };
-    assert!(!store.transact(&[stale], &[Write::Put("a/2".into(), b"lost".to_vec())]).unwrap());
-    assert_eq!(store.get("a/2").unwrap(), Some(b"two".to_vec()));
-    let absent = Require { key: "c".into(), value: None };
-    let writes = [Write::Put("c".into(), b"three".to_vec()), Write::Delete("b".into())];
-    assert!(store.transact(std::slice::from_ref(&absent), &writes).unwrap());
-    assert!(!store.transact(&[absent], &writes).unwrap(), "the second of two equal claims loses");
-    store.delete("a/1").unwrap();
-    assert_eq!(store.get("b").unwrap(), None);
-}
 
 #[test]
 fn memory_stores_and_swaps() {

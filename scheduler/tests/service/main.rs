@@ -1,9 +1,13 @@
 //! The scheduler over real sockets, and its loops in simulated time.
 
 #[cfg(test)]
+#[path = "../etcd/mod.rs"]
+mod etcd;
+#[cfg(test)]
 mod loops;
 #[cfg(test)]
 mod rollouts;
+mod standby;
 #[cfg(test)]
 mod support;
 
