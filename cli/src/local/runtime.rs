@@ -1,5 +1,6 @@
 //! Simulated nodes have no GPUs: whatever engine a replica's pod names, they run a simulated one of the same shape.
 
+use std::collections::HashMap;
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -21,6 +22,11 @@ use tokio::sync::watch;
 const RECORD: &str = "plimsoll.dev/replica";
 /// Port of an engine's API within its pod, as the operator gives it to every engine.
 const ENGINE_PORT: u16 = 8000;
+/// Exit code of what was killed.
+const KILLED: i32 = 137;
+
+/// Tells how an engine exited, once it has.
+type Exited = watch::Sender<Option<i32>>;
 
 /// Starts simulated engines for pods, each on a loopback address of its own, as real pods have.
 #[derive(Debug)]
@@ -28,12 +34,21 @@ pub struct EngineRuntime {
     speed: f64,
     startup: Duration,
     addresses: LoopbackIps,
+    /// The engines that run, by their pods' uids.
+    running: Mutex<HashMap<String, Exited>>,
 }
 
 impl EngineRuntime {
     /// Engines that run `speed` times as fast as real ones and need `startup` (virtual) to come up.
     pub fn new(speed: f64, startup: Duration) -> Self {
-        Self { speed, startup, addresses: LoopbackIps::default() }
+        Self { speed, startup, addresses: LoopbackIps::default(), running: Mutex::default() }
+    }
+
+    /// Kills a pod's engine, if one runs, as `kill -9` does; the kubelet starts another.
+    pub fn crash(&self, uid: &str) {
+        if let Some(exited) = self.running.lock().remove(uid) {
+            exited.send_replace(Some(KILLED));
+        }
     }
 
     async fn start_engine(&self, pod: &Pod) -> Result<RunningPod, RuntimeError> {
@@ -41,7 +56,13 @@ impl EngineRuntime {
         let start = |ip| EngineServer::start(self.config(&record, SocketAddr::from((ip, ENGINE_PORT))));
         let taken = |error: &EngineServerError| matches!(error, EngineServerError::Listen { source, .. } if source.kind() == ErrorKind::AddrInUse);
         match self.addresses.start_on_free(start, taken).await {
-            Ok((ip, server)) => Ok(running(IpAddr::V4(ip), server, record)),
+            Ok((ip, server)) => {
+                let (pod_runs, exited) = running(IpAddr::V4(ip), server, record);
+                let mut all = self.running.lock();
+                all.retain(|_, exited| !exited.is_closed());
+                all.insert(pod.uid().unwrap_or_default(), exited);
+                Ok(pod_runs)
+            }
             Err(error) if taken(&error) => {
                 Err(failed("RunContainerError", format!("no free loopback address: {error}")))
             }
@@ -88,8 +109,9 @@ fn record(pod: &Pod) -> Result<ReplicaRecord, RuntimeError> {
         .map_err(|e| failed("CreateContainerConfigError", format!("annotation {RECORD} cannot be read: {e}")))
 }
 
-fn running(ip: IpAddr, server: EngineServer, record: ReplicaRecord) -> RunningPod {
-    let (exited, mut exit) = watch::channel(false);
+fn running(ip: IpAddr, server: EngineServer, record: ReplicaRecord) -> (RunningPod, Exited) {
+    let (exited, mut exit) = watch::channel(None);
+    let crashed = exited.clone();
     let (ready_tx, ready) = watch::channel(false);
     let server = Arc::new(server);
     let log = Arc::new(Mutex::new(format!(
@@ -111,24 +133,25 @@ fn running(ip: IpAddr, server: EngineServer, record: ReplicaRecord) -> RunningPo
             () = ready_tx.closed() => {}
         }
     });
-    RunningPod {
+    let pod = RunningPod {
         ip,
         ports: [].into(),
         ready: Some(ready),
         exit: async move {
-            let _ = exit.wait_for(|gone| *gone).await;
-            PodExit { code: 0, reason: None, message: None }
+            let code = exit.wait_for(Option::is_some).await.ok().and_then(|code| *code).unwrap_or(0);
+            PodExit { code, reason: None, message: None }
         }
         .boxed(),
         stop: Box::new(move |_grace: Duration| -> BoxFuture<'static, ()> {
             async move {
                 server.kill();
-                exited.send_replace(true);
+                exited.send_replace(Some(0));
             }
             .boxed()
         }),
         logs: Some(Arc::new(move || log.lock().clone())),
-    }
+    };
+    (pod, crashed)
 }
 
 impl PodRuntime for EngineRuntime {
