@@ -16,7 +16,7 @@ pub async fn upgrade<L: Lane>(suite: &mut Suite<L>) -> Result<(), Error> {
     suite
         .disturbed("helm upgrade from the chart before", Cost::Nothing, async |suite: &Suite<L>| {
             let chart = ["upgrade", "plimsoll", "charts/plimsoll", "-n", "plimsoll"];
-            let change = ["-f", "e2e/lanes/values.yaml", "--set", "log.filter=debug"];
+            let change = ["-f", "e2e/lanes/values.yaml", "--set", "log.filter=info"];
             suite.lane.helm(&[&chart[..], &change[..]].concat()).await?;
             suite.settled("helm upgrade", 2).await
         })

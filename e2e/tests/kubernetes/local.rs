@@ -16,7 +16,7 @@ use plimsoll_e2e::{Error, eventually};
 use crate::lane::{Lane, Life};
 use crate::suite::condition;
 
-/// A cluster of four simulated nodes.
+/// A cluster of three simulated nodes.
 pub struct Local {
     process: Process,
     kubectl: Kubectl,
@@ -46,7 +46,7 @@ impl Local {
         };
         let folder = tempfile::tempdir()?;
         let path = folder.path().to_str().ok_or("the folder's name is not UTF-8")?;
-        let args = ["devcluster", "--dir", path, "--api-listen", "127.0.0.1:0", "--nodes", "4x2xh100"];
+        let args = ["devcluster", "--dir", path, "--api-listen", "127.0.0.1:0", "--nodes", "3x2xh100"];
         let mut process = Process::start("devcluster", &args, folder.path())?;
         let endpoints = process.endpoints(folder.path()).await?;
         let kubectl = Kubectl::of_cluster(&endpoints.kubeconfig, &kubectl).await?;
@@ -66,7 +66,7 @@ impl Local {
             kubeconfig: endpoints.kubeconfig,
             api,
             release,
-            nodes: (1..=4).map(|number| format!("h100-{number}")).collect(),
+            nodes: (1..=3).map(|number| format!("h100-{number}")).collect(),
             crashes: AtomicU32::new(0),
             _folder: folder,
         }))
