@@ -7,7 +7,7 @@ PLIMSOLL := $(TARGET_DIR)/release/plimsoll
 UP_FLAGS ?=
 SCALE_FLAGS ?=
 
-.PHONY: help up build test test-tools lint e2e e2e-kube chart bench scale generate drift clean
+.PHONY: help up build test test-tools lint e2e e2e-kube e2e-kind chart bench scale generate drift clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -41,11 +41,14 @@ drift: ## Fail if a generated file is stale.
 	@$(CARGO) test -q --locked -p plimsoll-crds -p plimsoll-proto
 	@if command -v python3 >/dev/null; then charts/generate --check; else echo "python3 not found: the chart's derived files not checked"; fi
 
-e2e: build test-tools ## Run only the end-to-end suites.
-	@PLIMSOLL_BIN=$(abspath $(PLIMSOLL)) $(CARGO) test --locked -p plimsoll-e2e -- --nocapture --test-threads=1
+e2e: build test-tools ## Run the end-to-end suites, on a real Kubernetes too where one can be brought up (as root; e2e/lanes/README.md).
+	@PLIMSOLL_E2E_KUBERNETES=auto PLIMSOLL_BIN=$(abspath $(PLIMSOLL)) scripts/test e2e
 
-e2e-kube: build ## Run the end-to-end suite on a real Kubernetes that it brings up and removes (as root; e2e/lanes/README.md).
-	@PLIMSOLL_E2E_KUBERNETES=1 PLIMSOLL_BIN=$(abspath $(PLIMSOLL)) $(CARGO) test --locked -p plimsoll-e2e --test kubernetes -- --nocapture --test-threads=1
+e2e-kube: build ## Run the suite on a real Kubernetes alone, which it brings up and removes (as root; e2e/lanes/README.md).
+	@PLIMSOLL_E2E_KUBERNETES=1 PLIMSOLL_BIN=$(abspath $(PLIMSOLL)) scripts/test e2e --test kubernetes
+
+e2e-kind: build ## The same on a cluster of kind, for people with Docker.
+	@PLIMSOLL_E2E_KUBERNETES=kind PLIMSOLL_BIN=$(abspath $(PLIMSOLL)) scripts/test e2e --test kubernetes
 
 chart: build ## Check the Helm chart: lint, many renderings, install, upgrade and uninstall on the in-process cluster.
 	@PLIMSOLL_BIN=$(abspath $(PLIMSOLL)) scripts/chart

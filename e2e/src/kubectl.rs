@@ -285,6 +285,32 @@ impl Kubectl {
     }
 }
 
+/// The items of a list.
+pub fn items(list: &Value) -> &[Value] {
+    list["items"].as_array().map_or(&[], Vec::as_slice)
+}
+
+/// A kubectl: the one on the path, else one that `scripts/kube/binaries` built.
+///
+/// # Errors
+/// If there is none that can be used: why.
+pub async fn any_kubectl() -> Result<PathBuf, String> {
+    let missing = match usable_kubectl().await {
+        Ok(found) => return Ok(found),
+        Err(why) => why,
+    };
+    let cache = |name: &str| std::env::var_os(name).map(PathBuf::from);
+    let folder = cache("PLIMSOLL_CACHE")
+        .or_else(|| cache("XDG_CACHE_HOME").map(|folder| folder.join("plimsoll")))
+        .or_else(|| cache("HOME").map(|folder| folder.join(".cache/plimsoll")))
+        .ok_or_else(|| missing.clone())?;
+    let built = std::fs::read_dir(folder.join("kube")).map_err(|_| missing.clone())?;
+    let mut built: Vec<PathBuf> =
+        built.filter_map(|e| e.ok().map(|e| e.path().join("bin/kubectl"))).filter(|p| p.is_file()).collect();
+    built.sort();
+    built.pop().ok_or(missing)
+}
+
 /// The kubectl on the path, or why there is none that can be used.
 async fn usable_kubectl() -> Result<PathBuf, String> {
     let path = find("kubectl").ok_or("no kubectl here")?;

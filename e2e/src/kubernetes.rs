@@ -1,4 +1,5 @@
-//! A real Kubernetes cluster of one node on this host (`scripts/kube`), held for as long as its value lives.
+//! A real Kubernetes cluster on this host, held for as long as its value lives: one node without Docker (`scripts/kube`), or
+//! kind's (`e2e/lanes/kind`). Both are driven by scripts of the same names.
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -11,6 +12,8 @@ use crate::system::{binary, workspace};
 
 /// The image that the chart names by default.
 pub const IMAGE: &str = "plimsoll/plimsoll:v0.1.0";
+/// Asks for a cluster.
+const ASKED: &str = "PLIMSOLL_E2E_KUBERNETES";
 /// The host's network device of the cluster.
 const LINK: &str = "plimsoll0";
 /// The cgroup below which its pods run.
@@ -23,22 +26,45 @@ const END_SECONDS: u64 = 120;
 #[derive(Debug)]
 pub struct Kubernetes {
     up: Option<Child>,
+    scripts: PathBuf,
     state: PathBuf,
     folder: tempfile::TempDir,
 }
 
 impl Kubernetes {
+    /// The scripts of the cluster that `PLIMSOLL_E2E_KUBERNETES` asks for, or why there can be none: `kind`, or anything
+    /// else for the one without Docker; with `auto`, whatever it needs may be missing. Builds Kubernetes if it was not.
+    ///
+    /// # Errors
+    /// If it is asked for with anything but `auto` and cannot be here.
+    pub async fn wanted() -> Result<Result<PathBuf, String>, Error> {
+        let Some(wanted) = std::env::var_os(ASKED) else {
+            return Ok(Err(format!("{ASKED} is not set (`make e2e` sets it)")));
+        };
+        let folder = if wanted == "kind" { "e2e/lanes/kind" } else { "scripts/kube" };
+        let scripts = workspace().join(folder);
+        let mut check = tokio::process::Command::new(scripts.join("up"));
+        check.arg("--check").stdin(Stdio::null()).kill_on_drop(true);
+        let output = check.output().await?;
+        if output.status.success() {
+            return Ok(Ok(scripts));
+        }
+        let said = String::from_utf8_lossy(&output.stderr);
+        let why = said.lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned();
+        if wanted == "auto" { Ok(Err(why)) } else { Err(why.into()) }
+    }
+
     /// Makes the image from the binary under test and brings a cluster up with it. Blocks for a quarter of a minute; the
     /// first time on a machine Kubernetes is built, which takes much longer.
     ///
     /// # Errors
     /// If the cluster does not come up; `up` has printed why.
-    pub fn start() -> Result<Self, Error> {
+    pub fn start(scripts: &Path) -> Result<Self, Error> {
         let folder = tempfile::tempdir()?;
         let archive = folder.path().join("plimsoll.tar");
         said(Command::new(workspace().join("scripts/image")).arg(binary()?).arg(&archive).arg(IMAGE))?;
         let state = folder.path().join("kube");
-        let mut up = Command::new(workspace().join("scripts/kube/up"))
+        let mut up = Command::new(scripts.join("up"))
             .arg(&state)
             .arg("--hold")
             .arg("--image")
@@ -47,13 +73,13 @@ impl Kubernetes {
             .stdout(Stdio::piped())
             .spawn()?;
         let stdout = up.stdout.take().ok_or("`up` has no standard output")?;
-        let cluster = Self { up: Some(up), state, folder };
+        let cluster = Self { up: Some(up), scripts: scripts.to_owned(), state, folder };
         let mut line = String::new();
         BufReader::new(stdout).read_line(&mut line)?;
         if line.trim() == "ready" {
             Ok(cluster)
         } else {
-            Err("the cluster did not come up: see what scripts/kube/up printed".into())
+            Err("the cluster did not come up: see what its `up` printed".into())
         }
     }
 
@@ -80,19 +106,16 @@ impl Kubernetes {
     /// # Errors
     /// If there is no helm, or it exits with a failure.
     pub async fn helm(&self, args: &[&str]) -> Result<String, Error> {
-        let helm = finished(tokio::process::Command::new(workspace().join("scripts/kube/helm"))).await?;
-        let mut command = tokio::process::Command::new(helm.trim());
-        command.args(args).env("KUBECONFIG", self.kubeconfig()).current_dir(workspace());
-        finished(command).await
+        helm(&find_helm().await?, &self.kubeconfig(), args).await
     }
 
-    /// Stops, starts, kills or restarts a program of the cluster: `kube-apiserver`, `kubelet`, …
+    /// Calls the script `component`: `kill kube-apiserver`, `restart kubelet NODE`, …
     ///
     /// # Errors
-    /// If it does not stop or start.
-    pub async fn component(&self, action: &str, name: &str) -> Result<(), Error> {
-        let mut command = tokio::process::Command::new(workspace().join("scripts/kube/component"));
-        command.arg(&self.state).args([action, name]);
+    /// If it fails: a program that does not stop or start, say.
+    pub async fn component(&self, args: &[&str]) -> Result<(), Error> {
+        let mut command = tokio::process::Command::new(self.scripts.join("component"));
+        command.arg(&self.state).args(args);
         finished(command).await.map(drop)
     }
 
@@ -101,23 +124,15 @@ impl Kubernetes {
     /// # Errors
     /// If none of them ran.
     pub async fn crash(&self, pod: &str) -> Result<(), Error> {
-        let filter =
-            format!(r#"labels."io.kubernetes.pod.name"=={pod},labels."io.cri-containerd.kind"==container"#);
-        let containers = finished(self.ctr(&["containers", "ls", "-q", &filter])).await?;
-        let mut killed = Err(format!("pod {pod} has no container").into());
-        for id in containers.split_whitespace() {
-            // Containers that ended before are still listed; killing these fails.
-            let outcome = finished(self.ctr(&["tasks", "kill", "-s", "SIGKILL", id])).await;
-            killed = killed.or(outcome.map(drop));
-        }
-        killed
+        self.component(&["crash", pod]).await
     }
 
-    fn ctr(&self, args: &[&str]) -> tokio::process::Command {
-        let mut command = tokio::process::Command::new("ctr");
-        command.arg("--address").arg(self.state.join("run/containerd.sock"));
-        command.args(["--namespace", "k8s.io"]).args(args);
-        command
+    /// Gives an image that was imported another name.
+    ///
+    /// # Errors
+    /// If there is no such image.
+    pub async fn tag_image(&self, image: &str, new: &str) -> Result<(), Error> {
+        self.component(&["tag", image, new]).await
     }
 
     /// Ends the cluster, and lists what is left of it on the host: nothing, if all is well.
@@ -137,7 +152,7 @@ impl Kubernetes {
                 return if status.success() {
                     Ok(())
                 } else {
-                    Err(format!("scripts/kube/up ended with {status}").into())
+                    Err(format!("`up` ended with {status}").into())
                 };
             }
             std::thread::sleep(Duration::from_millis(100));
@@ -183,9 +198,28 @@ impl Kubernetes {
 impl Drop for Kubernetes {
     fn drop(&mut self) {
         if let Err(error) = self.close() {
-            println!("{error}; scripts/kube/down {} takes it away", self.state.display());
+            println!("{error}; {}/down {} takes it away", self.scripts.display(), self.state.display());
         }
     }
+}
+
+/// The path of a helm: an installed one, else one that is built.
+///
+/// # Errors
+/// If there is none and none can be built.
+pub async fn find_helm() -> Result<PathBuf, Error> {
+    let path = finished(tokio::process::Command::new(workspace().join("scripts/kube/helm"))).await?;
+    Ok(PathBuf::from(path.trim()))
+}
+
+/// Runs helm in the repository's root; what it printed.
+///
+/// # Errors
+/// If it exits with a failure.
+pub async fn helm(helm: &Path, kubeconfig: &Path, args: &[&str]) -> Result<String, Error> {
+    let mut command = tokio::process::Command::new(helm);
+    command.args(args).env("KUBECONFIG", kubeconfig).current_dir(workspace());
+    finished(command).await
 }
 
 /// Runs a command to its end; its standard output, or an error with everything it printed.

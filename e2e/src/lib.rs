@@ -1,14 +1,17 @@
 //! End-to-end suites: they start the built binary and drive it from outside, with the clients people use (kubectl, the
 //! `openai` package) where those can be had and by the same HTTP calls of their own where not.
 //!
-//! [`system`] starts and kills processes, [`kubernetes`] holds a real cluster, [`apiserver`] a real API server alone,
-//! [`kubectl`] speaks to the Kubernetes API,
-//! [`openai`] to the gateway, [`traffic`] counts what became of many requests.
+//! [`system`] starts and kills processes, [`release`] runs the chart's pods as such, [`kubernetes`] holds a real cluster,
+//! [`apiserver`] a real API server alone, [`kubectl`] speaks to the Kubernetes API, [`openai`] to the gateway, [`traffic`]
+//! counts what became of many requests.
 
 pub mod apiserver;
 pub mod kubectl;
 pub mod kubernetes;
 pub mod openai;
+pub mod pod;
+pub mod relay;
+pub mod release;
 pub mod system;
 pub mod traffic;
 

@@ -117,6 +117,11 @@ impl Advised {
         *self.0.lock() = Some(all);
     }
 
+    /// Forgets it: who advises is another scheduler.
+    pub(crate) fn forget(&self) {
+        *self.0.lock() = None;
+    }
+
     /// For one pool, whole or on one accelerator class.
     ///
     /// # Errors

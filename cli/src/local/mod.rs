@@ -1,5 +1,6 @@
 //! The local cluster: the in-process Kubernetes API, simulated nodes, and simulated engines on them.
 
+mod faults;
 mod group;
 mod runtime;
 
@@ -12,6 +13,8 @@ use kube::api::{Api, Patch, PatchParams};
 use kube::{Client, ResourceExt};
 use plimsoll_devcluster::nodes::{NodeHandle, NodeSimulator, NodeSpec};
 use plimsoll_devcluster::{DevCluster, DevClusterConfig};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::failure::Failure;
@@ -37,7 +40,9 @@ pub struct LocalClusterConfig {
 /// A running local cluster.
 pub struct LocalCluster {
     api: DevCluster,
-    nodes: NodeHandle,
+    nodes: Arc<NodeHandle>,
+    faults: JoinHandle<()>,
+    stop: CancellationToken,
     /// A client of its API.
     pub client: Client,
 }
@@ -60,10 +65,12 @@ impl LocalCluster {
         install_classes(&client, &config.nodes).await?;
         let specs = config.nodes.nodes().into_iter().map(node_spec).collect();
         let runtime = Arc::new(EngineRuntime::new(config.speed, config.startup));
-        let nodes = NodeSimulator::start(client.clone(), specs, runtime);
+        let nodes = Arc::new(NodeSimulator::start(client.clone(), specs, runtime.clone()));
         api.serve_logs(nodes.logs());
+        let stop = CancellationToken::new();
+        let faults = tokio::spawn(faults::run(client.clone(), Arc::clone(&nodes), runtime, stop.clone()));
         info!(api = %api.addr(), nodes = config.nodes.count(), "local cluster runs");
-        Ok(Self { api, nodes, client })
+        Ok(Self { api, nodes, faults, stop, client })
     }
 
     /// Address of the API.
@@ -78,7 +85,12 @@ impl LocalCluster {
 
     /// Stops nodes, engines and API, in that order; objects stay on disk.
     pub async fn shutdown(self) {
-        self.nodes.shutdown().await;
+        self.stop.cancel();
+        // A panicked task holds no nodes either.
+        let _ = self.faults.await;
+        if let Ok(nodes) = Arc::try_unwrap(self.nodes) {
+            nodes.shutdown().await;
+        }
         self.api.shutdown().await;
     }
 }

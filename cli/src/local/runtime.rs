@@ -1,5 +1,6 @@
 //! Simulated nodes have no GPUs: whatever engine a replica's pod names, they run a simulated one of the same shape.
 
+use std::collections::HashMap;
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -23,6 +24,11 @@ use super::group::{self, Groups, Member};
 const RECORD: &str = "plimsoll.dev/replica";
 /// Port of an engine's API within its pod, as the operator gives it to every engine.
 const ENGINE_PORT: u16 = 8000;
+/// Exit code of what was killed.
+const KILLED: i32 = 137;
+
+/// Tells how an engine exited, once it has.
+type Exited = watch::Sender<Option<i32>>;
 
 /// Starts simulated engines for pods, each on a loopback address of its own, as real pods have.
 #[derive(Debug)]
@@ -31,12 +37,27 @@ pub struct EngineRuntime {
     startup: Duration,
     addresses: LoopbackIps,
     groups: Groups,
+    /// The engines that run, by their pods' uids.
+    running: Mutex<HashMap<String, Exited>>,
 }
 
 impl EngineRuntime {
     /// Engines that run `speed` times as fast as real ones and need `startup` (virtual) to come up.
     pub fn new(speed: f64, startup: Duration) -> Self {
-        Self { speed, startup, addresses: LoopbackIps::default(), groups: Groups::default() }
+        Self {
+            speed,
+            startup,
+            addresses: LoopbackIps::default(),
+            groups: Groups::default(),
+            running: Mutex::default(),
+        }
+    }
+
+    /// Kills a pod's engine, if one runs, as `kill -9` does; the kubelet starts another.
+    pub fn crash(&self, uid: &str) {
+        if let Some(exited) = self.running.lock().remove(uid) {
+            exited.send_replace(Some(KILLED));
+        }
     }
 
     async fn start_engine(&self, pod: &Pod) -> Result<RunningPod, RuntimeError> {
@@ -52,7 +73,13 @@ impl EngineRuntime {
             |ip| EngineServer::start(self.config(&record, speed, SocketAddr::from((ip, ENGINE_PORT))));
         let taken = |error: &EngineServerError| matches!(error, EngineServerError::Listen { source, .. } if source.kind() == ErrorKind::AddrInUse);
         match self.addresses.start_on_free(start, taken).await {
-            Ok((ip, server)) => Ok(running(IpAddr::V4(ip), server, record, member)),
+            Ok((ip, server)) => {
+                let (pod_runs, exited) = running(IpAddr::V4(ip), server, record, member);
+                let mut all = self.running.lock();
+                all.retain(|_, exited| !exited.is_closed());
+                all.insert(pod.uid().unwrap_or_default(), exited);
+                Ok(pod_runs)
+            }
             Err(error) if taken(&error) => {
                 Err(failed("RunContainerError", format!("no free loopback address: {error}")))
             }
@@ -145,8 +172,14 @@ fn worker(ip: IpAddr, rank: u32, member: Member) -> RunningPod {
     RunningPod::new(exit.boxed(), Box::new(end)).with_ip(ip).with_logs(Arc::new(move || log.clone()))
 }
 
-fn running(ip: IpAddr, server: EngineServer, record: ReplicaRecord, member: Option<Member>) -> RunningPod {
-    let (exited, mut exit) = watch::channel(false);
+fn running(
+    ip: IpAddr,
+    server: EngineServer,
+    record: ReplicaRecord,
+    member: Option<Member>,
+) -> (RunningPod, Exited) {
+    let (exited, mut exit) = watch::channel(None);
+    let crashed = exited.clone();
     let (ready_tx, ready) = watch::channel(false);
     let server = Arc::new(server);
     let log = Arc::new(Mutex::new(format!(
@@ -175,13 +208,16 @@ fn running(ip: IpAddr, server: EngineServer, record: ReplicaRecord, member: Opti
             () = ready_tx.closed() => {}
         }
     });
-    RunningPod {
+    let pod = RunningPod {
         ip,
         ports: [].into(),
         ready: Some(ready),
         exit: async move {
             tokio::select! {
-                _ = exit.wait_for(|gone| *gone) => PodExit { code: 0, reason: None, message: None },
+                code = exit.wait_for(Option::is_some) => {
+                    let code = code.ok().and_then(|code| *code).unwrap_or(0);
+                    PodExit { code, reason: None, message: None }
+                }
                 () = broken.cancelled() => {
                     let message = Some("a worker of its group ended".to_owned());
                     PodExit { code: 1, reason: None, message }
@@ -192,12 +228,13 @@ fn running(ip: IpAddr, server: EngineServer, record: ReplicaRecord, member: Opti
         stop: Box::new(move |_grace: Duration| -> BoxFuture<'static, ()> {
             async move {
                 server.kill();
-                exited.send_replace(true);
+                exited.send_replace(Some(0));
             }
             .boxed()
         }),
         logs: Some(Arc::new(move || log.lock().clone())),
-    }
+    };
+    (pod, crashed)
 }
 
 impl PodRuntime for EngineRuntime {

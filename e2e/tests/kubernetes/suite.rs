@@ -1,18 +1,21 @@
-//! The cluster under test, with what the scenario asks of it.
+//! What the steps ask of the cluster under test, whichever it is.
 
 use std::time::Duration;
 
-use plimsoll_e2e::kubectl::Kubectl;
-use plimsoll_e2e::kubernetes::Kubernetes;
+use plimsoll_e2e::kubectl::{Kubectl, items};
 use plimsoll_e2e::traffic::{Counts, Traffic};
 use plimsoll_e2e::{Error, eventually, openai};
 use serde_json::Value;
+
+use crate::lane::{Lane, Life};
 
 /// The served model.
 pub const MODEL: &str = "llama-3.1-8b";
 /// Tokens of a stream: some seconds of a simulated engine.
 const TOKENS: u32 = 1500;
 const STREAMS: usize = 4;
+/// Longest time for anything to settle. Nothing is measured by it: a slow machine may need most of it.
+const PATIENCE_SECONDS: u64 = 240;
 
 /// What a disturbance may cost.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -21,19 +24,24 @@ pub enum Cost {
     Nothing,
     /// Answers that hang on the client's own connection to what is killed.
     Connections,
+    /// Requests that come while no engine is left to take them; no answer that was begun.
+    Refusals,
 }
 
 /// The cluster, the clients of it, and what did not hold so far.
-pub struct Suite {
-    pub cluster: Kubernetes,
-    pub kubectl: Kubectl,
+pub struct Suite<L> {
+    pub lane: L,
     pub base: String,
     pub began: tokio::time::Instant,
     /// What did not hold; the suite goes on to the end and fails then, so that one run tells all.
     pub faults: Vec<String>,
 }
 
-impl Suite {
+impl<L: Lane> Suite<L> {
+    pub fn new(lane: L) -> Self {
+        Self { lane, base: String::new(), began: tokio::time::Instant::now(), faults: Vec::new() }
+    }
+
     pub fn step(&self, text: &str) {
         println!("{:>5.0} s  {text}", self.began.elapsed().as_secs_f64());
     }
@@ -50,54 +58,56 @@ impl Suite {
     }
 
     pub async fn run(&self, args: &[&str]) -> Result<String, Error> {
-        self.kubectl.kubectl(args).await
+        self.lane.kubectl().kubectl(args).await
     }
 
+    pub async fn json(&self, args: &[&str]) -> Result<Value, Error> {
+        self.lane.kubectl().json(args).await
+    }
+
+    pub async fn apply(&self, manifest: &str) -> Result<(), Error> {
+        self.lane.kubectl().apply_text(manifest).await.map(drop)
+    }
+
+    /// Makes a namespace that enforces Pod Security `restricted`, where the cluster can.
     pub async fn restricted(&self, namespace: &str) -> Result<(), Error> {
         self.run(&["create", "namespace", namespace]).await?;
         let label = "pod-security.kubernetes.io/enforce=restricted";
         self.run(&["label", "namespace", namespace, label]).await.map(drop)
     }
 
-    /// Name and life (uid, and how often its containers were restarted) of the pods with a label, besides those about
-    /// to go.
-    pub async fn pods(&self, namespace: &str, selector: &str) -> Result<Vec<(String, String)>, Error> {
-        let list = self.kubectl.json(&["-n", namespace, "get", "pods", "-l", selector]).await?;
-        let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
-        let mut pods: Vec<_> = items(&list)
-            .iter()
-            .filter(|p| p["metadata"]["deletionTimestamp"].is_null())
-            .map(|p| {
-                (text(&p["metadata"]["name"]), format!("{} + {}", text(&p["metadata"]["uid"]), restarts(p)))
-            })
-            .collect();
-        pods.sort();
-        Ok(pods)
+    pub async fn scale(&self, replicas: usize) -> Result<(), Error> {
+        let replicas = format!("--replicas={replicas}");
+        self.run(&["-n", "models", "scale", "mp/small", &replicas]).await.map(drop)
     }
 
-    pub async fn part(&self, component: &str) -> Result<Vec<(String, String)>, Error> {
-        self.pods("plimsoll", &format!("app.kubernetes.io/component={component}")).await
+    /// The pool's engines, besides those about to go.
+    pub async fn engines(&self) -> Result<Vec<Life>, Error> {
+        lives(self.lane.kubectl(), "models", "plimsoll.dev/pool=small").await
     }
 
-    pub async fn engines(&self) -> Result<Vec<(String, String)>, Error> {
-        self.pods("models", "plimsoll.dev/pool=small").await
+    /// The nodes that the pool's engines are on, besides engines about to go.
+    pub async fn nodes_in_use(&self) -> Result<Vec<String>, Error> {
+        let list = self.json(&["-n", "models", "get", "pods", "-l", "plimsoll.dev/pool=small"]).await?;
+        let node = |pod: &Value| pod["spec"]["nodeName"].as_str().map(str::to_owned);
+        let mut nodes: Vec<String> = items(&list).iter().filter(stays).filter_map(node).collect();
+        nodes.sort();
+        nodes.dedup();
+        Ok(nodes)
     }
 
     pub async fn status(&self) -> Result<Value, Error> {
-        Ok(self.kubectl.json(&["-n", "models", "get", "mp", "small"]).await?["status"].clone())
+        Ok(self.json(&["-n", "models", "get", "mp", "small"]).await?["status"].clone())
     }
 
-    /// Waits until every part is ready, the pool has `engines` serving ones, and requests are answered.
-    pub async fn settled(&self, what: &str, engines: usize) -> Result<(), Error> {
-        eventually(&format!("{what}: settled"), 120, || async {
-            for (namespace, wanted) in [("plimsoll", 6), ("models", engines)] {
-                let list = self.kubectl.json(&["-n", namespace, "get", "pods"]).await?;
-                let stays = |p: &&Value| p["metadata"]["deletionTimestamp"].is_null();
-                let serves = |p: &&Value| condition(&p["status"], "Ready") == "True";
-                let ready = items(&list).iter().filter(stays).filter(serves).count();
-                if ready != wanted || items(&list).len() != wanted {
-                    return Err(format!("{ready} ready pods of {} in {namespace}", items(&list).len()).into());
-                }
+    /// Waits until the pool has `engines` serving ones, whatever else there may be, and requests are answered.
+    pub async fn serving(&self, what: &str, engines: usize) -> Result<(), Error> {
+        eventually(&format!("{what}: serving"), PATIENCE_SECONDS, || async {
+            let list = self.json(&["-n", "models", "get", "pods"]).await?;
+            let serves = |p: &&Value| condition(&p["status"], "Ready") == "True";
+            let ready = items(&list).iter().filter(stays).filter(serves).count();
+            if ready != engines {
+                return Err(format!("{ready} ready engines of {}", items(&list).len()).into());
             }
             let status = self.status().await?;
             if status["readyReplicas"] != engines || condition(&status, "Ready") != "True" {
@@ -114,6 +124,21 @@ impl Suite {
         .await
     }
 
+    /// Waits until every part is ready, the pool has `engines` serving ones and no others, and requests are answered.
+    pub async fn settled(&self, what: &str, engines: usize) -> Result<(), Error> {
+        eventually(&format!("{what}: settled"), PATIENCE_SECONDS, || async {
+            let behind = self.lane.unsettled().await?;
+            if !behind.is_empty() {
+                return Err(format!("parts: {}", behind.join(", ")).into());
+            }
+            let list = self.json(&["-n", "models", "get", "pods"]).await?;
+            let pods = items(&list).len();
+            if pods == engines { Ok(()) } else { Err(format!("{pods} pods of engines").into()) }
+        })
+        .await?;
+        self.serving(what, engines).await
+    }
+
     /// Traffic around `disturb`; prints what became of it, and notes what it cost beyond what it may.
     pub async fn disturbed<F>(&mut self, what: &str, cost: Cost, disturb: F) -> Result<(), Error>
     where
@@ -124,63 +149,95 @@ impl Suite {
         let outcome = disturb(self).await;
         let counts = traffic.finish().await?;
         self.step(&format!("{what}: {counts}"));
+        let before = self.faults.len();
         self.judge(what, cost, &counts);
         if let Err(error) = outcome {
             self.fault(format!("{what}: {error}"));
+        }
+        if self.faults.len() > before {
             self.tell().await;
         }
         Ok(())
     }
 
-    /// What the parts that decide said last, for whoever has to find out.
+    /// What there is and what was said last, for whoever has to find out.
     pub async fn tell(&self) {
-        for component in ["operator", "scheduler"] {
-            let selector = format!("app.kubernetes.io/component={component}");
-            let logs = ["-n", "plimsoll", "logs", "--prefix", "--tail=5", "-l", &selector];
-            println!("{}", self.run(&logs).await.unwrap_or_else(|e| e.to_string()));
+        let looks: [&[&str]; 4] = [
+            &["get", "nodes", "--output=wide"],
+            &["get", "pods", "--all-namespaces", "--output=wide"],
+            &["-n", "models", "get", "mp", "--output=yaml"],
+            &["-n", "models", "get", "events", "--sort-by=.metadata.creationTimestamp"],
+        ];
+        for look in looks {
+            let said = self.run(look).await.unwrap_or_else(|e| e.to_string());
+            let lines: Vec<&str> = said.lines().collect();
+            let last = &lines[lines.len().saturating_sub(60)..];
+            println!("--- kubectl {}\n{}", look.join(" "), last.join("\n"));
         }
+        println!("--- logs\n{}", self.lane.logs().await);
     }
 
     pub fn judge(&mut self, what: &str, cost: Cost, counts: &Counts) {
+        let (lost, refused) = (counts.lost.len(), counts.refused());
         self.check(counts.whole > 0, || format!("{what}: no stream came whole"));
-        if cost == Cost::Nothing {
-            let (lost, refused) = (counts.lost.len(), counts.refused());
-            self.check(lost == 0, || format!("{what}: {lost} answers were lost that an engine had begun"));
-            self.check(refused == 0, || format!("{what}: {refused} requests were refused"));
-        }
+        self.check(lost == 0 || cost == Cost::Connections, || {
+            format!("{what}: {lost} answers were lost that an engine had begun")
+        });
+        self.check(refused == 0 || cost != Cost::Nothing, || {
+            format!("{what}: {refused} requests were refused")
+        });
     }
 
-    /// Kills what runs in these pods, and waits until the kubelet has started all of it again.
-    pub async fn crash(&self, namespace: &str, pods: &[(String, String)]) -> Result<(), Error> {
-        let names: Vec<&str> = pods.iter().map(|(name, _)| name.as_str()).collect();
-        let lives = async || {
-            let list =
-                self.kubectl.json(&[&["-n", namespace, "get", "pods"][..], &names[..]].concat()).await?;
-            // One pod alone is no list.
-            let pods = if list["items"].is_array() { items(&list) } else { std::slice::from_ref(&list) };
-            Ok::<u64, Error>(pods.iter().map(restarts).sum())
-        };
-        let before = lives().await?;
-        for name in &names {
-            self.cluster.crash(name).await?;
+    /// Kills what runs in a part's pods, and waits until all of it was started again.
+    pub async fn crash_parts(&self, component: &str, pods: &[Life]) -> Result<(), Error> {
+        for (name, _) in pods {
+            self.lane.crash_part(name).await?;
         }
-        eventually("the kubelet starts it again", 60, || async {
-            let now = lives().await?;
-            if now >= before + names.len() as u64 { Ok(()) } else { Err(format!("{now} restarts").into()) }
-        })
-        .await
+        until_lives_change(pods, || self.lane.parts(component)).await
     }
 
-    pub async fn crash_part(&self, component: &str) -> Result<(), Error> {
-        self.crash("plimsoll", &self.part(component).await?).await
+    /// Kills what runs in an engine's pod, and waits until it was started again.
+    pub async fn crash_engine(&self, engine: &Life) -> Result<(), Error> {
+        self.lane.crash_engine(&engine.0).await?;
+        until_lives_change(std::slice::from_ref(engine), || self.engines()).await
     }
 }
 
-pub fn items(list: &Value) -> &[Value] {
-    list["items"].as_array().map_or(&[], Vec::as_slice)
+/// Waits until none of these lives goes on, though each of the pods is there.
+async fn until_lives_change<F, Fut>(before: &[Life], mut now: F) -> Result<(), Error>
+where
+    F: FnMut() -> Fut,
+    Fut: Future<Output = Result<Vec<Life>, Error>>,
+{
+    eventually("what was killed is started again", PATIENCE_SECONDS, || {
+        let now = now();
+        async move {
+            let now = now.await?;
+            let again = |(name, life): &Life| now.iter().any(|(n, l)| n == name && l != life);
+            if before.iter().all(again) { Ok(()) } else { Err(format!("{now:?}").into()) }
+        }
+    })
+    .await
 }
 
-pub fn restarts(pod: &Value) -> u64 {
+/// The pods with a label, besides those about to go; a life is a uid and how often its containers were restarted.
+pub async fn lives(kubectl: &Kubectl, namespace: &str, selector: &str) -> Result<Vec<Life>, Error> {
+    let list = kubectl.json(&["-n", namespace, "get", "pods", "-l", selector]).await?;
+    let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
+    let life = |p: &Value| {
+        (text(&p["metadata"]["name"]), format!("{} + {}", text(&p["metadata"]["uid"]), restarts(p)))
+    };
+    let mut pods: Vec<Life> = items(&list).iter().filter(stays).map(life).collect();
+    pods.sort();
+    Ok(pods)
+}
+
+/// Whether a pod is not about to go.
+pub fn stays(pod: &&Value) -> bool {
+    pod["metadata"]["deletionTimestamp"].is_null()
+}
+
+fn restarts(pod: &Value) -> u64 {
     let containers = pod["status"]["containerStatuses"].as_array().map_or(&[][..], Vec::as_slice);
     containers.iter().filter_map(|c| c["restartCount"].as_u64()).sum()
 }

@@ -152,6 +152,7 @@ impl SchedulerMetrics {
         self.plan_number.set(0);
         self.plan_gap.set(0.0);
         self.plan_usd_per_hour.set(0.0);
+        self.advised.forget();
         self.forget_pools();
     }
 
