@@ -167,8 +167,9 @@ fn configure(dir: &Path, port: u16) -> Result<(), Error> {
     if !made.status.success() {
         return Err(String::from_utf8_lossy(&made.stderr).into_owned().into());
     }
-    let tokens =
-        format!("admin-token,admin,admin,system:masters\naccount-token,{ACCOUNT},account,system:serviceaccounts\n");
+    let tokens = format!(
+        "admin-token,admin,admin,system:masters\naccount-token,{ACCOUNT},account,system:serviceaccounts\n"
+    );
     std::fs::write(dir.join("tokens.csv"), tokens)?;
     let policy = json!({"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "rules": [
         {"level": "Metadata", "users": [ACCOUNT], "verbs": ["watch"], "omitStages": ["RequestReceived", "ResponseComplete"]},

@@ -240,7 +240,8 @@ impl Applier {
     /// The changes that ended since the last call.
     pub fn take_ended(&mut self, now: Timestamp) -> Vec<Outcome> {
         while let Some(ended) = self.running.try_join_next() {
-            self.ended.extend(ended.inspect_err(|error| warn!(%error, "making a change failed; this is a defect")));
+            self.ended
+                .extend(ended.inspect_err(|error| warn!(%error, "making a change failed; this is a defect")));
         }
         for outcome in &self.ended {
             self.underway.ended(outcome, now);

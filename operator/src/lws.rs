@@ -6,7 +6,7 @@
 //! where any of it restarts. Its controller names pods `NAME-0`, `NAME-0-1`, …, labels them with their index, and tells
 //! each the leader's address in `LWS_LEADER_ADDRESS`.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use k8s_openapi::api::authorization::v1::{
     ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec,
@@ -17,6 +17,7 @@ use kube::{Client, Resource, discovery};
 use plimsoll_crds::ModelPool;
 use plimsoll_fleet as fleet;
 use serde_json::{Value, json};
+use tokio::time::Instant;
 use tracing::info;
 
 use crate::names;

@@ -91,7 +91,8 @@ impl Operator {
             }
             info!(identity = %config.identity, "leading");
             let term = stop.child_token();
-            let lead = Leader::new(&client, &config, watches.clone(), &term).lead(brain.clone(), term.clone());
+            let lead =
+                Leader::new(&client, &config, watches.clone(), &term).lead(brain.clone(), term.clone());
             tokio::select! {
                 () = lead => {}
                 _ = leads.wait_for(|leads| !*leads) => warn!("no longer leading"),
@@ -183,7 +184,8 @@ impl Leader {
         loop {
             let known = knowledge.borrow_and_update().clone();
             let began = Instant::now();
-            self.reconcile(&known, &snapshots, &inference_pools, &budgets).await;
+            let lws = self.uses_lws(known.plan.as_deref()).await;
+            self.reconcile(&known, lws, &snapshots, &inference_pools, &budgets);
             let took = began.elapsed();
             tokio::select! {
                 () = term.cancelled() => return,
@@ -197,11 +199,21 @@ impl Leader {
         }
     }
 
+    /// Whether replicas over several nodes are made as LeaderWorkerSets; asked of the cluster only once a plan has such.
+    async fn uses_lws(&mut self, plan: Option<&Plan>) -> bool {
+        let spans =
+            |plan: &Plan| plan.pools.iter().flat_map(|p| &p.replicas).any(|r| r.shape.pipeline_parallel > 1);
+        self.config.groups == Groups::Auto
+            && plan.is_some_and(spans)
+            && self.memory.lws.usable(&self.client).await
+    }
+
     /// One look at everything: read → validate → build → apply → status. Changes and writes are made beside it.
     #[instrument(name = "reconcile", skip_all)]
     fn reconcile(
         &mut self,
         known: &Knowledge,
+        lws: bool,
         snapshots: &channel::Sender<Option<Arc<ClusterSnapshot>>>,
         inference_pools: &channel::Sender<Option<Arc<AllWanted>>>,
         budgets: &channel::Sender<Option<Arc<disruption::AllWanted>>>,
@@ -234,11 +246,6 @@ impl Leader {
         if known.connected {
             self.memory.judged = judged(known);
         }
-        let spans =
-            |plan: &Plan| plan.pools.iter().flat_map(|p| &p.replicas).any(|r| r.shape.pipeline_parallel > 1);
-        let lws = self.config.groups == Groups::Auto
-            && known.plan.as_deref().is_some_and(spans)
-            && self.memory.lws.usable(&self.client).await;
         let plan = known.plan.as_deref();
         send_if_new(budgets, disruption::wanted(&validated, plan, &world.pods));
         let devices = Devices::read(&world.dynamic, validated.accelerator_classes());
@@ -536,13 +543,7 @@ impl Leader {
     }
 
     /// An object that cannot be read as its kind: says so, once.
-    fn broken(
-        &mut self,
-        broken: &Broken,
-        now: Timestamp,
-        writes: &mut Vec<Write>,
-        notes: &mut Vec<Note>,
-    ) {
+    fn broken(&mut self, broken: &Broken, now: Timestamp, writes: &mut Vec<Write>, notes: &mut Vec<Note>) {
         let message =
             format!("the object cannot be read: {}; correct the field and apply it again", broken.error);
         let status = json!({
@@ -595,7 +596,6 @@ fn send_if_new<T: PartialEq>(to: &channel::Sender<Option<Arc<T>>>, value: T) {
         }
         changed
     });
-    }
 }
 
 /// A status body without the transition times of its conditions.

@@ -318,9 +318,7 @@ where
         watcher::Event::InitDone | watcher::Event::Delete(_) => true,
         watcher::Event::Apply(object) => match same {
             None => true,
-            Some(same) => {
-                known.get(&ObjectRef::from_obj(object)).is_none_or(|before| !same(&before, object))
-            }
+            Some(same) => known.get(&ObjectRef::from_obj(object)).is_none_or(|before| !same(&before, object)),
         },
     }
 }
@@ -470,7 +468,8 @@ mod tests {
         assert_eq!((plain.spec, plain.status, plain.metadata.labels), (None, None, None));
         assert_eq!(plain.metadata.name.as_deref(), Some("p"));
         let holder = pod(Some("2"));
-        assert_eq!(observe::foreign_use(&[Arc::new(holder.clone())], &["nvidia.com/gpu"].into())
+        assert_eq!(
+            observe::foreign_use(&[Arc::new(holder.clone())], &["nvidia.com/gpu"].into())
                 [&("gpu-1".to_owned(), "nvidia.com/gpu".to_owned())],
             2
         );

@@ -98,7 +98,9 @@ pub fn material_snapshot_change(old: Option<&ClusterSnapshot>, new: &ClusterSnap
     if nodes_changed && let Some(node) = new.nodes.iter().find(|n| !old.nodes.contains(n)) {
         return Some(format!("node {} changed", node.name));
     }
-    if nodes_changed && let Some(node) = old.nodes.iter().find(|o| !new.nodes.iter().any(|n| n.name == o.name)) {
+    if nodes_changed
+        && let Some(node) = old.nodes.iter().find(|o| !new.nodes.iter().any(|n| n.name == o.name))
+    {
         return Some(format!("node {} is gone", node.name));
     }
     if old.accelerators != new.accelerators {

@@ -178,7 +178,8 @@ async fn measure(
     );
     let (plans, slowest_ms) = report::plans(&parts.scheduler.output());
     eprintln!("{plans} plans, the slowest took {slowest_ms:.0} ms");
-    lines.push(times.line(format!("{} pools ({pods} pods) at once: apply → its pods", args.pools), Some(5.0)));
+    lines
+        .push(times.line(format!("{} pools ({pods} pods) at once: apply → its pods", args.pools), Some(5.0)));
 
     eprintln!("counting requests for {} s", args.settled_seconds);
     tokio::time::sleep(Duration::from_secs(args.settled_seconds)).await;
@@ -247,7 +248,12 @@ async fn settle(server: &ApiServer) -> Result<u64, Error> {
 
 /// New, scaled, changed and deleted pools in turn, each once the one before is done.
 async fn changes(args: &Args, admin: &Client, seen: &mut Seen) -> Result<Vec<Line>, Error> {
-    let kinds = ["new pool → its pods", "one more replica → its pod", "new objective → planned", "deleted → pods gone"];
+    let kinds = [
+        "new pool → its pods",
+        "one more replica → its pod",
+        "new objective → planned",
+        "deleted → pods gone",
+    ];
     let mut times: [Times; 4] = Default::default();
     for step in 0..args.changes {
         let (kind, i) = (step % kinds.len(), step / kinds.len());
@@ -288,7 +294,11 @@ async fn changes(args: &Args, admin: &Client, seen: &mut Seen) -> Result<Vec<Lin
     let gone = args.changes / kinds.len();
     plimsoll_e2e::eventually("deleted pools are gone", 60, || async move {
         let left = pools::names(admin).await?.len();
-        if left <= args.pools + args.changes.div_ceil(kinds.len()) - gone { Ok(()) } else { Err(format!("{left} pools").into()) }
+        if left <= args.pools + args.changes.div_ceil(kinds.len()) - gone {
+            Ok(())
+        } else {
+            Err(format!("{left} pools").into())
+        }
     })
     .await?;
     let all = times.iter().fold(Times::default(), |all, t| all.and(t));

@@ -27,7 +27,8 @@ fn api(client: &Client, namespace: &str) -> Api<DynamicObject> {
 pub async fn apply(client: &Client, manifest: &Value) -> Result<(i64, Instant), Error> {
     let part = |name: &str| manifest["metadata"][name].as_str().ok_or("the manifest has no name");
     let params = PatchParams::apply("kubectl").force();
-    let applied = api(client, part("namespace")?).patch(part("name")?, &params, &Patch::Apply(manifest)).await?;
+    let applied =
+        api(client, part("namespace")?).patch(part("name")?, &params, &Patch::Apply(manifest)).await?;
     let at = Instant::now();
     Ok((applied.metadata.generation.ok_or("no generation")?, at))
 }

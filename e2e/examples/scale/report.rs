@@ -44,7 +44,10 @@ impl Times {
         let [p50, p90, p99, max] = [0.5, 0.9, 0.99, 1.0].map(|q| self.quantile(q));
         Line {
             what,
-            figure: format!("p50 {p50:.2} s, p90 {p90:.2} s, p99 {p99:.2} s, max {max:.2} s (n = {})", self.0.len()),
+            figure: format!(
+                "p50 {p50:.2} s, p90 {p90:.2} s, p99 {p99:.2} s, max {max:.2} s (n = {})",
+                self.0.len()
+            ),
             target: target.map(|t| format!("p99 ≤ {t} s")).unwrap_or_default(),
             met: target.map(|t| !self.0.is_empty() && p99 <= t),
         }

@@ -131,7 +131,8 @@ async fn follow_pools(client: Client, pools: watch::Sender<Pools>) {
         let status = &resource.data["status"];
         let conditions = status["conditions"].as_array().map_or(&[][..], Vec::as_slice);
         let planned = conditions.iter().any(|c| c["type"] == "Planned" && c["status"] == "True");
-        let (generation, desired) = (status["observedGeneration"].as_i64(), status["desiredReplicas"].as_u64());
+        let (generation, desired) =
+            (status["observedGeneration"].as_i64(), status["desiredReplicas"].as_u64());
         let (Some(generation), Some(desired), true) = (generation, desired, planned) else { continue };
         pools.send_modify(|pools| {
             let pool = pools.entry(resource.name_any()).or_default();

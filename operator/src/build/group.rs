@@ -18,7 +18,6 @@ use super::pod::{self, Unbuildable};
 use super::{Inputs, engine};
 use crate::{lws, names};
 
-
 /// A pod's place in its replica.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Seat {

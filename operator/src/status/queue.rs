@@ -63,7 +63,8 @@ impl Queue {
         if self.under_way.len() >= most {
             return None;
         }
-        let ready = |t: &Target| !self.under_way.contains_key(t) && self.not_before(t).is_none_or(|at| at <= now);
+        let ready =
+            |t: &Target| !self.under_way.contains_key(t) && self.not_before(t).is_none_or(|at| at <= now);
         let position = self.order.iter().position(ready)?;
         let target = self.order.remove(position)?;
         let write = self.waiting.remove(&target)?;

@@ -185,9 +185,8 @@ async fn run(
             }
             queue.next_try(now)
         };
-        let wait = next.map_or(Duration::MAX, |at| {
-            Duration::try_from(at.duration_since(now)).unwrap_or(Duration::ZERO)
-        });
+        let wait = next
+            .map_or(Duration::MAX, |at| Duration::try_from(at.duration_since(now)).unwrap_or(Duration::ZERO));
         tokio::select! {
             () = stop.cancelled() => return,
             () = shared.wake.notified() => {}

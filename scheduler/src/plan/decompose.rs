@@ -597,8 +597,7 @@ mod tests {
             let members: Vec<usize> = (0..drafts.len()).collect();
             let problem = prepare::problem(&input, &drafts, &members, &Default::default(), &BTreeMap::new());
             let alone = Alone::of(&problem, &BranchAndBound, &limits);
-            let turn =
-                |alone| in_turn(&problem, &order, vec![None; 5], alone, &[], &BranchAndBound, &limits);
+            let turn = |alone| in_turn(&problem, &order, vec![None; 5], alone, &[], &BranchAndBound, &limits);
             let answers = turn(Some(&alone));
             let fleet = |answers: &[PoolAnswer]| answers.iter().map(|a| a.counts.clone()).collect::<Fleet>();
             if roomy {

@@ -192,11 +192,11 @@ pub fn cells(
         let taken = of(&reserved.nodes).saturating_add(foreign);
         let free = node.allocatable_gpus.saturating_sub(taken);
         let leaving = leaving.get(&node.name).copied().unwrap_or(0).min(free);
-        alike
-            .entry(Look::of(node, &keys))
-            .or_insert_with(|| (*node, Vec::new()))
-            .1
-            .push(Slot { node: Some(node.name.clone()), free, leaving });
+        alike.entry(Look::of(node, &keys)).or_insert_with(|| (*node, Vec::new())).1.push(Slot {
+            node: Some(node.name.clone()),
+            free,
+            leaving,
+        });
     }
     for (node, slots) in alike.into_values() {
         let eligible: Vec<Eligibility> = pools.iter().map(|p| eligibility(p, node)).collect();
@@ -265,7 +265,8 @@ mod tests {
         let classes = vec![plimsoll_fleet::presets::accelerator("l4").unwrap()];
         let snapshot = ClusterSnapshot { nodes, accelerators: classes, ..ClusterSnapshot::default() };
         let of = |pools: &[&ModelPool]| -> Vec<Vec<String>> {
-            let names = |c: &Cell| c.slots.iter().filter_map(|s| s.node.as_ref()).map(ToString::to_string).collect();
+            let names =
+                |c: &Cell| c.slots.iter().filter_map(|s| s.node.as_ref()).map(ToString::to_string).collect();
             cells(&snapshot, pools, &Reserved::default(), &BTreeMap::new()).iter().map(names).collect()
         };
         assert_eq!(of(&[&plain]), [["a", "b", "c"]]);

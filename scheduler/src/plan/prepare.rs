@@ -207,7 +207,10 @@ fn live(
     // Endpoints that others run are there as long as they are listed, never on the way.
     let before = before.filter(|_| pool.engine.kind != EngineKind::External);
     for r in before.map(|p| p.replicas.as_slice()).unwrap_or_default() {
-        if !input.snapshot.replicas.iter().any(|seen| seen.id == r.id) && open(&r.nodes) && !live.iter().any(|l| l.id == r.id) {
+        if !input.snapshot.replicas.iter().any(|seen| seen.id == r.id)
+            && open(&r.nodes)
+            && !live.iter().any(|l| l.id == r.id)
+        {
             live.push(Live {
                 id: r.id.clone(),
                 shape: r.shape.clone(),

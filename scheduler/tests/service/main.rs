@@ -21,7 +21,7 @@ use plimsoll_proto::v1;
 use plimsoll_scheduler::service::{Scheduler, SchedulerConfig, SchedulerError};
 use support::*;
 
-fn now() -> jiff::Timestamp {
+pub(crate) fn now() -> jiff::Timestamp {
     jiff::Timestamp::now()
 }
 

@@ -7,6 +7,7 @@ use plimsoll_fleet::telemetry::ReplicaTraffic;
 use plimsoll_fleet::{ClusterSnapshot, Plan, ReplicaId, ReplicaPhase};
 use plimsoll_proto::v1::{CanaryStanding, Observations};
 
+use crate::now;
 use crate::support::*;
 
 const SCALE: f64 = 20.0;
