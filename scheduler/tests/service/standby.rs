@@ -1,5 +1,7 @@
 //! Two schedulers on one etcd: the one that stands by answers through the other, and takes its place as it was.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use std::time::Duration;
 
 use plimsoll_fleet::{Plan, ReplicaPhase};
