@@ -121,7 +121,7 @@ impl Release {
         pod.stop();
         if place.is_some() {
             // A DaemonSet's next pod waits until the place is free.
-            self.until_gone(&[pod.clone()]).await?;
+            self.until_gone(std::slice::from_ref(&pod)).await?;
         }
         self.start(&pod.spec().component, &pod.spec().template, place).await
     }
@@ -229,7 +229,7 @@ impl Release {
             let place = pod.spec().node.clone();
             if place.is_some() {
                 pod.stop();
-                self.until_gone(&[pod.clone()]).await?;
+                self.until_gone(std::slice::from_ref(&pod)).await?;
             }
             self.start(&workload.component, &workload.template, place).await?;
             eventually(&format!("a new {} is ready", workload.component), PATIENCE_SECONDS, || async {
