@@ -208,7 +208,7 @@ impl Applier {
             if !self.underway.begins(&action, now) {
                 continue;
             }
-            let urgent = (!matches!(action, Action::SetFinalizers { .. })).then(|| Urgent::new(&self.urgent));
+            let urgent = is_urgent(&action).then(|| Urgent::new(&self.urgent));
             let permits = if urgent.is_some() { self.pods.clone() } else { self.metadata.clone() };
             let (client, field_manager) = (self.client.clone(), self.field_manager.clone());
             self.running.spawn(async move {
@@ -250,6 +250,20 @@ impl Applier {
             self.underway.changes.retain(|_, until| until.is_some());
         }
         std::mem::take(&mut self.ended)
+    }
+}
+
+/// Whether a change is of pods; the others are notes of the operator's own.
+fn is_urgent(action: &Action) -> bool {
+    match action {
+        Action::CreatePod { .. }
+        | Action::CreateGroup { .. }
+        | Action::MarkDraining { .. }
+        | Action::DeletePod { .. } => true,
+        Action::SetFinalizers { .. }
+        | Action::CreateRevision { .. }
+        | Action::PatchRevision { .. }
+        | Action::DeleteRevision { .. } => false,
     }
 }
 
@@ -495,7 +509,8 @@ mod tests {
         Action::DeletePod {
             pool: pool.parse().unwrap(),
             replica: plimsoll_fleet::ReplicaId::new(replica).unwrap(),
-            pod_uid: "u".to_owned(),
+            pods: vec![(replica.to_owned(), "u".to_owned())],
+            set: None,
             reason: crate::build::DeleteReason::Drained,
         }
     }
@@ -548,9 +563,9 @@ mod tests {
         let mut throttle = Throttle::default();
         let (action, pool) = (delete("default/a", "a-1"), "default/a".parse::<PoolId>().unwrap());
         throttle.note(&[ended(&action, Err("quota"))], at(0));
-        let held = throttle.hold_back(prepared(&[action.clone()]), at(100));
+        let held = throttle.hold_back(prepared(std::slice::from_ref(&action)), at(100));
         assert!(held.actions.is_empty() && held.problems[&pool] == ["quota"]);
-        let due = throttle.hold_back(prepared(&[action.clone()]), at(1_000));
+        let due = throttle.hold_back(prepared(std::slice::from_ref(&action)), at(1_000));
         assert_eq!((due.actions.len(), &due.problems[&pool]), (1, &vec!["quota".to_owned()]));
         throttle.note(&[ended(&action, Ok(()))], at(1_100));
         let free = throttle.hold_back(prepared(&[action]), at(1_100));

@@ -151,7 +151,7 @@ fn status_of(
     let resource = adopting("chat", "");
     let mut plan = plan(3, &resource, vec![assignment("chat-1", "gpu-1")]);
     plan.pools[0].today = today;
-    let accepted = Accepted { pool: resource.to_fleet().unwrap(), outdated: None };
+    let accepted = Accepted { pool: resource.to_fleet().unwrap(), outdated: None, stop: None };
     let adopted: Vec<_> = adopted.iter().collect();
     status(&Facts {
         resource: &resource,
@@ -164,6 +164,7 @@ fn status_of(
         observation: None,
         connected: true,
         problems: &[],
+        keeps_revisions: true,
         refresh_observed: false,
         now: at(2),
     })

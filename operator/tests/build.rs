@@ -6,7 +6,7 @@ mod common;
 
 use common::*;
 use plimsoll_fleet::Plan;
-use plimsoll_operator::build::{Action, DeleteReason, Inputs, build};
+use plimsoll_operator::build::{Action, DeleteReason};
 use plimsoll_operator::{OperatorConfig, ReplicaRecord, names};
 use rstest::rstest;
 use serde_json::{Value, json};
@@ -344,17 +344,8 @@ fn a_pool_with_nothing_to_drain_is_not_held_back() {
 #[test]
 fn without_finalizers_nothing_is_ever_held_back() {
     let world = world(vec![chat()]);
-    let validated = validated(&world);
     let config = OperatorConfig { finalizers: false, ..OperatorConfig::default() };
-    let drained = Default::default();
-    let prepared = build(Inputs {
-        validated: &validated,
-        replicas: &[],
-        plan: None,
-        drained: &drained,
-        config: &config,
-        now: at(0),
-    });
+    let prepared = decide_as(&config, &world, None, &[], at(0), false);
     assert!(
         matches!(&prepared.actions[..], [Action::SetFinalizers { finalizers, .. }] if finalizers.is_empty())
     );

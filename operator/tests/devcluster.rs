@@ -624,7 +624,7 @@ async fn autoscalers_move_the_floor_through_the_scale_subresource() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deployments_pods_are_adopted_without_a_write_and_such_a_pool_is_deleted_at_once() {
-    let rig = Rig::start().await;
+    let mut rig = Rig::start().await;
     let pod = json!({"apiVersion": "v1", "kind": "Pod",
         "metadata": {"name": "vllm-a", "labels": {"app": "vllm"}},
         "spec": {"nodeName": "gpu-1", "containers": [{"name": "vllm", "image": "vllm/vllm-openai:v0.11.0",
@@ -656,7 +656,7 @@ async fn a_deployments_pods_are_adopted_without_a_write_and_such_a_pool_is_delet
     assert_eq!(rig.pods().get("vllm-a").await.unwrap().resource_version(), before, "nothing is written");
     // There is nothing to drain, so nothing waits for the operator, not even when there is none.
     rig.stop.cancel();
-    rig.running.await.unwrap();
+    (&mut rig.running).await.unwrap();
     rig.pools().delete("chat", &DeleteParams::default()).await.unwrap();
     assert!(rig.pools().get_opt("chat").await.unwrap().is_none());
     assert_eq!(rig.pod_names().await, ["vllm-a"]);
@@ -665,12 +665,12 @@ async fn a_deployments_pods_are_adopted_without_a_write_and_such_a_pool_is_delet
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pool_that_no_operator_is_left_to_drain_can_be_released() {
-    let rig = Rig::start().await;
+    let mut rig = Rig::start().await;
     let chat: Value = serde_saphyr::from_str(CHAT).unwrap();
     apply(&rig.pools(), &chat).await.unwrap();
     until("it is held", || async { !rig.pools().get("chat").await.unwrap().finalizers().is_empty() }).await;
     rig.stop.cancel();
-    rig.running.await.unwrap();
+    (&mut rig.running).await.unwrap();
     rig.pools().delete("chat", &DeleteParams::default()).await.unwrap();
     assert!(rig.pools().get_opt("chat").await.unwrap().is_some(), "it waits for an operator");
     let elsewhere = plimsoll_operator::release::release(&rig.client, Some("kube-system")).await.unwrap();

@@ -286,7 +286,7 @@ mod tests {
         assert_eq!(r.unavailable_reason, "");
         assert_eq!(r.objective_priority(Some("batch")), 0);
         let mut w = w;
-        let of = |pool: &str, objective: &str, priority| RequestPriority {
+        let of = |pool: &str, objective: &str, priority| plimsoll_fleet::RequestPriority {
             pool: pool.parse().unwrap(),
             objective: objective.to_owned(),
             priority,

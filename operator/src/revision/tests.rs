@@ -68,6 +68,7 @@ fn replica(id: &str, phase: ReplicaPhase, outdated: bool) -> ReplicaStatus {
         ready_at: None,
         message: "exit code 1".to_owned(),
         outdated,
+        gated: false,
         revision: String::new(),
         ended: false,
     }
@@ -109,6 +110,7 @@ fn written(
         prediction: fleet::plan::Prediction::default(),
         envelope: (1, 4),
         why: fleet::plan::Why::default(),
+        today: None,
     };
     let node = NodeInfo {
         name: NodeName::new("n1").unwrap(),

@@ -154,7 +154,7 @@ mod tests {
     #[test]
     fn no_more_than_asked_are_under_way() {
         let mut queue = Queue::default();
-        ["a", "b", "c"].map(|name| queue.put(write(name, 1)));
+        ["a", "b", "c"].into_iter().for_each(|name| queue.put(write(name, 1)));
         assert!(queue.take(at(0), 2).is_some() && queue.take(at(0), 2).is_some());
         assert_eq!(queue.take(at(0), 2), None);
         assert_eq!(queue.take(at(0), 3), Some(write("c", 1)));

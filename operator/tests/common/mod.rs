@@ -154,11 +154,21 @@ pub fn decide_with(
     now: Timestamp,
     lws: bool,
 ) -> Prepared {
+    decide_as(&OperatorConfig::default(), world, plan, drained, now, lws)
+}
+
+pub fn decide_as(
+    config: &OperatorConfig,
+    world: &World,
+    plan: Option<&Plan>,
+    drained: &[&str],
+    now: Timestamp,
+    lws: bool,
+) -> Prepared {
     let validated = validated(world);
     let (replicas, strangers): (Vec<Observed>, _) = snapshot::replicas(world);
     assert!(strangers.is_empty(), "{strangers:?}");
     let drained: BTreeSet<ReplicaId> = drained.iter().map(|id| ReplicaId::new(*id).unwrap()).collect();
-    let config = OperatorConfig::default();
     let snapshot = snapshot::snapshot(world, &validated, &replicas, &config.faults);
     let devices = Devices::read(&world.dynamic, validated.accelerator_classes());
     build(Inputs {
@@ -170,7 +180,7 @@ pub fn decide_with(
         plan,
         drained: &drained,
         judged: &BTreeSet::new(),
-        config: &config,
+        config,
         now,
     })
 }
