@@ -210,7 +210,11 @@ fn drop_owner(object: &mut Value, uid: &str) -> bool {
     let Some(owners) = object["metadata"]["ownerReferences"].as_array_mut() else { return false };
     let before = owners.len();
     owners.retain(|o| o["uid"] != uid);
-    owners.len() != before
+    let (left, changed) = (owners.len(), owners.len() != before);
+    if let (0, Some(meta)) = (left, object["metadata"].as_object_mut()) {
+        meta.remove("ownerReferences");
+    }
+    changed
 }
 
 /// A definition ends when no object of its kind is left.

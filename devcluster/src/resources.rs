@@ -22,6 +22,9 @@ use crate::table::{self, Column};
 const BUILT_IN: &str = include_str!("data/resources.txt");
 /// Finalizer that holds a CustomResourceDefinition until its objects are gone.
 pub const CRD_FINALIZER: &str = "customresourcecleanup.apiextensions.k8s.io";
+/// Verbs of custom resources, in the order in which a real server tells them.
+const CUSTOM_VERBS: &[&str] =
+    &["delete", "deletecollection", "get", "list", "patch", "create", "update", "watch"];
 const ALL_VERBS: &[&str] =
     &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
 

@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::Cluster;
 use super::write::{counts_generations, object_meta};
 use crate::resources::Resource;
-use crate::server::status::{ApiError, Cause};
+use crate::server::status::ApiError;
 use crate::store::{CommitError, Expected, GroupResource, ObjectKey, bump_generation};
 
 /// Longest grace period: about thirty years.
@@ -38,7 +38,9 @@ impl Cluster {
         now: Timestamp,
     ) -> Result<Deletion, ApiError> {
         let gone = || ApiError::not_found(&resource.group_resource(), &key.name);
-        let policy = policy(options)?;
+        let policy = policy(options);
+        // A real server names the kind here where it names the resource elsewhere.
+        let by_kind = GroupResource::new(&resource.group, &resource.kind);
         if resource.kind == "Namespace" && IMMORTAL.contains(&key.name.as_str()) {
             let why = "this namespace may not be deleted";
             return Err(ApiError::forbidden(&resource.group_resource(), &key.name, why));
@@ -48,20 +50,22 @@ impl Cluster {
             let wanted = &options["preconditions"];
             if wanted["uid"].as_str().is_some_and(|uid| Some(uid) != current.meta("uid")) {
                 let why = format!(
-                    "Precondition failed: UID in precondition: {}, UID in object meta: {}",
+                    "the UID in the precondition ({}) does not match the UID in record ({}). The object might have been deleted \
+                     and then recreated",
                     wanted["uid"].as_str().unwrap_or_default(),
                     current.meta("uid").unwrap_or_default()
                 );
-                return Err(ApiError::conflict(&resource.group_resource(), &key.name, &why));
+                return Err(ApiError::conflict(&by_kind, &key.name, &why));
             }
             if let Some(version) =
                 wanted["resourceVersion"].as_str().filter(|v| *v != current.revision.to_string())
             {
                 let why = format!(
-                    "Precondition failed: ResourceVersion in precondition: {version}, ResourceVersion in object meta: {}",
+                    "the ResourceVersion in the precondition ({version}) does not match the ResourceVersion in record ({}). The \
+                     object might have been modified",
                     current.revision
                 );
-                return Err(ApiError::conflict(&resource.group_resource(), &key.name, &why));
+                return Err(ApiError::conflict(&by_kind, &key.name, &why));
             }
             let mut value = current.value.clone();
             let grace = grace_seconds(resource, &value, options);
@@ -127,7 +131,17 @@ impl Cluster {
                     if resource.kind == "CustomResourceDefinition" {
                         self.registry.undefine(&key.name);
                     }
-                    return Ok(Deletion::Gone(stored.value.clone()));
+                    let mut last = stored.value.clone();
+                    if resource.storage == GroupResource::new("", "pods") {
+                        let meta = object_meta(&mut last)?;
+                        meta.insert("deletionGracePeriodSeconds".into(), 0.into());
+                        if !meta.contains_key("deletionTimestamp") {
+                            let at = now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+                            meta.insert("deletionTimestamp".into(), at.into());
+                            bump_generation(&mut last);
+                        }
+                    }
+                    return Ok(Deletion::Gone(last));
                 }
                 Err(CommitError::Conflict(_)) => {}
                 Err(_) => return Err(gone()),
@@ -144,25 +158,13 @@ enum Policy {
     Orphan,
 }
 
-/// The policy asked for; `None` leaves it to what the object's finalizers say.
-fn policy(options: &Value) -> Result<Option<Policy>, ApiError> {
-    let asked = &options["propagationPolicy"];
-    match (asked.as_str(), options["orphanDependents"].as_bool()) {
-        (None | Some(""), Some(true)) => Ok(Some(Policy::Orphan)),
-        (None | Some(""), Some(false)) => Ok(Some(Policy::Background)),
-        (None | Some(""), None) => Ok(None),
-        (Some("Background"), _) => Ok(Some(Policy::Background)),
-        (Some("Foreground"), _) => Ok(Some(Policy::Foreground)),
-        (Some("Orphan"), _) => Ok(Some(Policy::Orphan)),
-        (Some(_), _) => {
-            let supported = ["Background", "Foreground", "Orphan"];
-            let cause = Cause::not_supported("propagationPolicy", asked, &supported);
-            Err(ApiError::invalid(
-                &crate::gvk::GroupKind::new("meta.k8s.io", "DeleteOptions"),
-                "",
-                vec![cause],
-            ))
-        }
+/// The policy asked for, once the options are checked; `None` leaves it to what the object's finalizers say.
+fn policy(options: &Value) -> Option<Policy> {
+    match (options["propagationPolicy"].as_str(), options["orphanDependents"].as_bool()) {
+        (Some("Foreground"), _) => Some(Policy::Foreground),
+        (Some("Orphan"), _) | (None | Some(""), Some(true)) => Some(Policy::Orphan),
+        (Some("Background"), _) | (None | Some(""), Some(false)) => Some(Policy::Background),
+        _ => None,
     }
 }
 
@@ -176,8 +178,10 @@ fn grace_seconds(resource: &Resource, object: &Value, options: &Value) -> i64 {
     if !bound || ended {
         return 0;
     }
-    options["gracePeriodSeconds"]
-        .as_i64()
+    let asked = options["gracePeriodSeconds"].as_i64();
+    // A negative period counts as the shortest one.
+    asked
+        .map(|seconds| if seconds < 0 { 1 } else { seconds })
         .or_else(|| object["spec"]["terminationGracePeriodSeconds"].as_i64())
         .unwrap_or(30)
         .clamp(0, MAX_GRACE_S)

@@ -40,6 +40,7 @@ pub const VERSION: &str = "v1.35.0";
 
 /// Largest request body, as on a real API server.
 const MAX_BODY_BYTES: usize = 3 << 20;
+const APPLY: &str = "application/apply-patch+yaml";
 const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
 /// How much of a body that is too large is still read.
 const MAX_DRAIN_BYTES: usize = 32 << 20;
@@ -97,7 +98,7 @@ impl Cluster {
         let options = WriteOptions {
             manager: request::manager(&query, &parts.headers),
             dry_run,
-            force: query.get("force") == Some("true"),
+            force: query.set("force"),
             field_validation: match query.get("fieldValidation") {
                 Some("Strict") => FieldValidation::Strict,
                 Some("Ignore") => FieldValidation::Ignore,
@@ -109,6 +110,10 @@ impl Cluster {
         let verb =
             request::verb(&parts.method, &target, watching).ok_or_else(ApiError::method_not_allowed)?;
         let form = request::form(&parts.headers)?;
+        if matches!(verb, "create" | "update" | "patch") {
+            let apply = (verb == "patch").then(|| content_type(&parts.headers) == APPLY);
+            request::check_write_options(&query, verb, apply)?;
+        }
         let showing = Showing::new(form, &query);
         if !target.subresource.is_empty() {
             let absent = || match (resource.storage.resource.as_str(), target.subresource.as_str()) {
@@ -184,18 +189,13 @@ impl Cluster {
             "patch" => {
                 let (body, kind) = read_body(body, &parts.headers, verb).await?;
                 let kind = kind.ok_or_else(unsupported_patch)?;
-                if matches!(kind, PatchKind::Apply) && query.get("fieldManager").is_none() {
-                    return Err(ApiError::bad_request(
-                        "PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: Required value: is required for apply patch",
-                    ));
-                }
                 let written = self.patch(&resource, &key, None, &kind, &body, &options)?;
                 Ok(self.written(&resource, &written, showing, now))
             }
             "delete" => {
                 let (body, _) = read_body(body, &parts.headers, verb).await?;
                 let delete = delete_options(&body, &query)?;
-                let dry_run = dry_run || body["dryRun"] == json!(["All"]);
+                let dry_run = delete["dryRun"] == json!(["All"]);
                 match self.delete(&resource, &key, &delete, dry_run, now)? {
                     // Some kinds answer with what was deleted, most with a `Status`.
                     Deletion::Gone(last) if returns_deleted(&resource) => {
@@ -223,7 +223,7 @@ impl Cluster {
                         meta["namespace"].as_str().unwrap_or_default(),
                         meta["name"].as_str().unwrap_or_default(),
                     );
-                    match self.delete(&resource, &key, &delete, dry_run, now) {
+                    match self.delete(&resource, &key, &delete, delete["dryRun"] == json!(["All"]), now) {
                         Err(e) if e.code != 404 => return Err(e),
                         _ => {}
                     }
@@ -348,15 +348,24 @@ fn unsupported_patch() -> ApiError {
     ])
 }
 
-/// Delete options from body and query.
+/// Delete options from the body, or from the query where there is no body.
 fn delete_options(body: &Value, query: &Query) -> Result<Value, ApiError> {
-    let mut options = if body.is_object() { body.clone() } else { json!({}) };
+    if body.is_object() {
+        request::check_delete_options(body)?;
+        return Ok(body.clone());
+    }
+    let mut options = json!({});
     if let Some(policy) = query.get("propagationPolicy") {
         options["propagationPolicy"] = policy.into();
     }
     if let Some(grace) = query.number("gracePeriodSeconds")? {
         options["gracePeriodSeconds"] = grace.into();
     }
+    let dry_run = query.all("dryRun");
+    if !dry_run.is_empty() {
+        options["dryRun"] = dry_run.into();
+    }
+    request::check_delete_options(&options)?;
     Ok(options)
 }
 
@@ -378,6 +387,12 @@ async fn collect(mut body: Body) -> Result<Bytes, ApiError> {
     if seen > MAX_BODY_BYTES { Err(ApiError::too_large(MAX_BODY_BYTES)) } else { Ok(bytes.into()) }
 }
 
+/// The media type of a body, without its parameters.
+fn content_type(headers: &http::HeaderMap) -> &str {
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    kind.split(';').next().unwrap_or_default().trim()
+}
+
 /// Reads a bounded body as JSON or YAML; for a patch, also its kind.
 async fn read_body(
     body: Body,
@@ -385,13 +400,12 @@ async fn read_body(
     verb: &str,
 ) -> Result<(Value, Option<PatchKind>), ApiError> {
     let bytes = collect(body).await?;
-    let kind = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
-    let media = kind.split(';').next().unwrap_or_default().trim();
+    let media = content_type(headers);
     let patch = match media {
         "application/json-patch+json" => Some(PatchKind::Json),
         "application/merge-patch+json" => Some(PatchKind::Merge),
         "application/strategic-merge-patch+json" => Some(PatchKind::Strategic),
-        "application/apply-patch+yaml" => Some(PatchKind::Apply),
+        APPLY => Some(PatchKind::Apply),
         "" | "application/json" | "application/yaml" | "*/*" | PROTOBUF => None,
         _ => return Err(ApiError::unsupported_media_type(&["application/json", "application/yaml"])),
     };

@@ -100,6 +100,15 @@ impl Showing {
     }
 }
 
+/// An item of a list: those of Kubernetes' own kinds do not repeat the type that the list says.
+fn untyped(resource: &Resource, mut item: Value) -> Value {
+    if let (None, Some(fields)) = (&resource.custom, item.as_object_mut()) {
+        fields.remove("kind");
+        fields.remove("apiVersion");
+    }
+    item
+}
+
 fn metadata_only(object: &Value) -> Value {
     json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": object["metadata"]})
 }
@@ -170,7 +179,8 @@ impl Cluster {
         let items: Vec<Value> = matching.iter().map(|s| present(resource, &s.value)).collect();
         Ok(match showing.form {
             Form::Object => json!({
-                "kind": resource.list_kind, "apiVersion": resource.api_version(), "metadata": meta, "items": items,
+                "kind": resource.list_kind, "apiVersion": resource.api_version(), "metadata": meta,
+                "items": items.into_iter().map(|item| untyped(resource, item)).collect::<Vec<_>>(),
             }),
             Form::Metadata => json!({
                 "kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "metadata": meta,

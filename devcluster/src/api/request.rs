@@ -91,6 +91,22 @@ impl Query {
         self.0.iter().find(|(k, _)| k == name).map(|(_, v)| v.as_str()).filter(|v| !v.is_empty())
     }
 
+    /// Whether a parameter is there, if only with an empty value.
+    pub fn has(&self, name: &str) -> bool {
+        self.0.iter().any(|(k, _)| k == name)
+    }
+
+    /// All values of a parameter.
+    pub fn all(&self, name: &str) -> Vec<&str> {
+        self.0.iter().filter(|(k, _)| k == name).map(|(_, v)| v.as_str()).collect()
+    }
+
+    /// A flag as a real server reads it: whatever is there and is not `false` or `0` sets it.
+    pub fn set(&self, name: &str) -> bool {
+        let value = self.0.iter().find(|(k, _)| k == name).map(|(_, v)| v.as_str());
+        value.is_some_and(|v| !v.eq_ignore_ascii_case("false") && v != "0")
+    }
+
     /// Whether a flag is set.
     pub fn flag(&self, name: &str) -> bool {
         self.0.iter().any(|(k, v)| k == name && matches!(v.as_str(), "1" | "true" | ""))
@@ -159,6 +175,73 @@ pub fn check_list_options(query: &Query, watch: bool) -> Result<(), ApiError> {
     match causes.is_empty() {
         true => Ok(()),
         false => Err(ApiError::invalid(&GroupKind::new("meta.k8s.io", "ListOptions"), "", causes)),
+    }
+}
+
+/// Checks the options of a create, update or patch, as `ValidateCreateOptions` and its like in `k8s.io/apimachinery` do.
+/// `apply` is whether a patch is server-side apply; `None` for other writes.
+///
+/// # Errors
+/// 422 with every option that is wrong.
+pub fn check_write_options(query: &Query, verb: &str, apply: Option<bool>) -> Result<(), ApiError> {
+    /// Longest name of a field manager, in bytes.
+    const MAX_MANAGER: usize = 128;
+    let mut causes = Vec::new();
+    let manager = query.get("fieldManager").unwrap_or_default();
+    match apply {
+        Some(true) if manager.is_empty() => {
+            causes.push(Cause::required("fieldManager", "is required for apply patch"));
+        }
+        Some(false) if query.has("force") => {
+            causes.push(Cause::forbidden("force", "may not be specified for non-apply patch"));
+        }
+        _ => {}
+    }
+    if manager.len() > MAX_MANAGER {
+        causes.push(Cause::too_long("fieldManager", MAX_MANAGER));
+    }
+    let dry_run = query.all("dryRun");
+    if dry_run.iter().any(|value| *value != "All") {
+        causes.push(Cause::not_supported("dryRun", &dry_run.into(), &["All"]));
+    }
+    let validation = query.get("fieldValidation").unwrap_or_default();
+    let known = ["", "Ignore", "Strict", "Warn"];
+    if !known.contains(&validation) {
+        causes.push(Cause::not_supported("fieldValidation", &validation.into(), &known));
+    }
+    if causes.is_empty() {
+        return Ok(());
+    }
+    let kind = match verb {
+        "create" => "CreateOptions",
+        "update" => "UpdateOptions",
+        _ => "PatchOptions",
+    };
+    Err(ApiError::invalid(&GroupKind::new("meta.k8s.io", kind), "", causes))
+}
+
+/// Checks the options of a deletion, from its body and query, as `ValidateDeleteOptions` in `k8s.io/apimachinery` does.
+///
+/// # Errors
+/// 422 with every option that is wrong.
+pub fn check_delete_options(options: &serde_json::Value) -> Result<(), ApiError> {
+    let mut causes = Vec::new();
+    let policy = &options["propagationPolicy"];
+    if !policy.is_null() && !options["orphanDependents"].is_null() {
+        let why = "orphanDependents and deletionPropagation cannot be both set";
+        causes.push(Cause::invalid("propagationPolicy", policy, why));
+    }
+    if policy.as_str().is_some_and(|p| !["Foreground", "Background", "Orphan"].contains(&p)) {
+        let supported = ["Foreground", "Background", "Orphan", "nil"];
+        causes.push(Cause::not_supported("propagationPolicy", policy, &supported));
+    }
+    let dry_run = &options["dryRun"];
+    if dry_run.as_array().is_some_and(|values| values.iter().any(|v| *v != "All")) {
+        causes.push(Cause::not_supported("dryRun", dry_run, &["All"]));
+    }
+    match causes.is_empty() {
+        true => Ok(()),
+        false => Err(ApiError::invalid(&GroupKind::new("meta.k8s.io", "DeleteOptions"), "", causes)),
     }
 }
 

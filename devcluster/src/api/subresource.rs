@@ -78,9 +78,10 @@ impl Cluster {
             ("scale", _) => {
                 let scale = scale_of(resource, &current.value)?;
                 let wanted = match patch_kind(headers) {
-                    Some(PatchKind::Json) => {
-                        patch::json(&scale, &body).map_err(|e| ApiError::unprocessable(e.to_string()))?
-                    }
+                    Some(PatchKind::Json) => patch::json(&scale, &body).map_err(|e| match e {
+                        patch::PatchError::Rejected(_) => ApiError::rejected(),
+                        other => ApiError::bad_request(other.to_string()),
+                    })?,
                     Some(_) => patch::merge(&scale, &body),
                     None if verb == "patch" => return Err(unsupported_patch()),
                     None => body,
@@ -140,6 +141,19 @@ impl Cluster {
             .flat_map(|list| pod["spec"][list].as_array().into_iter().flatten())
             .filter_map(|c| c["name"].as_str())
             .collect();
+        if query.get("container").is_none() && containers.len() > 1 {
+            let (main, first): (Vec<&str>, Vec<&str>) = containers.iter().partition(|name| {
+                pod["spec"]["containers"].as_array().into_iter().flatten().any(|c| c["name"] == **name)
+            });
+            let or = match first.as_slice() {
+                [] => String::new(),
+                first => format!(" or one of the init containers: [{}]", first.join(" ")),
+            };
+            return Err(ApiError::bad_request(format!(
+                "a container name must be specified for pod {name}, choose one of: [{}]{or}",
+                main.join(" ")
+            )));
+        }
         let container = query.get("container").or_else(|| containers.first().copied()).unwrap_or_default();
         if !containers.contains(&container) {
             return Err(ApiError::bad_request(format!("container {container} is not valid for pod {name}")));
@@ -242,7 +256,7 @@ impl Cluster {
             self.store.get(key).ok_or_else(|| ApiError::not_found(&resource.group_resource(), &key.name))?;
         if current.meta("deletionTimestamp").is_some() {
             let why = format!("pod {} is being deleted, cannot be assigned to a host", key.name);
-            return Err(ApiError::conflict(&resource.group_resource(), &key.name, &why));
+            return Err(ApiError::conflict(&GroupResource::new("", "pods/binding"), &key.name, &why));
         }
         if options.dry_run {
             let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201});
@@ -269,7 +283,7 @@ impl Cluster {
             .map_err(|_| ApiError::not_found(&resource.group_resource(), &key.name))?;
         match bound_to {
             Some(already) => Err(ApiError::conflict(
-                &resource.group_resource(),
+                &GroupResource::new("", "pods/binding"),
                 &key.name,
                 &format!("pod {} is already assigned to node {already:?}", key.name),
             )),
@@ -326,6 +340,31 @@ fn nested(path: &str, value: Value) -> Value {
     })
 }
 
+/// A label selector as the text that lists take, by key.
+fn selector_text(selector: &Value) -> Option<String> {
+    let labels = selector["matchLabels"].as_object();
+    let mut terms: Vec<(String, String)> = labels
+        .into_iter()
+        .flatten()
+        .map(|(key, value)| (key.clone(), format!("{key}={}", value.as_str().unwrap_or_default())))
+        .collect();
+    for expression in selector["matchExpressions"].as_array().into_iter().flatten() {
+        let key = expression["key"].as_str().unwrap_or_default().to_owned();
+        let mut values: Vec<&str> =
+            expression["values"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        values.sort_unstable();
+        let text = match expression["operator"].as_str() {
+            Some("In") => format!("{key} in ({})", values.join(",")),
+            Some("NotIn") => format!("{key} notin ({})", values.join(",")),
+            Some("DoesNotExist") => format!("!{key}"),
+            _ => key.clone(),
+        };
+        terms.push((key, text));
+    }
+    terms.sort();
+    selector.is_object().then(|| terms.into_iter().map(|(_, text)| text).collect::<Vec<_>>().join(","))
+}
+
 fn scale_of(resource: &Resource, object: &Value) -> Result<Value, ApiError> {
     let paths = scale_paths(resource)?;
     let meta = &object["metadata"];
@@ -337,13 +376,7 @@ fn scale_of(resource: &Resource, object: &Value) -> Result<Value, ApiError> {
     let mut status = json!({"replicas": lookup(object, &paths.status).as_i64().unwrap_or(0)});
     let selector = match &paths.selector {
         Some(path) => lookup(object, path).as_str().map(str::to_owned),
-        None => object["spec"]["selector"]["matchLabels"].as_object().map(|labels| {
-            labels
-                .iter()
-                .map(|(k, v)| format!("{k}={}", v.as_str().unwrap_or_default()))
-                .collect::<Vec<_>>()
-                .join(",")
-        }),
+        None => selector_text(&object["spec"]["selector"]),
     };
     if let Some(selector) = selector {
         status["selector"] = selector.into();

@@ -32,6 +32,12 @@ impl Set {
         }
     }
 
+    /// Drops every path that starts with a step.
+    pub(crate) fn drop_below(&mut self, step: &str) {
+        self.members.remove(step);
+        self.children.remove(step);
+    }
+
     /// Adds every path of `other`.
     pub(crate) fn union(&self, other: &Self) -> Self {
         let mut out = self.clone();

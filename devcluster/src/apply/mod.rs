@@ -2,6 +2,7 @@
 
 pub(crate) mod builtin;
 mod fieldset;
+mod last_applied;
 mod managers;
 #[cfg(test)]
 mod tests;
@@ -13,9 +14,11 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
+use crate::builtin::zero;
 use fieldset::Set;
 use managers::{Entry, ManagerId, Managers, Operation};
 
+pub use last_applied::apply_with_last;
 pub use typing::Typing;
 
 /// One apply request.
@@ -81,6 +84,9 @@ pub enum ApplyError {
     /// The configuration cannot be applied at all (HTTP 400).
     #[error("{0}")]
     Invalid(String),
+    /// The configuration does not fit its type (HTTP 500 without a reason, on a real server).
+    #[error("{0}")]
+    Untypable(String),
 }
 
 /// Applies `config` on behalf of `req.manager` and returns the new object with its `managedFields`.
@@ -91,18 +97,19 @@ pub enum ApplyError {
 /// list keys, with undeclared fields, or with `managedFields`.
 pub fn apply(live: Option<&Value>, config: &Value, req: &Request) -> Result<Value, ApplyError> {
     let ty = &*req.typing.root;
-    if config.pointer("/metadata/managedFields").is_some_and(|m| m.as_array().is_none_or(|m| !m.is_empty())) {
+    if config.pointer("/metadata/managedFields").is_some_and(Value::is_array) {
         return Err(ApplyError::Invalid("metadata.managedFields must be nil".into()));
     }
     let config = reset(config, req);
     let mut errors = Vec::new();
     typed::check(&config, ty, "", &mut errors);
     if !errors.is_empty() {
-        return Err(ApplyError::Invalid(format!(
-            "failed to create typed patch object ({}): {}",
-            describe(&config),
-            errors.join(", ")
-        )));
+        let said = match errors.as_slice() {
+            [one] => one.clone(),
+            many => format!("errors:\n  {}", many.join("\n  ")),
+        };
+        let what = describe(&config);
+        return Err(ApplyError::Untypable(format!("failed to create typed patch object ({what}): {said}")));
     }
     let (live_object, mut owners) = match live {
         Some(live) => (without_managed_fields(live), managers::decode(live)),
@@ -114,7 +121,8 @@ pub fn apply(live: Option<&Value>, config: &Value, req: &Request) -> Result<Valu
         // Fields from before anybody kept track have an owner, so that an apply does not silently take them.
         let set = typed::to_set(&live_object, ty).difference(managers::unowned());
         let id = ManagerId::new("before-first-apply", Operation::Update, &api_version, None);
-        owners.insert(id, Entry { set, api_version: api_version.clone(), time: None });
+        let time = Some(managers::print_time(req.now));
+        owners.insert(id, Entry { set, api_version: api_version.clone(), time });
     }
 
     let me = ManagerId::new(&req.manager, Operation::Apply, &api_version, req.subresource.as_deref());
@@ -137,7 +145,7 @@ pub fn apply(live: Option<&Value>, config: &Value, req: &Request) -> Result<Valu
     if unchanged && owners == before {
         return Ok(live.cloned().unwrap_or(live_object));
     }
-    if let Some(entry) = owners.get_mut(&me) {
+    if let Some(entry) = owners.get_mut(&me).filter(|_| !unchanged) {
         entry.time = Some(managers::print_time(req.now));
     }
     // An unchanged object keeps its own form: list order, for one, is no change.
@@ -160,7 +168,7 @@ pub fn track_update(
     typing: &Typing,
 ) -> Value {
     let given = new.pointer("/metadata/managedFields").and_then(Value::as_array);
-    let forget = given.is_some_and(|entries| *entries == [json!({})]);
+    let forget = given.is_some_and(|entries| entries.is_empty() || *entries == [json!({})]);
     let mut owners = match (managers::decode(new), old) {
         _ if forget => Managers::new(),
         (theirs, _) if !theirs.is_empty() => theirs,
@@ -168,17 +176,21 @@ pub fn track_update(
         (theirs, None) => theirs,
     };
     let mut object = without_managed_fields(new);
-    if forget {
+    // Nobody keeps track of an object again once its managers were forgotten, until it is applied.
+    if forget || (old.is_some() && owners.is_empty()) {
         return object;
     }
-    let old = old.map_or_else(|| identity(&object), without_managed_fields);
+    let old = old.map_or_else(|| unset(&object, typing), without_managed_fields);
     let comparison = typed::compare(&old, &object, &typing.root);
     let api_version = text(&object, "apiVersion");
     let me = ManagerId::new(manager, Operation::Update, &api_version, subresource);
     // Everybody, this manager included, loses what changed; it then gains what it wrote.
     let nobody = ManagerId::new("", Operation::Update, "", None);
     let _ = settle(&comparison, &mut owners, &nobody, true);
-    let written = comparison.added.union(&comparison.modified).difference(managers::unowned());
+    let mut written = comparison.added.union(&comparison.modified).difference(managers::unowned());
+    if subresource.is_none() && typing.status_subresource {
+        written.drop_below("f:status");
+    }
     if !written.is_empty() {
         let set = owners.get(&me).map_or_else(|| written.clone(), |entry| entry.set.union(&written));
         owners.insert(me, Entry { set, api_version, time: Some(managers::print_time(now)) });
@@ -286,6 +298,17 @@ fn identity(object: &Value) -> Value {
     Value::Object(out)
 }
 
+/// An object of the same kind of which nothing is set.
+fn unset(object: &Value, typing: &Typing) -> Value {
+    let mut out = identity(object);
+    if let (true, Value::Object(fields), Some(map)) =
+        (typing.built_in, zero::object(&text(object, "kind")), out.as_object_mut())
+    {
+        map.extend(fields);
+    }
+    out
+}
+
 fn without_managed_fields(object: &Value) -> Value {
     let mut out = object.clone();
     if let Some(metadata) = out.get_mut("metadata").and_then(Value::as_object_mut) {
@@ -302,11 +325,7 @@ fn describe(object: &Value) -> String {
     let meta = |key: &str| {
         object.pointer(&format!("/metadata/{key}")).and_then(Value::as_str).unwrap_or_default().to_owned()
     };
-    format!(
-        "{}/{}; {}, Kind={}",
-        meta("namespace"),
-        meta("name"),
-        text(object, "apiVersion"),
-        text(object, "kind")
-    )
+    let version = text(object, "apiVersion");
+    let slash = if version.contains('/') { "" } else { "/" };
+    format!("{}/{}; {slash}{version}, Kind={}", meta("namespace"), meta("name"), text(object, "kind"))
 }

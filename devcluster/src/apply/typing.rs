@@ -13,6 +13,8 @@ use crate::gvk::GroupKind;
 pub struct Typing {
     pub(crate) root: Arc<Type>,
     pub(crate) status_subresource: bool,
+    /// Whether the kind is Kubernetes' own.
+    pub(crate) built_in: bool,
 }
 
 /// The type of one field.
@@ -88,7 +90,7 @@ impl MapType {
 impl Typing {
     /// Reads `x-kubernetes-list-type`, `-list-map-keys` and `-map-type` from a custom resource's structural schema.
     pub fn from_schema(openapi_v3_schema: &Value) -> Self {
-        Self { root: Arc::new(resource(openapi_v3_schema, 0)), status_subresource: false }
+        Self { root: Arc::new(resource(openapi_v3_schema, 0)), status_subresource: false, built_in: false }
     }
 
     /// The typing of a built-in kind; `None` if it is unknown.
@@ -97,7 +99,7 @@ impl Typing {
         // Built-in kinds with a status write it through the status subresource only.
         let status_subresource = matches!(&root.shape, Shape::Map(map) if map.fields.contains_key("status"))
             && kind.kind != "Event";
-        Some(Self { root, status_subresource })
+        Some(Self { root, status_subresource, built_in: true })
     }
 
     /// A typing that knows nothing but `metadata`: maps merge, lists are atomic.

@@ -4,6 +4,7 @@
 use serde_json::Value;
 
 use super::definitions::DEFINITIONS;
+use super::quantity;
 use crate::server::status::Cause;
 
 const INT_OR_STRING: &str = "io.k8s.apimachinery.pkg.util.intstr.IntOrString";
@@ -60,10 +61,17 @@ fn child(at: &At, field: &str) -> At {
 
 fn walk(schema: &Value, name: Option<&str>, owner: &str, value: &mut Value, at: &At, out: &mut Decoded) {
     if name == Some(QUANTITY) {
-        match value {
-            Value::Number(n) => *value = Value::String(n.to_string()),
-            Value::String(_) => {}
-            other => mismatch(out, owner, at, json_type(other), "resource.Quantity"),
+        let text = match value {
+            Value::Number(n) => n.to_string(),
+            Value::String(text) => std::mem::take(text),
+            other => return mismatch(out, owner, at, json_type(other), "resource.Quantity"),
+        };
+        match quantity::canonical(&text) {
+            Some(canonical) => *value = canonical.into(),
+            None => {
+                out.mismatch.get_or_insert_with(|| quantity::complaint(&text).to_owned());
+                *value = text.into();
+            }
         }
         return;
     }
@@ -122,10 +130,16 @@ fn walk(schema: &Value, name: Option<&str>, owner: &str, value: &mut Value, at: 
                 walk(schema, name, name_or(name, owner), item, &inner, out);
             }
         }
-        (Some("string"), Value::String(_))
-        | (Some("boolean"), Value::Bool(_))
-        | (Some("number"), Value::Number(_))
-        | (None, _) => {}
+        (Some("string"), Value::String(text)) => {
+            if schema["format"] == "byte"
+                && let Some(at) =
+                    text.bytes().position(|b| !(b.is_ascii_alphanumeric() || b"+/=\r\n".contains(&b)))
+            {
+                out.mismatch.get_or_insert_with(|| format!("illegal base64 data at input byte {at}"));
+            }
+        }
+        (None, _) if name.is_some_and(|n| n.ends_with(".ByteString")) => {}
+        (Some("boolean"), Value::Bool(_)) | (Some("number"), Value::Number(_)) | (None, _) => {}
         (Some("integer"), Value::Number(n)) => {
             if !n.is_i64() && n.as_f64().is_none_or(|f| f.fract() != 0.0) {
                 mismatch(out, owner, at, &format!("number {n}"), &go_type(schema, name));
@@ -153,7 +167,8 @@ fn mismatch(out: &mut Decoded, owner: &str, at: &At, found: &str, go: &str) {
     }
 }
 
-fn json_type(value: &Value) -> &'static str {
+/// The type of a value as Go names it.
+pub(crate) fn json_type(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "bool",

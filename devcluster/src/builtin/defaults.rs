@@ -66,10 +66,67 @@ pub fn apply(kind: &str, object: &mut Value) {
     }
 }
 
-/// What the server makes up when an object of `kind` is created, once its UID is known: a Job's selector and the labels that it
-/// selects, unless the Job brings its own.
+/// What the server makes up when an object of `kind` is created, once its UID is known.
 pub fn on_create(kind: &str, object: &mut Value) {
-    if kind != "Job" || object["spec"]["manualSelector"] == true || !object["spec"]["selector"].is_null() {
+    match kind {
+        "Pod" => {
+            with(object, "spec", admit_pod_spec);
+            let class = qos_class(object);
+            make(object, "status", |status| {
+                set(status, "phase", "Pending");
+                set(status, "qosClass", class);
+            });
+        }
+        "Job" => {
+            own_selector(object);
+            let labels = object["spec"]["template"]["metadata"]["labels"].clone();
+            if labels.is_object()
+                && object["metadata"]["labels"].as_object().is_none_or(serde_json::Map::is_empty)
+            {
+                object["metadata"]["labels"] = labels;
+            }
+        }
+        "Namespace" => {
+            object["spec"] = json!({"finalizers": ["kubernetes"]});
+            object["status"] = json!({"phase": "Active"});
+        }
+        _ => {}
+    }
+}
+
+/// What an update of `kind` need not repeat of the object as it was.
+pub fn on_update(kind: &str, object: &mut Value, before: &Value) {
+    match kind {
+        "Pod" => with(object, "spec", admit_pod_spec),
+        "Namespace" => object["spec"] = before["spec"].clone(),
+        "Service" if object["spec"]["type"] != "ExternalName" => {
+            let old = &before["spec"];
+            with(object, "spec", |spec| {
+                for field in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
+                    if let Some(kept) = old.get(field).filter(|_| old["type"] != "ExternalName") {
+                        set(spec, field, kept.clone());
+                    }
+                }
+                if spec["type"] == "ClusterIP" {
+                    return;
+                }
+                for port in list_of(spec, "ports") {
+                    let same =
+                        |old: &&Value| old["port"] == port["port"] && old["protocol"] == port["protocol"];
+                    let kept = old["ports"].as_array().into_iter().flatten().find(same);
+                    if let Some(number) = kept.and_then(|p| p.get("nodePort")).cloned() {
+                        set(port, "nodePort", number);
+                    }
+                }
+            });
+        }
+        _ => {}
+    }
+}
+
+/// A Job's selector and the labels that it selects, unless the Job brings its own.
+fn own_selector(object: &mut Value) {
+    if object["spec"]["manualSelector"] == true || !object["spec"]["selector"].is_null() {
         return;
     }
     let (uid, name) = (object["metadata"]["uid"].clone(), object["metadata"]["name"].clone());
@@ -119,18 +176,33 @@ fn list_of<'a>(object: &'a mut Value, field: &str) -> impl Iterator<Item = &'a m
 fn pod(object: &mut Value) {
     with(object, "spec", |spec| {
         pod_spec(spec);
-        admit_pod_spec(spec);
+        set(spec, "enableServiceLinks", true);
+        let host_network = spec["hostNetwork"] == true;
+        for list in ["containers", "initContainers"] {
+            for container in list_of(spec, list) {
+                requests(container);
+                for port in list_of(container, "ports").filter(|_| host_network) {
+                    if let Some(number) = port.get("containerPort").cloned() {
+                        set(port, "hostPort", number);
+                    }
+                }
+            }
+        }
     });
-    let class = qos_class(object);
-    make(object, "status", |status| {
-        set(status, "phase", "Pending");
-        set(status, "qosClass", class);
+}
+
+/// A container asks for what it may use at most, unless it says otherwise. Templates do not say so.
+fn requests(container: &mut Value) {
+    with(container, "resources", |resources| {
+        let limits = resources.get("limits").and_then(Value::as_object).cloned().unwrap_or_default();
+        for (resource, amount) in limits {
+            make(resources, "requests", |requests| set(requests, &resource, amount));
+        }
     });
 }
 
 /// What admission adds to a pod, beyond the defaults that its template would have too.
 fn admit_pod_spec(spec: &mut Value) {
-    set(spec, "enableServiceLinks", true);
     set(spec, "preemptionPolicy", "PreemptLowerPriority");
     set(spec, "priority", 0);
     set(spec, "serviceAccountName", "default");
@@ -187,23 +259,24 @@ fn pod_spec(spec: &mut Value) {
     set(spec, "schedulerName", "default-scheduler");
     set(spec, "securityContext", json!({}));
     set(spec, "terminationGracePeriodSeconds", 30);
+    // The old name of a field that is served under both.
+    if let Some(account) = spec.get("serviceAccountName").filter(|a| a.is_string()).cloned() {
+        set(spec, "serviceAccount", account);
+    }
     for list in ["containers", "initContainers"] {
         for container in list_of(spec, list) {
-            let image = container["image"].as_str().unwrap_or_default();
-            let tag = image.rsplit('/').next().unwrap_or_default().split_once(':').map(|(_, tag)| tag);
-            let latest = !image.contains('@') && tag.is_none_or(|t| t == "latest");
-            set(container, "imagePullPolicy", if latest { "Always" } else { "IfNotPresent" });
+            let image = container["image"].as_str().unwrap_or_default().to_owned();
+            set(container, "imagePullPolicy", pull_policy(&image));
             set(container, "terminationMessagePath", "/dev/termination-log");
             set(container, "terminationMessagePolicy", "File");
             set(container, "resources", json!({}));
-            with(container, "resources", |resources| {
-                let limits = resources.get("limits").and_then(Value::as_object).cloned().unwrap_or_default();
-                for (resource, amount) in limits {
-                    make(resources, "requests", |requests| set(requests, &resource, amount));
-                }
-            });
             for port in list_of(container, "ports") {
                 set(port, "protocol", "TCP");
+            }
+            for hook in ["postStart", "preStop"] {
+                with(container, "lifecycle", |all| {
+                    with(all, hook, |hook| with(hook, "httpGet", http_get));
+                });
             }
             for probe in ["livenessProbe", "readinessProbe", "startupProbe"] {
                 with(container, probe, |probe| {
@@ -211,15 +284,19 @@ fn pod_spec(spec: &mut Value) {
                     set(probe, "periodSeconds", 10);
                     set(probe, "successThreshold", 1);
                     set(probe, "timeoutSeconds", 1);
-                    with(probe, "httpGet", |get| {
-                        set(get, "path", "/");
-                        set(get, "scheme", "HTTP");
-                    });
+                    with(probe, "httpGet", http_get);
+                    with(probe, "grpc", |grpc| set(grpc, "service", ""));
                 });
             }
             for env in list_of(container, "env") {
                 if let Some(field) = env.pointer_mut("/valueFrom/fieldRef") {
                     set(field, "apiVersion", "v1");
+                }
+                if let Some(field) = env.pointer_mut("/valueFrom/resourceFieldRef") {
+                    set(field, "divisor", "0");
+                }
+                if let Some(fields) = env.as_object_mut().filter(|e| e.get("value") == Some(&"".into())) {
+                    fields.remove("value");
                 }
             }
         }
@@ -229,9 +306,44 @@ fn pod_spec(spec: &mut Value) {
             with(volume, source, |source| set(source, "defaultMode", 420));
         }
         with(volume, "hostPath", |path| set(path, "type", ""));
+        with(volume, "downwardAPI", field_refs);
+        with(volume, "projected", |projected| {
+            for source in list_of(projected, "sources") {
+                with(source, "serviceAccountToken", |token| set(token, "expirationSeconds", 3600));
+                with(source, "downwardAPI", field_refs);
+            }
+        });
+        with(volume, "ephemeral", |ephemeral| {
+            with(ephemeral, "volumeClaimTemplate", |claim| {
+                with(claim, "spec", |spec| set(spec, "volumeMode", "Filesystem"));
+            });
+        });
+        with(volume, "image", |image| {
+            let reference = image["reference"].as_str().unwrap_or_default().to_owned();
+            set(image, "pullPolicy", pull_policy(&reference));
+        });
         if volume.as_object().is_some_and(|v| v.len() == 1) {
             set(volume, "emptyDir", json!({}));
         }
+    }
+}
+
+/// What can be anything tomorrow is pulled again.
+fn pull_policy(image: &str) -> &'static str {
+    let tag = image.rsplit('/').next().unwrap_or_default().split_once(':').map(|(_, tag)| tag);
+    let latest = !image.contains('@') && tag.is_none_or(|t| t == "latest");
+    if latest { "Always" } else { "IfNotPresent" }
+}
+
+fn http_get(get: &mut Value) {
+    set(get, "path", "/");
+    set(get, "scheme", "HTTP");
+}
+
+/// The references to fields of a downward API volume.
+fn field_refs(volume: &mut Value) {
+    for item in list_of(volume, "items") {
+        with(item, "fieldRef", |field| set(field, "apiVersion", "v1"));
     }
 }
 
@@ -311,15 +423,18 @@ fn service(object: &mut Value) {
     with(object, "spec", |spec| {
         set(spec, "type", "ClusterIP");
         set(spec, "sessionAffinity", "None");
+        if spec["sessionAffinity"] == "ClientIP" {
+            make(spec, "sessionAffinityConfig", |config| {
+                make(config, "clientIP", |client| set(client, "timeoutSeconds", 10_800));
+            });
+        }
+        if spec["type"] == "LoadBalancer" {
+            set(spec, "allocateLoadBalancerNodePorts", true);
+        }
         if spec["type"] != "ExternalName" {
             set(spec, "internalTrafficPolicy", "Cluster");
-            set(spec, "ipFamilies", json!(["IPv4"]));
-            set(spec, "ipFamilyPolicy", "SingleStack");
             if matches!(spec["type"].as_str(), Some("NodePort" | "LoadBalancer")) {
                 set(spec, "externalTrafficPolicy", "Cluster");
-            }
-            if let Some(ip) = spec.get("clusterIP").filter(|ip| !ip.is_null()).cloned() {
-                set(spec, "clusterIPs", json!([ip]));
             }
         }
         for port in list_of(spec, "ports") {
@@ -351,10 +466,6 @@ fn namespace(object: &mut Value) {
             make(meta, "labels", |labels| labels["kubernetes.io/metadata.name"] = name);
         }
     });
-    if object["metadata"]["deletionTimestamp"].is_null() {
-        make(object, "spec", |spec| set(spec, "finalizers", json!(["kubernetes"])));
-    }
-    make(object, "status", |status| set(status, "phase", "Active"));
 }
 
 fn network_policy(spec: &mut Value) {

@@ -4,4 +4,6 @@ pub mod decode;
 pub mod defaults;
 pub mod definitions;
 pub mod events;
+pub mod quantity;
 pub mod validate;
+pub mod zero;

@@ -24,9 +24,11 @@ pub fn check(kind: &str, new: &Value, old: Option<&Value>) -> Vec<Cause> {
         "Service" => service(new, old, &mut causes),
         "Secret" | "ConfigMap" => {
             if let Some(old) = old.filter(|o| o["immutable"] == true)
-                && (old.get("data") != new.get("data") || new["immutable"] != true)
+                && let Some(changed) = ["immutable", "data", "binaryData"]
+                    .iter()
+                    .find(|field| old.get(**field) != new.get(**field))
             {
-                causes.push(Cause::forbidden("data", "field is immutable when `immutable` is set"));
+                causes.push(Cause::forbidden(*changed, "field is immutable when `immutable` is set"));
             }
             if kind == "Secret"
                 && let Some(old) = old

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{ALL_VERBS, Custom, Resource, ScalePaths, Subresource, api_version};
+use super::{CUSTOM_VERBS, Custom, Resource, ScalePaths, Subresource, api_version};
 use crate::apply::Typing;
 use crate::gvk::GroupKind;
 use crate::schema::CompiledSchema;
@@ -103,7 +103,7 @@ pub(super) fn compile(crd: &Value) -> Result<Vec<Resource>, Vec<Cause>> {
             namespaced: spec["scope"] == "Namespaced",
             short_names: strings(&names["shortNames"]),
             categories: strings(&names["categories"]),
-            verbs: ALL_VERBS.iter().map(|v| (*v).to_owned()).collect(),
+            verbs: CUSTOM_VERBS.iter().map(|v| (*v).to_owned()).collect(),
             subresources,
             storage: GroupResource::new(&group, text(&names["plural"])),
             storage_api_version: api_version(&group, &storage_version),

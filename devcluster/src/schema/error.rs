@@ -92,6 +92,7 @@ impl FieldError {
         let silent = matches!(self.kind, ErrorKind::Required | ErrorKind::Forbidden | ErrorKind::TooLong);
         let mut out = match &self.value {
             Some(value) if !silent => match value {
+                Value::Null if self.path.is_empty() => format!("{title}: null"),
                 Value::Null => format!("{title}: \"null\""),
                 other => format!("{title}: {other}"),
             },

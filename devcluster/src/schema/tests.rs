@@ -174,7 +174,7 @@ fn errors_block_rules_and_say_so() {
         .collect();
     assert_eq!(got.len(), 2);
     assert!(
-        got[1].starts_with("<nil>: Invalid value: \"null\": some validation rules were not checked"),
+        got[1].starts_with("<nil>: Invalid value: null: some validation rules were not checked"),
         "{got:?}"
     );
 }

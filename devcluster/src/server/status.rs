@@ -44,6 +44,15 @@ impl Cause {
         }
     }
 
+    /// A value of more bytes than a field takes.
+    pub fn too_long(field: impl Into<String>, most_bytes: usize) -> Self {
+        Self {
+            reason: "FieldValueTooLong".into(),
+            message: format!("Too long: may not be more than {most_bytes} bytes"),
+            field: field.into(),
+        }
+    }
+
     /// A field that may not be set or changed.
     pub fn forbidden(field: impl Into<String>, detail: &str) -> Self {
         Self {
@@ -66,7 +75,8 @@ impl Cause {
 
 impl From<&FieldError> for Cause {
     fn from(e: &FieldError) -> Self {
-        Self { reason: e.kind.reason().into(), message: e.body(), field: e.path.clone() }
+        let field = if e.path.is_empty() { "<nil>".to_owned() } else { e.path.clone() };
+        Self { reason: e.kind.reason().into(), message: e.body(), field }
     }
 }
 
@@ -90,6 +100,8 @@ pub struct ApiError {
     pub causes: Vec<Cause>,
     /// Seconds after which a retry may succeed; 0 for none.
     pub retry_after_s: u32,
+    /// Whether a real server's own plumbing says so, which gives details even if there are none.
+    pub generic: bool,
 }
 
 impl ApiError {
@@ -103,7 +115,13 @@ impl ApiError {
             kind: Box::default(),
             causes: Vec::new(),
             retry_after_s: 0,
+            generic: false,
         }
+    }
+
+    fn generic(mut self) -> Self {
+        self.generic = true;
+        self
     }
 
     fn about(mut self, resource: &GroupResource, name: &str) -> Self {
@@ -125,7 +143,7 @@ impl ApiError {
 
     /// 404 for a path under a known API group version.
     pub fn no_resource() -> Self {
-        Self::new(404, "NotFound", "the server could not find the requested resource")
+        Self::new(404, "NotFound", "the server could not find the requested resource").generic()
     }
 
     /// 409 for a create.
@@ -184,9 +202,14 @@ impl ApiError {
         error
     }
 
-    /// 422 for a patch that is well formed but does not apply.
-    pub fn unprocessable(message: impl Into<String>) -> Self {
-        Self::new(422, "Invalid", message)
+    /// 422 for a patch that is well formed but does not apply. A real server keeps the reason to itself.
+    pub fn rejected() -> Self {
+        Self::new(422, "Invalid", "the server rejected our request due to an error in our request").generic()
+    }
+
+    /// 500 without a reason: what a real server answers where its own code did not expect the error.
+    pub fn unexpected(message: impl Into<String>) -> Self {
+        Self::new(500, "", message)
     }
 
     /// 400.
@@ -213,6 +236,7 @@ impl ApiError {
     /// 405.
     pub fn method_not_allowed() -> Self {
         Self::new(405, "MethodNotAllowed", "the server does not allow this method on the requested resource")
+            .generic()
     }
 
     /// 405 for a create of a custom resource whose definition is being deleted.
@@ -231,7 +255,7 @@ impl ApiError {
 
     /// 500, as a real API server answers it, for a create that names a version.
     pub fn version_on_create() -> Self {
-        Self::new(500, "InternalError", "resourceVersion should not be set on objects to be created")
+        Self::unexpected("resourceVersion should not be set on objects to be created")
     }
 
     /// 406.
@@ -321,9 +345,12 @@ impl ApiError {
         }
         let mut status = json!({
             "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
-            "message": self.message, "reason": self.reason, "code": self.code,
+            "message": self.message, "code": self.code,
         });
-        if !details.is_empty() {
+        if !self.reason.is_empty() {
+            status["reason"] = self.reason.into();
+        }
+        if !details.is_empty() || self.generic {
             status["details"] = Value::Object(details);
         }
         status

@@ -7,6 +7,8 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::api::new_uid;
+use crate::apply::{Typing, track_update};
+use crate::gvk::GroupKind;
 use crate::store::{CommitError, Expected, GroupResource, ObjectKey, Store};
 
 /// The namespaces that every cluster has.
@@ -77,6 +79,7 @@ pub(crate) fn restore(store: &Store, namespace: &str, address: SocketAddr, now: 
             }
             None => {
                 stamp(&mut object, now);
+                object = managed(&object, now);
                 let made = store.commit(&key, Expected::Absent, Some(object));
                 if let Ok(made) = made
                     && !active()
@@ -176,6 +179,16 @@ fn api_service(address: SocketAddr) -> [Standing; 3] {
 }
 
 /// What every stored object has.
+/// The object with its fields on record as those of the controller manager, which makes most of them in a real cluster.
+fn managed(object: &Value, now: Timestamp) -> Value {
+    let group = object["apiVersion"].as_str().and_then(|v| v.split_once('/')).map_or("", |(group, _)| group);
+    let kind = GroupKind::new(group, object["kind"].as_str().unwrap_or_default());
+    match Typing::builtin(&kind) {
+        Some(typing) => track_update(None, object, "kube-controller-manager", None, now, &typing),
+        None => object.clone(),
+    }
+}
+
 fn stamp(object: &mut Value, now: Timestamp) {
     object["metadata"]["uid"] = new_uid().into();
     object["metadata"]["creationTimestamp"] = now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string().into();

@@ -215,7 +215,7 @@ async fn server_side_apply_owns_fields() {
         json!({"apiVersion": format!("{GROUP}/v1"), "kind": "Boat", "metadata": {"name": "a"}}).to_string();
     let (code, status) =
         w.raw("PATCH", &path, &[("content-type", "application/apply-patch+yaml")], body).await;
-    assert_eq!(code, 400);
+    assert_eq!(code, 422);
     assert!(
         status["message"]
             .as_str()

@@ -19,7 +19,7 @@ impl Cluster {
         options: &WriteOptions,
         warnings: &mut Vec<String>,
     ) -> Result<(), ApiError> {
-        let unknown = decode_known(resource, object).map_err(ApiError::bad_request)?;
+        let unknown = decode_known(resource, object).map_err(|why| undecodable(resource, &why))?;
         if unknown.is_empty() {
             return Ok(());
         }
@@ -28,13 +28,8 @@ impl Cluster {
             FieldValidation::Ignore => {}
             FieldValidation::Warn => warnings.extend(said),
             FieldValidation::Strict => {
-                return Err(ApiError::bad_request(format!(
-                    "{} in version {:?} cannot be handled as a {}: strict decoding error: {}",
-                    resource.kind,
-                    resource.version,
-                    resource.kind,
-                    said.collect::<Vec<_>>().join(", ")
-                )));
+                let said = said.collect::<Vec<_>>().join(", ");
+                return Err(undecodable(resource, &format!("strict decoding error: {said}")));
             }
         }
         Ok(())
@@ -67,15 +62,25 @@ impl Cluster {
     ) -> Result<(), ApiError> {
         object["apiVersion"] = resource.api_version().into();
         object["kind"] = resource.kind.clone().into();
+        self.keep_namespace(resource, namespace, object)
+    }
+
+    /// The object must be in the namespace that the path names; it says so if it says nothing.
+    pub(super) fn keep_namespace(
+        &self,
+        resource: &Resource,
+        namespace: &str,
+        object: &mut Value,
+    ) -> Result<(), ApiError> {
         let meta = object_meta(object)?;
         if !resource.namespaced {
             meta.remove("namespace");
             return Ok(());
         }
         match meta.get("namespace").and_then(Value::as_str).filter(|n| !n.is_empty()) {
-            Some(given) if given != namespace => Err(ApiError::bad_request(format!(
-                "the namespace of the provided object does not match the namespace sent on the request ({given} != {namespace})"
-            ))),
+            Some(given) if given != namespace => Err(ApiError::bad_request(
+                "the namespace of the provided object does not match the namespace sent on the request",
+            )),
             _ => {
                 meta.insert("namespace".into(), namespace.into());
                 Ok(())
@@ -114,6 +119,12 @@ impl Cluster {
             _ => Ok(()),
         }
     }
+}
+
+/// 400 for a body that is no object of its kind.
+pub(super) fn undecodable(resource: &Resource, why: &str) -> ApiError {
+    let (kind, version) = (&resource.kind, &resource.version);
+    ApiError::bad_request(format!("{kind} in version {version:?} cannot be handled as a {kind}: {why}"))
 }
 
 /// Drops the fields that the schema does not know, and names them.
@@ -216,6 +227,19 @@ pub(super) fn check_finalizers(
     );
     let cause = Cause::forbidden("metadata.finalizers", &why);
     Err(ApiError::invalid(&resource.group_kind(), name, vec![cause]))
+}
+
+/// The object must be the one that the path names.
+pub(super) fn check_name(object: &Value, name: &str) -> Result<(), ApiError> {
+    match object["metadata"]["name"].as_str().unwrap_or_default() {
+        given if given == name => Ok(()),
+        "" => Err(ApiError::bad_request(format!(
+            "the name of the object ({name} based on URL) was undeterminable: name must be provided"
+        ))),
+        given => Err(ApiError::bad_request(format!(
+            "the name of the object ({given}) does not match the name on the URL ({name})"
+        ))),
+    }
 }
 
 pub(super) fn check_uid(

@@ -1,11 +1,12 @@
 //! Create, update, patch, delete: every write goes through one pipeline of decode, default, validate, commit.
 
+mod admission;
 mod checks;
 mod object;
 mod patch;
 
 use jiff::Timestamp;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::Cluster;
 use crate::apply;
@@ -13,7 +14,7 @@ use crate::builtin::{decode, defaults, validate};
 use crate::resources::{CRD_FINALIZER, Resource};
 use crate::server::status::{ApiError, Cause};
 use crate::store::{CommitError, Expected, ObjectKey, Stored, bump_generation, resource_version};
-use checks::{check_finalizers, check_uid, needs_version};
+use checks::{check_finalizers, check_name, check_uid, needs_version, undecodable};
 pub(crate) use object::new_uid;
 pub use object::present;
 use object::{
@@ -113,10 +114,11 @@ impl Cluster {
         resource: &Resource,
         namespace: &str,
         name: &str,
-        object: Value,
+        mut object: Value,
         options: &WriteOptions,
         warnings: Vec<String>,
     ) -> Result<Written, ApiError> {
+        self.complete(resource, namespace, &mut object)?;
         let key = ObjectKey::new(resource.storage.clone(), namespace, name);
         let object = to_storage(resource, object);
         if options.dry_run {
@@ -147,13 +149,7 @@ impl Cluster {
     ) -> Result<Written, ApiError> {
         self.check_type(resource, &object)?;
         self.set_namespace(resource, &key.namespace, &mut object)?;
-        let given = object["metadata"]["name"].as_str().unwrap_or_default();
-        if !given.is_empty() && given != key.name {
-            return Err(ApiError::bad_request(format!(
-                "the name of the object ({given}) does not match the name on the URL ({})",
-                key.name
-            )));
-        }
+        check_name(&object, &key.name)?;
         let current =
             self.store.get(key).ok_or_else(|| ApiError::not_found(&resource.group_resource(), &key.name))?;
         match resource_version(&object) {
@@ -187,7 +183,7 @@ impl Cluster {
     ) -> Result<Written, ApiError> {
         let before = present(resource, &current.value);
         if !object.is_object() {
-            return Err(ApiError::unprocessable("the patch leaves no object"));
+            return Err(ApiError::rejected());
         }
         object_meta(&mut object)?;
         if before["kind"] != object["kind"] && !object["kind"].is_null() {
@@ -267,13 +263,13 @@ impl Cluster {
                 if let Some(definition) = &resource.definition {
                     let decoded = decode::decode(definition, &mut object);
                     if let Some(mismatch) = decoded.mismatch {
-                        return Err(ApiError::bad_request(mismatch));
+                        return Err(undecodable(resource, &mismatch));
                     }
                     causes.extend(decoded.required);
                 }
                 defaults::apply(&resource.kind, &mut object);
-                if before.is_none() {
-                    defaults::on_create(&resource.kind, &mut object);
+                if let Some(before) = before {
+                    defaults::on_update(&resource.kind, &mut object, before);
                 }
                 if subresource.is_none() {
                     causes.extend(validate::check(&resource.kind, &object, before));
@@ -298,10 +294,6 @@ impl Cluster {
                 }
             }
             crd_status(&mut object, options.now);
-        }
-        if resource.kind == "Namespace" && before.is_none() {
-            object["spec"] = json!({"finalizers": ["kubernetes"]});
-            object["status"] = json!({"phase": "Active"});
         }
         Ok(object)
     }

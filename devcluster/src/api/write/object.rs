@@ -5,8 +5,9 @@ use rand::Rng as _;
 use serde_json::{Map, Value, json};
 
 use crate::builtin::events;
+use crate::gvk::GroupKind;
 use crate::resources::Resource;
-use crate::server::status::ApiError;
+use crate::server::status::{ApiError, Cause};
 use crate::store::GroupResource;
 
 /// Whether a create starts without status: nodes alone register with theirs.
@@ -162,15 +163,23 @@ pub(super) fn name_of(object: &mut Value) -> Result<String, ApiError> {
         return Ok(name.to_owned());
     }
     let Some(prefix) = object["metadata"]["generateName"].as_str().filter(|n| !n.is_empty()) else {
-        return Err(ApiError::bad_request("name or generateName is required"));
+        let cause = Cause::required("metadata.name", "name or generateName is required");
+        let version = object["apiVersion"].as_str().unwrap_or_default();
+        let group = version.split_once('/').map_or("", |(group, _)| group);
+        let kind = GroupKind::new(group, object["kind"].as_str().unwrap_or_default());
+        return Err(ApiError::invalid(&kind, "", vec![cause]));
     };
-    const LETTERS: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
-    let mut random = rand::rng();
-    let suffix: String = (0..5).map(|_| char::from(LETTERS[random.random_range(0..LETTERS.len())])).collect();
     let prefix: String = prefix.chars().take(58).collect();
-    let name = format!("{prefix}{suffix}");
+    let name = format!("{prefix}{}", random_suffix());
     object["metadata"]["name"] = name.clone().into();
     Ok(name)
+}
+
+/// Five letters that make a generated name unlike others.
+pub(super) fn random_suffix() -> String {
+    const LETTERS: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
+    let mut random = rand::rng();
+    (0..5).map(|_| char::from(LETTERS[random.random_range(0..LETTERS.len())])).collect()
 }
 
 pub(crate) fn new_uid() -> String {

@@ -3,10 +3,11 @@
 use serde_json::Value;
 
 use super::super::Cluster;
-use super::checks::{check_patched, check_uid};
+use super::checks::{check_name, check_patched, check_uid};
 use super::object::{drops_status, object_meta, present, stamp};
 use super::{PatchKind, Tracked, WriteOptions, Written};
 use crate::apply::{self, ApplyError};
+use crate::builtin::decode::json_type;
 use crate::patch;
 use crate::resources::Resource;
 use crate::server::status::ApiError;
@@ -31,6 +32,7 @@ impl Cluster {
     ) -> Result<Written, ApiError> {
         for _ in 0..PATCH_ATTEMPTS {
             let current = self.store.get(key);
+            let exists = current.is_some();
             let result = match kind {
                 PatchKind::Apply => self.apply(resource, key, subresource, body, current.as_deref(), options),
                 _ => {
@@ -42,7 +44,8 @@ impl Cluster {
             match result {
                 // Another writer was faster and the patch does not insist on a version: try on the newer object.
                 Err(e)
-                    if e.code == 409
+                    if exists
+                        && e.code == 409
                         && e.reason == "Conflict"
                         && e.causes.is_empty()
                         && body["metadata"]["resourceVersion"].is_null() => {}
@@ -63,9 +66,16 @@ impl Cluster {
         options: &WriteOptions,
     ) -> Result<Written, ApiError> {
         let before = present(resource, &current.value);
+        if !matches!(kind, PatchKind::Json) && !body.is_object() {
+            let prefix = if matches!(kind, PatchKind::Merge) { "error decoding patch: " } else { "" };
+            return Err(ApiError::bad_request(format!(
+                "{prefix}json: cannot unmarshal {} into Go value of type map[string]interface {{}}",
+                json_type(body)
+            )));
+        }
         let mut patched = match kind {
             PatchKind::Json => patch::json(&before, body).map_err(|e| match e {
-                patch::PatchError::Rejected(why) => ApiError::unprocessable(why),
+                patch::PatchError::Rejected(_) => ApiError::rejected(),
                 other => ApiError::bad_request(other.to_string()),
             })?,
             PatchKind::Merge => patch::merge(&before, body),
@@ -81,12 +91,17 @@ impl Cluster {
                     .map_err(|e| ApiError::bad_request(e.to_string()))?
             }
         };
+        if !patched.is_object() {
+            return Err(ApiError::rejected());
+        }
         if let Some(asked) = resource_version(&patched)
             && asked != current.revision
         {
             return Err(ApiError::modified(&resource.group_resource(), &key.name));
         }
         check_uid(resource, &patched, current, &key.name)?;
+        self.keep_namespace(resource, &key.namespace, &mut patched)?;
+        check_name(&patched, &key.name)?;
         let strategic = matches!(kind, PatchKind::Strategic).then_some(body);
         let mut warnings = check_patched(resource, &mut patched, strategic, options.field_validation)?;
         let mut written =
@@ -104,16 +119,10 @@ impl Cluster {
         current: Option<&Stored>,
         options: &WriteOptions,
     ) -> Result<Written, ApiError> {
-        let mut config = config.clone();
-        if config["apiVersion"].is_null() || config["kind"].is_null() {
-            return Err(ApiError::bad_request("apply needs apiVersion and kind in the body"));
-        }
-        self.check_type(resource, &config)?;
-        self.set_namespace(resource, &key.namespace, &mut config)?;
-        let meta = object_meta(&mut config)?;
-        meta.entry("name").or_insert_with(|| key.name.clone().into());
+        let sent = config;
+        check_applied_type(resource, sent)?;
+        let config = sent;
         let mut warnings = Vec::new();
-        self.check_unknown(resource, &mut config, options, &mut warnings)?;
         let live = current.map(|c| present(resource, &c.value));
         let request = apply::Request {
             manager: options.manager.clone(),
@@ -122,18 +131,23 @@ impl Cluster {
             now: options.now,
             typing: resource.typing.clone(),
         };
-        let merged = apply::apply(live.as_ref(), &config, &request).map_err(|e| match e {
+        let applied = apply::apply_with_last(live.as_ref(), config, &request);
+        let mut merged = applied.map_err(|e| match e {
             ApplyError::Conflict(conflict) => ApiError::apply_conflict(&conflict),
             ApplyError::Invalid(why) => ApiError::bad_request(why),
+            ApplyError::Untypable(why) => ApiError::unexpected(why),
         })?;
+        self.check_unknown(resource, &mut merged, options, &mut warnings)?;
         match current {
             Some(current) => {
-                if let Some(asked) = resource_version(&config)
+                if let Some(asked) = resource_version(config)
                     && asked != current.revision
                 {
                     return Err(ApiError::modified(&resource.group_resource(), &key.name));
                 }
-                check_uid(resource, &config, current, &key.name)?;
+                check_uid(resource, config, current, &key.name)?;
+                self.keep_namespace(resource, &key.namespace, &mut merged)?;
+                check_name(&merged, &key.name)?;
                 if live.as_ref() == Some(&merged) {
                     return Ok(Written { object: current.value.clone(), created: false, warnings });
                 }
@@ -153,6 +167,8 @@ impl Cluster {
                 self.check_namespace(resource, &key.namespace, &key.name)?;
                 self.check_definition(resource)?;
                 let mut object = merged;
+                self.keep_namespace(resource, &key.namespace, &mut object)?;
+                check_name(&object, &key.name)?;
                 let meta = object_meta(&mut object)?;
                 stamp(resource, meta, options.now);
                 if drops_status(resource) {
@@ -163,4 +179,15 @@ impl Cluster {
             }
         }
     }
+}
+
+/// An applied configuration must say its type, and that of the path.
+fn check_applied_type(resource: &Resource, config: &Value) -> Result<(), ApiError> {
+    let text = |field: &str| config[field].as_str().unwrap_or_default();
+    let (version, kind) = (text("apiVersion"), text("kind"));
+    if version == resource.api_version() && kind == resource.kind {
+        return Ok(());
+    }
+    let version = if version.contains('/') { version.to_owned() } else { format!("/{version}") };
+    Err(ApiError::bad_request(format!("invalid object type: {version}, Kind={kind}")))
 }
