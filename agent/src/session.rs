@@ -172,6 +172,10 @@ async fn converse(
 fn make_report(shared: &Shared, cut_at: &mut Instant) -> AgentReport {
     let now = Instant::now();
     let interval_seconds = now.duration_since(std::mem::replace(cut_at, now)).as_secs_f64();
+    let (traffic, replicas) = {
+        let mut book = shared.book.lock();
+        (book.take(), book.take_replicas())
+    };
     AgentReport {
         agent: shared.config.name.clone(),
         node: shared.config.node.clone(),
@@ -179,9 +183,9 @@ fn make_report(shared: &Shared, cut_at: &mut Instant) -> AgentReport {
         sequence: 0,
         incarnation: shared.incarnation,
         interval_seconds,
-        traffic: shared.book.lock().take(),
+        traffic,
         engines: engines::reports(shared),
-        replicas: shared.book.lock().take_replicas(),
+        replicas,
         route_version: shared.table.load().routes.version,
     }
 }

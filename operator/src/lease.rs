@@ -30,11 +30,13 @@ pub enum Decision {
     Wait(Duration),
 }
 
-/// Decides, from the holder as last read (`None`: there is no Lease; empty: released) and the time for which the Lease has
-/// been seen unchanged.
+/// Decides, from the holder as last read (`None`: there is no Lease; empty: released) and the time for which that has
+/// been seen so. A Lease that was there and is gone was deleted, most likely with all else of this installation: one that
+/// is about to be stopped must not leave another behind.
 pub fn decide(holder: Option<&str>, unchanged_for: Duration, me: &str, duration: Duration) -> Decision {
     match holder {
-        None => Decision::Create,
+        None if unchanged_for >= duration => Decision::Create,
+        None => Decision::Wait((duration - unchanged_for).min(duration / 5)),
         Some("") => Decision::TakeOver,
         Some(holder) if holder == me => Decision::Renew,
         Some(_) if unchanged_for >= duration => Decision::TakeOver,
@@ -121,16 +123,18 @@ impl Elector {
     /// One look and one try: `None` if the Lease is ours now, else the time to wait.
     async fn step(&self, seen: &mut Option<(String, Instant)>) -> Result<Option<Duration>, kube::Error> {
         let lease = self.api.get_opt(&self.name).await?;
-        let unchanged_for = lease.as_ref().map_or(Duration::ZERO, |lease| {
-            let version = lease.resource_version().unwrap_or_default();
-            match seen {
-                Some((known, since)) if *known == version => since.elapsed(),
-                _ => {
-                    *seen = Some((version, Instant::now()));
-                    Duration::ZERO
-                }
+        let version = lease.as_ref().map(|lease| lease.resource_version().unwrap_or_default());
+        let unchanged_for = match (version, &seen) {
+            // Never seen: it is the first.
+            (None, None) => self.duration,
+            (version, Some((known, since))) if *known == version.clone().unwrap_or_default() => {
+                since.elapsed()
             }
-        });
+            (version, _) => {
+                *seen = Some((version.unwrap_or_default(), Instant::now()));
+                Duration::ZERO
+            }
+        };
         let holder = lease
             .as_ref()
             .map(|l| l.spec.as_ref().and_then(|s| s.holder_identity.clone()).unwrap_or_default());
@@ -194,7 +198,8 @@ mod tests {
     const S: fn(u64) -> Duration = Duration::from_secs;
 
     #[rstest]
-    #[case::none(None, S(0), Decision::Create)]
+    #[case::none(None, S(15), Decision::Create)]
+    #[case::deleted(None, S(0), Decision::Wait(S(3)))]
     #[case::released(Some(""), S(0), Decision::TakeOver)]
     #[case::mine(Some("me"), S(99), Decision::Renew)]
     #[case::fresh(Some("other"), S(0), Decision::Wait(S(3)))]

@@ -473,7 +473,12 @@ mod tests {
                 [&("gpu-1".to_owned(), "nvidia.com/gpu".to_owned())],
             2
         );
-        assert_eq!(holder.spec.unwrap().containers[0].image, None);
+        let spec = holder.spec.unwrap();
+        assert_eq!(
+            (spec.containers[0].image.as_deref(), spec.volumes),
+            (Some("i"), None),
+            "an engine tells what it runs"
+        );
         assert_eq!(holder.status.unwrap().pod_ip, None);
     }
 

@@ -197,7 +197,7 @@ fn a_group_is_ready_with_all_of_its_pods() {
     let mut world = two_nodes("vllm");
     world.pods = living(&world, &[false, true]);
     assert_eq!(one(&world).status.phase, ReplicaPhase::Starting);
-    world.pods = living(&world, &[true, true]);
+    world.pods = living(&two_nodes("vllm"), &[true, true]);
     let replica = one(&world);
     assert_eq!(replica.status.phase, ReplicaPhase::Ready);
     assert_eq!(replica.status.nodes.iter().map(ToString::to_string).collect::<Vec<_>>(), ["gpu-1", "gpu-2"]);

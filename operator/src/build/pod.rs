@@ -57,6 +57,18 @@ pub enum Unbuildable {
         /// Engine.
         engine: &'static str,
     },
+    /// A replica over more nodes than its pipeline stages can be spread over.
+    #[error(
+        "replica {replica} spans {nodes} nodes, and its {stages} pipeline stages cannot be spread over these evenly; allow a pipeline degree that is a multiple of the nodes, or tensor × pipeline degrees that fit one node"
+    )]
+    Stages {
+        /// Replica.
+        replica: String,
+        /// Nodes.
+        nodes: u32,
+        /// Pipeline stages.
+        stages: u32,
+    },
     /// The record cannot be written.
     #[error("replica {replica}'s record cannot be written: {problem}")]
     Record {
@@ -85,12 +97,15 @@ pub fn pod(
         replica: replica.clone(),
         accelerator: shape.accelerator.clone(),
     })?;
-    let variant = pool
-        .variant(&shape.variant)
-        .ok_or_else(|| Unbuildable::Variant { replica: replica.clone(), variant: shape.variant.clone() })?;
     if seat.size > 1 && !pool.engine.kind.spans_nodes() {
         let engine = pool.engine.kind.as_str();
         return Err(Unbuildable::Nodes { replica, nodes: seat.size, engine });
+    }
+    let variant = pool
+        .variant(&shape.variant)
+        .ok_or_else(|| Unbuildable::Variant { replica: replica.clone(), variant: shape.variant.clone() })?;
+    if !shape.splits().any(|nodes| nodes == seat.size) {
+        return Err(Unbuildable::Stages { replica, nodes: seat.size, stages: shape.pipeline_parallel });
     }
     let record = ReplicaRecord {
         pool: pool.id.clone(),

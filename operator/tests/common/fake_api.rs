@@ -43,14 +43,15 @@ struct Target {
 
 fn target(path: &str) -> Target {
     let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
-    let mut rest = if parts[0] == "api" { &parts[2..] } else { &parts[3..] };
+    let mut rest = parts.get(if parts[0] == "api" { 2 } else { 3 }..).unwrap_or_default();
     let mut namespace = String::new();
-    if rest[0] == "namespaces" && rest.len() > 2 {
+    if rest.first() == Some(&"namespaces") && rest.len() > 2 {
         namespace = rest[1].to_owned();
         rest = &rest[2..];
     }
     Target {
-        collection: rest[0].to_owned(),
+        // None where it is asked what a group and version serves: nothing is kept there.
+        collection: rest.first().map(|s| (*s).to_owned()).unwrap_or_default(),
         namespace,
         name: rest.get(1).map(|s| (*s).to_owned()),
         subresource: rest.get(2).map(|s| (*s).to_owned()),
@@ -328,13 +329,16 @@ impl FakeApi {
     }
 }
 
+/// Whether an object has the labels asked for: one of `key`, `!key`, `key=value`.
 fn selected(object: &Value, query: &str) -> bool {
-    let has = object["metadata"]["labels"].get("plimsoll.dev/replica").is_some();
     let selector = query.split('&').find_map(|p| p.strip_prefix("labelSelector=")).unwrap_or_default();
-    match selector {
-        "" => true,
-        s if s.starts_with("%21") || s.starts_with('!') => !has,
-        _ => has,
+    let selector = selector.replace("%21", "!").replace("%2F", "/").replace("%3D", "=");
+    let label = |key: &str| object["metadata"]["labels"].get(key);
+    match (selector.strip_prefix('!'), selector.split_once('=')) {
+        _ if selector.is_empty() => true,
+        (Some(key), _) => label(key).is_none(),
+        (None, Some((key, value))) => label(key).is_some_and(|v| v == value),
+        (None, None) => label(&selector).is_some(),
     }
 }
 

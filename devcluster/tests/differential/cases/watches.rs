@@ -36,7 +36,10 @@ pub fn watches() -> Script {
         "watch of one",
         &format!("{maps}/a?watch=1&timeoutSeconds=1&resourceVersion=@{{before:/metadata/resourceVersion}}"),
     );
-    s.get("watch path", &format!("/api/v1/watch/namespaces/{{ns}}/configmaps?timeoutSeconds=1&resourceVersion=@{{before:/metadata/resourceVersion}}"));
+    s.get(
+        "watch path",
+        "/api/v1/watch/namespaces/{ns}/configmaps?timeoutSeconds=1&resourceVersion=@{before:/metadata/resourceVersion}",
+    );
     s.get("too old", &format!("{maps}?watch=1&timeoutSeconds=1&resourceVersion=1"));
     s.get("bad version", &format!("{maps}?watch=1&timeoutSeconds=1&resourceVersion=nonsense"));
     s.get("from nothing", &format!("{maps}?watch=1&timeoutSeconds=1"));

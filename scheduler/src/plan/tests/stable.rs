@@ -264,6 +264,7 @@ fn pipelines_span_nodes_and_new_capacity_is_asked_for() {
     let mut w = World::new((0..2).map(|i| node(&format!("h{i}"), "h100", 8, "a")).collect());
     let mut p = pool("big", "deepseek-v3", 10_000.0, 300.0);
     p.parallelism.pipeline = vec![1, 2];
+    p.parallelism.tensor = vec![8];
     p.engine.kind = EngineKind::Llamacpp;
     w.add(p, demand(vec![class("a", 0.05, 500.0, 100.0)]));
     let plan = w.plan();
