@@ -7,7 +7,7 @@ PLIMSOLL := $(TARGET_DIR)/release/plimsoll
 UP_FLAGS ?=
 SCALE_FLAGS ?=
 
-.PHONY: help up build test test-tools lint e2e e2e-kube e2e-kind chart bench scale generate drift clean
+.PHONY: help up build test test-tools lint e2e e2e-kube e2e-kind chart differential bench scale generate drift clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -52,6 +52,9 @@ e2e-kind: build ## The same on a cluster of kind, for people with Docker.
 
 chart: build ## Check the Helm chart: lint, many renderings, install, upgrade and uninstall on the in-process cluster.
 	@PLIMSOLL_BIN=$(abspath $(PLIMSOLL)) scripts/chart
+
+differential: ## Put the same requests to the in-process cluster and to a real API server, and compare (docs/limits.md).
+	@PLIMSOLL_DIFFERENTIAL=1 $(CARGO) test --locked -p plimsoll-devcluster --test differential -- --nocapture
 
 bench: ## Print the benchmark tables of docs/benchmarks.md.
 	@$(CARGO) bench --locked -p plimsoll-engine -p plimsoll-scheduler -p plimsoll-agent
