@@ -86,8 +86,8 @@ async fn a_worse_configuration_stops_at_its_canary_and_is_taken_back() -> Result
     .await?;
     let traffic = Traffic::start(up.openai()?, "llama-3.1-8b", 6, 12);
 
-    // A release that is six times as slow: every token takes longer than the objective allows.
-    apply(&kubectl, "--speed, '0.16'").await?;
+    // A release that is twelve times as slow: every token takes longer than the objective allows.
+    apply(&kubectl, "--speed, '0.08'").await?;
     let message =
         eventually("the rollout is stopped", 240, || progressing(&kubectl, "SLORegression")).await?;
     for part in

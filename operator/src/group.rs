@@ -87,19 +87,15 @@ fn worker(pod: &Pod, rank: u32) -> Worker {
     let status = pod.status.as_ref().unwrap_or(&empty);
     let is = |s: &str| status.conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == s);
     let (phase, message) = observe::phase(status, is("True"));
-    let runs = status
-        .container_statuses
-        .iter()
-        .flatten()
-        .any(|c| c.state.as_ref().is_some_and(|s| s.running.is_some()));
+    // The kubelet says so of a container in the same breath as of its pod; of a lost node's pods others take it back.
+    let was_ready = status.container_statuses.iter().flatten().any(|c| c.ready);
     let name = pod.name_any();
     let ended = matches!(status.phase.as_deref(), Some("Failed" | "Succeeded"));
     let ending_since = pod.metadata.deletion_timestamp.as_ref().map(|t| t.0);
     let fault = if ended {
         Some(format!("its pod {name} ended: {message}"))
-    } else if runs && is("False") && ending_since.is_none() {
-        // Workers have no probe: they are ready as long as they run.
-        Some(format!("its pod {name} is not ready although it runs: its node may be lost"))
+    } else if was_ready && is("False") && ending_since.is_none() {
+        Some(format!("its pod {name} is not ready although its engine is: its node may be lost"))
     } else {
         None
     };

@@ -41,14 +41,15 @@ fn spare<L: Lane>(suite: &Suite<L>) -> bool {
 }
 
 /// `kubectl drain` of a node with engines, under traffic. With other nodes it costs nothing: successors serve first. The
-/// only node's engines have nowhere to go, so requests are refused until it is back; what was begun is answered.
+/// only node's engines have nowhere to go, one after another: requests are refused until it is back, and the last engine may
+/// end before its answers.
 ///
 /// Only engines are evicted: the parts of a one-node cluster would have no node to go to either.
 pub async fn drain<L: Lane>(suite: &mut Suite<L>) -> Result<(), Error> {
     let nodes = suite.nodes_in_use().await?;
     let node = nodes.first().ok_or("no node has an engine")?.clone();
     let spare = spare(suite);
-    let cost = if spare { Cost::Nothing } else { Cost::Refusals };
+    let cost = if spare { Cost::Nothing } else { Cost::LastEngine };
     suite
         .disturbed(&format!("kubectl drain {node}"), cost, async |suite: &Suite<L>| {
             let what = ["--pod-selector=plimsoll.dev/pool", "--ignore-daemonsets", "--delete-emptydir-data"];

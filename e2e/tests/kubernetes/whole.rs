@@ -68,7 +68,7 @@ pub async fn remove<L: Lane>(suite: &mut Suite<L>) -> Result<(), Error> {
     suite.lane.helm(&["uninstall", "plimsoll", "-n", "plimsoll", "--wait"]).await?;
     let left = eventually("nothing is left of the release", 120, || async {
         let mut left = left_in_cluster(suite.lane.kubectl()).await?;
-        // Known: an operator that has not been told yet to stop makes its Lease again (docs/limits.md).
+        // Known: an operator that has not been told yet to stop makes its Lease again.
         left.retain(|what| what != "Lease plimsoll-operator");
         if left.is_empty() { Ok(()) } else { Err(left.join(", ").into()) }
     })
