@@ -37,7 +37,7 @@ async fn group(pods: &Api<Pod>) -> Result<Vec<(String, String)>, Error> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replica_over_two_nodes_serves_and_is_mended_whole() -> Result<(), Error> {
     let dir = tempfile::tempdir()?;
-    let up = Up::start(dir.path(), &["--nodes", "3x8xh100"]).await?;
+    let up = Up::start(dir.path(), &["--nodes", "4x8xh100"]).await?;
     let kubectl = Kubectl::connect(&up.endpoints).await?;
     let pods: Api<Pod> = Api::default_namespaced(kubectl.client());
     let nodes: Api<Node> = Api::all(kubectl.client());

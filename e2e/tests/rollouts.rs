@@ -88,13 +88,18 @@ async fn a_worse_configuration_stops_at_its_canary_and_is_taken_back() -> Result
 
     // A release that is twelve times as slow: every token takes longer than the objective allows.
     apply(&kubectl, "--speed, '0.08'").await?;
-    let message =
-        eventually("the rollout is stopped", 240, || progressing(&kubectl, "SLORegression")).await?;
-    for part in
-        ["TPOT of class default met by ", " under the older configuration", "was taken back", "is in force"]
-    {
-        assert!(message.contains(part), "{message}");
-    }
+    // First that it stops, then that it was taken back.
+    eventually("the rollout is stopped and taken back", 240, || async {
+        let message = progressing(&kubectl, "SLORegression").await?;
+        let parts = [
+            "TPOT of class default met by ",
+            " under the older configuration",
+            "was taken back",
+            "is in force",
+        ];
+        if parts.iter().all(|part| message.contains(part)) { Ok(()) } else { Err(message.into()) }
+    })
+    .await?;
     eventually("all run the older configuration", 120, || all_run(&kubectl, None)).await?;
     let explained =
         run(&["explain", "chat", "--scheduler", up.endpoints.scheduler.as_deref().unwrap_or_default()])

@@ -132,7 +132,11 @@ fn each_node_gets_a_pod_with_its_share_and_its_place() {
     let (leader, worker) = (&pods[0], &pods[1]);
     assert!(leader.annotations().contains_key("plimsoll.dev/replica"));
     assert!(worker.annotations().is_empty() && !worker.labels().contains_key("plimsoll.dev/pool"));
-    assert!(worker.spec.as_ref().unwrap().containers[0].readiness_probe.is_none());
+    let engine = &worker.spec.as_ref().unwrap().containers[0];
+    assert!(
+        engine.readiness_probe.is_none() && engine.startup_probe.is_none(),
+        "it serves nothing that could answer"
+    );
     assert_eq!(leader.owner_references()[0].kind, "ModelPool");
     // The name under which the leader is found is that of the Service which selects it.
     let spec = service.spec.as_ref().unwrap();

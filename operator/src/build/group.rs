@@ -67,6 +67,7 @@ impl Seat {
         annotations.clear();
         for container in &mut spec.containers {
             container.ports = None;
+            container.startup_probe = None;
             container.readiness_probe = None;
         }
     }
