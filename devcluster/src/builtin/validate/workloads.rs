@@ -1,7 +1,7 @@
 //! Checks of the kinds that make pods, with the API server's own words
 //! (`k8s.io/kubernetes/pkg/apis/{apps,batch}/validation`).
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::{immutable, pod_spec};
 use crate::server::status::Cause;
@@ -58,7 +58,16 @@ pub(super) fn workload(kind: &str, new: &Value, old: Option<&Value>, causes: &mu
             "`selector` does not match template `labels`",
         ));
     }
-    pod_spec(&spec["template"]["spec"], "spec.template.spec", causes);
+    let mut pods = spec["template"]["spec"].clone();
+    // A stateful set's claims are volumes of its pods.
+    if let Some(claims) =
+        spec["volumeClaimTemplates"].as_array().filter(|_| kind == "StatefulSet" && pods.is_object())
+    {
+        let claims = claims.iter().map(|claim| json!({"name": claim["metadata"]["name"]}));
+        let volumes = pods["volumes"].as_array().cloned().unwrap_or_default();
+        pods["volumes"] = volumes.into_iter().chain(claims).collect();
+    }
+    pod_spec(&pods, "spec.template.spec", causes);
     let policy = &spec["template"]["spec"]["restartPolicy"];
     if policy == "OnFailure" || policy == "Never" {
         causes.push(Cause::not_supported(RESTART_POLICY, policy, &["Always"]));
@@ -152,6 +161,19 @@ mod tests {
         defaults::apply(kind, &mut new);
         let text = |cause: Cause| format!("{}: {}", cause.field, cause.message);
         super::super::check(kind, &new, old.as_ref()).into_iter().map(text).collect()
+    }
+
+    #[test]
+    fn the_claims_of_a_stateful_set_are_volumes_of_its_pods() {
+        let unknown = |kind: &str, mount: &str| {
+            let mut template = template("Always");
+            template["spec"]["containers"][0]["volumeMounts"] = json!([{"name": mount, "mountPath": "/d"}]);
+            let object = json!({"spec": {"selector": {"matchLabels": {"a": "b"}}, "serviceName": "a",
+                "volumeClaimTemplates": [{"metadata": {"name": "data"}}], "template": template}});
+            check(kind, &object, None).iter().any(|cause| cause.contains("volumeMounts[0].name"))
+        };
+        assert!(!unknown("StatefulSet", "data"));
+        assert!(unknown("StatefulSet", "other") && unknown("Deployment", "data"));
     }
 
     #[test]
