@@ -287,15 +287,17 @@ pub(crate) fn held(spec: &PodSpec, resource: &str) -> u32 {
     together.max(before)
 }
 
+/// Whether a container asks for an extended resource.
+pub(crate) fn asks_for_extended_resource(container: &Container) -> bool {
+    let resources = container.resources.iter().flat_map(|r| [&r.limits, &r.requests]).flatten();
+    resources.flat_map(|r| r.keys()).any(|name| name.contains('/'))
+}
+
 /// Whether a pod may hold accelerators: it asks for an extended resource (which ones count depends on the accelerator
 /// classes, and those change), or claims devices.
 pub fn may_hold_accelerators(spec: &PodSpec) -> bool {
-    let extended = |c: &Container| {
-        let resources = c.resources.iter().flat_map(|r| [&r.limits, &r.requests]).flatten();
-        resources.flat_map(|r| r.keys()).any(|name| name.contains('/'))
-    };
     spec.resource_claims.as_ref().is_some_and(|claims| !claims.is_empty())
-        || spec.containers.iter().chain(spec.init_containers.iter().flatten()).any(extended)
+        || spec.containers.iter().chain(spec.init_containers.iter().flatten()).any(asks_for_extended_resource)
 }
 
 /// Whether a pod still holds its resources.

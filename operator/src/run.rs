@@ -253,7 +253,7 @@ impl Leader {
             validated: &validated,
             devices: &devices,
             replicas: &replicas,
-            plan: known.plan.as_deref(),
+            plan,
             drained: &known.observations.drained,
             nodes: &snapshot.nodes,
             lws,

@@ -38,7 +38,7 @@ pub fn keep(container: &mut Container) -> Container {
         resources: container.resources.take(),
         ..Container::default()
     };
-    if accelerated(&kept) {
+    if observe::asks_for_extended_resource(&kept) {
         kept.image = container.image.take();
         kept.command = container.command.take();
         kept.args = container.args.take();
@@ -47,13 +47,6 @@ pub fn keep(container: &mut Container) -> Container {
         kept.env.iter_mut().for_each(|env| env.retain(|v| v.value.is_some()));
     }
     kept
-}
-
-/// Whether a container asks for an extended resource.
-fn accelerated(container: &Container) -> bool {
-    let resources = container.resources.as_ref();
-    let amounts = resources.iter().flat_map(|r| r.limits.iter().chain(&r.requests).flatten());
-    amounts.into_iter().any(|(name, _)| name.contains('/'))
 }
 
 /// The engines that accepted pools adopt, in order of pool and name. A pod that two pools select belongs to the first by
@@ -143,7 +136,7 @@ fn engine(
     for pod in pods {
         match on(world, validated, pod) {
             Ok((node, class)) => {
-                let resource = class.vendor.resource_name();
+                let resource = class.resource_name();
                 let n = resource.zip(pod.spec.as_ref()).map_or(0, |(r, spec)| observe::held(spec, r));
                 if n > 0 {
                     *gpus.entry(node).or_default() += n;
@@ -272,7 +265,7 @@ fn command_line(pods: &[&Pod]) -> Option<CommandLine> {
         .iter()
         .filter_map(|p| p.spec.as_ref())
         .flat_map(|s| &s.containers)
-        .filter(|c| accelerated(c))
+        .filter(|c| observe::asks_for_extended_resource(c))
         .filter_map(args::read)
         .collect();
     lines.iter().find(|l| !l.model.is_empty()).or(lines.first()).cloned()
