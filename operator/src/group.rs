@@ -30,6 +30,8 @@ pub struct Worker {
     pub node: Option<NodeName>,
     /// Since when Kubernetes ends it.
     pub ending_since: Option<Timestamp>,
+    /// When it is to have ended by then.
+    pub ends_at: Option<Timestamp>,
     phase: ReplicaPhase,
     /// What stands in its way.
     message: String,
@@ -91,7 +93,7 @@ fn worker(pod: &Pod, rank: u32) -> Worker {
     let was_ready = status.container_statuses.iter().flatten().any(|c| c.ready);
     let name = pod.name_any();
     let ended = matches!(status.phase.as_deref(), Some("Failed" | "Succeeded"));
-    let ending_since = pod.metadata.deletion_timestamp.as_ref().map(|t| t.0);
+    let ending_since = observe::ending_since(pod);
     let fault = if ended {
         Some(format!("its pod {name} ended: {message}"))
     } else if was_ready && is("False") && ending_since.is_none() {
@@ -104,6 +106,7 @@ fn worker(pod: &Pod, rank: u32) -> Worker {
         uid: pod.metadata.uid.clone().unwrap_or_default(),
         node: observe::node_of(pod),
         ending_since,
+        ends_at: pod.metadata.deletion_timestamp.as_ref().map(|t| t.0),
         phase,
         message: if message.is_empty() { String::new() } else { format!("{name}: {message}") },
         fault,

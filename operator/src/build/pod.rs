@@ -1,11 +1,13 @@
 //! A replica's pod. Pure.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{
-    Affinity, Capabilities, Container, ContainerPort, EnvVar, HTTPGetAction, NodeAffinity, NodeSelector,
-    NodeSelectorRequirement, NodeSelectorTerm, Pod, PodResourceClaim, PodSecurityContext, PodSpec, Probe,
-    ResourceClaim, ResourceRequirements, SeccompProfile, SecurityContext, Toleration,
+    Affinity, Capabilities, Container, ContainerPort, EnvVar, HTTPGetAction, Lifecycle, LifecycleHandler,
+    NodeAffinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, Pod, PodResourceClaim,
+    PodSecurityContext, PodSpec, Probe, ResourceClaim, ResourceRequirements, SeccompProfile, SecurityContext,
+    SleepAction, Toleration,
 };
 use k8s_openapi::api::resource::v1::ResourceClaimTemplate;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
@@ -18,6 +20,7 @@ use plimsoll_fleet::ReplicaAssignment;
 
 use super::group::Seat;
 use super::{Inputs, engine, queue, storage, template};
+use crate::config::OperatorConfig;
 use crate::record::{GroupRecord, ReplicaRecord};
 use crate::{devices, names, revision};
 
@@ -242,6 +245,7 @@ fn spec(
             failure_threshold: Some(3),
             ..Probe::default()
         }),
+        lifecycle: finishing(inputs.config),
         security_context: Some(SecurityContext {
             allow_privilege_escalation: Some(false),
             capabilities: Some(Capabilities { drop: Some(vec!["ALL".to_owned()]), add: None }),
@@ -267,7 +271,9 @@ fn spec(
             }]
         }),
         tolerations: Some(tolerations(pool, class)),
-        termination_grace_period_seconds: i64::try_from(inputs.config.termination_grace.as_secs()).ok(),
+        termination_grace_period_seconds: Some(
+            seconds(inputs.config.drain_timeout).saturating_add(seconds(inputs.config.termination_grace)),
+        ),
         automount_service_account_token: Some(false),
         enable_service_links: Some(false),
         restart_policy: Some("Always".to_owned()),
@@ -287,6 +293,18 @@ fn spec(
         volumes: Some(storage.volumes),
         ..PodSpec::default()
     }
+}
+
+/// What an engine does between being told to go, by whomever, and SIGTERM, at which engines cut their answers off: it goes on
+/// serving those it has. The operator cuts the wait short once none is left ([`super::hurry`]).
+fn finishing(config: &OperatorConfig) -> Option<Lifecycle> {
+    let seconds = seconds(config.drain_timeout);
+    let sleep = LifecycleHandler { sleep: Some(SleepAction { seconds }), ..LifecycleHandler::default() };
+    (seconds > 0).then(|| Lifecycle { pre_stop: Some(sleep), ..Lifecycle::default() })
+}
+
+fn seconds(duration: Duration) -> i64 {
+    i64::try_from(duration.as_secs()).unwrap_or(i64::MAX)
 }
 
 /// Least time an engine has to load its weights before it is started anew, seconds: a first download may take long.
