@@ -408,9 +408,9 @@ async fn create_template(
     }
 }
 
-/// How long an engine with nothing left to answer has to end by itself, seconds: it would sleep away all it is given
-/// (`preStop`), and then has two seconds more. Zero would take the pod's object away while the engine may still run.
-pub(crate) const IDLE_GRACE_SECONDS: u32 = 1;
+/// How long an engine with nothing left to answer has to end by itself, seconds. Its `preStop` takes all of that, and then it
+/// has two seconds more. Zero would take the pod's object away while the engine may still run.
+const IDLE_GRACE_SECONDS: u32 = 1;
 
 /// Deletes exactly this pod; whether it was there.
 async fn delete(pods: &Api<Pod>, name: &str, uid: &str) -> Result<bool, kube::Error> {

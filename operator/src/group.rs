@@ -30,8 +30,6 @@ pub struct Worker {
     pub node: Option<NodeName>,
     /// Since when Kubernetes ends it.
     pub ending_since: Option<Timestamp>,
-    /// When it is to have ended by then.
-    pub ends_at: Option<Timestamp>,
     phase: ReplicaPhase,
     /// What stands in its way.
     message: String,
@@ -106,7 +104,6 @@ fn worker(pod: &Pod, rank: u32) -> Worker {
         uid: pod.metadata.uid.clone().unwrap_or_default(),
         node: observe::node_of(pod),
         ending_since,
-        ends_at: pod.metadata.deletion_timestamp.as_ref().map(|t| t.0),
         phase,
         message: if message.is_empty() { String::new() } else { format!("{name}: {message}") },
         fault,

@@ -58,7 +58,9 @@ fn a_replica_is_a_pinned_restricted_pod_that_tells_who_it_is() {
     );
     assert_eq!(spec["nodeSelector"], json!({"pool": "a"}));
     // Whoever ends it, its answers have as long as in a drain of our own; then come SIGTERM and its grace.
-    assert_eq!(spec["containers"][0]["lifecycle"], json!({"preStop": {"sleep": {"seconds": 120}}}));
+    let hook = &spec["containers"][0]["lifecycle"]["preStop"]["exec"]["command"];
+    assert_eq!((&hook[0], &hook[1]), (&json!("python3"), &json!("-c")));
+    assert!(hook[2].as_str().unwrap().contains("end = time.monotonic() + 120"), "{hook}");
     assert_eq!(spec["terminationGracePeriodSeconds"], 150);
     assert_eq!(
         spec["tolerations"],
@@ -213,46 +215,6 @@ fn a_replica_that_serves_drains_before_it_goes() {
     };
     assert_eq!(deleted(&["chat-2"], at(60)), DeleteReason::Drained);
     assert_eq!(deleted(&[], at(50 + 120)), DeleteReason::DrainTimeout);
-}
-
-/// Somebody else deleted the pod, which is to have ended at `ends_at`.
-fn evict(world: &mut plimsoll_operator::world::World, name: &str, ends_at: jiff::Timestamp) {
-    for pod in &mut world.pods {
-        if pod.metadata.name.as_deref() == Some(name) {
-            let mut evicted = (**pod).clone();
-            evicted.metadata.deletion_timestamp =
-                Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(ends_at));
-            evicted.metadata.deletion_grace_period_seconds = Some(150);
-            *pod = evicted.into();
-        }
-    }
-}
-
-#[test]
-fn an_evicted_replica_has_time_for_its_requests_and_goes_once_it_has_none() {
-    let (mut world, smaller) = shrinking(true);
-    evict(&mut world, "chat-2", at(50 + 150));
-    assert_eq!(decide(&world, Some(&smaller), &["chat-1"], at(60)).actions, [], "it may hold requests");
-    let hurried = decide(&world, Some(&smaller), &["chat-2"], at(60)).actions;
-    assert!(
-        matches!(&hurried[..], [Action::DeletePod { replica, reason: DeleteReason::Drained, .. }] if replica.as_str() == "chat-2"),
-        "{hurried:?}"
-    );
-    // Also where its pool is gone.
-    world.pools.clear();
-    assert_eq!(decide(&world, None, &["chat-2"], at(60)).actions.len(), 1);
-    evict(&mut world, "chat-2", at(61));
-    assert_eq!(decide(&world, Some(&smaller), &["chat-2"], at(60)).actions, [], "once is enough");
-}
-
-#[test]
-fn an_evicted_replica_that_never_ran_goes_at_once() {
-    let (mut world, smaller) = shrinking(false);
-    let pod = std::sync::Arc::make_mut(&mut world.pods[1]);
-    pod.status = None;
-    evict(&mut world, "chat-2", at(50 + 150));
-    let hurried = decide(&world, Some(&smaller), &[], at(60)).actions;
-    assert!(matches!(&hurried[..], [Action::DeletePod { .. }]), "{hurried:?}");
 }
 
 #[test]

@@ -40,9 +40,6 @@ pub(super) enum Signal {
     NodeDown,
 }
 
-/// Least time between SIGTERM and SIGKILL, unless none at all was asked for.
-const LEAST_STOP: Duration = Duration::from_secs(2);
-
 /// Why a worker ends.
 enum Leave {
     /// Nothing is left to do or to report.
@@ -261,22 +258,15 @@ impl Worker {
         self.event("Normal", "Killing", &format!("Stopping container {names}")).await;
         let containers = self.containers().to_vec();
         let hooks = containers.iter().map(|container| pre_stop(container, ports, grace));
-        let (mut signal, mut again) = (self.signal.clone(), self.signal.clone());
-        let asked = self.pod.metadata.deletion_grace_period_seconds;
+        let mut signal = self.signal.clone();
         let left = tokio::select! {
             _ = timeout(grace, futures::future::join_all(hooks)) => deadline.saturating_duration_since(Instant::now()),
             _ = exit => Duration::ZERO,
-            // A second deletion with less time ends the hooks, as the kubelet does.
-            shorter = until_hurried(&mut again, asked) => {
-                shorter.min(deadline.saturating_duration_since(Instant::now()))
-            }
             () = until_cut_short(&mut signal) => {
                 let _ = timeout(Duration::from_secs(1), stop(Duration::ZERO)).await;
                 return Leave::Silent;
             }
         };
-        // The kubelet lets no hook use up all of the time.
-        let left = left.max(LEAST_STOP.min(grace));
         let mut stopping = std::pin::pin!(timeout(left + Duration::from_secs(1), stop(left)));
         let stopped = tokio::select! {
             outcome = &mut stopping => outcome.is_ok(),
@@ -457,21 +447,6 @@ fn kubelet() -> PatchParams {
 async fn until_cut_short(signal: &mut watch::Receiver<Signal>) {
     // A dropped sender means that the simulator is gone, and so is the node.
     let _ = signal.wait_for(|s| matches!(s, Signal::Gone | Signal::NodeDown)).await;
-}
-
-/// Resolves to the new grace period once it is shorter than that `asked` for first.
-async fn until_hurried(signal: &mut watch::Receiver<Signal>, asked: Option<i64>) -> Duration {
-    let grace = |s: &Signal| match s {
-        Signal::Run(pod) => pod.metadata.deletion_grace_period_seconds,
-        Signal::Gone | Signal::NodeDown => None,
-    };
-    let shorter = |s: &Signal| grace(s).is_some_and(|now| asked.is_none_or(|before| now < before));
-    let hurried = signal.wait_for(shorter).await.ok().and_then(|s| grace(&s));
-    match hurried {
-        Some(seconds) => Duration::from_secs(u64::try_from(seconds).unwrap_or(0)),
-        // A dropped sender is [`until_cut_short`]'s affair.
-        None => std::future::pending().await,
-    }
 }
 
 async fn changed(ready: &mut Option<watch::Receiver<bool>>) {

@@ -413,20 +413,3 @@ async fn forced_deletion_does_not_wait() {
     world.create("b", json!({})).await;
     world.pod("b", "ready", ready).await;
 }
-
-#[tokio::test]
-async fn a_second_deletion_with_less_time_ends_the_hooks() {
-    let world = World::start(vec![spec("n1", 1)]).await;
-    let containers =
-        json!([{"name": "main", "image": "toy", "lifecycle": {"preStop": {"sleep": {"seconds": 600}}}}]);
-    world
-        .create("a", json!({"spec": {"containers": containers, "terminationGracePeriodSeconds": 700}}))
-        .await;
-    world.pod("a", "ready", ready).await;
-    world.pods().delete("a", &DeleteParams::default()).await.unwrap();
-    let pod = world.pod("a", "on its way out", |p| !p["metadata"]["deletionTimestamp"].is_null()).await;
-    assert_eq!(pod["metadata"]["deletionGracePeriodSeconds"], 700);
-    world.pods().delete("a", &DeleteParams::default().grace_period(1)).await.unwrap();
-    world.gone("a").await;
-    assert_eq!(world.toy.stops.lock()[0].1, Duration::from_secs(2), "the least there is, as of a kubelet");
-}

@@ -2,6 +2,7 @@
 //! yields none.
 
 pub mod engine;
+mod finish;
 pub mod group;
 pub mod pod;
 pub mod queue;
@@ -27,9 +28,6 @@ use crate::devices::Devices;
 use crate::names;
 use crate::observe::{self, Observed};
 use crate::validate::{Accepted, Validated};
-
-/// A pod that ends sooner than this by itself is left to it.
-const HURRY: SignedDuration = SignedDuration::from_secs(5);
 
 /// Why a replica's pod is deleted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -218,7 +216,6 @@ pub fn build(inputs: Inputs<'_>) -> Prepared {
         let plan = current_plan(inputs.plan, accepted);
         pool(&inputs, resource, accepted, plan, &mut prepared);
     }
-    hurry(&inputs, &mut prepared);
     for resource in &inputs.validated.deleting {
         if let Ok(id) = PoolId::new(resource.namespace().unwrap_or_default(), resource.name_any()) {
             delete_pool(&inputs, resource, &id, &mut prepared);
@@ -321,28 +318,6 @@ fn create(
     }
     let group = Box::new(group::group(inputs, resource, &accepted.pool, assignment, plan, size)?);
     Ok(Action::CreateGroup { pool, owner_uid, replica: assignment.id.clone(), claim_template, group })
-}
-
-/// Ends engines that somebody else deleted (an eviction, a namespace's end) as soon as they have nothing left to answer: their
-/// pods would otherwise wait out the drain timeout, and a node's drain or a namespace with them.
-fn hurry(inputs: &Inputs<'_>, prepared: &mut Prepared) {
-    let idle = |r: &Observed| inputs.drained.contains(&r.status.id) || !r.may_hold_requests();
-    let slow = |since: Option<Timestamp>| since.is_some_and(|at| at > inputs.now + HURRY);
-    for replica in inputs.replicas.iter().filter(|r| idle(r)) {
-        let leader = slow(replica.ends_at).then(|| (replica.pod.clone(), replica.pod_uid.clone()));
-        let workers = replica.group.iter().flat_map(|g| &g.workers).filter(|w| slow(w.ends_at));
-        let pods: Vec<_> =
-            leader.into_iter().chain(workers.map(|w| (w.name.clone(), w.uid.clone()))).collect();
-        if !pods.is_empty() {
-            prepared.actions.push(Action::DeletePod {
-                pool: replica.status.pool.clone(),
-                replica: replica.status.id.clone(),
-                pods,
-                set: None,
-                reason: DeleteReason::Drained,
-            });
-        }
-    }
 }
 
 /// One step of ending a replica: mark it (if it may go now), wait for the acknowledgement or the timeout, delete it.

@@ -4,10 +4,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{
-    Affinity, Capabilities, Container, ContainerPort, EnvVar, HTTPGetAction, Lifecycle, LifecycleHandler,
-    NodeAffinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, Pod, PodResourceClaim,
-    PodSecurityContext, PodSpec, Probe, ResourceClaim, ResourceRequirements, SeccompProfile, SecurityContext,
-    SleepAction, Toleration,
+    Affinity, Capabilities, Container, ContainerPort, EnvVar, HTTPGetAction, NodeAffinity, NodeSelector,
+    NodeSelectorRequirement, NodeSelectorTerm, Pod, PodResourceClaim, PodSecurityContext, PodSpec, Probe,
+    ResourceClaim, ResourceRequirements, SeccompProfile, SecurityContext, Toleration,
 };
 use k8s_openapi::api::resource::v1::ResourceClaimTemplate;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
@@ -19,8 +18,7 @@ use plimsoll_fleet as fleet;
 use plimsoll_fleet::ReplicaAssignment;
 
 use super::group::Seat;
-use super::{Inputs, engine, queue, storage, template};
-use crate::config::OperatorConfig;
+use super::{Inputs, engine, finish, queue, storage, template};
 use crate::record::{GroupRecord, ReplicaRecord};
 use crate::{devices, names, revision};
 
@@ -212,6 +210,7 @@ fn spec(
     let mut env: Vec<EnvVar> = launch.env;
     let storage = storage::storage(resource, weights);
     env.extend(storage.env);
+    env.extend(finish::variable(seat));
     // Images of engines know no user of this number; some of their libraries ask for a name.
     env.extend([literal("USER", names::PLIMSOLL), literal("LOGNAME", names::PLIMSOLL)]);
     // The owner's variables come last: they win.
@@ -245,7 +244,7 @@ fn spec(
             failure_threshold: Some(3),
             ..Probe::default()
         }),
-        lifecycle: finishing(inputs.config),
+        lifecycle: finish::hook(pool.engine.kind, seat, seconds(inputs.config.drain_timeout)),
         security_context: Some(SecurityContext {
             allow_privilege_escalation: Some(false),
             capabilities: Some(Capabilities { drop: Some(vec!["ALL".to_owned()]), add: None }),
@@ -293,14 +292,6 @@ fn spec(
         volumes: Some(storage.volumes),
         ..PodSpec::default()
     }
-}
-
-/// What an engine does between being told to go, by whomever, and SIGTERM, at which engines cut their answers off: it goes on
-/// serving those it has. The operator cuts the wait short once none is left ([`super::hurry`]).
-fn finishing(config: &OperatorConfig) -> Option<Lifecycle> {
-    let seconds = seconds(config.drain_timeout);
-    let sleep = LifecycleHandler { sleep: Some(SleepAction { seconds }), ..LifecycleHandler::default() };
-    (seconds > 0).then(|| Lifecycle { pre_stop: Some(sleep), ..Lifecycle::default() })
 }
 
 fn seconds(duration: Duration) -> i64 {
