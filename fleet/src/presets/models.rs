@@ -53,19 +53,7 @@ const fn dense(
     context: u32,
 ) -> Facts {
     let (layers, hidden, heads, kv_heads, head_dim) = dims;
-    Facts {
-        name,
-        layers,
-        hidden,
-        heads,
-        kv_heads,
-        head_dim,
-        vocab,
-        total_billion,
-        tied,
-        context,
-        ..PLAIN
-    }
+    Facts { name, layers, hidden, heads, kv_heads, head_dim, vocab, total_billion, tied, context, ..PLAIN }
 }
 
 const FACTS: &[Facts] = &[
