@@ -74,6 +74,8 @@ fn measurement(
             accelerator: what.gpu.to_owned(),
             tensor_parallel: what.tensor_parallel,
             pipeline_parallel: what.pipeline_parallel,
+            data_parallel: 1,
+            expert_parallel: 1,
             role: Role::Mixed,
         },
         config: what.config,

@@ -29,6 +29,7 @@ const SPREAD: [(Coefficient, f64); COUNT] = [
     (Coefficient::RequestOverhead, 0.7),
     (Coefficient::AllreduceAlpha, 0.6),
     (Coefficient::ApiOverhead, 0.6),
+    (Coefficient::Launch, 0.6),
 ];
 
 /// Scatter of log residuals expected of the model's form where it fits well.
@@ -192,5 +193,7 @@ const FALLBACK: Calibration = Calibration {
     allreduce_alpha_us: 3.0,
     eta_link: 0.6,
     api_overhead_ms: 17.0,
+    launch_layer_us: 180.0,
+    launch_step_us: 0.0,
     relative_error: 0.25,
 };

@@ -149,6 +149,8 @@ impl Line<'_> {
                 accelerator: gpu.name.clone(),
                 tensor_parallel: self.count("tensor_parallel")?.unwrap_or(1),
                 pipeline_parallel: self.count("pipeline_parallel")?.unwrap_or(1),
+                data_parallel: 1,
+                expert_parallel: 1,
                 role: Role::Mixed,
             },
             accelerator: gpu,

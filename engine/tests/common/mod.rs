@@ -24,6 +24,8 @@ pub fn shape(accelerator: &str, tp: u32, pp: u32) -> Shape {
         accelerator: accelerator.to_owned(),
         tensor_parallel: tp,
         pipeline_parallel: pp,
+        data_parallel: 1,
+        expert_parallel: 1,
         role: Role::Mixed,
     }
 }
