@@ -34,7 +34,7 @@ pub mod sim;
 mod speculation;
 mod step;
 
-pub use config::EngineConfig;
+pub use config::{EngineConfig, Scheduling};
 pub use links::LinkTier;
 pub use load_line::{Binding, InfeasibleReason, Limit, LoadLine, MAX_UTILISATION, UnloadedLatency};
 pub use lora::{Lora, LoraTargets};

@@ -199,9 +199,9 @@ impl StepTimes {
         });
         let dense = arch.active_parameters - active_experts;
         let attention = MS * 2.0 * f64::from(arch.heads) * f64::from(arch.head_dim) / attention_flops;
-        let kv_layer =
-            MS * kv_elements_per_layer(arch, shape.tensor_parallel) * variant.kv.bytes_per_element()
-                / kv_read;
+        let kv_bytes = variant.kv.bytes_per_element();
+        let kv_bytes = if config.narrow_kv_reads { kv_bytes } else { kv_bytes.max(2.0) };
+        let kv_layer = MS * kv_elements_per_layer(arch, shape.tensor_parallel) * kv_bytes / kv_read;
         let (link_step, link_token) = collectives(arch, acc, shape);
         // 16-bit activations of a token, handed from each stage to the next; replicas of several link domains send them
         // over what joins those.

@@ -262,3 +262,40 @@ proptest! {
         prop_assert_eq!(engine.stats().kv_usage, 0.0);
     }
 }
+
+/// The closed form of a closed loop against the simulation, with prompts beside decoding and with prompts first.
+#[test]
+fn closed_loop_tpot_agrees_with_the_closed_form() {
+    use plimsoll_engine::{EngineConfig, Scheduling};
+    for scheduling in [Scheduling::Mixed, Scheduling::PrefillFirst] {
+        for (concurrency, input, output) in [(1, 1024, 256), (8, 4096, 256), (32, 1024, 512), (64, 2048, 256)]
+        {
+            let acc = plimsoll_fleet::presets::accelerator("h100").unwrap();
+            let model = plimsoll_engine::ReplicaModel::new(
+                &common::arch("llama-3.1-8b", 8192),
+                &common::variant(plimsoll_fleet::Dtype::Bf16, plimsoll_fleet::Dtype::Bf16),
+                &acc,
+                &common::shape("h100", 1, 1),
+                &EngineConfig { scheduling, ..EngineConfig::default() },
+            )
+            .unwrap();
+            let requests: Vec<SimRequest> = (0..10 * concurrency)
+                .map(|id| SimRequest {
+                    id,
+                    prompt_tokens: input,
+                    output_tokens: output,
+                    ..SimRequest::default()
+                })
+                .collect();
+            let closed = model.closed_loop_tpot_ms(concurrency as f64, f64::from(input), f64::from(output));
+            let out =
+                simulate_closed(Replica::new(model, SimPolicy::default()), &requests, concurrency as usize);
+            let mean = out.iter().filter_map(|o| o.tpot_ms).sum::<f64>() / out.len() as f64;
+            let error = closed / mean - 1.0;
+            println!(
+                "{scheduling:?} {concurrency} × {input}/{output}: {closed:.2} ms, simulated {mean:.2} ({error:+.3})"
+            );
+            assert!(error.abs() < 0.12, "{scheduling:?} {concurrency} × {input}/{output}: {error:+.3}");
+        }
+    }
+}

@@ -8,7 +8,8 @@
 //! - `distserve-memory`: LLMServe/DistServe, KV-cache tokens by model, TP and PP;
 //! - `vllm-blocks`: KV-cache blocks that vLLM reported.
 //!
-//! Rows that the engine model does not describe (disaggregated, data-parallel or expert-parallel serving), and rows
+//! Rows that the engine model does not describe (disaggregated, whose
+//! decode workers were not counted, and data-parallel serving), and rows
 //! flagged as suspect, are left out, and counted on standard error.
 
 use std::collections::BTreeMap;
@@ -48,6 +49,7 @@ struct What<'a> {
     kv: Dtype,
     tensor_parallel: u32,
     pipeline_parallel: u32,
+    expert_parallel: u32,
     config: EngineConfig,
 }
 
@@ -75,7 +77,7 @@ fn measurement(
             tensor_parallel: what.tensor_parallel,
             pipeline_parallel: what.pipeline_parallel,
             data_parallel: 1,
-            expert_parallel: 1,
+            expert_parallel: what.expert_parallel,
             role: Role::Mixed,
         },
         config: what.config,
@@ -106,8 +108,8 @@ fn aiconfigurator(row: &Row) -> Option<Measurement> {
         _ => return None,
     };
     let tensor_parallel: u32 = text(row, "tp_size").parse().ok()?;
-    let plain =
-        text(row, "mode") == "agg" && one("attention_dp_size") && one("moe_ep_size") && one("pp_size");
+    let plain = text(row, "mode") == "agg" && one("attention_dp_size") && one("pp_size");
+    let expert_parallel = text(row, "moe_ep_size").parse().unwrap_or(1).max(1);
     if !plain || tensor_parallel > 8 {
         return None;
     }
@@ -146,6 +148,7 @@ fn aiconfigurator(row: &Row) -> Option<Measurement> {
         kv,
         tensor_parallel,
         pipeline_parallel: 1,
+        expert_parallel,
         config: EngineConfig { max_running: 1024, ..EngineConfig::default() },
     };
     let m = measurement(&what, Some(workload), measured, "aiconfigurator")?;
@@ -159,6 +162,11 @@ fn aiconfigurator(row: &Row) -> Option<Measurement> {
 /// Prompts were computed whole: no limit on tokens in a step.
 fn unchunked() -> EngineConfig {
     EngineConfig { max_batched_tokens: 1 << 20, ..EngineConfig::default() }
+}
+
+/// Engines of 2023, before CUDA graphs.
+fn eager() -> EngineConfig {
+    EngineConfig { cuda_graphs: false, ..unchunked() }
 }
 
 /// Medians over repeats of one point, as prefill and decode steps. Power-capped runs are left out.
@@ -196,7 +204,8 @@ fn splitwise(all: &[Row]) -> Vec<Measurement> {
             kv: Dtype::Fp16,
             tensor_parallel: tp,
             pipeline_parallel: 1,
-            config: unchunked(),
+            expert_parallel: 1,
+            config: eager(),
         };
         let workload = if prefill {
             Workload::Prefill { batch: f64::from(batch), new_tokens: f64::from(prompt), cached_tokens: 0.0 }
@@ -238,6 +247,7 @@ fn argonne(row: &Row) -> Option<Measurement> {
         kv: Dtype::Fp16,
         tensor_parallel,
         pipeline_parallel,
+        expert_parallel: 1,
         config: unchunked(),
     };
     let length = number(row, "io_len")?;
@@ -263,7 +273,8 @@ fn distserve(row: &Row) -> Vec<Measurement> {
         kv: Dtype::Fp16,
         tensor_parallel,
         pipeline_parallel: 1,
-        config: unchunked(),
+        expert_parallel: 1,
+        config: if text(row, "engine") == "vllm" { eager() } else { unchunked() },
     };
     let points: Vec<(Workload, f64)> = if text(row, "phase") == "prefill" {
         let prompt = |n: f64| {
@@ -298,6 +309,7 @@ fn distserve_memory(row: &Row) -> Option<Measurement> {
         kv: Dtype::Fp16,
         tensor_parallel: text(row, "tp").parse().ok()?,
         pipeline_parallel: text(row, "pp").parse().ok()?,
+        expert_parallel: 1,
         config: EngineConfig { memory_utilisation: 0.94, ..unchunked() },
     };
     let m = measurement(&what, None, Measured::default(), "distserve")?;
@@ -314,6 +326,7 @@ fn vllm_blocks(row: &Row) -> Option<Measurement> {
         kv: Dtype::Bf16,
         tensor_parallel: text(row, "tp").parse().ok()?,
         pipeline_parallel: 1,
+        expert_parallel: 1,
         config: EngineConfig::default(),
     };
     let m = measurement(&what, None, Measured::default(), "vllm")?;

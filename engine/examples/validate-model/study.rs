@@ -80,7 +80,7 @@ fn related(a: &Group, b: &Group) -> bool {
 }
 
 fn traits(m: &Measurement) -> Traits {
-    Traits::new(&m.subject.engine, m.subject.variant.weights, &m.subject.accelerator)
+    Traits::new(&m.subject.engine, &m.subject.accelerator)
 }
 
 /// Groups of the rows for which `keep` holds, fitted each by itself.

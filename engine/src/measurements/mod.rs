@@ -12,7 +12,7 @@ pub use write::write;
 
 /// The columns, in the order in which they are written. Files may have them in any order, leave out optional ones, and
 /// have no others.
-pub const COLUMNS: [&str; 29] = [
+pub const COLUMNS: [&str; 32] = [
     "engine",
     "engine_version",
     "model",
@@ -21,10 +21,13 @@ pub const COLUMNS: [&str; 29] = [
     "kv",
     "tensor_parallel",
     "pipeline_parallel",
+    "data_parallel",
+    "expert_parallel",
     "memory_utilisation",
     "max_running",
     "max_batched_tokens",
     "block_tokens",
+    "cuda_graphs",
     "workload",
     "concurrency",
     "rps",
