@@ -13,8 +13,8 @@ use plimsoll_engine::sim::{
 use plimsoll_engine::{EngineConfig, ReplicaModel};
 use plimsoll_fleet::shape::Variant;
 use plimsoll_fleet::{Calibration, Dtype, RequestClass, Role, Shape, presets};
-use rand::rngs::StdRng;
 use rand::SeedableRng;
+use rand::rngs::StdRng;
 use rand_distr::{Distribution, Exp, Normal};
 
 const NOISE: f64 = 0.03;

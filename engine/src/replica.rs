@@ -161,16 +161,25 @@ impl ReplicaModel {
         self.times.breakdown(step)
     }
 
-    /// Mean TPOT with `concurrency` requests kept in flight, milliseconds: `D(B, s) + (B − 1)/osl · w(isl)`, where B of
-    /// them decode: the share of a request's life after its first token.
+    /// Mean TPOT with `concurrency` requests of varied lengths kept in flight, milliseconds: `D(B, s) + (B − 1)/osl · w(isl)`,
+    /// where B of them decode: the share of a request's life after its first token.
     pub fn closed_loop_tpot_ms(&self, concurrency: f64, input_tokens: f64, output_tokens: f64) -> f64 {
+        self.closed_loop(concurrency, input_tokens, output_tokens, 1.0)
+    }
+
+    /// The same with requests of equal lengths. Prompts first, they end and begin together: their prompts are computed while
+    /// nobody decodes, and delay those that have their first token already, half of them on average.
+    pub fn closed_loop_tpot_equal_ms(&self, concurrency: f64, input_tokens: f64, output_tokens: f64) -> f64 {
+        let share = if self.config.scheduling == Scheduling::PrefillFirst { 0.5 } else { 1.0 };
+        self.closed_loop(concurrency, input_tokens, output_tokens, share)
+    }
+
+    fn closed_loop(&self, concurrency: f64, input_tokens: f64, output_tokens: f64, share: f64) -> f64 {
         /// Rounds of the fixed point in B.
         const ROUNDS: usize = 4;
         let context = input_tokens + 0.5 * output_tokens;
         let fits = self.memory.kv_tokens / self.kv.footprint(context);
         let batch = concurrency.min(f64::from(self.config.max_running)).min(fits);
-        // With equal lengths, prompts of one round come together: prefill first, half of them delay the mean request.
-        let share = if self.config.scheduling == Scheduling::PrefillFirst { 0.5 } else { 1.0 };
         let work = share * self.times.work(input_tokens, 0.0);
         // While a client waits for its first token it neither decodes nor, once it has it, is delayed by its own prompt.
         let mut decoding = batch;

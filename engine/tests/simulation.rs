@@ -279,23 +279,35 @@ fn closed_loop_tpot_agrees_with_the_closed_form() {
                 &EngineConfig { scheduling, ..EngineConfig::default() },
             )
             .unwrap();
-            let requests: Vec<SimRequest> = (0..10 * concurrency)
-                .map(|id| SimRequest {
-                    id,
-                    prompt_tokens: input,
-                    output_tokens: output,
-                    ..SimRequest::default()
-                })
-                .collect();
-            let closed = model.closed_loop_tpot_ms(concurrency as f64, f64::from(input), f64::from(output));
-            let out =
-                simulate_closed(Replica::new(model, SimPolicy::default()), &requests, concurrency as usize);
-            let mean = out.iter().filter_map(|o| o.tpot_ms).sum::<f64>() / out.len() as f64;
-            let error = closed / mean - 1.0;
-            println!(
-                "{scheduling:?} {concurrency} × {input}/{output}: {closed:.2} ms, simulated {mean:.2} ({error:+.3})"
-            );
-            assert!(error.abs() < 0.12, "{scheduling:?} {concurrency} × {input}/{output}: {error:+.3}");
+            for equal in [false, true] {
+                // As they come, prompts beside decoding: equal lengths fall into step there only as far as clients' times
+                // to their next request allow, which the closed form leaves out.
+                if equal && scheduling == Scheduling::Mixed {
+                    continue;
+                }
+                let requests: Vec<SimRequest> = (0..10 * concurrency)
+                    .map(|id| (id, if equal { 1.0 } else { 0.7 + 0.06 * ((id * 7) % 11) as f64 }))
+                    .map(|(id, share)| SimRequest {
+                        id,
+                        prompt_tokens: (f64::from(input) * share) as u32,
+                        output_tokens: (f64::from(output) * share) as u32,
+                        ..SimRequest::default()
+                    })
+                    .collect();
+                let (c, i, o) = (concurrency as f64, f64::from(input), f64::from(output));
+                let closed = if equal {
+                    model.closed_loop_tpot_equal_ms(c, i, o)
+                } else {
+                    model.closed_loop_tpot_ms(c, i, o)
+                };
+                let engine = Replica::new(model.clone(), SimPolicy::default());
+                let out = simulate_closed(engine, &requests, concurrency as usize);
+                let mean = out.iter().filter_map(|o| o.tpot_ms).sum::<f64>() / out.len() as f64;
+                let error = closed / mean - 1.0;
+                let load = format!("{scheduling:?} {concurrency} × {input}/{output}, equal: {equal}");
+                println!("{load}: {closed:.2} ms, simulated {mean:.2} ({error:+.3})");
+                assert!(error.abs() < 0.04, "{load}: {error:+.3}");
+            }
         }
     }
 }

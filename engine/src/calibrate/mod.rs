@@ -22,4 +22,4 @@ pub use fit::{Fit, FitError, Residual, fit};
 pub use observation::{Measured, Metric, Observation, Subject, Workload};
 pub use online::{Drift, Ignored, Online, OnlineConfig, Taken, Window};
 pub use prior::{Prior, Traits};
-pub use probes::{Probe, ProbeLimits, probes};
+pub use probes::{Probe, ProbeLimits, most_telling, probes};
