@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use plimsoll_fleet::{Percentile, RequestClass};
+use plimsoll_fleet::{Percentile, RequestClass, Role};
 
 use crate::mix::{ClassWork, Mix};
 use crate::quantile::{Wait, gamma, normal, of_sum};
@@ -73,7 +73,11 @@ impl Shared {
         // M^X/G/1 with geometric batches: mean wait and chance of waiting; the tail taken as exponential.
         let mean = (0.5 * rate * s2 + (burst - 1.0) * s1) / (1.0 - busy);
         let p = 1.0 - (1.0 - busy) / burst;
-        let prefill_wait = Wait { p, mean_ms: if p > 0.0 { mean / p } else { 0.0 } };
+        let mut prefill_wait = Wait { p, mean_ms: if p > 0.0 { mean / p } else { 0.0 } };
+        if model.role == Role::Prefill {
+            // Nothing is decoded meanwhile, so a prompt bears its step's own cost as well: it finds work more often.
+            prefill_wait.p = p.max(1.0 - (1.0 - state.busy) / burst);
+        }
         let prefill_share = rate * mix.work_ms;
         Some(Self {
             api_ms: model.api_overhead_ms(),
@@ -84,8 +88,16 @@ impl Shared {
             work_square,
             yielded: model.times.yielded,
             residual_ms: decode_ms * state.busy,
-            gate: Gate { rate, burst, decode_ms, prefill_share, work_square, busy: state.busy }
-                .waits(mix, model.batched_tokens()),
+            gate: Gate {
+                rate,
+                burst,
+                decode_ms,
+                prefill_share,
+                work_square,
+                busy: state.busy,
+                alone: model.role == Role::Prefill,
+            }
+            .waits(mix, model.batched_tokens()),
             token_budget,
             batch_wait: state.wait,
             prefill_wait,
@@ -175,9 +187,24 @@ struct Gate {
     prefill_share: f64,
     work_square: f64,
     busy: f64,
+    /// Steps begin only for prompts: nothing is decoded.
+    alone: bool,
 }
 
 impl Gate {
+    /// Mean step where each has a prompt at least: `X = D + w·λX/(1 − e^(−λX))`, the arrivals of the last step given that
+    /// there are some.
+    fn step_of_prompts(&self, work_ms: f64) -> f64 {
+        const ROUNDS: u32 = 8;
+        let mut step = (self.decode_ms + work_ms).max(self.decode_ms / (1.0 - self.prefill_share));
+        for _ in 0..ROUNDS {
+            let arrivals = self.rate * step;
+            let some = if arrivals > 1e-9 { arrivals / -(-arrivals).exp_m1() } else { 1.0 };
+            step = self.decode_ms + work_ms * some;
+        }
+        step
+    }
+
     /// The rest of the step under way, and the prompts that come with one's own.
     ///
     /// A step lasts `X = D + work of prompts that arrived in the one before`, so `E[X] = D/(1 − ρ)` and
@@ -186,8 +213,13 @@ impl Gate {
     fn waits(&self, mix: &Mix, token_budget: f64) -> Waits {
         let rho = self.prefill_share;
         let dispersion = 2.0 * self.burst - 1.0;
-        let mean = self.decode_ms / (1.0 - rho);
-        let variance = self.rate * self.work_square * dispersion * mean / (1.0 - rho * rho);
+        let (mean, variance) = if self.alone {
+            let mean = self.step_of_prompts(mix.work_ms);
+            (mean, self.rate * self.work_square * dispersion * mean)
+        } else {
+            let mean = self.decode_ms / (1.0 - rho);
+            (mean, self.rate * self.work_square * dispersion * mean / (1.0 - rho * rho))
+        };
         let step = mean + variance / mean;
         // Requests beside one's own, as far as the step has room: first of one's burst (a size-biased geometric),
         // then of the step.
