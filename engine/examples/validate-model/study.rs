@@ -90,7 +90,7 @@ fn fit_groups(rows: &[Measurement], keep: &dyn Fn(&Measurement) -> bool) -> BTre
     let mut by_group: BTreeMap<Group, (Traits, Prior, Vec<Observation>)> = BTreeMap::new();
     for m in rows.iter().filter(|m| keep(m)) {
         if let Some(o) = m.observation() {
-            let prior = || Prior::around(&m.subject.accelerator.calibration);
+            let prior = || neutral(m);
             by_group.entry(group(m)).or_insert_with(|| (traits(m), prior(), Vec::new())).2.push(o);
         }
     }
@@ -104,7 +104,24 @@ fn pooled(fits: &BTreeMap<Group, (Traits, Fit)>, m: &Measurement) -> Prior {
     let own = group(m);
     let near = fits.iter().filter(|(g, _)| related(g, &own));
     let fits: Vec<(Traits, &Fit)> = near.map(|(_, (t, f))| (t.clone(), f)).collect();
-    Prior::pooled(&fits, &traits(m), &Prior::around(&m.subject.accelerator.calibration))
+    Prior::pooled(&fits, &traits(m), &neutral(m))
+}
+
+/// Round figures, since the presets' own were fitted to public measurements: whoever judges by those must not start there.
+fn neutral(m: &Measurement) -> Prior {
+    Prior::around(&Calibration {
+        eta_compute: 0.6,
+        eta_attention: 0.6,
+        eta_weights: 0.9,
+        eta_kv: 0.9,
+        eta_link: 0.7,
+        layer_overhead_us: 60.0,
+        step_overhead_us: 50.0,
+        request_overhead_us: 20.0,
+        allreduce_alpha_us: 3.0,
+        api_overhead_ms: 15.0,
+        ..m.subject.accelerator.calibration.clone()
+    })
 }
 
 impl Study {
