@@ -402,7 +402,8 @@ fn stated_error(
     errors.sort_by(f64::total_cmp);
     let n = errors.len() as f64;
     let own = errors.get(((0.9 * n) as usize).min(errors.len().saturating_sub(1))).copied().unwrap_or(0.0);
-    let before = P90 * prior.scatter;
+    // Replicas differ by more than rows of one do.
+    let before = P90 * 1.5 * prior.scatter;
     let both = ((SCATTER_WEIGHT * before * before + n * own * own) / (SCATTER_WEIGHT + n)).sqrt();
     both.exp() - 1.0
 }

@@ -124,7 +124,7 @@ const FACTS: &[Facts] = &[
         usd_per_hour: 1.70,
         spot_usd_per_hour: Some(0.95),
         label: (GPU_PRODUCT, "NVIDIA-A100-SXM4-80GB"),
-        calibration: Calibration { allreduce_alpha_us: 4.5, relative_error: 0.2, ..HOPPER },
+        calibration: Calibration { eta_link: 0.69, allreduce_alpha_us: 4.5, relative_error: 0.2, ..HOPPER },
     },
     Facts {
         name: "a100-40",
@@ -141,7 +141,7 @@ const FACTS: &[Facts] = &[
         usd_per_hour: 1.30,
         spot_usd_per_hour: Some(0.70),
         label: (GPU_PRODUCT, "NVIDIA-A100-SXM4-40GB"),
-        calibration: Calibration { allreduce_alpha_us: 4.5, relative_error: 0.2, ..HOPPER },
+        calibration: Calibration { eta_link: 0.69, allreduce_alpha_us: 4.5, relative_error: 0.2, ..HOPPER },
     },
     Facts {
         name: "l40s",
@@ -253,7 +253,7 @@ const FACTS: &[Facts] = &[
         usd_per_hour: 1.40,
         spot_usd_per_hour: Some(0.80),
         label: (GPU_PRODUCT, "NVIDIA-A100-80GB-PCIe"),
-        calibration: Calibration { allreduce_alpha_us: 4.5, relative_error: 0.25, ..HOPPER },
+        calibration: Calibration { eta_link: 0.69, allreduce_alpha_us: 4.5, relative_error: 0.25, ..HOPPER },
     },
     // A consumer card without peer-to-peer links; the price is one of rented hosts.
     Facts {
