@@ -9,8 +9,8 @@ use std::sync::Arc;
 use common::{arch, shape, variant};
 use plimsoll_engine::EngineConfig;
 use plimsoll_engine::calibrate::{
-    Coefficient, Fit, FitError, Measured, Metric, Observation, Prior, ProbeLimits, Subject, Workload, fit,
-    probes,
+    Coefficient, Fit, FitError, Measured, Metric, Observation, Prior, ProbeLimits, Subject, Traits, Workload,
+    fit, most_telling, probes,
 };
 use plimsoll_fleet::{Calibration, Dtype, presets};
 use proptest::prelude::*;
@@ -188,4 +188,80 @@ fn probes_keep_within_limits() {
         assert!(p.why.contains("to ±"), "{}", p.why);
     }
     assert!(points.iter().any(|p| p.concurrency == 1), "a lone client shows TTFT");
+}
+
+fn fitted(gpu: &str, truth: &Calibration, seed: u64) -> Fit {
+    let mut rng = StdRng::seed_from_u64(seed);
+    let mut all = Vec::new();
+    for tp in [1, 2, 4] {
+        let s = subject("llama-3.1-8b", gpu, tp);
+        for c in [1.0, 8.0, 32.0, 128.0] {
+            for (input, output) in [(128.0, 128.0), (1024.0, 256.0), (4096.0, 256.0)] {
+                all.push(measure(&s, truth, closed(c, input, output), 0.03, &mut rng));
+            }
+        }
+    }
+    fit(&all, &Prior::shipped()).unwrap()
+}
+
+/// What one engine showed on two GPUs is the best guess for a third, and another engine moves it by little.
+#[test]
+fn a_prior_is_carried_over_from_the_same_engine() {
+    let usual = presets::accelerator("h100").unwrap().calibration;
+    let slow = Calibration { eta_weights: 0.7, layer_overhead_us: 120.0, ..usual.clone() };
+    let (h100, h200, other) = (fitted("h100", &slow, 1), fitted("h200", &slow, 2), fitted("h100", &usual, 3));
+    let acc = |name| presets::accelerator(name).unwrap();
+    let fits = [
+        (Traits::new("slow", &acc("h100")), &h100),
+        (Traits::new("slow", &acc("h200")), &h200),
+        (Traits::new("usual", &acc("h100")), &other),
+    ];
+    let prior = Prior::pooled(&fits, &Traits::new("slow", &acc("a100-80")), &Prior::shipped());
+    let guess = prior.calibration();
+    assert!((guess.eta_weights / 0.7 - 1.0).abs() < 0.12, "{}", guess.eta_weights);
+    assert!((guess.layer_overhead_us / 120.0 - 1.0).abs() < 0.25, "{}", guess.layer_overhead_us);
+    // It is not believed as much as it would be of the GPUs themselves, but more than a guess without any.
+    assert!(prior.sd(Coefficient::EtaWeights) > h100.sd(Coefficient::EtaWeights));
+    assert!(prior.sd(Coefficient::EtaWeights) < 1.5 * Prior::shipped().sd(Coefficient::EtaWeights));
+    // Fewer measurements are needed for it to be right.
+    let few: Vec<Observation> = {
+        let mut rng = StdRng::seed_from_u64(4);
+        let s = subject("llama-3.1-8b", "a100-80", 2);
+        let loads = [closed(1.0, 512.0, 128.0), closed(16.0, 1024.0, 256.0), closed(64.0, 2048.0, 128.0)];
+        loads.iter().map(|w| measure(&s, &slow, *w, 0.03, &mut rng)).collect()
+    };
+    let (with, without) = (fit(&few, &prior).unwrap(), fit(&few, &Prior::shipped()).unwrap());
+    let off = |f: &Fit| (f.calibration.layer_overhead_us / 120.0).ln().abs();
+    assert!(off(&with) < off(&without), "{} and {}", off(&with), off(&without));
+}
+
+#[test]
+fn without_fits_a_pooled_prior_is_the_fallback() {
+    let acc = presets::accelerator("l4").unwrap();
+    let prior = Prior::pooled(&[], &Traits::new("vllm", &acc), &Prior::shipped());
+    for k in Coefficient::ALL {
+        let (a, b) = (k.of(&prior.calibration()), k.of(&Prior::shipped().calibration()));
+        assert!((a / b - 1.0).abs() < 1e-6, "{k}: {a} and {b}");
+        assert!(prior.sd(k) >= Prior::shipped().sd(k));
+    }
+    assert!(prior.stated().relative_error > 0.15);
+}
+
+/// Ten chosen points leave less unknown than ten at the head of the list.
+#[test]
+fn the_most_telling_points_are_spread() {
+    let mut rng = StdRng::seed_from_u64(9);
+    let truth = presets::accelerator("h100").unwrap().calibration;
+    let all = grid(0.03, &truth, &mut rng);
+    let prior = Prior::shipped();
+    let chosen = most_telling(&all, &prior, 10);
+    assert_eq!(chosen.len(), 10);
+    assert!(chosen.iter().any(|i| all[*i].subject.shape.tensor_parallel > 1), "links show");
+    let volume = |points: &[Observation]| {
+        let found = fit(points, &prior).unwrap();
+        Coefficient::ALL.iter().map(|k| found.sd(*k).ln()).sum::<f64>()
+    };
+    let few: Vec<Observation> = chosen.iter().map(|i| all[*i].clone()).collect();
+    assert!(volume(&few) < volume(&all[..10]));
+    assert!(most_telling(&all[..3], &prior, 10).len() == 3);
 }

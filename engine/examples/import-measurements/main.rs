@@ -180,7 +180,9 @@ fn eager() -> EngineConfig {
 
 /// Medians over repeats of one point, as prefill and decode steps. Power-capped runs are left out.
 fn splitwise(all: &[Row]) -> Vec<Measurement> {
-    let mut points: BTreeMap<(String, bool, u32, u32, u32, u32), Vec<f64>> = BTreeMap::new();
+    /// GPU, whether prefill, TP, batch, prompt and answer.
+    type Point = (String, bool, u32, u32, u32, u32);
+    let mut points: BTreeMap<Point, Vec<f64>> = BTreeMap::new();
     for r in all.iter().filter(|r| text(r, "suspect") == "0") {
         let whole = |column| text(r, column).parse::<u32>().ok();
         let (Some(tp), Some(batch), Some(prompt), Some(answer)) =
