@@ -346,7 +346,7 @@ impl PdModel {
     }
 
     /// How many prefill and decode replicas serve `mix` at this rate within every objective: DistServe's rule first, then one
-    /// more of the phase that binds until it holds. `None` if no number does (within 4 times the rule's, or 64 more).
+    /// more of the phase that binds until it holds. `None` if up to 64 more do not do it.
     pub fn size(
         &self,
         mix: &[RequestClass],
@@ -361,7 +361,7 @@ impl PdModel {
         }
         let count = |line: f64| ((rps / line).ceil().clamp(1.0, 1e6)) as u32;
         let (mut n, mut m) = (count(p.rps), count(d.rps));
-        for _ in 0..64 + 3 * (u64::from(n) + u64::from(m)) {
+        for _ in 0..=64 {
             let line = self.load_line(mix, slos, arrival_scv, margin, n, m);
             if line.rps >= rps {
                 return Some((n, m));
