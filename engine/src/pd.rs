@@ -260,7 +260,7 @@ impl PdModel {
                 }
             })
             .collect();
-        let saturated = p.saturated || d.saturated || !(rho < 1.0);
+        let saturated = p.saturated || d.saturated || stretch.is_infinite();
         PdPrediction { classes, prefill: p, decode: d, transfer_utilisation: rho, saturated }
     }
 
@@ -399,6 +399,32 @@ fn late(latency: &dyn Fn(Percentile) -> f64, ms: f64) -> f64 {
     (-low).exp()
 }
 
+type Latency = fn(&PdClassPrediction, Percentile) -> f64;
+type Member<'a> = (&'a RequestClass, &'a PdClassPrediction);
+
+/// Whether more of these classes' requests, weighed by their rates, are late than the objective allows.
+fn misses(members: &[Member<'_>], latency: Latency, objective: Objective, stretch: f64) -> bool {
+    let rate = |c: &RequestClass| if c.rps.is_finite() { c.rps.max(0.0) } else { 0.0 };
+    // Where no class has a rate, all count alike.
+    let even = members.iter().all(|(c, _)| rate(c) == 0.0);
+    let weight = |c: &RequestClass| if even { 1.0 } else { rate(c) };
+    let total: f64 = members.iter().map(|(c, _)| weight(c)).sum();
+    let late: f64 = members
+        .iter()
+        .filter(|(c, _)| weight(c) > 0.0)
+        .map(|(c, p)| {
+            // A class alone is judged at the percentile itself.
+            let share = if weight(c) >= total {
+                f64::from(u8::from(latency(p, objective.percentile) * stretch > objective.ms))
+            } else {
+                late(&|at| latency(p, at) * stretch, objective.ms)
+            };
+            weight(c) * share
+        })
+        .sum();
+    late > (1.0 - objective.percentile.fraction()) * total
+}
+
 /// The first objective that is missed, if any: an objective's percentile is over all requests of its SLO class.
 fn first_missed(
     mix: &[RequestClass],
@@ -409,7 +435,6 @@ fn first_missed(
     if prediction.saturated {
         return Some(Limit::Saturation);
     }
-    type Latency = fn(&PdClassPrediction, Percentile) -> f64;
     let mut done: Vec<&str> = Vec::new();
     for class in mix {
         if done.contains(&class.slo_class.as_str()) {
@@ -417,39 +442,19 @@ fn first_missed(
         }
         done.push(&class.slo_class);
         let slo = slos(&class.slo_class);
-        let limits: [(Option<Objective>, fn(Objective) -> Limit, Latency); 3] = [
-            (slo.tpot, Limit::Tpot, PdClassPrediction::tpot_ms),
-            (slo.ttft, Limit::Ttft, PdClassPrediction::ttft_ms),
-            (slo.e2e, Limit::E2e, PdClassPrediction::e2e_ms),
+        let members: Vec<Member<'_>> =
+            mix.iter().zip(&prediction.classes).filter(|(c, _)| c.slo_class == class.slo_class).collect();
+        // A single-token answer has no time per output token.
+        let longer: Vec<Member<'_>> =
+            members.iter().copied().filter(|(c, _)| tokens(c.output_tokens) > 1.0).collect();
+        let limits: [(Option<Objective>, Limit, &[Member<'_>], Latency); 3] = [
+            (slo.tpot, slo.tpot.map_or(Limit::Saturation, Limit::Tpot), &longer, PdClassPrediction::tpot_ms),
+            (slo.ttft, slo.ttft.map_or(Limit::Saturation, Limit::Ttft), &members, PdClassPrediction::ttft_ms),
+            (slo.e2e, slo.e2e.map_or(Limit::Saturation, Limit::E2e), &members, PdClassPrediction::e2e_ms),
         ];
-        for (objective, limit, latency) in limits {
-            let Some(o) = objective else { continue };
-            let judged = |c: &&(&RequestClass, &PdClassPrediction)| {
-                c.0.slo_class == class.slo_class
-                    && (!matches!(limit(o), Limit::Tpot(_)) || tokens(c.0.output_tokens) > 1.0)
-            };
-            let all: Vec<(&RequestClass, &PdClassPrediction)> = mix.iter().zip(&prediction.classes).collect();
-            let weight = |c: &RequestClass| if c.rps.is_finite() { c.rps.max(0.0) } else { 0.0 };
-            let total: f64 = all.iter().filter(judged).map(|c| weight(c.0)).sum();
-            // Where no class has a rate, all count alike.
-            let weigh = |c: &RequestClass| if total > 0.0 { weight(c) } else { 1.0 };
-            let total: f64 = all.iter().filter(judged).map(|c| weigh(c.0)).sum();
-            let missed: f64 = all
-                .iter()
-                .filter(judged)
-                .map(|c| {
-                    let at = latency(c.1, o.percentile) * stretch;
-                    // A class alone is judged at the percentile itself.
-                    let share = if weigh(c.0) >= total {
-                        f64::from(u8::from(at > o.ms))
-                    } else {
-                        late(&|p| latency(c.1, p) * stretch, o.ms)
-                    };
-                    weigh(c.0) * share
-                })
-                .sum();
-            if missed > (1.0 - o.percentile.fraction()) * total {
-                return Some(limit(o));
+        for (objective, limit, members, latency) in limits {
+            if objective.is_some_and(|o| misses(members, latency, o, stretch)) {
+                return Some(limit);
             }
         }
     }

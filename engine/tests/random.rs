@@ -137,12 +137,11 @@ fn cases() -> impl Strategy<Value = Case> {
     let shape = (0u32..4, 1u32..5, 0u32..3, 0u32..6);
     (architectures(), configs(), formats, shape, 0usize..14, 1.1..4.0f64, any::<bool>(), 0.0..1.0f64)
         .prop_map(|(mut arch, config, (weights, fp8), (tp, pp, dp, ep), acc, room, link, cap)| {
-            let tensor_parallel = 1 << tp;
-            let data_parallel = if arch.moe.is_some() { 1 << dp } else { 1 };
+            let tensor_parallel = 1u32 << tp;
+            let data_parallel = if arch.moe.is_some() { 1u32 << dp } else { 1 };
             let most = arch.moe.as_ref().map_or(1, |m| m.experts);
             let mut expert_parallel = if arch.moe.is_some() { 1u32 << ep } else { 1 };
-            while expert_parallel > most
-                || !(tensor_parallel * data_parallel as u32).is_multiple_of(expert_parallel)
+            while expert_parallel > most || !(tensor_parallel * data_parallel).is_multiple_of(expert_parallel)
             {
                 expert_parallel /= 2;
             }

@@ -225,7 +225,7 @@ fn validate_extensions(
         not_negative(&class, &[("node_link.alpha_us", n.alpha_us)])?;
     }
     if let Some(cap) = acc.power_cap_watts
-        && !(cap > acc.idle_watts)
+        && (cap.is_nan() || cap <= acc.idle_watts)
     {
         return Err(DoesNotFit::Invalid {
             object: class,

@@ -14,7 +14,9 @@
 
 mod blocks;
 mod replica;
+mod request;
 mod run;
 
-pub use replica::{Replica, SimPolicy, SimRequest, SimStats, StepOutcome, SubmitError, TokenEvent};
+pub use replica::Replica;
+pub use request::{SimPolicy, SimRequest, SimStats, StepOutcome, SubmitError, TokenEvent};
 pub use run::{Arrival, RequestOutcome, simulate, simulate_closed};
