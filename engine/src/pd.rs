@@ -1,10 +1,10 @@
 //! Prefill and decode on replicas of their own.
 //!
-//! A prompt waits for and is computed on a prefill replica (a queue without decode in its way), its keys and values go to a
-//! decode replica, which admits it, computes the last prompt token again for the first answer token, and generates the rest
-//! without prompts in its way. So TTFT = prefill's TTFT + transfer + decode's TTFT, and TPOT is decode's alone. This is the
-//! protocol of vLLM's KV connectors; an engine whose prefill replica answers the first token itself is up to one decode
-//! step and transfer faster to it.
+//! A prompt waits for and is computed on a prefill replica (a queue without decode in its way), its keys and values
+//! go to a decode replica, which admits it, computes the last prompt token again for the first answer token, and
+//! generates the rest without prompts in its way. So TTFT = prefill's TTFT + transfer + decode's TTFT, and TPOT is
+//! decode's alone. This is the protocol of vLLM's KV connectors; an engine whose prefill replica answers the first
+//! token itself is up to one decode step and transfer faster to it.
 //!
 //! Sizing starts from DistServe's rule (Zhong et al., 2024, algorithm 1): the highest rate of each phase alone, then
 //! `n = ceil(rate / goodput)` replicas of it.
@@ -19,7 +19,8 @@ use crate::links::{LinkTier, bandwidth};
 use crate::quantile::of_sum;
 use crate::{ClassPrediction, Limit, LoadLine, LoadPrediction, MAX_UTILISATION, ReplicaModel};
 
-/// Time to set up one transfer, milliseconds. Not measured: a round trip of the control plane and registration of blocks.
+/// Time to set up one transfer, milliseconds. Not measured: a round trip of the control plane and registration of
+/// blocks.
 const SET_UP_MS: f64 = 2.0;
 
 /// One of the two phases.
@@ -230,9 +231,9 @@ impl PdModel {
         mix.iter().map(|c| share(c) * self.transfer.occupied_ms(tokens(c.input_tokens))).sum()
     }
 
-    /// Latencies when `mix` arrives at `total_rps` at `prefill` and `decode` replicas, spread evenly. `arrival_scv` is that
-    /// of arrivals at one replica; decode is taken to see the same, though prefill smooths them. Transfers share the link
-    /// (processor sharing, `t/(1 − ρ)`).
+    /// Latencies when `mix` arrives at `total_rps` at `prefill` and `decode` replicas, spread evenly. `arrival_scv`
+    /// is that of arrivals at one replica; decode is taken to see the same, though prefill smooths them. Transfers
+    /// share the link (processor sharing, `t/(1 − ρ)`).
     pub fn predict(
         &self,
         mix: &[RequestClass],
@@ -317,8 +318,8 @@ impl PdModel {
         line(low, limit)
     }
 
-    /// The load line of each phase alone, as DistServe sizes them: prefill under TTFT less what transfer and an idle decode
-    /// replica take of it, decode under TPOT.
+    /// The load line of each phase alone, as DistServe sizes them: prefill under TTFT less what transfer and an idle
+    /// decode replica take of it, decode under TPOT.
     pub fn phase_lines(
         &self,
         mix: &[RequestClass],
@@ -345,8 +346,8 @@ impl PdModel {
         )
     }
 
-    /// How many prefill and decode replicas serve `mix` at this rate within every objective: DistServe's rule first, then one
-    /// more of the phase that binds until it holds. `None` if up to 64 more do not do it.
+    /// How many prefill and decode replicas serve `mix` at this rate within every objective: DistServe's rule first,
+    /// then one more of the phase that binds until it holds. `None` if up to 64 more do not do it.
     pub fn size(
         &self,
         mix: &[RequestClass],

@@ -16,8 +16,8 @@ fn deepseek(tp: u32, dp: u32, ep: u32) -> Result<ReplicaModel, DoesNotFit> {
     ReplicaModel::new(&arch("deepseek-v3", 8192), &v, &acc, &shape, &EngineConfig::default())
 }
 
-/// Latent attention is copied by tensor parallelism and divided by data parallelism: eight ranks hold almost eight times as
-/// much, less what their own copies of the attention weights take.
+/// Latent attention is copied by tensor parallelism and divided by data parallelism: eight ranks hold almost eight
+/// times as much, less what their own copies of the attention weights take.
 #[test]
 fn attention_ranks_multiply_the_cache() {
     let (tensor, data) = (deepseek(8, 1, 8).unwrap(), deepseek(1, 8, 8).unwrap());
@@ -36,8 +36,8 @@ fn attention_ranks_multiply_the_cache() {
     assert!(data.decode_ms(256.0, 4000.0) < tensor.decode_ms(256.0, 4000.0));
 }
 
-/// Whole experts fall unevenly on ranks: one token hits up to three of eight on one GPU where slices would share evenly; a
-/// large batch hits all anyway.
+/// Whole experts fall unevenly on ranks: one token hits up to three of eight on one GPU where slices would share
+/// evenly; a large batch hits all anyway.
 #[test]
 fn whole_experts_are_uneven() {
     let (sliced, whole) = (deepseek(8, 1, 1).unwrap(), deepseek(8, 1, 8).unwrap());
@@ -142,8 +142,8 @@ fn collectives_as_measured() {
     assert!(blind < 0.25, "{blind}");
 }
 
-/// DeepSeek-R1 in FP8 on eight H200, aggregated: nothing was fitted to these rows, which do not say whether tokens were
-/// drafted (some step faster than the weights can be read).
+/// DeepSeek-R1 in FP8 on eight H200, aggregated: nothing was fitted to these rows, which do not say whether tokens
+/// were drafted (some step faster than the weights can be read).
 #[test]
 fn tpot_of_deepseek() {
     let Some(dir) = data() else { return };

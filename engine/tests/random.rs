@@ -288,7 +288,9 @@ proptest! {
     }
 
     #[test]
-    fn lines_stay_below_saturation(case in cases(), mix in mixes(), ttft in 100.0..5000.0f64, tpot in 10.0..500.0f64) {
+    fn lines_stay_below_saturation(
+        case in cases(), mix in mixes(), ttft in 100.0..5000.0f64, tpot in 10.0..500.0f64,
+    ) {
         let Some(model) = case.replica() else { return Err(TestCaseError::reject("does not fit")) };
         let line = model.load_line(&mix, &|_| slo(ttft, tpot), 1.0, 0.1);
         prop_assert!(line.rps.is_finite() && line.rps >= 0.0 && line.rps <= line.saturation_rps);
@@ -303,8 +305,8 @@ proptest! {
         case in cases(), input in 16.0..7000.0f64, output in 2.0..1000.0f64, a in 0.0..1.0f64, b in 0.0..1.0f64,
         load in 0.01..0.9f64,
     ) {
-        // Loading from another tier is chosen for the sooner first token, which may compute less than a cached prefix that
-        // is too short to load beside.
+        // Loading from another tier is chosen for the sooner first token, which may compute less than a cached prefix
+        // that is too short to load beside.
         let case = Case { config: EngineConfig { kv_offload: None, ..case.config }, ..case };
         let Some(model) = case.replica() else { return Err(TestCaseError::reject("does not fit")) };
         let mix = |cached| [RequestClass { cached_fraction: cached, ..class(input.round(), output.round()) }];
@@ -350,7 +352,7 @@ proptest! {
     #[test]
     fn absurd_figures_are_answered(
         case in cases(), field in 0usize..22,
-        x in prop_oneof![Just(f64::NAN), Just(f64::INFINITY), Just(-1.0), Just(0.0), Just(1e300), Just(1e-300), Just(0.5)],
+        x in proptest::sample::select(vec![f64::NAN, f64::INFINITY, -1.0, 0.0, 1e300, 1e-300, 0.5]),
         n in prop_oneof![Just(0u32), Just(1), Just(7), Just(u32::MAX)],
     ) {
         let mut case = case;
@@ -374,7 +376,10 @@ proptest! {
             16 => case.shape.data_parallel = n,
             17 => case.shape.tensor_parallel = n,
             18 => case.config.expert_skew = x,
-            19 => case.config.lora = Some(Lora { slots: n, max_rank: n, adapters: n, mean_rank: x, share: x, ..Lora::default() }),
+            19 => {
+                let lora = Lora { slots: n, max_rank: n, adapters: n, ..Lora::default() };
+                case.config.lora = Some(Lora { mean_rank: x, share: x, ..lora });
+            }
             20 => case.config.speculation = Some(Speculation { draft_tokens: n, acceptance: x, draft: Draft::NGram }),
             _ => case.config.kv_offload = Some(KvOffload { bytes_per_second: x, latency_ms: x, hit_fraction: x }),
         }

@@ -15,7 +15,8 @@ use crate::tolerations::tolerations;
 /// unmeasured hardware were seen to have.
 const UNMEASURED_RELATIVE_ERROR: f64 = 0.3;
 
-/// Latency of an all-reduce over a node's link where none is given, microseconds: measured over PCIe between NVLink pairs.
+/// Latency of an all-reduce over a node's link where none is given, microseconds: measured over PCIe between NVLink
+/// pairs.
 const NODE_LINK_ALPHA_US: f64 = 50.0;
 
 impl AcceleratorClass {

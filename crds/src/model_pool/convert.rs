@@ -271,7 +271,12 @@ fn special_layers(
     const AT: &str = "spec.model.architecture";
     let sliding = a.sliding_window.as_ref().map(|s| fleet::SlidingWindow {
         layers: check.count(&format!("{AT}.slidingWindow.layers"), i64::from(s.layers), 1, layers),
-        window_tokens: check.count(&format!("{AT}.slidingWindow.tokens"), i64::from(s.tokens), 1, 100_000_000),
+        window_tokens: check.count(
+            &format!("{AT}.slidingWindow.tokens"),
+            i64::from(s.tokens),
+            1,
+            100_000_000,
+        ),
     });
     let recurrent = a.recurrent.as_ref().map(|r| {
         let most = layers.saturating_sub(1).max(1);

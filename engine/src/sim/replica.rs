@@ -185,8 +185,8 @@ impl Replica {
         }
     }
 
-    /// Whether an empty cache holds a request of this many tokens. The last answer token is never computed on, so it needs
-    /// no place.
+    /// Whether an empty cache holds a request of this many tokens. The last answer token is never computed on, so it
+    /// needs no place.
     fn holds(&self, tokens: u64) -> bool {
         let computed = u32::try_from(tokens.saturating_sub(1)).unwrap_or(u32::MAX);
         u64::from(self.blocks_for(computed)) + u64::from(self.beside_for(computed))
@@ -241,8 +241,8 @@ impl Replica {
         self.model.config().speculation.map_or(0, |s| s.draft_tokens)
     }
 
-    /// Gives the running job at `i` its next tokens, preempting later ones for room. Returns the share of the step's budget
-    /// that it takes: none if it was itself preempted.
+    /// Gives the running job at `i` its next tokens, preempting later ones for room. Returns the share of the step's
+    /// budget that it takes: none if it was itself preempted.
     fn schedule_running(&mut self, i: usize, budget: u32, out: &mut StepOutcome) -> u32 {
         let drafts = self.drafts();
         let Some((tokens, drafted, blocks, beside)) = self.running.get(i).map(|job| {
@@ -382,7 +382,8 @@ impl Replica {
         let mut done = false;
         // A job that got no tokens in this step still has some to compute, so all that have none yield one.
         for job in self.running.iter_mut().filter(|j| j.remaining() == 0) {
-            // The expected number of accepted drafts, spread evenly over steps; the step that ends the prompt has none.
+            // The expected number of accepted drafts, spread evenly over steps; the step that ends the prompt has
+            // none.
             let mut tokens = 1;
             if yielded > 1.0 && job.generated > 0 {
                 job.owed += yielded;
