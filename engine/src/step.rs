@@ -209,8 +209,8 @@ impl StepTimes {
         let kv_bytes = if config.narrow_kv_reads { kv_bytes } else { kv_bytes.max(2.0) };
         let kv_layer = MS * kv_elements_per_layer(arch, shape.tensor_parallel) * kv_bytes / kv_read;
         let (link_step, link_token) = collectives(arch, acc, shape);
-        // 16-bit activations of a token, handed from each stage to the next; replicas of several link domains send them
-        // over what joins those.
+        // 16-bit activations of a token, handed from each stage to the next; replicas of several link domains send
+        // them over what joins those.
         let hop_token = (pp - 1.0) * links::hand_over_ms(acc, links::tier(acc, shape.gpus()), 2.0 * hidden);
         let lora = config.lora.map(|l| LoraTimes::new(arch, shape, &l, read / MS, flops / MS));
         let lora_token = lora.map_or(0.0, |l| l.share() * l.token);
@@ -266,8 +266,8 @@ impl StepTimes {
         if self.expert_token == 0.0 { 0.0 } else { self.expert_token * self.experts.computed(tokens) }
     }
 
-    /// Reading the keys, values and states of `requests` requests of `context` tokens together. The window is applied to
-    /// their mean context, which never reads less than applying it to each.
+    /// Reading the keys, values and states of `requests` requests of `context` tokens together. The window is applied
+    /// to their mean context, which never reads less than applying it to each.
     fn kv(&self, requests: f64, context: f64) -> f64 {
         context * self.kv_token
             + context.min(requests * self.window) * self.kv_windowed
@@ -305,8 +305,8 @@ impl StepTimes {
         self.rank_prompt(new, cached) + self.expert_compute(new)
     }
 
-    /// What of this it takes from others, milliseconds: stages overlap, and of `r` attention ranks the others go on, each
-    /// with prompts of its own (taken as evenly spread).
+    /// What of this it takes from others, milliseconds: stages overlap, and of `r` attention ranks the others go on,
+    /// each with prompts of its own (taken as evenly spread).
     pub(crate) fn work(&self, new: f64, cached: f64) -> f64 {
         self.pipeline_share() * (self.rank_prompt(new, cached) / self.ranks + self.expert_compute(new))
     }
@@ -408,10 +408,10 @@ impl StepTimes {
 
 /// Collectives of one step: latency in microseconds, and transfer of one token of an attention rank in milliseconds.
 ///
-/// Tensor parallelism: two all-reduces a layer, each moving `2(n−1)/n` of the 16-bit activations. With several attention
-/// ranks the second gives way to the exchange of tokens with the experts' owners: each token's activations out and back,
-/// either to the ranks of its own experts (all-to-all: at most `k` copies) or to every rank (all-gather and
-/// reduce-scatter), whichever moves less.
+/// Tensor parallelism: two all-reduces a layer, each moving `2(n−1)/n` of the 16-bit activations. With several
+/// attention ranks the second gives way to the exchange of tokens with the experts' owners: each token's activations
+/// out and back, either to the ranks of its own experts (all-to-all: at most `k` copies) or to every rank (all-gather
+/// and reduce-scatter), whichever moves less.
 fn collectives(arch: &ModelArchitecture, acc: &AcceleratorClass, shape: &Shape) -> (f64, f64) {
     let layers = f64::from(arch.layers);
     let message = 2.0 * f64::from(arch.hidden);
