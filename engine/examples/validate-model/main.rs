@@ -53,6 +53,7 @@ fn write(folder: &Path, study: &study::Study, text: &str) -> std::io::Result<()>
     }
     page.push_str(&format!("<pre>{}</pre></body></html>\n", text.replace('&', "&amp;").replace('<', "&lt;")));
     std::fs::write(folder.join("index.html"), page)?;
+    std::fs::write(folder.join("predictions.csv"), report::predictions(study))?;
     std::fs::write(folder.join("report.md"), text)
 }
 
