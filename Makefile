@@ -64,7 +64,7 @@ scale: build ## Measure 500 pools on 2,000 nodes of a real API server (docs/benc
 	@PLIMSOLL_BIN=$(abspath $(PLIMSOLL)) $(CARGO) run -q --locked -p plimsoll-e2e --example scale -- $(SCALE_FLAGS)
 
 validate-model: ## Print how well the engine model predicts MEASUREMENTS (docs/engine-model.md), with plots.
-	@$(CARGO) run -q --release --locked -p plimsoll-engine --example validate-model -- --out $(TARGET_DIR)/validate-model $(MEASUREMENTS)
+	@$(CARGO) run -q --locked -p plimsoll-engine --example validate-model -- --out $(TARGET_DIR)/validate-model $(MEASUREMENTS)
 
 clean: ## Remove build output and local state.
 	@$(CARGO) clean

@@ -57,8 +57,17 @@ fn subject(model: &str, gpu: &str, weights: Dtype, tensor_parallel: u32) -> Opti
     })
 }
 
+/// Lengths lie evenly within this share of their means to either side.
+const SPREAD: f64 = 0.2;
+
 fn request(id: u64, input: f64, output: f64) -> SimRequest {
-    SimRequest { id, prompt_tokens: input as u32, output_tokens: output as u32, ..SimRequest::default() }
+    let share = 1.0 - SPREAD + 2.0 * SPREAD * ((id * 7) % 11) as f64 / 10.0;
+    SimRequest {
+        id,
+        prompt_tokens: (input * share) as u32,
+        output_tokens: (output * share) as u32,
+        ..SimRequest::default()
+    }
 }
 
 fn mean(out: &[RequestOutcome], f: impl Fn(&RequestOutcome) -> Option<f64>) -> f64 {
@@ -84,7 +93,7 @@ impl Maker {
             subject: Arc::clone(s),
             workload: Some(workload),
             measured: if saturated == Some(true) { Measured::default() } else { measured },
-            length_spread: 0.0,
+            length_spread: SPREAD,
             requests_per_client: closed.then_some(6),
             saturated,
             kv_tokens: None,
@@ -168,6 +177,7 @@ fn main() {
                 workload: Some(workload),
                 measured,
                 requests_per_client: None,
+                length_spread: 0.0,
                 saturated: None,
                 ..m
             }));

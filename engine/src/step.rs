@@ -20,8 +20,9 @@ const HOP_MS: f64 = 0.05;
 /// What a layer of routed experts costs on top, microseconds: router, sorting tokens by expert, and kernels in two rounds.
 /// Inferred: what sets fits of gpt-oss-120b and DeepSeek-R1 on H100 and H200 (vLLM, SGLang) apart from those of dense models.
 const EXPERT_LAYER_US: f64 = 25.0;
-/// Share of `eta_compute` that products with routed experts reach: many small ones. Inferred likewise.
-const EXPERT_COMPUTE: f64 = 0.5;
+/// Share of `eta_compute` that products with routed experts reach: many small ones. Inferred from gpt-oss-120b under vLLM: with it,
+/// TPOT and TTFT alike ask for the `eta_compute` of dense models.
+const EXPERT_COMPUTE: f64 = 0.35;
 
 /// What one engine step works on.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]

@@ -1,6 +1,6 @@
 //! How well the engine model predicts measurements: tables on standard output, plots as SVG.
 //!
-//! `cargo run --release -p plimsoll-engine --example validate-model -- [--out FOLDER] [--closed-form] FILE-OR-FOLDER…` reads files in the
+//! `cargo run -p plimsoll-engine --example validate-model -- [--out FOLDER] [--closed-form] FILE-OR-FOLDER…` reads files in the
 //! format of `docs/engine-model.md`. `--closed-form` leaves simulations (of times to first token under load) out.
 
 mod catalogue;
@@ -53,6 +53,7 @@ fn write(folder: &Path, study: &study::Study, text: &str) -> std::io::Result<()>
     }
     page.push_str(&format!("<pre>{}</pre></body></html>\n", text.replace('&', "&amp;").replace('<', "&lt;")));
     std::fs::write(folder.join("index.html"), page)?;
+    std::fs::write(folder.join("predictions.csv"), report::predictions(study))?;
     std::fs::write(folder.join("report.md"), text)
 }
 

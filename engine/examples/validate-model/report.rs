@@ -215,3 +215,32 @@ pub fn text(study: &Study) -> String {
     carried(&mut out, study);
     out
 }
+
+/// Every prediction, for whoever wants to look closer.
+pub fn predictions(study: &Study) -> String {
+    let mut out = String::from(
+        "engine,gpu,model,weights,tensor_parallel,expert_parallel,workload,fitted_to,metric,predicted_ms,measured_ms,stated_error\n",
+    );
+    for p in &study.predictions {
+        let Some(m) = study.rows.get(p.row) else { continue };
+        let s = &m.subject;
+        // As the debug format has it, without the commas.
+        let load = m.workload.map(|w| format!("{w:?}").replace(',', ";")).unwrap_or_default();
+        let _ = writeln!(
+            out,
+            "{},{},{},{},{},{},{load},{},{},{:.4},{:.4},{:.3}",
+            s.engine,
+            s.accelerator.name,
+            s.architecture.name,
+            s.variant.weights,
+            s.shape.tensor_parallel,
+            s.shape.expert_parallel,
+            p.scheme.name(),
+            p.metric,
+            p.predicted_ms,
+            p.measured_ms,
+            p.stated
+        );
+    }
+    out
+}
