@@ -1,9 +1,9 @@
 //! Mixture of experts: which weights a batch reads, and how evenly its tokens fall on expert-parallel ranks.
 //!
-//! Of `E` experts of which a token uses `k`, `t` tokens hit `E·(1 − (1 − k/E)^t)` in expectation. With whole experts on
-//! `e` ranks, the fullest rank gets more than its share: for random routing, of a mean `m` about `m + √(2 m ln e)` (the
-//! largest of `e` binomial loads; Raab and Steger, "Balls into Bins", 1998). This applies to the experts read and to the
-//! tokens computed alike. Skewed routing adds to it: [`crate::EngineConfig::expert_skew`].
+//! Of `E` experts of which a token uses `k`, `t` tokens hit `E·(1 − (1 − k/E)^t)` in expectation. With whole experts
+//! on `e` ranks, the fullest rank gets more than its share: for random routing, of a mean `m` about `m + √(2 m ln e)`
+//! (the largest of `e` binomial loads; Raab and Steger, "Balls into Bins", 1998). This applies to the experts read
+//! and to the tokens computed alike. Skewed routing adds to it: [`crate::EngineConfig::expert_skew`].
 
 use plimsoll_fleet::{ModelArchitecture, Shape};
 

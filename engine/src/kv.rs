@@ -1,9 +1,9 @@
 //! Keys, values and states: what a request of some context keeps on a GPU.
 //!
-//! A layer of full attention keeps every token; one with a sliding window the last `W` (and the block being filled); a
-//! recurrent layer a state of constant size. In units of a token that every attention layer keeps, a request of context
-//! `s` takes `f·s + w·min(s, W) + state`, with `f + w = 1` the shares of full and sliding layers. This is how vLLM's
-//! hybrid KV-cache manager charges layer groups, padding to equal groups aside.
+//! A layer of full attention keeps every token; one with a sliding window the last `W` (and the block being filled);
+//! a recurrent layer a state of constant size. In units of a token that every attention layer keeps, a request of
+//! context `s` takes `f·s + w·min(s, W) + state`, with `f + w = 1` the shares of full and sliding layers. This is how
+//! vLLM's hybrid KV-cache manager charges layer groups, padding to equal groups aside.
 
 use plimsoll_fleet::{Attention, ModelArchitecture, Shape, shape::Variant};
 
@@ -89,8 +89,8 @@ impl KvLayout {
         if full > 1e-12 { (room - self.sliding_share * self.stored_window) / full } else { f64::INFINITY }
     }
 
-    /// In units of tokens of full attention (of any, where none is full): how many blocks hold the capacity, and how many
-    /// a request keeps beside its own sequence of blocks. Engines allocate so.
+    /// In units of tokens of full attention (of any, where none is full): how many blocks hold the capacity, and how
+    /// many a request keeps beside its own sequence of blocks. Engines allocate so.
     pub(crate) fn sequence_unit(&self) -> f64 {
         let full = 1.0 - self.sliding_share;
         if full > 1e-12 { full } else { 1.0 }
@@ -105,8 +105,8 @@ impl KvLayout {
     }
 }
 
-/// `∫ 2·min(x, W)` over the positions of `new` tokens after `cached` ones: attention work under a window, in the unit of
-/// `c·(c + 2k)`.
+/// `∫ 2·min(x, W)` over the positions of `new` tokens after `cached` ones: attention work under a window, in the unit
+/// of `c·(c + 2k)`.
 pub(crate) fn windowed_attention(new: f64, cached: f64, window: f64) -> f64 {
     let upto = |x: f64| if x <= window { x * x } else { window * (2.0 * x - window) };
     (upto(cached + new) - upto(cached)).max(0.0)

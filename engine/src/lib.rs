@@ -8,10 +8,10 @@
 //! Two tiers answer them: the closed form in [`ReplicaModel`] (microseconds), and the iteration-level simulation in
 //! [`sim`], which follows the scheduling rules of vLLM and is also what drives the simulated engine server.
 //!
-//! Modelled: dense and mixture-of-experts decoders (distinct experts hit); grouped and latent attention, sliding windows and
-//! recurrent layers; tensor, pipeline, expert and attention data parallelism over the links that a class has; chunked
-//! prefill, cached and offloaded prefixes, weight and KV formats; LoRA adapters, speculative decoding, launch floors; power. Prefill and decode
-//! replicas, and their pairing, are in [`PdModel`].
+//! Modelled: dense and mixture-of-experts decoders (distinct experts hit); grouped and latent attention, sliding
+//! windows and recurrent layers; tensor, pipeline, expert and attention data parallelism over the links that a class
+//! has; chunked prefill, cached and offloaded prefixes, weight and KV formats; LoRA adapters, speculative decoding,
+//! launch floors; power. Prefill and decode replicas, and their pairing, are in [`PdModel`].
 
 pub mod calibrate;
 mod config;

@@ -1,15 +1,15 @@
 //! Communication: which link joins a group of accelerators, and what its collectives cost.
 //!
-//! A group is as fast as the weakest link in its ring: the fast-link domain where it holds the group, else the node's link
-//! between domains, else the network. Costs are alpha-beta: latency, plus bytes over bandwidth.
+//! A group is as fast as the weakest link in its ring: the fast-link domain where it holds the group, else the node's
+//! link between domains, else the network. Costs are alpha-beta: latency, plus bytes over bandwidth.
 
 use std::fmt;
 
 use plimsoll_fleet::AcceleratorClass;
 use serde::{Deserialize, Serialize};
 
-/// Latency of a collective that crosses nodes, microseconds, on top of that inside a domain. Measured: 41–43 µs for two
-/// A100 in two nodes, 65 µs for 16 in two.
+/// Latency of a collective that crosses nodes, microseconds, on top of that inside a domain. Measured: 41–43 µs for
+/// two A100 in two nodes, 65 µs for 16 in two.
 const NETWORK_ALPHA_US: f64 = 40.0;
 
 /// The weakest link of a group of accelerators.
@@ -97,8 +97,8 @@ pub(crate) fn ring(group: f64) -> f64 {
     2.0 * (group - 1.0) / group
 }
 
-/// Time of an all-reduce of `bytes` over `group` accelerators, milliseconds: `alpha + 2(n−1)/n · bytes / bandwidth` of the
-/// weakest link.
+/// Time of an all-reduce of `bytes` over `group` accelerators, milliseconds: `alpha + 2(n−1)/n · bytes / bandwidth`
+/// of the weakest link.
 pub fn allreduce_ms(acc: &AcceleratorClass, group: u32, bytes: f64) -> f64 {
     if group < 2 {
         return 0.0;

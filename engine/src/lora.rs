@@ -1,14 +1,14 @@
 //! LoRA adapters: memory of their slots, and what they add to a step.
 //!
-//! vLLM keeps `slots` adapters of up to `max_rank` on every GPU, room for each reserved at the start. Of a projection from
-//! `i` to `o` features, matrix A has `r·i` elements and B `r·o`; over tensor-parallel ranks the side that the projection
-//! itself splits is split, the other copied (vLLM without `--fully-sharded-loras`).
+//! vLLM keeps `slots` adapters of up to `max_rank` on every GPU, room for each reserved at the start. Of a projection
+//! from `i` to `o` features, matrix A has `r·i` elements and B `r·o`; over tensor-parallel ranks the side that the
+//! projection itself splits is split, the other copied (vLLM without `--fully-sharded-loras`).
 
 use plimsoll_fleet::{Attention, ModelArchitecture, Shape};
 use serde::{Deserialize, Serialize};
 
-/// Cost of the batched LoRA kernels in one layer, microseconds: Punica (Chen et al., 2023) reports 2 ms a token for a model
-/// of 32 layers with adapters of rank 16 on all projections.
+/// Cost of the batched LoRA kernels in one layer, microseconds: Punica (Chen et al., 2023) reports 2 ms a token for a
+/// model of 32 layers with adapters of rank 16 on all projections.
 const LAYER_US: f64 = 60.0;
 /// Adapters are kept in 16 bits.
 const ELEMENT_BYTES: f64 = 2.0;

@@ -22,8 +22,8 @@ pub(crate) struct ClassWork {
     pub(crate) work_ms: f64,
     /// Steps that prefill takes at an empty batch.
     pub(crate) prefill_steps: f64,
-    /// Decode steps: one fewer than answer tokens, the first of which comes from prefill; fewer still where steps yield
-    /// several tokens.
+    /// Decode steps: one fewer than answer tokens, the first of which comes from prefill; fewer still where steps
+    /// yield several tokens.
     pub(crate) decode_steps: f64,
     /// Mean context while decoding, tokens.
     pub(crate) context: f64,
@@ -39,12 +39,13 @@ impl ClassWork {
         let output = if model.role == Role::Prefill { 1.0 } else { output };
         let decode_steps = (output - 1.0) / model.times.yielded;
         let (context, peak) = (input + 0.5 * output, input + output);
-        // The last prompt token is always computed: its logits give the first answer token. A decode replica starts with
-        // the keys and values of the others.
+        // The last prompt token is always computed: its logits give the first answer token. A decode replica starts
+        // with the keys and values of the others.
         let hits =
             if model.role == Role::Decode { 1.0 } else { finite(class.cached_fraction).clamp(0.0, 1.0) };
         let cached = (input * hits).min(input - 1.0);
-        // Of the rest, what another tier holds is loaded while others are served, if that is sooner than computing it.
+        // Of the rest, what another tier holds is loaded while others are served, if that is sooner than computing
+        // it.
         let held = model
             .config
             .kv_offload

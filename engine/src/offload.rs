@@ -37,8 +37,9 @@ impl Restore {
 }
 
 impl ReplicaModel {
-    /// What `tokens` tokens after `cached_tokens` on the accelerator cost to load from the offload tier, and to compute
-    /// again. Each GPU loads its own part: latency plus bytes on one GPU over its rate. `None` without such a tier.
+    /// What `tokens` tokens after `cached_tokens` on the accelerator cost to load from the offload tier, and to
+    /// compute again. Each GPU loads its own part: latency plus bytes on one GPU over its rate. `None` without such a
+    /// tier.
     pub fn restore(&self, tokens: f64, cached_tokens: f64) -> Option<Restore> {
         let tier = self.config().kv_offload?;
         let tokens = tokens.max(0.0);

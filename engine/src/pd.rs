@@ -1,10 +1,10 @@
 //! Prefill and decode on replicas of their own.
 //!
-//! A prompt waits for and is computed on a prefill replica (a queue without decode in its way), its keys and values go to a
-//! decode replica, which admits it, computes the last prompt token again for the first answer token, and generates the rest
-//! without prompts in its way. So TTFT = prefill's TTFT + transfer + decode's TTFT, and TPOT is decode's alone. This is the
-//! protocol of vLLM's KV connectors; an engine whose prefill replica answers the first token itself is up to one decode
-//! step and transfer faster to it.
+//! A prompt waits for and is computed on a prefill replica (a queue without decode in its way), its keys and values
+//! go to a decode replica, which admits it, computes the last prompt token again for the first answer token, and
+//! generates the rest without prompts in its way. So TTFT = prefill's TTFT + transfer + decode's TTFT, and TPOT is
+//! decode's alone. This is the protocol of vLLM's KV connectors; an engine whose prefill replica answers the first
+//! token itself is up to one decode step and transfer faster to it.
 //!
 //! Sizing starts from DistServe's rule (Zhong et al., 2024, algorithm 1): the highest rate of each phase alone, then
 //! `n = ceil(rate / goodput)` replicas of it.
@@ -19,7 +19,8 @@ use crate::links::{LinkTier, bandwidth};
 use crate::quantile::of_sum;
 use crate::{ClassPrediction, Limit, LoadLine, LoadPrediction, MAX_UTILISATION, ReplicaModel};
 
-/// Time to set up one transfer, milliseconds. Not measured: a round trip of the control plane and registration of blocks.
+/// Time to set up one transfer, milliseconds. Not measured: a round trip of the control plane and registration of
+/// blocks.
 const SET_UP_MS: f64 = 2.0;
 
 /// One of the two phases.
@@ -230,9 +231,9 @@ impl PdModel {
         mix.iter().map(|c| share(c) * self.transfer.occupied_ms(tokens(c.input_tokens))).sum()
     }
 
-    /// Latencies when `mix` arrives at `total_rps` at `prefill` and `decode` replicas, spread evenly. `arrival_scv` is that
-    /// of arrivals at one replica; decode is taken to see the same, though prefill smooths them. Transfers share the link
-    /// (processor sharing, `t/(1 − ρ)`).
+    /// Latencies when `mix` arrives at `total_rps` at `prefill` and `decode` replicas, spread evenly. `arrival_scv`
+    /// is that of arrivals at one replica; decode is taken to see the same, though prefill smooths them. Transfers
+    /// share the link (processor sharing, `t/(1 − ρ)`).
     pub fn predict(
         &self,
         mix: &[RequestClass],
@@ -260,7 +261,7 @@ impl PdModel {
                 }
             })
             .collect();
-        let saturated = p.saturated || d.saturated || !(rho < 1.0);
+        let saturated = p.saturated || d.saturated || stretch.is_infinite();
         PdPrediction { classes, prefill: p, decode: d, transfer_utilisation: rho, saturated }
     }
 
@@ -317,8 +318,8 @@ impl PdModel {
         line(low, limit)
     }
 
-    /// The load line of each phase alone, as DistServe sizes them: prefill under TTFT less what transfer and an idle decode
-    /// replica take of it, decode under TPOT.
+    /// The load line of each phase alone, as DistServe sizes them: prefill under TTFT less what transfer and an idle
+    /// decode replica take of it, decode under TPOT.
     pub fn phase_lines(
         &self,
         mix: &[RequestClass],
@@ -345,8 +346,8 @@ impl PdModel {
         )
     }
 
-    /// How many prefill and decode replicas serve `mix` at this rate within every objective: DistServe's rule first, then one
-    /// more of the phase that binds until it holds. `None` if no number does (within 4 times the rule's, or 64 more).
+    /// How many prefill and decode replicas serve `mix` at this rate within every objective: DistServe's rule first,
+    /// then one more of the phase that binds until it holds. `None` if up to 64 more do not do it.
     pub fn size(
         &self,
         mix: &[RequestClass],
@@ -361,7 +362,7 @@ impl PdModel {
         }
         let count = |line: f64| ((rps / line).ceil().clamp(1.0, 1e6)) as u32;
         let (mut n, mut m) = (count(p.rps), count(d.rps));
-        for _ in 0..64 + 3 * (u64::from(n) + u64::from(m)) {
+        for _ in 0..=64 {
             let line = self.load_line(mix, slos, arrival_scv, margin, n, m);
             if line.rps >= rps {
                 return Some((n, m));
@@ -399,6 +400,32 @@ fn late(latency: &dyn Fn(Percentile) -> f64, ms: f64) -> f64 {
     (-low).exp()
 }
 
+type Latency = fn(&PdClassPrediction, Percentile) -> f64;
+type Member<'a> = (&'a RequestClass, &'a PdClassPrediction);
+
+/// Whether more of these classes' requests, weighed by their rates, are late than the objective allows.
+fn misses(members: &[Member<'_>], latency: Latency, objective: Objective, stretch: f64) -> bool {
+    let rate = |c: &RequestClass| if c.rps.is_finite() { c.rps.max(0.0) } else { 0.0 };
+    // Where no class has a rate, all count alike.
+    let even = members.iter().all(|(c, _)| rate(c) == 0.0);
+    let weight = |c: &RequestClass| if even { 1.0 } else { rate(c) };
+    let total: f64 = members.iter().map(|(c, _)| weight(c)).sum();
+    let late: f64 = members
+        .iter()
+        .filter(|(c, _)| weight(c) > 0.0)
+        .map(|(c, p)| {
+            // A class alone is judged at the percentile itself.
+            let share = if weight(c) >= total {
+                f64::from(u8::from(latency(p, objective.percentile) * stretch > objective.ms))
+            } else {
+                late(&|at| latency(p, at) * stretch, objective.ms)
+            };
+            weight(c) * share
+        })
+        .sum();
+    late > (1.0 - objective.percentile.fraction()) * total
+}
+
 /// The first objective that is missed, if any: an objective's percentile is over all requests of its SLO class.
 fn first_missed(
     mix: &[RequestClass],
@@ -409,7 +436,6 @@ fn first_missed(
     if prediction.saturated {
         return Some(Limit::Saturation);
     }
-    type Latency = fn(&PdClassPrediction, Percentile) -> f64;
     let mut done: Vec<&str> = Vec::new();
     for class in mix {
         if done.contains(&class.slo_class.as_str()) {
@@ -417,39 +443,19 @@ fn first_missed(
         }
         done.push(&class.slo_class);
         let slo = slos(&class.slo_class);
-        let limits: [(Option<Objective>, fn(Objective) -> Limit, Latency); 3] = [
-            (slo.tpot, Limit::Tpot, PdClassPrediction::tpot_ms),
-            (slo.ttft, Limit::Ttft, PdClassPrediction::ttft_ms),
-            (slo.e2e, Limit::E2e, PdClassPrediction::e2e_ms),
+        let members: Vec<Member<'_>> =
+            mix.iter().zip(&prediction.classes).filter(|(c, _)| c.slo_class == class.slo_class).collect();
+        // A single-token answer has no time per output token.
+        let longer: Vec<Member<'_>> =
+            members.iter().copied().filter(|(c, _)| tokens(c.output_tokens) > 1.0).collect();
+        let limits: [(Option<Objective>, Limit, &[Member<'_>], Latency); 3] = [
+            (slo.tpot, slo.tpot.map_or(Limit::Saturation, Limit::Tpot), &longer, PdClassPrediction::tpot_ms),
+            (slo.ttft, slo.ttft.map_or(Limit::Saturation, Limit::Ttft), &members, PdClassPrediction::ttft_ms),
+            (slo.e2e, slo.e2e.map_or(Limit::Saturation, Limit::E2e), &members, PdClassPrediction::e2e_ms),
         ];
-        for (objective, limit, latency) in limits {
-            let Some(o) = objective else { continue };
-            let judged = |c: &&(&RequestClass, &PdClassPrediction)| {
-                c.0.slo_class == class.slo_class
-                    && (!matches!(limit(o), Limit::Tpot(_)) || tokens(c.0.output_tokens) > 1.0)
-            };
-            let all: Vec<(&RequestClass, &PdClassPrediction)> = mix.iter().zip(&prediction.classes).collect();
-            let weight = |c: &RequestClass| if c.rps.is_finite() { c.rps.max(0.0) } else { 0.0 };
-            let total: f64 = all.iter().filter(judged).map(|c| weight(c.0)).sum();
-            // Where no class has a rate, all count alike.
-            let weigh = |c: &RequestClass| if total > 0.0 { weight(c) } else { 1.0 };
-            let total: f64 = all.iter().filter(judged).map(|c| weigh(c.0)).sum();
-            let missed: f64 = all
-                .iter()
-                .filter(judged)
-                .map(|c| {
-                    let at = latency(c.1, o.percentile) * stretch;
-                    // A class alone is judged at the percentile itself.
-                    let share = if weigh(c.0) >= total {
-                        f64::from(u8::from(at > o.ms))
-                    } else {
-                        late(&|p| latency(c.1, p) * stretch, o.ms)
-                    };
-                    weigh(c.0) * share
-                })
-                .sum();
-            if missed > (1.0 - o.percentile.fraction()) * total {
-                return Some(limit(o));
+        for (objective, limit, members, latency) in limits {
+            if objective.is_some_and(|o| misses(members, latency, o, stretch)) {
+                return Some(limit);
             }
         }
     }

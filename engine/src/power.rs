@@ -1,13 +1,14 @@
 //! Power and energy: watts from what the arithmetic and memory units do, joules for tokens, carbon.
 //!
 //! While it works, an accelerator draws `min(cap, TDP · (0.30 + 1.45·u_c + 0.70·u_m))`, with `u_c` the share of peak
-//! arithmetic and `u_m` that of peak memory bandwidth in use; between steps its idle power. Fitted to the 33 operating points
-//! with measured power of Llama-2-70B on A100 (Splitwise's measurements): token phases give the constant and `u_m`, the peak
-//! power of prompt phases `u_c`. It is inferred that other accelerators follow the same law.
+//! arithmetic and `u_m` that of peak memory bandwidth in use; between steps its idle power. Fitted to the 33
+//! operating points with measured power of Llama-2-70B on A100 (Splitwise's measurements): token phases give the
+//! constant and `u_m`, the peak power of prompt phases `u_c`. It is inferred that other accelerators follow the same
+//! law.
 //!
-//! Under a cap, the arithmetic clock falls with the cube root of dynamic power, `f ∝ ((cap − idle)/(TDP − idle))^(1/3)`, and
-//! memory bandwidth stays: the measured H100 rows at half their power have prompts 1.30 times as long and tokens unchanged;
-//! the rule says 1.31.
+//! Under a cap, the arithmetic clock falls with the cube root of dynamic power, `f ∝ ((cap − idle)/(TDP −
+//! idle))^(1/3)`, and memory bandwidth stays: the measured H100 rows at half their power have prompts 1.30 times as
+//! long and tokens unchanged; the rule says 1.31.
 
 use plimsoll_fleet::{AcceleratorClass, Shape};
 use serde::{Deserialize, Serialize};
@@ -104,7 +105,8 @@ impl ReplicaModel {
         self.power.idle()
     }
 
-    /// Energy of tokens: of prompts of `input_tokens` alone, and of a decode step of `batch` requests of `context_tokens`.
+    /// Energy of tokens: of prompts of `input_tokens` alone, and of a decode step of `batch` requests of
+    /// `context_tokens`.
     pub fn token_energy(&self, input_tokens: f64, batch: f64, context_tokens: f64) -> TokenEnergy {
         let input = if input_tokens.is_finite() { input_tokens.max(1.0) } else { 1.0 };
         let batch = if batch.is_finite() { batch.max(1.0) } else { 1.0 };

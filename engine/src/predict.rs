@@ -192,8 +192,8 @@ struct Gate {
 }
 
 impl Gate {
-    /// Mean step where each has a prompt at least: `X = D + w·λX/(1 − e^(−λX))`, the arrivals of the last step given that
-    /// there are some.
+    /// Mean step where each has a prompt at least: `X = D + w·λX/(1 − e^(−λX))`, the arrivals of the last step given
+    /// that there are some.
     fn step_of_prompts(&self, work_ms: f64) -> f64 {
         const ROUNDS: u32 = 8;
         let mut step = (self.decode_ms + work_ms).max(self.decode_ms / (1.0 - self.prefill_share));

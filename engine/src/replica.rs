@@ -50,8 +50,8 @@ impl ReplicaModel {
     /// Models a replica. The longest request is `arch.max_context_tokens`: set it to what the pool serves, which is
     /// often far below what the model could do.
     ///
-    /// A replica of role [`Role::Prefill`] computes prompts and one token each; one of role [`Role::Decode`] gets prompts'
-    /// keys and values and generates the rest.
+    /// A replica of role [`Role::Prefill`] computes prompts and one token each; one of role [`Role::Decode`] gets
+    /// prompts' keys and values and generates the rest.
     ///
     /// # Errors
     /// [`DoesNotFit`] if the weights or one request of the longest context exceed the memory, the parallelism does
@@ -66,9 +66,9 @@ impl ReplicaModel {
         Self::across(arch, variant, acc, shape, config, LinkTier::Domain)
     }
 
-    /// As [`ReplicaModel::new`], with tensor-parallel groups that may reach beyond a link domain, up to `widest`: over the
-    /// node's link where the class says what it is ([`AcceleratorClass::node_link`]), or over the network. All-reduces are
-    /// then as slow as the weakest link in their ring.
+    /// As [`ReplicaModel::new`], with tensor-parallel groups that may reach beyond a link domain, up to `widest`:
+    /// over the node's link where the class says what it is ([`AcceleratorClass::node_link`]), or over the network.
+    /// All-reduces are then as slow as the weakest link in their ring.
     ///
     /// # Errors
     /// As [`ReplicaModel::new`].

@@ -1,8 +1,8 @@
 //! Speculative decoding: a draft proposes `k` tokens, one step of the model verifies them and adds one of its own.
 //!
-//! With each draft token accepted with chance `a`, a step yields `(1 − a^(k+1))/(1 − a)` tokens in expectation (Leviathan
-//! et al., "Fast Inference from Transformers via Speculative Decoding", 2023, equation 1). It computes `k + 1` tokens for
-//! every running request, reads weights and KV cache once, and waits for the draft.
+//! With each draft token accepted with chance `a`, a step yields `(1 − a^(k+1))/(1 − a)` tokens in expectation
+//! (Leviathan et al., "Fast Inference from Transformers via Speculative Decoding", 2023, equation 1). It computes `k
+//! + 1` tokens for every running request, reads weights and KV cache once, and waits for the draft.
 
 use plimsoll_fleet::{AcceleratorClass, Dtype, Shape};
 use serde::{Deserialize, Serialize};
@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize};
 pub enum Draft {
     /// Looked up in the prompt and answer so far: no time, no memory.
     NGram,
-    /// A small model (or heads) on the replica's own GPUs, split like the model: it takes memory, and its steps come before
-    /// each verification.
+    /// A small model (or heads) on the replica's own GPUs, split like the model: it takes memory, and its steps come
+    /// before each verification.
     SameGpus {
         /// Its parameters, in 16 bits.
         parameters: f64,

@@ -20,9 +20,17 @@ const HOP_MS: f64 = 0.05;
 /// What a layer of routed experts costs on top, microseconds: router, sorting tokens by expert, and kernels in two rounds.
 /// Inferred: what sets fits of gpt-oss-120b and DeepSeek-R1 on H100 and H200 (vLLM, SGLang) apart from those of dense models.
 const EXPERT_LAYER_US: f64 = 25.0;
-/// Share of `eta_compute` that products with routed experts reach: many small ones. Inferred from gpt-oss-120b under vLLM: with it,
-/// TPOT and TTFT alike ask for the `eta_compute` of dense models.
-const EXPERT_COMPUTE: f64 = 0.35;
+/// Share of `eta_compute` that products with routed experts reach: many small ones. 0.35 is inferred from gpt-oss-120b under
+/// vLLM, whose experts have 25 million parameters: with it, TPOT and TTFT alike ask for the `eta_compute` of dense models.
+/// That it grows with the root of larger experts' size, up to that of dense products, is a guess.
+fn expert_share(arch: &ModelArchitecture) -> f64 {
+    const SHARE: f64 = 0.35;
+    const PARAMETERS: f64 = 25e6;
+    let of_one = arch.moe.as_ref().map_or(f64::INFINITY, |m| {
+        m.expert_parameters / (f64::from(m.experts) * f64::from(arch.layers)).max(1.0)
+    });
+    (SHARE * (of_one / PARAMETERS).sqrt()).clamp(SHARE, 1.0)
+}
 
 /// What one engine step works on.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
@@ -210,8 +218,8 @@ impl StepTimes {
         let kv_bytes = if config.narrow_kv_reads { kv_bytes } else { kv_bytes.max(2.0) };
         let kv_layer = MS * kv_elements_per_layer(arch, shape.tensor_parallel) * kv_bytes / kv_read;
         let (link_step, link_token) = collectives(arch, acc, shape);
-        // 16-bit activations of a token, handed from each stage to the next; replicas of several link domains send them
-        // over what joins those.
+        // 16-bit activations of a token, handed from each stage to the next; replicas of several link domains send
+        // them over what joins those.
         let hop_token = (pp - 1.0) * links::hand_over_ms(acc, links::tier(acc, shape.gpus()), 2.0 * hidden);
         let lora = config.lora.map(|l| LoraTimes::new(arch, shape, &l, read / MS, flops / MS));
         let lora_token = lora.map_or(0.0, |l| l.share() * l.token);
@@ -223,7 +231,7 @@ impl StepTimes {
             expert_read: MS * weights.experts * fullest / (tp * dp * read),
             experts: ExpertLoad::new(arch, shape, config.expert_skew),
             decode_token: MS * 2.0 * (dense + output_table) / flops + lora_token,
-            expert_token: MS * 2.0 * active_experts / (EXPERT_COMPUTE * flops * dp),
+            expert_token: MS * 2.0 * active_experts / (expert_share(arch) * flops * dp),
             prefill_token: MS * 2.0 * dense / flops + lora_token,
             attention: attention * f64::from(arch.full_layers()),
             windowed: attention * f64::from(arch.sliding_layers()),
@@ -267,8 +275,8 @@ impl StepTimes {
         if self.expert_token == 0.0 { 0.0 } else { self.expert_token * self.experts.computed(tokens) }
     }
 
-    /// Reading the keys, values and states of `requests` requests of `context` tokens together. The window is applied to
-    /// their mean context, which never reads less than applying it to each.
+    /// Reading the keys, values and states of `requests` requests of `context` tokens together. The window is applied
+    /// to their mean context, which never reads less than applying it to each.
     fn kv(&self, requests: f64, context: f64) -> f64 {
         context * self.kv_token
             + context.min(requests * self.window) * self.kv_windowed
@@ -306,8 +314,8 @@ impl StepTimes {
         self.rank_prompt(new, cached) + self.expert_compute(new)
     }
 
-    /// What of this it takes from others, milliseconds: stages overlap, and of `r` attention ranks the others go on, each
-    /// with prompts of its own (taken as evenly spread).
+    /// What of this it takes from others, milliseconds: stages overlap, and of `r` attention ranks the others go on,
+    /// each with prompts of its own (taken as evenly spread).
     pub(crate) fn work(&self, new: f64, cached: f64) -> f64 {
         self.pipeline_share() * (self.rank_prompt(new, cached) / self.ranks + self.expert_compute(new))
     }
@@ -409,10 +417,10 @@ impl StepTimes {
 
 /// Collectives of one step: latency in microseconds, and transfer of one token of an attention rank in milliseconds.
 ///
-/// Tensor parallelism: two all-reduces a layer, each moving `2(n−1)/n` of the 16-bit activations. With several attention
-/// ranks the second gives way to the exchange of tokens with the experts' owners: each token's activations out and back,
-/// either to the ranks of its own experts (all-to-all: at most `k` copies) or to every rank (all-gather and
-/// reduce-scatter), whichever moves less.
+/// Tensor parallelism: two all-reduces a layer, each moving `2(n−1)/n` of the 16-bit activations. With several
+/// attention ranks the second gives way to the exchange of tokens with the experts' owners: each token's activations
+/// out and back, either to the ranks of its own experts (all-to-all: at most `k` copies) or to every rank (all-gather
+/// and reduce-scatter), whichever moves less.
 fn collectives(arch: &ModelArchitecture, acc: &AcceleratorClass, shape: &Shape) -> (f64, f64) {
     let layers = f64::from(arch.layers);
     let message = 2.0 * f64::from(arch.hidden);

@@ -26,8 +26,8 @@ fn llama8(config: EngineConfig) -> ReplicaModel {
     with("llama-3.1-8b", Dtype::Bf16, &h100(), 1, config)
 }
 
-/// Llama-3.1-8B, rank 16 on all projections: q 2·4096, k and v 4096 + 1024 each, o 2·4096, gate, up and down 4096 + 14336
-/// each; 32 layers. 41.9 million parameters, the count that PEFT prints.
+/// Llama-3.1-8B, rank 16 on all projections: q 2·4096, k and v 4096 + 1024 each, o 2·4096, gate, up and down 4096 +
+/// 14336 each; 32 layers. 41.9 million parameters, the count that PEFT prints.
 #[test]
 fn adapters_by_hand() {
     let model = arch("llama-3.1-8b", 8192);
@@ -202,7 +202,8 @@ fn cpus_and_edge_modules_read_weights() {
     }
 }
 
-/// Power against measurements of Llama-2-70B on A100: mean power of runs that are mostly decode, peak power of prompts.
+/// Power against measurements of Llama-2-70B on A100: mean power of runs that are mostly decode, peak power of
+/// prompts.
 #[test]
 fn power_as_measured() {
     let Some(dir) = data() else { return };

@@ -20,7 +20,8 @@ fn fit(
     ReplicaModel::new(model, &variant(weights, Dtype::Bf16), &acc, &shape, &EngineConfig::default())
 }
 
-/// vLLM's own block counts (16 tokens, 0.9 of an 80 GB H100): Llama-2-7B on one, 7,463; Llama-3.1-70B on four, 30,425.
+/// vLLM's own block counts (16 tokens, 0.9 of an 80 GB H100): Llama-2-7B on one, 7,463; Llama-3.1-70B on four,
+/// 30,425.
 #[test]
 fn kv_blocks_match_vllm() {
     for (name, tp, blocks) in [("llama-2-7b", 1, 7463.0), ("llama-3.1-70b", 4, 30_425.0)] {

@@ -19,8 +19,8 @@ fn plain(model: &ModelArchitecture) -> ModelArchitecture {
     ModelArchitecture { sliding: None, ..model.clone() }
 }
 
-/// gpt-oss-120b: 36 layers × 2 × 8 × 64 × 2 bytes = 73,728 bytes a token; of 8,192 tokens half the layers keep 128 and the
-/// block being filled.
+/// gpt-oss-120b: 36 layers × 2 × 8 × 64 × 2 bytes = 73,728 bytes a token; of 8,192 tokens half the layers keep 128
+/// and the block being filled.
 #[test]
 fn windows_hold_more_requests() {
     let windowed = replica(&arch("gpt-oss-120b", 8192), Dtype::Fp4, "h100", 1);
@@ -36,8 +36,8 @@ fn windows_hold_more_requests() {
     assert!((more - 8192.0 / footprint).abs() < 1e-9, "{more}");
 }
 
-/// Gemma 3 27B: 10 layers of 62 see everything. Decoding 64 requests of 8,192 tokens reads (10 × 8192 + 52 × 1024) tokens
-/// of 8,192 bytes each in a layer, at the reachable share of 3.35 TB/s.
+/// Gemma 3 27B: 10 layers of 62 see everything. Decoding 64 requests of 8,192 tokens reads (10 × 8192 + 52 × 1024)
+/// tokens of 8,192 bytes each in a layer, at the reachable share of 3.35 TB/s.
 #[test]
 fn windows_are_read_as_far_as_they_reach() {
     let gemma = replica(&arch("gemma-3-27b", 16_384), Dtype::Fp8, "h100", 1);

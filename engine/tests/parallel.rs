@@ -16,8 +16,8 @@ fn deepseek(tp: u32, dp: u32, ep: u32) -> Result<ReplicaModel, DoesNotFit> {
     ReplicaModel::new(&arch("deepseek-v3", 8192), &v, &acc, &shape, &EngineConfig::default())
 }
 
-/// Latent attention is copied by tensor parallelism and divided by data parallelism: eight ranks hold almost eight times as
-/// much, less what their own copies of the attention weights take.
+/// Latent attention is copied by tensor parallelism and divided by data parallelism: eight ranks hold almost eight
+/// times as much, less what their own copies of the attention weights take.
 #[test]
 fn attention_ranks_multiply_the_cache() {
     let (tensor, data) = (deepseek(8, 1, 8).unwrap(), deepseek(1, 8, 8).unwrap());
@@ -36,8 +36,8 @@ fn attention_ranks_multiply_the_cache() {
     assert!(data.decode_ms(256.0, 4000.0) < tensor.decode_ms(256.0, 4000.0));
 }
 
-/// Whole experts fall unevenly on ranks: one token hits up to three of eight on one GPU where slices would share evenly; a
-/// large batch hits all anyway.
+/// Whole experts fall unevenly on ranks: one token hits up to three of eight on one GPU where slices would share
+/// evenly; a large batch hits all anyway.
 #[test]
 fn whole_experts_are_uneven() {
     let (sliced, whole) = (deepseek(8, 1, 1).unwrap(), deepseek(8, 1, 8).unwrap());
@@ -140,4 +140,44 @@ fn collectives_as_measured() {
     // Blind to topology, the pairs would be taken as six times as fast as they are.
     let blind = allreduce_ms(&a100, 4, 16e6) / allreduce_ms(&pairs, 4, 16e6);
     assert!(blind < 0.25, "{blind}");
+}
+
+/// DeepSeek-R1 in FP8 on eight H200, aggregated: nothing was fitted to these rows, which do not say whether tokens
+/// were drafted (some step faster than the weights can be read).
+#[test]
+fn tpot_of_deepseek() {
+    let Some(dir) = data() else { return };
+    let mut by_name: std::collections::BTreeMap<String, Vec<f64>> = std::collections::BTreeMap::new();
+    for r in csv(&dir.join("e2e").join("aic_silicon_e2e.csv")) {
+        let number = |column: &str| r[column].parse::<f64>().unwrap_or(1.0).max(1.0);
+        if r["mode"] != "agg" || r["model_path"] != "deepseek-ai/DeepSeek-R1" || number("tp_size") > 8.0 {
+            continue;
+        }
+        let (tp, dp) = (number("tp_size") as u32, number("attention_dp_size") as u32);
+        if tp * dp != 8 {
+            continue;
+        }
+        let shape = Shape {
+            data_parallel: dp,
+            expert_parallel: number("moe_ep_size").min(8.0) as u32,
+            ..shape("h200", tp, 1)
+        };
+        let config = EngineConfig { max_running: 2048, ..EngineConfig::default() };
+        let acc = presets::accelerator("h200").unwrap();
+        let v = variant(Dtype::Fp8, Dtype::Bf16);
+        let Ok(model) = ReplicaModel::new(&arch("deepseek-v3", 10_240), &v, &acc, &shape, &config) else {
+            continue;
+        };
+        let tpot = model.closed_loop_tpot_ms(number("batch_size"), number("isl"), number("osl"));
+        by_name
+            .entry(format!("{} {shape}", r["backend"]))
+            .or_default()
+            .push(tpot / number("silicon_tpot_ms") - 1.0);
+    }
+    for (name, errors) in by_name {
+        let bias = errors.iter().sum::<f64>() / errors.len() as f64;
+        let mut abs: Vec<f64> = errors.iter().map(|e| e.abs()).collect();
+        let median = 100.0 * percentile(&mut abs, 0.5);
+        println!("{name}: {} rows, TPOT error median {median:.0} %, bias {:+.0} %", abs.len(), 100.0 * bias);
+    }
 }

@@ -146,8 +146,9 @@ fn lines_and_sizes() {
     assert!(tight(&few) > 0.0 && tight(&many) == 0.0);
 }
 
-/// Measured disaggregated serving: TPOT of decode at its batch; nothing was fitted to these rows. They do not say how many
-/// decode workers share the concurrency of the DeepSeek rows, nor whether tokens were drafted, so this only prints.
+/// Measured disaggregated serving: TPOT of decode at its batch; nothing was fitted to these rows. They do not say how
+/// many decode workers share the concurrency of the DeepSeek rows, nor whether tokens were drafted, so this only
+/// prints.
 #[test]
 fn tpot_of_decode_replicas() {
     let Some(dir) = data() else { return };

@@ -68,7 +68,8 @@ pub struct Calibration {
     pub api_overhead_ms: f64,
     /// Relative error (e.g. 0.08 = 8 %) that predictions with these coefficients were seen to have (p90).
     pub relative_error: f64,
-    /// CPU time to launch the kernels of one layer without CUDA graphs, microseconds: no step is shorter (0: not known).
+    /// CPU time to launch the kernels of one layer without CUDA graphs, microseconds: no step is shorter (0: not
+    /// known).
     #[serde(default)]
     pub launch_layer_us: f64,
     /// CPU time to schedule and launch one step with CUDA graphs, microseconds: no step is shorter (0: not known).
@@ -160,7 +161,8 @@ impl AcceleratorClass {
             .unwrap_or(0.0)
     }
 
-    /// Accelerators of one node of this class: of the largest on-demand one there is, else as many as share a link domain.
+    /// Accelerators of one node of this class: of the largest on-demand one there is, else as many as share a link
+    /// domain.
     pub fn node_gpus(&self, nodes: &[NodeInfo]) -> u32 {
         let of_class = nodes.iter().filter(|n| n.accelerator == self.name && !n.spot);
         of_class.map(|n| n.allocatable_gpus).max().unwrap_or(self.link_domain_size).max(1)
@@ -171,8 +173,8 @@ impl AcceleratorClass {
         self.resource.as_deref().or(self.vendor.resource_name())
     }
 
-    /// Taints that every engine on this class tolerates: the class's own, and that of GPU nodes, which are commonly tainted
-    /// with their own resource's name.
+    /// Taints that every engine on this class tolerates: the class's own, and that of GPU nodes, which are commonly
+    /// tainted with their own resource's name.
     pub fn all_tolerations(&self) -> Vec<Toleration> {
         let mut all = self.tolerations.clone();
         all.extend(self.resource_name().map(|resource| Toleration {

@@ -55,12 +55,12 @@ pub struct Shape {
     pub tensor_parallel: u32,
     /// Pipeline-parallel degree.
     pub pipeline_parallel: u32,
-    /// Attention data-parallel degree: ranks of `tensor_parallel` accelerators that hold a copy of the attention weights each,
-    /// serve requests of their own, and share the experts of a mixture of experts. 1 for dense models.
+    /// Attention data-parallel degree: ranks of `tensor_parallel` accelerators that hold a copy of the attention
+    /// weights each, serve requests of their own, and share the experts of a mixture of experts. 1 for dense models.
     #[serde(default = "one")]
     pub data_parallel: u32,
-    /// Expert-parallel degree: into how many parts whole experts are divided over the accelerators of a stage; each part is
-    /// split like a tensor over the rest. 1: every expert is split over all of them.
+    /// Expert-parallel degree: into how many parts whole experts are divided over the accelerators of a stage; each
+    /// part is split like a tensor over the rest. 1: every expert is split over all of them.
     #[serde(default = "one")]
     pub expert_parallel: u32,
     /// Role.
@@ -87,8 +87,8 @@ impl Shape {
         self.pipeline_parallel.saturating_mul(self.data_parallel)
     }
 
-    /// Over how many nodes a replica of this shape may be spread, fewest first: equally many whole tensor-parallel groups on
-    /// each, since such a group stays on one node.
+    /// Over how many nodes a replica of this shape may be spread, fewest first: equally many whole tensor-parallel
+    /// groups on each, since such a group stays on one node.
     pub fn splits(&self) -> impl Iterator<Item = u32> + '_ {
         let groups = self.groups();
         (1..=groups).filter(move |nodes| groups.is_multiple_of(*nodes))
@@ -99,8 +99,8 @@ impl Shape {
         self.gpus().div_ceil(nodes.max(1))
     }
 
-    /// Over how many nodes of `node_gpus` accelerators a replica has to be spread (at most one tensor-parallel group on each,
-    /// however small they are).
+    /// Over how many nodes of `node_gpus` accelerators a replica has to be spread (at most one tensor-parallel group
+    /// on each, however small they are).
     pub fn nodes_of(&self, node_gpus: u32) -> u32 {
         self.splits()
             .find(|nodes| self.gpus_on_each(*nodes) <= node_gpus)

@@ -15,6 +15,10 @@ use crate::tolerations::tolerations;
 /// unmeasured hardware were seen to have.
 const UNMEASURED_RELATIVE_ERROR: f64 = 0.3;
 
+/// Latency of an all-reduce over a node's link where none is given, microseconds: measured over PCIe between NVLink
+/// pairs.
+const NODE_LINK_ALPHA_US: f64 = 50.0;
+
 impl AcceleratorClass {
     /// The class as the domain knows it: the preset's facts with those of the spec over them.
     ///
@@ -57,6 +61,7 @@ impl AcceleratorClass {
         for (field, value) in [
             ("idleWatts", spec.idle_watts),
             ("tdpWatts", spec.tdp_watts),
+            ("powerCapWatts", spec.power_cap_watts),
             ("usdPerHour", spec.usd_per_hour),
             ("spotUsdPerHour", spec.spot_usd_per_hour),
         ] {
@@ -64,6 +69,16 @@ impl AcceleratorClass {
                 check.range(&format!("spec.{field}"), value, 0.0, 1e6);
             }
         }
+        let node_link = spec.node_link.as_ref().map(|n| {
+            check.positive("spec.nodeLink.GBPerSecond", n.gb_per_second);
+            let alpha_us = n.alpha_us.unwrap_or(NODE_LINK_ALPHA_US);
+            check.range("spec.nodeLink.alphaUs", alpha_us, 0.0, 1e6);
+            fleet::NodeLink {
+                accelerators: check.count("spec.nodeLink.accelerators", i64::from(n.accelerators), 1, 1024),
+                bytes_per_second: n.gb_per_second * 1e9,
+                alpha_us,
+            }
+        });
         let domain = spec.link_domain_size.map(|n| check.count("spec.linkDomainSize", i64::from(n), 1, 1024));
         let autoscalable =
             spec.autoscalable_max.map(|n| check.count("spec.autoscalableMax", i64::from(n), 0, 1_000_000));
@@ -121,8 +136,8 @@ impl AcceleratorClass {
             link_domain_size: domain.unwrap_or(base.link_domain_size),
             link_bytes_per_second: link_rate.unwrap_or(base.link_bytes_per_second),
             nic_bytes_per_second: nic_rate.unwrap_or(base.nic_bytes_per_second),
-            node_link: base.node_link,
-            power_cap_watts: base.power_cap_watts,
+            node_link: node_link.or(base.node_link),
+            power_cap_watts: spec.power_cap_watts.or(base.power_cap_watts),
             idle_watts: spec.idle_watts.unwrap_or(base.idle_watts),
             tdp_watts: spec.tdp_watts.unwrap_or(base.tdp_watts),
             usd_per_hour: spec.usd_per_hour.unwrap_or(base.usd_per_hour),
@@ -142,6 +157,17 @@ impl AcceleratorClass {
                 class.tdp_watts,
                 format!("is below the idle power ({})", class.idle_watts),
                 format!("use at least {}", class.idle_watts),
+            );
+        }
+        if let Some(class) = &value
+            && let Some(cap) = class.power_cap_watts
+            && cap <= class.idle_watts
+        {
+            check.invalid(
+                "spec.powerCapWatts",
+                cap,
+                format!("is not above the idle power ({})", class.idle_watts),
+                format!("use more than {}", class.idle_watts),
             );
         }
         check.finish(value)
@@ -290,6 +316,7 @@ fn calibration(
         allreduce_alpha_us: cost("allreduceAlphaUs", given.allreduce_alpha_us, base.allreduce_alpha_us),
         api_overhead_ms: cost("apiOverheadMs", given.api_overhead_ms, base.api_overhead_ms),
         relative_error: cost("relativeError", given.relative_error, base.relative_error),
-        ..base
+        launch_layer_us: cost("launchLayerUs", given.launch_layer_us, base.launch_layer_us),
+        launch_step_us: cost("launchStepUs", given.launch_step_us, base.launch_step_us),
     }
 }

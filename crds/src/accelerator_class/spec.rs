@@ -51,8 +51,8 @@ use crate::model_pool::Toleration;
         .message("without a preset give vendor, teraflops, memory, memoryGBPerSecond, idleWatts, tdpWatts, usdPerHour and nodeSelector")
 )]
 pub struct AcceleratorClassSpec {
-    /// A known accelerator to take all facts from that are not given here: h100, h200, b200, a100-80, a100-40, l40s, l4,
-    /// a10g, mi300x or cpu.
+    /// A known accelerator to take all facts from that are not given here: h100, h200, b200, a100-80, a100-40, a100-80-pcie,
+    /// l40s, l4, a10g, mi300x, rtx-4090, jetson-agx-orin-64, cpu or cpu-edge.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63))]
     pub preset: Option<String>,
@@ -80,6 +80,9 @@ pub struct AcceleratorClassSpec {
     #[serde(default, rename = "linkGBPerSecond", skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0.001, max = 1000000000.0))]
     pub link_gb_per_second: Option<f64>,
+    /// What joins the accelerators of a node where fast links join only some of them, e.g. PCIe between NVLink pairs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_link: Option<NodeLink>,
     /// Network bandwidth of one accelerator to other nodes, 10⁹ bytes per second.
     #[serde(default, rename = "nicGBPerSecond", skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0.001, max = 1000000000.0))]
@@ -92,6 +95,10 @@ pub struct AcceleratorClassSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0.0, max = 1000000.0))]
     pub tdp_watts: Option<f64>,
+    /// Power that one accelerator is held to, watts (`nvidia-smi -pl`); prompts take longer under it. Above idleWatts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0.0, max = 1000000.0))]
+    pub power_cap_watts: Option<f64>,
     /// Price of one accelerator on demand, $/h. Use your own contract's price here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0.0, max = 1000000.0))]
@@ -127,6 +134,23 @@ pub struct AcceleratorClassSpec {
     /// Coefficients of the latency model, from `plimsoll profile`. Those left out come from the preset or a prior.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub calibration: Option<Calibration>,
+}
+
+/// What joins the link domains of a node.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Default)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeLink {
+    /// Accelerators of a node.
+    #[schemars(range(min = 1, max = 1024))]
+    pub accelerators: i32,
+    /// Bandwidth of one accelerator over it, 10⁹ bytes per second.
+    #[serde(rename = "GBPerSecond")]
+    #[schemars(range(min = 0.001, max = 1000000000.0))]
+    pub gb_per_second: f64,
+    /// Latency of an all-reduce over it, microseconds. Left out: 50.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0.0, max = 1000000.0))]
+    pub alpha_us: Option<f64>,
 }
 
 /// What replicas claim under dynamic resource allocation.
@@ -197,6 +221,12 @@ pub struct Calibration {
     /// All-reduce latency per doubling of the group, microseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub allreduce_alpha_us: Option<f64>,
+    /// CPU time to launch the kernels of one layer without CUDA graphs, microseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub launch_layer_us: Option<f64>,
+    /// CPU time to schedule and launch one step with CUDA graphs, microseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub launch_step_us: Option<f64>,
     /// API server time before a request reaches the engine's queue, milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub api_overhead_ms: Option<f64>,

@@ -210,6 +210,7 @@ fn custom_architecture(check: &mut Check, name: &str, a: &Architecture) -> Optio
         }
         fleet::Moe { experts, experts_per_token, expert_parameters: m.expert_parameters_billion * 1e9 }
     });
+    let (sliding, recurrent) = special_layers(check, a, layers);
     let active = match a.active_parameters_billion {
         Some(active) => {
             check.positive(&format!("{AT}.activeParametersBillion"), active);
@@ -256,9 +257,45 @@ fn custom_architecture(check: &mut Check, name: &str, a: &Architecture) -> Optio
         tied_embeddings: a.tied_embeddings,
         max_context_tokens: context,
         moe,
-        sliding: None,
-        recurrent: None,
+        sliding,
+        recurrent,
     })
+}
+
+/// Layers that keep less than every token.
+fn special_layers(
+    check: &mut Check,
+    a: &Architecture,
+    layers: u32,
+) -> (Option<fleet::SlidingWindow>, Option<fleet::RecurrentState>) {
+    const AT: &str = "spec.model.architecture";
+    let sliding = a.sliding_window.as_ref().map(|s| fleet::SlidingWindow {
+        layers: check.count(&format!("{AT}.slidingWindow.layers"), i64::from(s.layers), 1, layers),
+        window_tokens: check.count(
+            &format!("{AT}.slidingWindow.tokens"),
+            i64::from(s.tokens),
+            1,
+            100_000_000,
+        ),
+    });
+    let recurrent = a.recurrent.as_ref().map(|r| {
+        let most = layers.saturating_sub(1).max(1);
+        check.range(&format!("{AT}.recurrent.stateBytes"), r.state_bytes, 1.0, 1e12);
+        fleet::RecurrentState {
+            layers: check.count(&format!("{AT}.recurrent.layers"), i64::from(r.layers), 1, most),
+            state_bytes: r.state_bytes,
+        }
+    });
+    let special = sliding.map_or(0, |s| s.layers) + recurrent.map_or(0, |r| r.layers);
+    if special > layers {
+        check.invalid(
+            format!("{AT}.recurrent.layers"),
+            special,
+            format!("and slidingWindow.layers together are more than the {layers} layers"),
+            "count each layer once",
+        );
+    }
+    (sliding, recurrent)
 }
 
 const SOURCE_REMEDY: &str =

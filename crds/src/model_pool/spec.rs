@@ -189,7 +189,11 @@ pub struct Model {
     validation = Rule::new("has(self.kvHeads) != has(self.latent)")
         .message("name exactly one of kvHeads (multi-head or grouped-query attention) and latent (multi-head latent attention)"),
     validation = Rule::new("!has(self.moe) || has(self.activeParametersBillion)")
-        .message("a mixture of experts needs activeParametersBillion: the parameters that one token uses")
+        .message("a mixture of experts needs activeParametersBillion: the parameters that one token uses"),
+    validation = Rule::new("(has(self.slidingWindow) ? self.slidingWindow.layers : 0) + (has(self.recurrent) ? self.recurrent.layers : 0) <= self.layers")
+        .message("slidingWindow.layers and recurrent.layers together are more than layers"),
+    validation = Rule::new("!has(self.recurrent) || self.recurrent.layers < self.layers")
+        .message("recurrent.layers must leave at least one layer with attention")
 )]
 pub struct Architecture {
     /// Transformer layers (`num_hidden_layers`).
@@ -229,6 +233,36 @@ pub struct Architecture {
     /// Mixture-of-experts facts; leave out for a dense model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub moe: Option<MixtureOfExperts>,
+    /// Layers whose attention sees the last tokens only (`sliding_window`, `layer_types`; chunked attention counts alike).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sliding_window: Option<SlidingWindow>,
+    /// Layers that keep a state of constant size instead of keys and values (linear attention, state-space models).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recurrent: Option<RecurrentLayers>,
+}
+
+/// Layers with sliding-window attention.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Default)]
+#[serde(rename_all = "camelCase")]
+pub struct SlidingWindow {
+    /// How many layers.
+    #[schemars(range(min = 1, max = 10000))]
+    pub layers: i32,
+    /// How far they see, tokens.
+    #[schemars(range(min = 1, max = 100000000))]
+    pub tokens: i32,
+}
+
+/// Layers with a recurrent state.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Default)]
+#[serde(rename_all = "camelCase")]
+pub struct RecurrentLayers {
+    /// How many layers.
+    #[schemars(range(min = 1, max = 10000))]
+    pub layers: i32,
+    /// State of one layer for one request, bytes.
+    #[schemars(range(min = 1.0, max = 1000000000000.0))]
+    pub state_bytes: f64,
 }
 
 /// Multi-head latent attention.

@@ -183,8 +183,11 @@ fn check_experts(arch: &ModelArchitecture, shape: &Shape) -> Result<(), DoesNotF
             format!("use expert parallel of at most {}", moe.experts),
         ),
         Some(_) if !gpus.is_multiple_of(ep) => {
-            let allowed: Vec<String> =
-                (1..=gpus).filter(|e| gpus.is_multiple_of(*e)).take(16).map(|e| e.to_string()).collect();
+            let allowed: Vec<String> = (1..=gpus.min(1024))
+                .filter(|e| gpus.is_multiple_of(*e))
+                .take(16)
+                .map(|e| e.to_string())
+                .collect();
             refuse(
                 format!("expert parallel {ep} does not divide the {gpus} accelerators of a stage"),
                 format!("use {}", allowed.join(", ")),
@@ -222,7 +225,7 @@ fn validate_extensions(
         not_negative(&class, &[("node_link.alpha_us", n.alpha_us)])?;
     }
     if let Some(cap) = acc.power_cap_watts
-        && !(cap > acc.idle_watts)
+        && (cap.is_nan() || cap <= acc.idle_watts)
     {
         return Err(DoesNotFit::Invalid {
             object: class,

@@ -36,8 +36,8 @@ pub struct MemoryFit {
     pub state_bytes_per_request_per_gpu: f64,
     /// KV-cache capacity of the replica, blocks that every attention layer keeps.
     pub kv_blocks: u64,
-    /// KV-cache capacity of the replica, tokens that every attention layer keeps: a multiple of the block size. Layers
-    /// with a window keep fewer of a long request, see [`crate::ReplicaModel::footprint_tokens`].
+    /// KV-cache capacity of the replica, tokens that every attention layer keeps: a multiple of the block size.
+    /// Layers with a window keep fewer of a long request, see [`crate::ReplicaModel::footprint_tokens`].
     pub kv_tokens: f64,
     /// How many requests of the longest allowed context fit at once.
     pub max_concurrency: f64,
@@ -78,8 +78,8 @@ impl Weights {
         self.dense + self.experts + self.table * self.tables
     }
 
-    /// On the fullest GPU. The first stage holds the input table, the last the output table. Attention ranks copy all but
-    /// routed experts.
+    /// On the fullest GPU. The first stage holds the input table, the last the output table. Attention ranks copy all
+    /// but routed experts.
     fn per_gpu(&self, arch: &ModelArchitecture, shape: &Shape) -> f64 {
         let stage_share = f64::from(stage_layers(arch, shape)) / f64::from(arch.layers);
         let tables = if shape.pipeline_parallel == 1 { self.tables } else { 1.0 };
@@ -139,8 +139,8 @@ fn domain_tp(arch: &ModelArchitecture, domain: u32) -> u32 {
 /// Fits a model into a shape whose tensor-parallel groups reach no further than `widest`.
 ///
 /// Weights are split evenly over tensor-parallel ranks, and by whole layers over pipeline stages; KV tokens are
-/// `(utilisation × memory − weights − LoRA slots − draft − reserve) / bytes per token`, all of the fullest GPU, rounded down
-/// to blocks, times the attention ranks.
+/// `(utilisation × memory − weights − LoRA slots − draft − reserve) / bytes per token`, all of the fullest GPU,
+/// rounded down to blocks, times the attention ranks.
 pub(crate) fn fit(
     arch: &ModelArchitecture,
     variant: &Variant,

@@ -4,138 +4,10 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use plimsoll_fleet::Role;
-use serde::{Deserialize, Serialize};
 
 use super::blocks::BlockPool;
-use crate::{ReplicaModel, Scheduling, StepLoad};
-
-/// What the engine is told to do, besides [`crate::EngineConfig`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct SimPolicy {
-    /// Whether blocks of earlier prompts are used again.
-    pub prefix_cache: bool,
-    /// Most requests that may wait (`None`: no limit).
-    pub max_waiting: Option<usize>,
-}
-
-impl Default for SimPolicy {
-    fn default() -> Self {
-        Self { prefix_cache: true, max_waiting: None }
-    }
-}
-
-/// A request as the engine sees it.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-pub struct SimRequest {
-    /// Identity; unique among requests in the engine.
-    pub id: u64,
-    /// A hash per full block of the prompt, each covering all tokens up to its block's end. Blocks beyond those
-    /// listed are shared with nobody.
-    pub prompt_blocks: Vec<u64>,
-    /// Prompt length, tokens.
-    pub prompt_tokens: u32,
-    /// Answer length, tokens; at least one is generated.
-    pub output_tokens: u32,
-    /// Lower goes first, as in vLLM; equal ones by arrival.
-    pub priority: i32,
-    /// Adapter; requests of different adapters share no blocks.
-    pub adapter: Option<String>,
-}
-
-/// Why the engine does not take a request.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum SubmitError {
-    /// Longer than the model serves.
-    #[error(
-        "request {id} needs {tokens} tokens, the longest allowed is {max_tokens}; shorten the prompt or the answer"
-    )]
-    TooLong {
-        /// Request.
-        id: u64,
-        /// Prompt and answer, tokens.
-        tokens: u64,
-        /// Longest allowed, tokens.
-        max_tokens: u64,
-    },
-    /// The prompt is empty.
-    #[error("request {id} has an empty prompt; send at least one token")]
-    EmptyPrompt {
-        /// Request.
-        id: u64,
-    },
-    /// The queue is full.
-    #[error("request {id} finds {waiting} requests waiting, the most allowed; try again later")]
-    QueueFull {
-        /// Request.
-        id: u64,
-        /// Requests that wait.
-        waiting: usize,
-    },
-    /// A request of this identity is in the engine already.
-    #[error("request {id} is in the engine already; use another id")]
-    Duplicate {
-        /// Request.
-        id: u64,
-    },
-}
-
-/// One answer token.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct TokenEvent {
-    /// Request.
-    pub id: u64,
-    /// Position in the answer, from 0.
-    pub index: u32,
-    /// Whether it is the first.
-    pub first: bool,
-    /// Whether it is the last.
-    pub finished: bool,
-    /// Prompt tokens that were found in the cache when the request was first admitted.
-    pub cached_tokens: u32,
-    /// Time from submission to first admission, milliseconds.
-    pub queue_ms: f64,
-}
-
-/// What one iteration did.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct StepOutcome {
-    /// How long it took, milliseconds.
-    pub duration_ms: f64,
-    /// Tokens that appear at its end, in scheduling order.
-    pub tokens: Vec<TokenEvent>,
-    /// Requests thrown out of the batch to make room; they wait to be computed again.
-    pub preempted: Vec<u64>,
-    /// What it worked on.
-    pub load: StepLoad,
-}
-
-/// Counters and gauges, as an engine exports them.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
-pub struct SimStats {
-    /// Requests in the batch.
-    pub running: usize,
-    /// Requests that wait.
-    pub waiting: usize,
-    /// Share of KV blocks in use by requests, 0–1.
-    pub kv_usage: f64,
-    /// KV blocks altogether.
-    pub kv_blocks: u64,
-    /// Prompt tokens looked up in the prefix cache, since the start.
-    pub prefix_query_tokens: u64,
-    /// Of these, found.
-    pub prefix_hit_tokens: u64,
-    /// Preemptions since the start.
-    pub preemptions: u64,
-    /// Tokens prefilled since the start (recomputed ones again).
-    pub prefill_tokens: u64,
-    /// Answer tokens generated since the start.
-    pub generation_tokens: u64,
-    /// Requests finished since the start.
-    pub finished: u64,
-    /// Iterations since the start.
-    pub steps: u64,
-}
+use super::request::{SimPolicy, SimRequest, SimStats, StepOutcome, SubmitError, TokenEvent};
+use crate::{ReplicaModel, Scheduling};
 
 /// Place in line: priority, then arrival.
 type Key = (i32, u64);
@@ -201,6 +73,8 @@ impl Job {
 pub struct Replica {
     model: ReplicaModel,
     policy: SimPolicy,
+    /// Whether requests keep their sequence of blocks and nothing beside it.
+    plain: bool,
     pool: BlockPool,
     /// In order of their keys.
     running: Vec<Job>,
@@ -216,6 +90,7 @@ impl Replica {
     pub fn new(model: ReplicaModel, policy: SimPolicy) -> Self {
         let pool = BlockPool::new((model.memory().kv_blocks as f64 / model.kv.sequence_unit()) as u64);
         Self {
+            plain: model.kv.beside_sequence(1e9) == 0.0,
             model,
             policy,
             pool,
@@ -310,8 +185,8 @@ impl Replica {
         }
     }
 
-    /// Whether an empty cache holds a request of this many tokens. The last answer token is never computed on, so it needs
-    /// no place.
+    /// Whether an empty cache holds a request of this many tokens. The last answer token is never computed on, so it
+    /// needs no place.
     fn holds(&self, tokens: u64) -> bool {
         let computed = u32::try_from(tokens.saturating_sub(1)).unwrap_or(u32::MAX);
         u64::from(self.blocks_for(computed)) + u64::from(self.beside_for(computed))
@@ -354,6 +229,9 @@ impl Replica {
 
     /// Blocks that a request of this many computed tokens keeps beside its sequence.
     fn beside_for(&self, tokens: u32) -> u32 {
+        if self.plain {
+            return 0;
+        }
         let beside = self.model.kv.beside_sequence(f64::from(tokens)) / f64::from(self.block_tokens());
         beside.ceil() as u32
     }
@@ -363,8 +241,8 @@ impl Replica {
         self.model.config().speculation.map_or(0, |s| s.draft_tokens)
     }
 
-    /// Gives the running job at `i` its next tokens, preempting later ones for room. Returns the share of the step's budget
-    /// that it takes: none if it was itself preempted.
+    /// Gives the running job at `i` its next tokens, preempting later ones for room. Returns the share of the step's
+    /// budget that it takes: none if it was itself preempted.
     fn schedule_running(&mut self, i: usize, budget: u32, out: &mut StepOutcome) -> u32 {
         let drafts = self.drafts();
         let Some((tokens, drafted, blocks, beside)) = self.running.get(i).map(|job| {
@@ -530,7 +408,8 @@ impl Replica {
         let mut done = false;
         // A job that got no tokens in this step still has some to compute, so all that have none yield one.
         for job in self.running.iter_mut().filter(|j| j.remaining() == 0) {
-            // The expected number of accepted drafts, spread evenly over steps; the step that ends the prompt has none.
+            // The expected number of accepted drafts, spread evenly over steps; the step that ends the prompt has
+            // none.
             let mut tokens = 1;
             if yielded > 1.0 && job.generated > 0 {
                 job.owed += yielded;

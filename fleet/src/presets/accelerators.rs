@@ -19,8 +19,8 @@ const HOPPER: Calibration = Calibration {
     allreduce_alpha_us: 2.8,
     api_overhead_ms: 17.0,
     relative_error: 0.15,
-    // Inferred, not measured directly: a custom all-reduce takes 17–20 µs longer when launched without graphs, and a layer
-    // has about ten launches.
+    // Inferred, not measured directly: a custom all-reduce takes 17–20 µs longer when launched without graphs, and a
+    // layer has about ten launches.
     launch_layer_us: 180.0,
     launch_step_us: 0.0,
 };
@@ -236,8 +236,8 @@ const FACTS: &[Facts] = &[
             ..PRIOR
         },
     },
-    // PCIe cards whose NVLink bridges join pairs: the rest of a node is reached over PCIe 4.0 ×16. An all-reduce over two
-    // pairs was measured at 23.8 GB/s of bus bandwidth and 66 µs where a pair takes 7.
+    // PCIe cards whose NVLink bridges join pairs: the rest of a node is reached over PCIe 4.0 ×16. An all-reduce over
+    // two pairs was measured at 23.8 GB/s of bus bandwidth and 66 µs where a pair takes 7.
     Facts {
         name: "a100-80-pcie",
         vendor: Vendor::Nvidia,

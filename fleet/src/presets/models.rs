@@ -142,8 +142,8 @@ const FACTS: &[Facts] = &[
         moe: Some((128, 8, 227.10)),
         ..PLAIN
     },
-    // Three of four layers are gated DeltaNet: 32 value heads of a 128 × 128 state, and three steps of a convolution over
-    // 8,192 channels, kept in 16 bits.
+    // Three of four layers are gated DeltaNet: 32 value heads of a 128 × 128 state, and three steps of a convolution
+    // over 8,192 channels, kept in 16 bits.
     Facts {
         name: "qwen3-next-80b-a3b",
         layers: 48,
