@@ -20,9 +20,17 @@ const HOP_MS: f64 = 0.05;
 /// What a layer of routed experts costs on top, microseconds: router, sorting tokens by expert, and kernels in two rounds.
 /// Inferred: what sets fits of gpt-oss-120b and DeepSeek-R1 on H100 and H200 (vLLM, SGLang) apart from those of dense models.
 const EXPERT_LAYER_US: f64 = 25.0;
-/// Share of `eta_compute` that products with routed experts reach: many small ones. Inferred from gpt-oss-120b under vLLM: with it,
-/// TPOT and TTFT alike ask for the `eta_compute` of dense models.
-const EXPERT_COMPUTE: f64 = 0.35;
+/// Share of `eta_compute` that products with routed experts reach: many small ones. 0.35 is inferred from gpt-oss-120b under
+/// vLLM, whose experts have 25 million parameters: with it, TPOT and TTFT alike ask for the `eta_compute` of dense models.
+/// That it grows with the root of larger experts' size, up to that of dense products, is a guess.
+fn expert_share(arch: &ModelArchitecture) -> f64 {
+    const SHARE: f64 = 0.35;
+    const PARAMETERS: f64 = 25e6;
+    let of_one = arch.moe.as_ref().map_or(f64::INFINITY, |m| {
+        m.expert_parameters / (f64::from(m.experts) * f64::from(arch.layers)).max(1.0)
+    });
+    (SHARE * (of_one / PARAMETERS).sqrt()).clamp(SHARE, 1.0)
+}
 
 /// What one engine step works on.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
@@ -223,7 +231,7 @@ impl StepTimes {
             expert_read: MS * weights.experts * fullest / (tp * dp * read),
             experts: ExpertLoad::new(arch, shape, config.expert_skew),
             decode_token: MS * 2.0 * (dense + output_table) / flops + lora_token,
-            expert_token: MS * 2.0 * active_experts / (EXPERT_COMPUTE * flops * dp),
+            expert_token: MS * 2.0 * active_experts / (expert_share(arch) * flops * dp),
             prefill_token: MS * 2.0 * dense / flops + lora_token,
             attention: attention * f64::from(arch.full_layers()),
             windowed: attention * f64::from(arch.sliding_layers()),
