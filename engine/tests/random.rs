@@ -5,6 +5,7 @@
 mod common;
 
 use common::class;
+use plimsoll_engine::sim::{Replica, SimPolicy, SimRequest};
 use plimsoll_engine::{
     Draft, EngineConfig, KvOffload, KvTransfer, LinkTier, Lora, PdModel, ReplicaModel, Speculation, StepLoad,
 };
@@ -347,6 +348,59 @@ proptest! {
         if let Some((n, m)) = pd.size(&mix, &|_| slo, 3.0 * here.rps, 1.0, 0.0) {
             prop_assert!(line(n, m).rps >= 3.0 * here.rps);
         }
+    }
+
+    /// The simulated engine with a cache that holds little more than one request: windows, states, drafts and adapters or
+    /// not, every request gets each token once and in order, and no block is lost.
+    #[test]
+    fn every_token_appears_once(
+        case in cases(), room in 1.05..4.0f64, role in 0usize..2,
+        requests in proptest::collection::vec((1u32..400, 1u32..100, 0u64..6), 1..30),
+    ) {
+        let shape = Shape { data_parallel: 1, role: [Role::Mixed, Role::Decode][role], ..case.shape.clone() };
+        let expert_parallel = if shape.tensor_parallel.is_multiple_of(shape.expert_parallel) {
+            shape.expert_parallel
+        } else {
+            1
+        };
+        let shape = Shape { expert_parallel, ..shape };
+        let arch = ModelArchitecture { max_context_tokens: 512, ..case.arch.clone() };
+        let case = Case { arch, shape, ..case };
+        let Some(large) = case.replica() else { return Err(TestCaseError::reject("does not fit")) };
+        let m = large.memory();
+        let cache = m.kv_bytes_per_token_per_gpu * (large.footprint_tokens(512.0) + 32.0) * room;
+        let used = m.weights_bytes_per_gpu + m.lora_bytes_per_gpu + m.draft_bytes_per_gpu + m.reserve_bytes_per_gpu;
+        let mut case = case;
+        case.acc.memory_bytes = (used + cache) / case.config.memory_utilisation;
+        let Some(model) = case.replica() else { return Err(TestCaseError::reject("does not fit")) };
+        let mut engine = Replica::new(model, SimPolicy::default());
+        let mut next = vec![0u32; requests.len()];
+        for (id, (prompt_tokens, output_tokens, adapter)) in requests.iter().enumerate() {
+            let adapter = (*adapter > 0).then(|| format!("lora-{adapter}"));
+            let request = SimRequest {
+                id: id as u64,
+                prompt_tokens: *prompt_tokens,
+                output_tokens: *output_tokens,
+                adapter,
+                ..SimRequest::default()
+            };
+            prop_assert_eq!(engine.submit(0.0, request), Ok(()));
+        }
+        let (mut now, mut steps) = (0.0, 0);
+        while let Some(step) = engine.step(now) {
+            prop_assert!(step.duration_ms > 0.0 && step.duration_ms.is_finite());
+            now += step.duration_ms;
+            for t in &step.tokens {
+                prop_assert_eq!(t.index, next[t.id as usize]);
+                next[t.id as usize] += 1;
+            }
+            steps += 1;
+            prop_assert!(steps < 100_000, "the engine does not come to rest");
+        }
+        for (n, r) in next.iter().zip(&requests) {
+            prop_assert_eq!(*n, r.1);
+        }
+        prop_assert_eq!(engine.stats().kv_usage, 0.0);
     }
 
     /// Whatever the figures: an answer or a reason, and no panic.
