@@ -16,6 +16,7 @@ mod config;
 mod load_line;
 mod memory;
 mod mix;
+pub mod outlook;
 mod predict;
 mod quantile;
 mod queue;

@@ -8,6 +8,7 @@ pub mod explain;
 pub mod operator;
 mod operator_health;
 pub mod plan;
+pub mod predict;
 pub mod release;
 pub mod replay;
 pub mod scheduler;

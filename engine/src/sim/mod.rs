@@ -9,9 +9,11 @@
 //! that order is preempted and later computed again; blocks of finished requests stay until evicted, least
 //! recently used first, and full prompt blocks found again are not computed again.
 
+mod arrivals;
 mod blocks;
 mod replica;
 mod run;
 
+pub use arrivals::{arrivals, requests};
 pub use replica::{Replica, SimPolicy, SimRequest, SimStats, StepOutcome, SubmitError, TokenEvent};
 pub use run::{Arrival, RequestOutcome, simulate, simulate_closed};
