@@ -12,6 +12,7 @@
 //! plain pipeline parallelism, chunked prefill, cached prefixes, weight and KV formats. Replicas that serve one phase
 //! only ([`plimsoll_fleet::Role::Prefill`], [`plimsoll_fleet::Role::Decode`]) are refused.
 
+pub mod calibrate;
 mod config;
 mod load_line;
 mod memory;
