@@ -168,9 +168,13 @@ pub(crate) struct PromptDetails {
 impl Choice {
     /// Whether it brings text, or the end.
     pub(crate) fn has_token(&self) -> bool {
+        self.has_text() || self.finish_reason.is_some()
+    }
+
+    /// Whether it brings text.
+    pub(crate) fn has_text(&self) -> bool {
         let filled = |s: &Option<String>| s.as_ref().is_some_and(|s| !s.is_empty());
         filled(&self.text)
-            || self.finish_reason.is_some()
             || self.delta.as_ref().is_some_and(|d| filled(&d.content) || filled(&d.reasoning_content))
     }
 }
