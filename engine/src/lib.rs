@@ -15,6 +15,7 @@
 pub mod calibrate;
 mod config;
 mod load_line;
+pub mod measurements;
 mod memory;
 mod mix;
 pub mod outlook;

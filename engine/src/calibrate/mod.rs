@@ -17,5 +17,5 @@ mod probes;
 pub use coefficients::Coefficient;
 pub use fit::{Fit, FitError, Residual, fit};
 pub use observation::{Measured, Metric, Observation, Subject, Workload};
-pub use prior::Prior;
+pub use prior::{Prior, Traits};
 pub use probes::{Probe, ProbeLimits, probes};
