@@ -37,6 +37,7 @@ impl Paint {
     }
 
     /// Without colour.
+    #[cfg(test)]
     pub fn plain() -> Self {
         Self { on: false }
     }
@@ -138,8 +139,14 @@ mod tests {
         assert_eq!((thousands(999.4), thousands(0.0)), ("999".to_owned(), "0".to_owned()));
         assert_eq!(thousands(-1234.0), "−1,234");
         assert_eq!(figure(9.996), "10.0");
-        assert_eq!((figure(0.42), figure(48.26), figure(f64::INFINITY)), ("0.42".into(), "48.3".into(), "–".into()));
-        assert_eq!((millis(7.31), millis(48.2), millis(12_345.0)), ("7.3".into(), "48".into(), "12,345".into()));
+        assert_eq!(
+            (figure(0.42), figure(48.26), figure(f64::INFINITY)),
+            ("0.42".into(), "48.3".into(), "–".into())
+        );
+        assert_eq!(
+            (millis(7.31), millis(48.2), millis(12_345.0)),
+            ("7.3".into(), "48".into(), "12,345".into())
+        );
     }
 
     #[test]

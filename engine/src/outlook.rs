@@ -57,8 +57,7 @@ fn mixture(
     let counted: Vec<&ClassPrediction> = classes.iter().filter(|c| c.rps > 0.0).collect();
     let counted = if counted.is_empty() { classes.iter().collect() } else { counted };
     let ends = counted.iter().map(|c| quantile(c, p));
-    let (mut low, mut high) =
-        ends.fold((f64::INFINITY, 0.0_f64), |(low, high), v| (low.min(v), high.max(v)));
+    let (mut low, mut high) = ends.fold((f64::INFINITY, 0.0_f64), |(low, high), v| (low.min(v), high.max(v)));
     if counted.len() < 2 || !high.is_finite() {
         return high;
     }
@@ -140,7 +139,12 @@ pub struct Simulated {
 
 impl Simulated {
     /// Sums up a run, without its first `warm_up` requests. `None` if nothing is left.
-    pub fn of(outcomes: &[RequestOutcome], warm_up: usize, percentiles: &Percentiles, slo: &Slo) -> Option<Self> {
+    pub fn of(
+        outcomes: &[RequestOutcome],
+        warm_up: usize,
+        percentiles: &Percentiles,
+        slo: &Slo,
+    ) -> Option<Self> {
         let counted = outcomes.get(warm_up..).unwrap_or_default();
         let (first, last) = (counted.first()?, counted.last()?);
         let quantile = |values: Vec<f64>, p: Percentile| {

@@ -157,12 +157,9 @@ impl HfConfig {
         let layers = positive(need(text.num_hidden_layers, "num_hidden_layers")?, "num_hidden_layers")?;
         let hidden = positive(need(text.hidden_size, "hidden_size")?, "hidden_size")?;
         let heads = positive(need(text.num_attention_heads, "num_attention_heads")?, "num_attention_heads")?;
-        let vocab =
-            positive(need(text.vocab_size.or(self.vocab_size), "vocab_size")?, "vocab_size")?;
-        let tied = text
-            .tie_word_embeddings
-            .or(self.tie_word_embeddings)
-            .unwrap_or_else(|| TIED.contains(&family));
+        let vocab = positive(need(text.vocab_size.or(self.vocab_size), "vocab_size")?, "vocab_size")?;
+        let tied =
+            text.tie_word_embeddings.or(self.tie_word_embeddings).unwrap_or_else(|| TIED.contains(&family));
         let max_context_tokens = text.max_position_embeddings.unwrap_or_else(|| {
             notes.push("max_position_embeddings is missing; 8,192 tokens assumed".to_owned());
             8192
@@ -227,7 +224,9 @@ impl HfConfig {
                 k.iter().any(|k| ["linear_attention", "mamba", "recurrent", "conv"].contains(&k.as_str()))
             })
         };
-        if mixed(&self.layer_types) || mixed(&self.layers_block_type) || self.hybrid_override_pattern.is_some()
+        if mixed(&self.layer_types)
+            || mixed(&self.layers_block_type)
+            || self.hybrid_override_pattern.is_some()
         {
             return kind("hybrid (state-space or linear attention)");
         }
@@ -269,7 +268,8 @@ impl HfConfig {
     }
 
     fn experts(&self, layers: u32) -> Result<Option<Experts>, UnreadableConfig> {
-        let count = self.num_local_experts.or(self.num_experts).or(self.n_routed_experts).or(self.moe_num_experts);
+        let count =
+            self.num_local_experts.or(self.num_experts).or(self.n_routed_experts).or(self.moe_num_experts);
         let Some(count) = count.filter(|n| *n > 1) else { return Ok(None) };
         let per_token =
             self.num_experts_per_tok.or(self.num_experts_per_token).or(self.experts_per_token).or(self.moe_k);
@@ -309,9 +309,13 @@ impl HfConfig {
     fn weights(&self) -> Option<Dtype> {
         if let Some(q) = &self.quantization_config {
             let method = q.quant_method.as_deref().unwrap_or_default();
-            let form = [method, q.quant_algo.as_deref().unwrap_or_default(), q.format.as_deref().unwrap_or_default()]
-                .join(" ")
-                .to_lowercase();
+            let form = [
+                method,
+                q.quant_algo.as_deref().unwrap_or_default(),
+                q.format.as_deref().unwrap_or_default(),
+            ]
+            .join(" ")
+            .to_lowercase();
             let says = |word: &str| form.contains(word);
             return Some(match q.bits.or(q.w_bit) {
                 Some(4) => Dtype::Int4,
@@ -389,9 +393,17 @@ mod tests {
             let HfModel { architecture: a, weights: w, notes } = read(json).unwrap();
             assert_eq!((w, notes), (weights, vec![]), "{name}");
             assert_eq!(a.attention, preset.attention, "{name}");
-            assert_eq!((a.layers, a.hidden, a.heads, a.head_dim), (preset.layers, preset.hidden, preset.heads, preset.head_dim));
-            assert_eq!((a.vocab, a.tied_embeddings, a.max_context_tokens), (preset.vocab, preset.tied_embeddings, preset.max_context_tokens));
-            let close = |x: f64, y: f64, what: &str| assert!((x / y - 1.0).abs() < 0.01, "{name} {what}: {x:e} {y:e}");
+            assert_eq!(
+                (a.layers, a.hidden, a.heads, a.head_dim),
+                (preset.layers, preset.hidden, preset.heads, preset.head_dim)
+            );
+            assert_eq!(
+                (a.vocab, a.tied_embeddings, a.max_context_tokens),
+                (preset.vocab, preset.tied_embeddings, preset.max_context_tokens)
+            );
+            let close = |x: f64, y: f64, what: &str| {
+                assert!((x / y - 1.0).abs() < 0.01, "{name} {what}: {x:e} {y:e}")
+            };
             close(a.total_parameters, preset.total_parameters, "total");
             close(a.active_parameters, preset.active_parameters, "active");
             assert_eq!(a.moe.is_some(), preset.moe.is_some());
@@ -426,20 +438,36 @@ mod tests {
         says("{}", "num_hidden_layers is missing");
         says(&LLAMA_8B.replace("\"vocab_size\": 128256,", ""), "vocab_size is missing");
         says(&LLAMA_8B.replace("\"llama\"", "\"mamba2\""), "mamba2 models are not modelled");
-        says(&LLAMA_8B.replace("\"hidden_size\": 4096", "\"hidden_size\": 4097"), "does not divide hidden_size");
-        says(&LLAMA_8B.replace("{\"architectures\"", "{\"is_encoder_decoder\": true, \"architectures\""), "encoder-decoder");
-        says(&MIXTRAL.replace("\"num_experts_per_tok\": 2", "\"num_experts_per_tok\": 9"), "num_experts_per_tok is 9");
-        says(&LLAMA_8B.replace("\"hidden_size\"", "\"layer_types\": [\"linear_attention\"], \"hidden_size\""), "hybrid");
+        says(
+            &LLAMA_8B.replace("\"hidden_size\": 4096", "\"hidden_size\": 4097"),
+            "does not divide hidden_size",
+        );
+        says(
+            &LLAMA_8B.replace("{\"architectures\"", "{\"is_encoder_decoder\": true, \"architectures\""),
+            "encoder-decoder",
+        );
+        says(
+            &MIXTRAL.replace("\"num_experts_per_tok\": 2", "\"num_experts_per_tok\": 9"),
+            "num_experts_per_tok is 9",
+        );
+        says(
+            &LLAMA_8B.replace("\"hidden_size\"", "\"layer_types\": [\"linear_attention\"], \"hidden_size\""),
+            "hybrid",
+        );
     }
 
     #[test]
     fn quantised_checkpoints_are_told() {
         let with = |q: &str| {
-            let json = LLAMA_8B.replace("\"rope_scaling\"", &format!("\"quantization_config\": {q}, \"rope_scaling\""));
+            let json = LLAMA_8B
+                .replace("\"rope_scaling\"", &format!("\"quantization_config\": {q}, \"rope_scaling\""));
             read(&json).unwrap().weights
         };
         assert_eq!(with(r#"{"quant_method": "awq", "bits": 4}"#), Dtype::Int4);
-        assert_eq!(with(r#"{"quant_method": "compressed-tensors", "format": "float-quantized"}"#), Dtype::Fp8);
+        assert_eq!(
+            with(r#"{"quant_method": "compressed-tensors", "format": "float-quantized"}"#),
+            Dtype::Fp8
+        );
         assert_eq!(with(r#"{"quant_method": "modelopt", "quant_algo": "NVFP4"}"#), Dtype::Fp4);
         assert_eq!(with(r#"{"quant_method": "gptq"}"#), Dtype::Int4);
     }

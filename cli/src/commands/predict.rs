@@ -4,9 +4,9 @@ use serde_json::json;
 
 use crate::failure::{Failure, Outcome};
 use crate::paint::Paint;
-use crate::predict::ask::{Asked, Flags, ask};
-use crate::predict::rows::{Question, Row, rows};
-use crate::predict::{detail, table};
+use crate::prediction::ask::{Asked, Flags, ask};
+use crate::prediction::rows::{Question, Row, rows};
+use crate::prediction::{detail, table};
 
 /// Predict a model on GPUs: does it fit, TTFT and TPOT, the rate it takes within objectives, the cost, and what binds
 #[derive(Debug, clap::Args)]
@@ -44,7 +44,10 @@ pub fn run(args: &Args) -> Outcome {
     match args.format {
         Format::Json => {
             let values: Vec<serde_json::Value> = answers.iter().map(|(q, r)| as_json(q, r)).collect();
-            println!("{:#}", if values.len() == 1 { values.into_iter().next().unwrap_or_default() } else { json!(values) });
+            println!(
+                "{:#}",
+                if values.len() == 1 { values.into_iter().next().unwrap_or_default() } else { json!(values) }
+            );
         }
         Format::Table => {
             for (i, (question, rows)) in answers.iter().enumerate() {

@@ -263,7 +263,8 @@ impl Profiler {
         }
         if !self.manners.ignore_eos {
             self.notes.push(
-                "the endpoint refuses ignore_eos: answers end where the model ends them, and may be shorter".to_owned(),
+                "the endpoint refuses ignore_eos: answers end where the model ends them, and may be shorter"
+                    .to_owned(),
             );
         }
         if !first.usage {
@@ -377,8 +378,10 @@ impl Profiler {
         }
         // Dropping `running` hangs up, and the engine forgets the rest.
         running.abort_all();
-        summary(clients, &counted)
-            .ok_or(ProfileError::Broken { kind: "empty answer", detail: "no request was answered".to_owned() })
+        summary(clients, &counted).ok_or(ProfileError::Broken {
+            kind: "empty answer",
+            detail: "no request was answered".to_owned(),
+        })
     }
 }
 

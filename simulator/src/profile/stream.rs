@@ -68,7 +68,10 @@ impl Reading {
             detail: format!("{e} in {}", excerpt(data)),
         })?;
         if let Some(error) = event.error.filter(|e| !e.is_null()) {
-            return Err(ProfileError::Broken { kind: "error in the stream", detail: excerpt(&error.to_string()) });
+            return Err(ProfileError::Broken {
+                kind: "error in the stream",
+                detail: excerpt(&error.to_string()),
+            });
         }
         if event.choices.iter().any(Choice::has_token) {
             // The last event often brings the reason for the end and no text.
@@ -128,10 +131,8 @@ pub(super) async fn exchange(target: &Target, body: Bytes) -> Result<Answer, Pro
     let mut parser = SseParser::default();
     let mut reading = Reading::default();
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|e| ProfileError::Broken {
-            kind: "the stream was cut off",
-            detail: with_causes(&e),
-        })?;
+        let frame = frame
+            .map_err(|e| ProfileError::Broken { kind: "the stream was cut off", detail: with_causes(&e) })?;
         let Some(data) = frame.data_ref() else { continue };
         let now = Instant::now();
         let mut problem = None;
@@ -141,7 +142,10 @@ pub(super) async fn exchange(target: &Target, body: Bytes) -> Result<Answer, Pro
                     problem = reading.event(event, now).err();
                 }
             })
-            .map_err(|e| ProfileError::Broken { kind: "an event that cannot be read", detail: e.to_string() })?;
+            .map_err(|e| ProfileError::Broken {
+                kind: "an event that cannot be read",
+                detail: e.to_string(),
+            })?;
         if let Some(problem) = problem {
             return Err(problem);
         }

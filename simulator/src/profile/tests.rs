@@ -26,7 +26,8 @@ fn a_stream_is_timed_by_its_tokens() {
     let usage = "{\"choices\":[],\"usage\":{\"prompt_tokens\":70,\"completion_tokens\":3,\
                  \"prompt_tokens_details\":{\"cached_tokens\":16}}}";
     let (a, b, c) = (token("a"), token("b"), token("c"));
-    let events = [(5, role), (100, a.as_str()), (110, &b), (120, &c), (120, end), (121, usage), (121, "[DONE]")];
+    let events =
+        [(5, role), (100, a.as_str()), (110, &b), (120, &c), (120, end), (121, usage), (121, "[DONE]")];
     let answer = read(&events).unwrap();
     assert_eq!((answer.ttft_ms, answer.tpot_ms()), (100.0, Some(10.0)));
     assert_eq!((answer.input_tokens, answer.cached_tokens, answer.output_tokens), (70, 16, 3));
@@ -62,7 +63,11 @@ fn prompts_get_their_length_from_two_trials() {
     assert!((t.scale - 538.0 / 448.0).abs() < 1e-9);
     let prompt = t.template + t.scale * f64::from(t.text(4096));
     assert!((prompt - 4096.0).abs() < 1.0, "{prompt}");
-    assert_eq!(Tokenizer::from((64.0, 10.0), (512.0, 10.0)).text(100), 100, "an endpoint that counts wrongly");
+    assert_eq!(
+        Tokenizer::from((64.0, 10.0), (512.0, 10.0)).text(100),
+        100,
+        "an endpoint that counts wrongly"
+    );
 }
 
 #[test]
@@ -131,9 +136,8 @@ async fn endpoint(status: u16, content_type: &'static str, body: String, delay: 
         let open = "{\"data\":[{\"id\":\"llama-3.1-8b\"}]}";
         if status.as_u16() == 401 { (status, String::new()) } else { (StatusCode::OK, open.to_owned()) }
     };
-    let app = axum::Router::new()
-        .route("/v1/chat/completions", post(answer))
-        .route("/v1/models", get(models));
+    let app =
+        axum::Router::new().route("/v1/chat/completions", post(answer)).route("/v1/models", get(models));
     tokio::spawn(async move { axum::serve(listener, app).await });
     format!("http://{address}/v1")
 }

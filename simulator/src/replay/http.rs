@@ -1,9 +1,12 @@
 //! The HTTP client.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
@@ -19,7 +22,7 @@ const MODELS_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
 /// Where requests go.
 #[derive(Clone)]
 pub(crate) struct Target {
-    client: Client<HttpConnector, Full<Bytes>>,
+    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
     generate: Uri,
     models: Uri,
     headers: HeaderMap,
@@ -36,21 +39,16 @@ impl Target {
         let uri: Uri = url.parse().map_err(|e| {
             invalid("url", format!("{url:?}: {e}; give something like http://127.0.0.1:8080/v1"))
         })?;
-        match (uri.scheme_str(), uri.authority()) {
-            (Some("http"), Some(_)) => {}
-            (Some("https"), _) => {
-                return Err(invalid(
-                    "url",
-                    format!("{url}: only plain HTTP is spoken here; give the address behind the TLS proxy"),
-                ));
-            }
+        let secure = match (uri.scheme_str(), uri.authority()) {
+            (Some("http"), Some(_)) => false,
+            (Some("https"), Some(_)) => true,
             _ => {
                 return Err(invalid(
                     "url",
                     format!("{url:?} is no http:// address; give something like http://127.0.0.1:8080/v1"),
                 ));
             }
-        }
+        };
         let base = url.trim_end_matches('/');
         let base = if uri.path() == "/" { format!("{base}/v1") } else { base.to_owned() };
         let path = match endpoint {
@@ -58,9 +56,7 @@ impl Target {
             ReplayEndpoint::Completions => "completions",
         };
         let join = |path: &str| {
-            format!("{base}/{path}")
-                .parse::<Uri>()
-                .map_err(|e| invalid("url", format!("{url:?}: {e}")))
+            format!("{base}/{path}").parse::<Uri>().map_err(|e| invalid("url", format!("{url:?}: {e}")))
         };
         let mut headers = HeaderMap::new();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -77,9 +73,8 @@ impl Target {
             let name = HeaderName::try_from(name.as_str()).map_err(|_| bad("name"))?;
             headers.append(name, HeaderValue::from_str(value).map_err(|_| bad("value"))?);
         }
-        let mut connector = HttpConnector::new();
-        connector.set_nodelay(true);
-        let client = Client::builder(TokioExecutor::new()).pool_max_idle_per_host(1024).build(connector);
+        let client =
+            Client::builder(TokioExecutor::new()).pool_max_idle_per_host(1024).build(connector(secure)?);
         Ok(Self { client, generate: join(path)?, models: join("models")?, headers })
     }
 
@@ -111,8 +106,11 @@ impl Target {
             return Ok(Listed::Refused(response.status().as_u16()));
         }
         let body = Limited::new(response.into_body(), MAX_MODELS_BYTES).collect();
-        let Ok(Ok(body)) = tokio::time::timeout(MODELS_TIMEOUT, body).await else { return Ok(Listed::Unreadable) };
-        Ok(serde_json::from_slice::<Models>(&body.to_bytes()).map_or(Listed::Unreadable, |m| Listed::Models(m.data)))
+        let Ok(Ok(body)) = tokio::time::timeout(MODELS_TIMEOUT, body).await else {
+            return Ok(Listed::Unreadable);
+        };
+        Ok(serde_json::from_slice::<Models>(&body.to_bytes())
+            .map_or(Listed::Unreadable, |m| Listed::Models(m.data)))
     }
 
     /// Whether anything answers, and whether it lists the model. An endpoint without a model list is believed.
@@ -156,6 +154,28 @@ pub(crate) fn unknown_model(url: &str, model: &str, models: &[ListedModel]) -> R
     let served: Vec<&str> = models.iter().map(|m| m.id.as_str()).take(20).collect();
     let served = if served.is_empty() { "none yet".to_owned() } else { served.join(", ") };
     ReplayError::UnknownModel { url: url.to_owned(), model: model.to_owned(), served }
+}
+
+/// A connector; certificates are those that the system trusts, read only where they are needed.
+fn connector(secure: bool) -> Result<HttpsConnector<HttpConnector>, ReplayError> {
+    let invalid = |problem: String| ReplayError::Invalid { field: "TLS", problem };
+    let provider = rustls::crypto::ring::default_provider();
+    let builder = if secure {
+        HttpsConnectorBuilder::new().with_provider_and_native_roots(provider).map_err(|e| {
+            invalid(format!("no certificates that the system trusts: {e}; install ca-certificates"))
+        })?
+    } else {
+        let config = rustls::ClientConfig::builder_with_provider(Arc::new(provider))
+            .with_safe_default_protocol_versions()
+            .map_err(|e| invalid(e.to_string()))?
+            .with_root_certificates(rustls::RootCertStore::empty())
+            .with_no_client_auth();
+        HttpsConnectorBuilder::new().with_tls_config(config)
+    };
+    let mut tcp = HttpConnector::new();
+    tcp.set_nodelay(true);
+    tcp.enforce_http(false);
+    Ok(builder.https_or_http().enable_http1().wrap_connector(tcp))
 }
 
 /// An error and what caused it, in one line.

@@ -24,12 +24,15 @@ pub fn detail(question: &Question, row: &Row, fit: &Fit, paint: Paint) -> Vec<St
         figure(row.replica_usd_per_hour)
     )));
     lines.extend(memory(row, fit, paint));
-    lines.push(fact("alone", &format!(
-        "TTFT {} ms, TPOT {} ms (each ± {:.0} %)",
-        millis(fit.alone.ttft_ms),
-        millis(fit.alone.tpot_ms),
-        100.0 * fit.relative_error
-    )));
+    lines.push(fact(
+        "alone",
+        &format!(
+            "TTFT {} ms, TPOT {} ms (each ± {:.0} %)",
+            millis(fit.alone.ttft_ms),
+            millis(fit.alone.tpot_ms),
+            100.0 * fit.relative_error
+        ),
+    ));
     lines.extend(line(question, fit));
     if let Some(at) = &fit.at {
         lines.push(String::new());
@@ -68,18 +71,24 @@ fn memory(row: &Row, fit: &Fit, paint: Paint) -> Vec<String> {
         if fit.context_shortened { ", as much as memory allows" } else { "" }
     );
     vec![
-        fact("memory", &format!(
-            "{drawn} of {} a GPU: █ weights {}, ▓ KV cache {}, ▒ engine {}",
-            gb(total),
-            gb(m.weights_bytes_per_gpu),
-            gb(kv),
-            gb(m.reserve_bytes_per_gpu)
-        )),
-        fact("KV cache", &format!(
-            "{} tokens: {} such requests at once; longest request {context}",
-            thousands(m.kv_tokens),
-            thousands(f64::from(fit.requests_at_once))
-        )),
+        fact(
+            "memory",
+            &format!(
+                "{drawn} of {} a GPU: █ weights {}, ▓ KV cache {}, ▒ engine {}",
+                gb(total),
+                gb(m.weights_bytes_per_gpu),
+                gb(kv),
+                gb(m.reserve_bytes_per_gpu)
+            ),
+        ),
+        fact(
+            "KV cache",
+            &format!(
+                "{} tokens: {} such requests at once; longest request {context}",
+                thousands(m.kv_tokens),
+                thousands(f64::from(fit.requests_at_once))
+            ),
+        ),
     ]
 }
 
@@ -209,7 +218,8 @@ fn curve(question: &Question, fit: &Fit, paint: Paint) -> Vec<String> {
     let mut lines = vec![paint.bold(&head)];
     for tenth in 1..=10 {
         let rps = fit.load_line_rps * f64::from(tenth) / 10.0;
-        let point = |p: &Percentiles| fit.model.operating_point(&question.classes, rps, question.arrival_scv, p);
+        let point =
+            |p: &Percentiles| fit.model.operating_point(&question.classes, rps, question.arrival_scv, p);
         let (p50, p) = (point(&median), point(&high));
         let mut text = format!(
             "  {} {} {} {}  {} {}{}  {} {}{}  {}",
@@ -225,7 +235,9 @@ fn curve(question: &Question, fit: &Fit, paint: Paint) -> Vec<String> {
             gauge(p.tpot_ms, slo.tpot, paint),
             right(&millis(p.e2e_ms), 9),
         );
-        if question.check && let Some(s) = open_loop(fit, question, rps, &high) {
+        if question.check
+            && let Some(s) = open_loop(fit, question, rps, &high)
+        {
             let both = format!("{} / {} ms", millis(s.ttft_ms), millis(s.tpot_ms));
             text += &format!("  {}", right(&both, 28));
         }

@@ -195,7 +195,8 @@ pub fn rows(question: &Question, classes: &[AcceleratorClass], variants: &[Varia
 
 fn shapes(question: &Question, class: &AcceleratorClass, variant: &Variant) -> Vec<Shape> {
     let pool = &question.pool;
-    let of_pool = |asked: &[u32], pools: &[u32]| if asked.is_empty() { pools.to_vec() } else { asked.to_vec() };
+    let of_pool =
+        |asked: &[u32], pools: &[u32]| if asked.is_empty() { pools.to_vec() } else { asked.to_vec() };
     let mut tensor = of_pool(&question.tensor, &pool.parallelism.tensor);
     if tensor.is_empty() {
         let degrees = (0..8).map(|e| 1_u32 << e).filter(|tp| *tp <= class.link_domain_size.max(1));
@@ -274,7 +275,9 @@ fn alone(question: &Question, unloaded: &[UnloadedLatency]) -> Alone {
 /// Why there is no load line, without the name of the only class.
 fn no_line(question: &Question, reason: &InfeasibleReason) -> String {
     match reason {
-        InfeasibleReason::Objective { metric, objective, predicted_ms, .. } if question.classes.len() == 1 => {
+        InfeasibleReason::Objective { metric, objective, predicted_ms, .. }
+            if question.classes.len() == 1 =>
+        {
             format!(
                 "{metric} {} is {predicted_ms:.0} ms for a request alone, more than {:.0} ms",
                 objective.percentile, objective.ms

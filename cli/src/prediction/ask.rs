@@ -104,7 +104,7 @@ pub(crate) fn positive(text: &str) -> Result<f64, String> {
     if value.is_finite() && value > 0.0 { Ok(value) } else { Err("use a number above 0".to_owned()) }
 }
 
-fn share(text: &str) -> Result<f64, String> {
+pub(crate) fn share(text: &str) -> Result<f64, String> {
     let value: f64 = text.parse().map_err(|_| format!("{text:?} is not a number"))?;
     if (0.0..=1.0).contains(&value) { Ok(value) } else { Err("use a share from 0 to 1".to_owned()) }
 }
@@ -148,15 +148,17 @@ pub fn ask(flags: &Flags) -> Result<Vec<Asked>, Failure> {
 }
 
 fn no_model(files: bool) -> Failure {
-    let message = if files { "the files hold no valid ModelPool, and no model is named" } else { "no model is named" };
-    Failure::new(message).hint(format!("name one: plimsoll predict llama-3.1-8b; presets: {}", preset_names()))
+    let message =
+        if files { "the files hold no valid ModelPool, and no model is named" } else { "no model is named" };
+    Failure::new(message)
+        .hint(format!("name one: plimsoll predict llama-3.1-8b; presets: {}", preset_names()))
 }
 
 fn preset_names() -> String {
     presets::models().into_iter().map(|m| m.name).collect::<Vec<_>>().join(", ")
 }
 
-fn named(name: &str, pools: &[ModelPool]) -> Result<ModelPool, Failure> {
+pub(crate) fn named(name: &str, pools: &[ModelPool]) -> Result<ModelPool, Failure> {
     let is = |p: &&ModelPool| p.id.to_string() == name || p.id.name() == name;
     if let Some(pool) = pools.iter().find(is) {
         return Ok(pool.clone());
@@ -188,7 +190,11 @@ fn pool_of(model: serde_json::Value) -> Result<ModelPool, Failure> {
     Ok(pool)
 }
 
-fn configured(path: &Path, name: Option<&str>, notes: &mut Vec<String>) -> Result<ModelPool, Failure> {
+pub(crate) fn configured(
+    path: &Path,
+    name: Option<&str>,
+    notes: &mut Vec<String>,
+) -> Result<ModelPool, Failure> {
     let text = std::fs::read_to_string(path)
         .map_err(|e| Failure::caused(format!("failed to read {}", path.display()), e))?;
     let unreadable = |e: String| {
@@ -196,9 +202,10 @@ fn configured(path: &Path, name: Option<&str>, notes: &mut Vec<String>) -> Resul
             .hint("give the config.json that lies beside a model's weights on Hugging Face")
     };
     let config: HfConfig = serde_json::from_str(&text).map_err(|e| unreadable(e.to_string()))?;
-    let folder = path.parent().and_then(Path::file_name).and_then(|n| n.to_str());
-    let own = config.architectures.as_ref().and_then(|a| a.first().cloned());
-    let name = name.map(str::to_owned).or(own).or(folder.map(str::to_owned)).unwrap_or_else(|| "model".to_owned());
+    // Downloads keep a folder for each model; the file itself does not say what it is called.
+    let folder = path.parent().and_then(Path::file_name).and_then(|n| n.to_str()).map(str::to_owned);
+    let class = config.architectures.as_ref().and_then(|a| a.first().cloned());
+    let name = name.map(str::to_owned).or(folder).or(class).unwrap_or_else(|| "model".to_owned());
     let read = config.read(&name).map_err(|e| unreadable(e.to_string()))?;
     notes.extend(read.notes);
     let mut pool = pool_of(json!({"name": "any", "preset": "llama-3.1-8b"}))?;
@@ -212,7 +219,7 @@ fn configured(path: &Path, name: Option<&str>, notes: &mut Vec<String>) -> Resul
     Ok(pool)
 }
 
-fn variant(weights: Dtype, kv: Option<Dtype>) -> Variant {
+pub(crate) fn variant(weights: Dtype, kv: Option<Dtype>) -> Variant {
     Variant {
         name: weights.as_str().to_owned(),
         weights,
@@ -278,16 +285,16 @@ fn accelerators(
     if wanted.is_empty() {
         return Ok(known.to_vec());
     }
-    wanted
-        .iter()
-        .map(|name| {
-            known.iter().find(|c| c.name.eq_ignore_ascii_case(name)).cloned().ok_or_else(|| {
-                let names: Vec<&str> = known.iter().map(|c| c.name.as_str()).collect();
-                Failure::new(format!("there is no accelerator class {name:?}; there are {}", names.join(", ")))
-                    .hint("describe another GPU in an AcceleratorClass manifest and give it with -f")
-            })
-        })
-        .collect()
+    wanted.iter().map(|name| accelerator(name, known)).collect()
+}
+
+/// The class of this name.
+pub(crate) fn accelerator(name: &str, known: &[AcceleratorClass]) -> Result<AcceleratorClass, Failure> {
+    known.iter().find(|c| c.name.eq_ignore_ascii_case(name)).cloned().ok_or_else(|| {
+        let names: Vec<&str> = known.iter().map(|c| c.name.as_str()).collect();
+        Failure::new(format!("there is no accelerator class {name:?}; there are {}", names.join(", ")))
+            .hint("describe another GPU in an AcceleratorClass manifest and give it with -f")
+    })
 }
 
 /// Objectives given as flags replace the pool's; a model without any gets those assumed.
@@ -311,7 +318,8 @@ fn demand(flags: &Flags, pool: &ModelPool) -> (Vec<RequestClass>, f64, Option<f6
     let given = flags.input.is_some() || flags.output.is_some();
     let prior = pool.demand;
     if given || prior.is_none() {
-        let mean = |flag: Option<f64>, of_pool: Option<f64>, assumed: f64| flag.or(of_pool).unwrap_or(assumed);
+        let mean =
+            |flag: Option<f64>, of_pool: Option<f64>, assumed: f64| flag.or(of_pool).unwrap_or(assumed);
         let class = RequestClass {
             name: "all".to_owned(),
             slo_class: pool.slo_classes.first().map(|c| c.name.clone()).unwrap_or_default(),

@@ -80,7 +80,11 @@ fn columns(question: &Question, rows: &[(&Row, &Fit)], served: bool) -> Vec<Colu
     let of = |l: Option<plimsoll_fleet::Objective>| l.map(|o| o.ms);
     let mut columns = vec![Column { text: true, ..column("SHAPE", rows, |r, _| r.name.clone()) }];
     columns.push(column("CONTEXT", rows, |_, f| {
-        format!("{}{}", thousands(f64::from(f.max_context_tokens)), if f.context_shortened { "*" } else { "" })
+        format!(
+            "{}{}",
+            thousands(f64::from(f.max_context_tokens)),
+            if f.context_shortened { "*" } else { "" }
+        )
     }));
     columns.push(column("KV TOKENS", rows, |_, f| thousands(f.memory.kv_tokens)));
     columns.push(column("AT ONCE", rows, |_, f| thousands(f64::from(f.requests_at_once))));
@@ -98,9 +102,8 @@ fn columns(question: &Question, rows: &[(&Row, &Fit)], served: bool) -> Vec<Colu
                 }));
             }
         }
-        let at = |of: fn(&plimsoll_engine::outlook::OperatingPoint) -> f64| {
-            move |f: &Fit| f.at.as_ref().map(of)
-        };
+        let at =
+            |of: fn(&plimsoll_engine::outlook::OperatingPoint) -> f64| move |f: &Fit| f.at.as_ref().map(of);
         columns.push(latency(format!("TTFT {}", p.ttft), rows, of(slo.ttft), at(|a| a.ttft_ms)));
         columns.push(latency(format!("TPOT {}", p.tpot), rows, of(slo.tpot), at(|a| a.tpot_ms)));
         if slo.e2e.is_some() {
@@ -111,7 +114,14 @@ fn columns(question: &Question, rows: &[(&Row, &Fit)], served: bool) -> Vec<Colu
             columns.push(column("SIMULATED", rows, |_, f| {
                 f.simulated.map_or_else(
                     || "–".to_owned(),
-                    |s| format!("{}/{} ms {:.1} %", millis(s.ttft_ms), millis(s.tpot_ms), 100.0 * s.attainment),
+                    |s| {
+                        format!(
+                            "{}/{} ms {:.1} %",
+                            millis(s.ttft_ms),
+                            millis(s.tpot_ms),
+                            100.0 * s.attainment
+                        )
+                    },
                 )
             }));
         }
@@ -131,7 +141,9 @@ fn columns(question: &Question, rows: &[(&Row, &Fit)], served: bool) -> Vec<Colu
 fn draw(columns: &[Column], rows: usize, paint: Paint) -> Vec<String> {
     let widths: Vec<usize> = columns
         .iter()
-        .map(|c| c.cells.iter().map(|(t, _)| t.chars().count()).chain([c.head.chars().count()]).max().unwrap_or(0))
+        .map(|c| {
+            c.cells.iter().map(|(t, _)| t.chars().count()).chain([c.head.chars().count()]).max().unwrap_or(0)
+        })
         .collect();
     let line = |cells: Vec<(&str, Option<Tone>)>| {
         let mut text = String::new();
@@ -152,7 +164,12 @@ fn draw(columns: &[Column], rows: usize, paint: Paint) -> Vec<String> {
     };
     let mut lines = vec![paint.bold(&line(columns.iter().map(|c| (c.head.as_str(), None)).collect()))];
     lines.extend((0..rows).map(|i| {
-        line(columns.iter().map(|c| c.cells.get(i).map_or(("", None), |(t, tone)| (t.as_str(), *tone))).collect())
+        line(
+            columns
+                .iter()
+                .map(|c| c.cells.get(i).map_or(("", None), |(t, tone)| (t.as_str(), *tone)))
+                .collect(),
+        )
     }));
     lines
 }
@@ -204,7 +221,9 @@ fn legend(question: &Question, rows: &[(&Row, &Fit)]) -> Vec<String> {
         "LINE: the highest rate of one replica that holds every objective with {margin} to spare; {at}"
     ));
     if rows.iter().any(|(_, f)| f.context_shortened) {
-        lines.push("*: no memory for the model's longest request; this is the longest there is room for".to_owned());
+        lines.push(
+            "*: no memory for the model's longest request; this is the longest there is room for".to_owned(),
+        );
     }
     lines
 }
@@ -216,7 +235,8 @@ fn unfit(rows: &[Row], all: bool) -> Vec<String> {
     }
     let mut groups: BTreeMap<(String, String), Option<&Row>> = BTreeMap::new();
     for row in rows {
-        let entry = groups.entry((row.shape.accelerator.clone(), row.shape.variant.clone())).or_insert(Some(row));
+        let entry =
+            groups.entry((row.shape.accelerator.clone(), row.shape.variant.clone())).or_insert(Some(row));
         match entry {
             _ if row.fit.is_some() => *entry = None,
             // The largest tells most.
@@ -224,7 +244,8 @@ fn unfit(rows: &[Row], all: bool) -> Vec<String> {
             _ => {}
         }
     }
-    let reasons: Vec<String> = groups.into_values().flatten().filter_map(|r| r.does_not_fit.clone()).collect();
+    let reasons: Vec<String> =
+        groups.into_values().flatten().filter_map(|r| r.does_not_fit.clone()).collect();
     let more = reasons.len().saturating_sub(SHOWN);
     let mut lines: Vec<String> = reasons.into_iter().take(SHOWN).collect();
     if more > 0 {
