@@ -99,7 +99,12 @@ fn rates_and_concurrencies_are_answered() {
     let rps = line["load_line_rps"].as_f64().unwrap();
     assert_eq!(many["replicas"].as_f64().unwrap(), (50.0 / rps).ceil());
     assert!(many["at"]["tpot_ms"].as_f64().unwrap() <= line["at"]["tpot_ms"].as_f64().unwrap() * 1.001);
-    let (few, more) = (at(&["--concurrency", "2"]), at(&["--concurrency", "16"]));
+    // All clients begin at once, and so does the queue of their prompts: judged by looser objectives.
+    let loose = |clients| {
+        let args = ["--concurrency", clients, "--ttft-ms", "9000", "--tpot-ms", "500"];
+        json(&[&one[..], &args].concat())["shapes"][0]["fit"].clone()
+    };
+    let (few, more) = (loose("2"), loose("16"));
     assert!(few["at"]["tpot_ms"].as_f64() < more["at"]["tpot_ms"].as_f64());
     assert!(few["at"]["rps"].as_f64() < more["at"]["rps"].as_f64());
 }
@@ -110,7 +115,7 @@ fn what_cannot_be_served_is_an_error_with_the_reason() {
     assert!(code == 2 && text.contains("of weights") && text.contains("error: no shape fits"), "{text}");
     let slow = ["llama-3.1-70b", "--gpu", "l40s", "--weights", "bf16", "--ttft-ms", "10", "--tpot-ms", "5"];
     let (code, text) = fails(&slow);
-    assert!(code == 2 && text.contains("for a request alone") && text.contains("no shape holds"), "{text}");
+    assert!(code == 2 && text.contains(" ms alone") && text.contains("no shape holds"), "{text}");
     let (code, text) = fails(&["llama-3.1-70b", "--gpu", "h100", "--tp", "3"]);
     assert!(code == 2 && text.contains("64 attention heads"), "{text}");
 }
@@ -122,7 +127,7 @@ fn bad_input_is_told_what_to_do() {
         (&[], 1, "name one"),
         (&["llama-3.1-8b", "--gpu", "h1000"], 1, "there are h100"),
         (&["llama-3.1-8b", "--percentile", "100"], 2, "below 100"),
-        (&["llama-3.1-8b", "--input", "-5"], 2, "--input"),
+        (&["llama-3.1-8b", "--input=-5"], 2, "above 0"),
         (&["llama-3.1-8b", "--weights", "fp7"], 2, "use one of fp32"),
         (&["llama-3.1-8b", "--rps", "2", "--concurrency", "3"], 2, "cannot be used with"),
         (&["--config", "/no/such.json"], 1, "failed to read /no/such.json"),

@@ -48,6 +48,8 @@ fn main() {
         accelerator: "h100".into(),
         tensor_parallel: 2,
         pipeline_parallel: 1,
+        data_parallel: 1,
+        expert_parallel: 1,
         role: Role::Mixed,
     };
     let new = || ReplicaModel::new(&arch, &fp8, &h100, &shape, &EngineConfig::default()).unwrap();

@@ -8,27 +8,41 @@
 //! Two tiers answer them: the closed form in [`ReplicaModel`] (microseconds), and the iteration-level simulation in
 //! [`sim`], which follows the scheduling rules of vLLM and is also what drives the simulated engine server.
 //!
-//! Modelled: dense and mixture-of-experts decoders (distinct experts hit), grouped and latent attention, tensor and
-//! plain pipeline parallelism, chunked prefill, cached prefixes, weight and KV formats. Replicas that serve one phase
-//! only ([`plimsoll_fleet::Role::Prefill`], [`plimsoll_fleet::Role::Decode`]) are refused.
+//! Modelled: dense and mixture-of-experts decoders (distinct experts hit); grouped and latent attention, sliding windows and
+//! recurrent layers; tensor, pipeline, expert and attention data parallelism over the links that a class has; chunked
+//! prefill, cached and offloaded prefixes, weight and KV formats; LoRA adapters, speculative decoding, launch floors; power. Prefill and decode
+//! replicas, and their pairing, are in [`PdModel`].
 
 pub mod calibrate;
 mod config;
+mod experts;
+mod kv;
+pub mod links;
 mod load_line;
+pub mod lora;
 pub mod measurements;
 mod memory;
 mod mix;
+mod offload;
 pub mod outlook;
+mod pd;
+pub mod power;
 mod predict;
 mod quantile;
 mod queue;
 mod replica;
 pub mod sim;
+mod speculation;
 mod step;
 
-pub use config::EngineConfig;
+pub use config::{EngineConfig, Scheduling};
+pub use links::LinkTier;
 pub use load_line::{Binding, InfeasibleReason, Limit, LoadLine, MAX_UTILISATION, UnloadedLatency};
+pub use lora::{Lora, LoraTargets};
 pub use memory::{DoesNotFit, MemoryFit};
+pub use offload::{KvOffload, Restore};
+pub use pd::{KvTransfer, PdClassPrediction, PdError, PdLine, PdModel, PdPrediction, Phase};
 pub use predict::{ClassPrediction, LoadPrediction};
 pub use replica::ReplicaModel;
+pub use speculation::{Draft, Speculation};
 pub use step::{Resource, StepBreakdown, StepLoad};

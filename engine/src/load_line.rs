@@ -350,13 +350,13 @@ pub(crate) fn load_line(
     {
         let at = shared.at(model, &work, &state, 0.5);
         unloaded.extend(mix.iter().zip(&work.classes).map(|(class, c)| {
-            let tpot_ms = model.decode_ms(1.0, c.context);
+            let step_ms = model.decode_ms(1.0, c.context);
             let ttft_ms = shared.ttft(c, &at);
             UnloadedLatency {
                 class: class.name.clone(),
                 ttft_ms,
-                tpot_ms,
-                e2e_ms: ttft_ms + c.decode_steps * tpot_ms,
+                tpot_ms: step_ms / model.times.yielded,
+                e2e_ms: ttft_ms + c.decode_steps * step_ms,
             }
         }));
     }

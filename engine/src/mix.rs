@@ -1,6 +1,6 @@
 //! A mix of request classes on one replica: work per request, step times and completion rates by batch size.
 
-use plimsoll_fleet::RequestClass;
+use plimsoll_fleet::{RequestClass, Role};
 
 use crate::{ReplicaModel, StepBreakdown, StepLoad};
 
@@ -22,7 +22,8 @@ pub(crate) struct ClassWork {
     pub(crate) work_ms: f64,
     /// Steps that prefill takes at an empty batch.
     pub(crate) prefill_steps: f64,
-    /// Decode steps: one fewer than answer tokens, the first of which comes from prefill.
+    /// Decode steps: one fewer than answer tokens, the first of which comes from prefill; fewer still where steps yield
+    /// several tokens.
     pub(crate) decode_steps: f64,
     /// Mean context while decoding, tokens.
     pub(crate) context: f64,
@@ -34,20 +35,33 @@ impl ClassWork {
     fn new(model: &ReplicaModel, class: &RequestClass, share: f64) -> Self {
         let input = finite(class.input_tokens).max(1.0);
         let output = finite(class.output_tokens).max(1.0);
-        // The last prompt token is always computed: its logits give the first answer token.
-        let cached = (input * finite(class.cached_fraction).clamp(0.0, 1.0)).min(input - 1.0);
+        // A prefill replica hands over after the first token.
+        let output = if model.role == Role::Prefill { 1.0 } else { output };
+        let decode_steps = (output - 1.0) / model.times.yielded;
+        let (context, peak) = (input + 0.5 * output, input + output);
+        // The last prompt token is always computed: its logits give the first answer token. A decode replica starts with
+        // the keys and values of the others.
+        let hits =
+            if model.role == Role::Decode { 1.0 } else { finite(class.cached_fraction).clamp(0.0, 1.0) };
+        let cached = (input * hits).min(input - 1.0);
+        // Of the rest, what another tier holds is loaded while others are served, if that is sooner than computing it.
+        let held = model
+            .config
+            .kv_offload
+            .map_or(0.0, |o| (o.hit_fraction * (input - cached)).min(input - cached - 1.0));
+        let loaded = model.restore(held, cached).filter(|r| held > 0.0 && r.loads());
+        let cached = if loaded.is_some() { cached + held } else { cached };
         let new = input - cached;
-        let prefill_ms = model.prefill_ms(new, cached);
         Self {
             share,
             new,
             cached,
-            prefill_ms,
-            work_ms: prefill_ms * model.times.pipeline_share(),
+            prefill_ms: model.prefill_ms(new, cached) + loaded.map_or(0.0, |r| r.load_ms),
+            work_ms: model.times.work(new, cached),
             prefill_steps: (new / model.batched_tokens()).ceil(),
-            decode_steps: output - 1.0,
-            context: input + 0.5 * output,
-            peak: input + output,
+            decode_steps,
+            context,
+            peak,
         }
     }
 }
@@ -93,13 +107,14 @@ impl Mix {
         // Answers grow in step when requests started together, and a request that no longer fits is computed twice:
         // simulation shows room for about a tenth of the answers less than the mean context suggests. A block is
         // half empty on average.
-        let footprint =
-            context + GROWTH * mean(&|c| c.decode_steps) + 0.5 * f64::from(model.config.block_tokens);
-        let by_kv = (model.memory.kv_tokens / footprint.max(1.0)).floor().max(1.0);
+        let footprint = context
+            + GROWTH * mean(&|c| c.peak - c.context) * 2.0
+            + 0.5 * f64::from(model.config.block_tokens);
+        let by_kv = (model.memory.kv_tokens / model.kv.footprint(footprint).max(1.0)).floor().max(1.0);
         let max_running = f64::from(model.config.max_running);
         let limit = by_kv.min(max_running) as usize;
         // Beyond this many requests, prefill at `new` tokens a request fills every step's token budget.
-        let full = steps * model.batched_tokens() / (new + steps);
+        let full = steps * model.batched_tokens() / (new + model.times.budget(steps));
         let mut completion_ms = Vec::with_capacity(limit + 1);
         completion_ms.push(0.0);
         completion_ms.extend((1..=limit).map(|n| {
@@ -114,16 +129,23 @@ impl Mix {
         self.completion_ms.get(self.limit).map_or(0.0, |ms| 1.0 / ms)
     }
 
-    /// Where step time goes with `running` requests at `rate` requests per millisecond.
-    pub(crate) fn breakdown(&self, model: &ReplicaModel, running: f64, rate: f64) -> StepBreakdown {
+    /// A step with `running` requests while prompts come at `rate` requests per millisecond.
+    pub(crate) fn load(&self, model: &ReplicaModel, running: f64, rate: f64) -> StepLoad {
         let decode = model.times.decode(running, running * self.context);
         let step = decode / (1.0 - (rate * self.work_ms).min(0.999));
-        let mut load = StepLoad { running, context_tokens: running * self.context, ..StepLoad::default() };
+        let adapters = model.times.expected_adapters(running);
+        let mut load =
+            StepLoad { running, context_tokens: running * self.context, adapters, ..StepLoad::default() };
         for c in &self.classes {
             let per_step = rate * step * c.share;
             load.prefill_tokens += per_step * c.new;
             load.prefill_attention += per_step * c.new * (c.new + 2.0 * c.cached);
         }
-        model.times.breakdown(&load)
+        load
+    }
+
+    /// Where step time goes then.
+    pub(crate) fn breakdown(&self, model: &ReplicaModel, running: f64, rate: f64) -> StepBreakdown {
+        model.times.breakdown(&self.load(model, running, rate))
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use plimsoll_fleet::{Percentile, RequestClass};
+use plimsoll_fleet::{Percentile, RequestClass, Role};
 
 use crate::mix::{ClassWork, Mix};
 use crate::quantile::{Wait, gamma, normal, of_sum};
@@ -27,6 +27,8 @@ pub(crate) struct Shared {
     pub(crate) prefill_share: f64,
     /// Second moment of prefill work, ms².
     pub(crate) work_square: f64,
+    /// Tokens that a step yields for a request.
+    yielded: f64,
     /// Decode step that an arrival finds under way, times the chance that there is one, milliseconds.
     residual_ms: f64,
     /// Wait for the step under way and for prompts that share the next one, milliseconds.
@@ -55,7 +57,7 @@ impl Shared {
     pub(crate) fn new(model: &ReplicaModel, mix: &Mix, state: &State, rate: f64, burst: f64) -> Option<Self> {
         let batch = state.mean_batch;
         let decode_ms = model.times.decode(batch, batch * mix.context);
-        let token_budget = (model.batched_tokens() - batch).max(1.0);
+        let token_budget = (model.batched_tokens() - model.times.budget(batch)).max(1.0);
         let (mut s1, mut s2, mut work_square) = (0.0, 0.0, 0.0);
         for c in &mix.classes {
             // A prompt's turn: its own arithmetic and its share of the steps that carry it.
@@ -71,7 +73,11 @@ impl Shared {
         // M^X/G/1 with geometric batches: mean wait and chance of waiting; the tail taken as exponential.
         let mean = (0.5 * rate * s2 + (burst - 1.0) * s1) / (1.0 - busy);
         let p = 1.0 - (1.0 - busy) / burst;
-        let prefill_wait = Wait { p, mean_ms: if p > 0.0 { mean / p } else { 0.0 } };
+        let mut prefill_wait = Wait { p, mean_ms: if p > 0.0 { mean / p } else { 0.0 } };
+        if model.role == Role::Prefill {
+            // Nothing is decoded meanwhile, so a prompt bears its step's own cost as well: it finds work more often.
+            prefill_wait.p = p.max(1.0 - (1.0 - state.busy) / burst);
+        }
         let prefill_share = rate * mix.work_ms;
         Some(Self {
             api_ms: model.api_overhead_ms(),
@@ -80,9 +86,18 @@ impl Shared {
             decode_ms,
             prefill_share,
             work_square,
+            yielded: model.times.yielded,
             residual_ms: decode_ms * state.busy,
-            gate: Gate { rate, burst, decode_ms, prefill_share, work_square, busy: state.busy }
-                .waits(mix, model.batched_tokens()),
+            gate: Gate {
+                rate,
+                burst,
+                decode_ms,
+                prefill_share,
+                work_square,
+                busy: state.busy,
+                alone: model.role == Role::Prefill,
+            }
+            .waits(mix, model.batched_tokens()),
             token_budget,
             batch_wait: state.wait,
             prefill_wait,
@@ -91,6 +106,11 @@ impl Shared {
 
     /// Mean TPOT of every class, milliseconds: the open loop's fixed point `D/(1 − λw)`.
     pub(crate) fn tpot_mean(&self) -> f64 {
+        self.pace_mean() / self.yielded
+    }
+
+    /// Mean time per step of every class, milliseconds.
+    fn pace_mean(&self) -> f64 {
         self.decode_ms / (1.0 - self.prefill_share)
     }
 
@@ -129,6 +149,11 @@ impl Shared {
 
     /// A request's own mean time per token, milliseconds.
     pub(crate) fn tpot(&self, c: &ClassWork, at: &Point) -> f64 {
+        self.pace(c, at) / self.yielded
+    }
+
+    /// A request's own mean time per step, milliseconds.
+    fn pace(&self, c: &ClassWork, at: &Point) -> f64 {
         let steps = c.decode_steps.max(1.0);
         // Prompts computed while it decodes: those it left waiting behind it, and those that come meanwhile, each
         // of which prolongs its stay for more to come. The mean and variance are those of a busy period that
@@ -149,8 +174,8 @@ impl Shared {
         if c.decode_steps <= 0.0 {
             return ttft;
         }
-        let decode = c.decode_steps * self.tpot(c, at);
-        of_sum((self.ttft_mean(c), ttft), (c.decode_steps * self.tpot_mean(), decode))
+        let decode = c.decode_steps * self.pace(c, at);
+        of_sum((self.ttft_mean(c), ttft), (c.decode_steps * self.pace_mean(), decode))
     }
 }
 
@@ -162,9 +187,24 @@ struct Gate {
     prefill_share: f64,
     work_square: f64,
     busy: f64,
+    /// Steps begin only for prompts: nothing is decoded.
+    alone: bool,
 }
 
 impl Gate {
+    /// Mean step where each has a prompt at least: `X = D + w·λX/(1 − e^(−λX))`, the arrivals of the last step given that
+    /// there are some.
+    fn step_of_prompts(&self, work_ms: f64) -> f64 {
+        const ROUNDS: u32 = 8;
+        let mut step = (self.decode_ms + work_ms).max(self.decode_ms / (1.0 - self.prefill_share));
+        for _ in 0..ROUNDS {
+            let arrivals = self.rate * step;
+            let some = if arrivals > 1e-9 { arrivals / -(-arrivals).exp_m1() } else { 1.0 };
+            step = self.decode_ms + work_ms * some;
+        }
+        step
+    }
+
     /// The rest of the step under way, and the prompts that come with one's own.
     ///
     /// A step lasts `X = D + work of prompts that arrived in the one before`, so `E[X] = D/(1 − ρ)` and
@@ -173,8 +213,13 @@ impl Gate {
     fn waits(&self, mix: &Mix, token_budget: f64) -> Waits {
         let rho = self.prefill_share;
         let dispersion = 2.0 * self.burst - 1.0;
-        let mean = self.decode_ms / (1.0 - rho);
-        let variance = self.rate * self.work_square * dispersion * mean / (1.0 - rho * rho);
+        let (mean, variance) = if self.alone {
+            let mean = self.step_of_prompts(mix.work_ms);
+            (mean, self.rate * self.work_square * dispersion * mean)
+        } else {
+            let mean = self.decode_ms / (1.0 - rho);
+            (mean, self.rate * self.work_square * dispersion * mean / (1.0 - rho * rho))
+        };
         let step = mean + variance / mean;
         // Requests beside one's own, as far as the step has room: first of one's burst (a size-biased geometric),
         // then of the step.
@@ -297,6 +342,8 @@ pub struct LoadPrediction {
     pub running: f64,
     /// Mean share of KV cache in use.
     pub kv_usage: f64,
+    /// Mean power of the replica's accelerators, watts: idle ones included, host and cooling not.
+    pub watts: f64,
     /// Relative error to expect of these latencies (p90).
     pub relative_error: f64,
 }
@@ -332,8 +379,15 @@ pub(crate) fn predict(
     let running = if shared.is_some() { state.mean_running } else { mix.limit as f64 };
     let saturation = mix.saturation_per_ms();
     let resource = binding_resource(model, &mix, running, rate.min(saturation));
-    let kv_usage = (running * mix.context / model.memory.kv_tokens).min(1.0);
+    let kv_usage = (running * model.kv.footprint(mix.context) / model.memory.kv_tokens).min(1.0);
     let saturated = shared.is_none();
+    let busy = if saturated { 1.0 } else { state.busy };
+    let watts = if busy > 0.0 {
+        let load = mix.load(model, running / busy, rate.min(saturation) / busy);
+        busy * model.step_watts(&load) + (1.0 - busy) * model.idle_watts()
+    } else {
+        model.idle_watts()
+    };
     let inner = Arc::new(Inner { model: model.clone(), mix, state, shared });
     LoadPrediction {
         classes: classes
@@ -352,6 +406,7 @@ pub(crate) fn predict(
         resource,
         running,
         kv_usage,
+        watts,
         relative_error: model.relative_error,
     }
 }

@@ -1,12 +1,17 @@
 //! One replica: a model in a shape on an accelerator, with everything precomputed.
 
 use plimsoll_fleet::{
-    AcceleratorClass, ModelArchitecture, RequestClass, Shape, Slo, StepCoefficients, shape::Variant,
+    AcceleratorClass, ModelArchitecture, RequestClass, Role, Shape, Slo, StepCoefficients, shape::Variant,
 };
 
+use crate::kv::KvLayout;
+use crate::power::Power;
 use crate::predict::{LoadPrediction, predict};
 use crate::step::StepTimes;
-use crate::{DoesNotFit, EngineConfig, LoadLine, MemoryFit, StepBreakdown, StepLoad, load_line, memory};
+use crate::{
+    DoesNotFit, EngineConfig, LinkTier, LoadLine, MemoryFit, Scheduling, StepBreakdown, StepLoad, load_line,
+    memory,
+};
 
 /// The performance model of one replica. Cheap to clone, pure, and shared freely between threads.
 ///
@@ -19,7 +24,8 @@ use crate::{DoesNotFit, EngineConfig, LoadLine, MemoryFit, StepBreakdown, StepLo
 /// let h100 = presets::accelerator("h100").ok_or("preset")?;
 /// let fp8 = Variant { name: "fp8".into(), weights: Dtype::Fp8, kv: Dtype::Bf16, quality: 1.0, source: None };
 /// let shape = Shape {
-///     variant: "fp8".into(), accelerator: "h100".into(), tensor_parallel: 2, pipeline_parallel: 1, role: Role::Mixed,
+///     variant: "fp8".into(), accelerator: "h100".into(), tensor_parallel: 2, pipeline_parallel: 1,
+///     data_parallel: 1, expert_parallel: 1, role: Role::Mixed,
 /// };
 /// let replica = ReplicaModel::new(&model, &fp8, &h100, &shape, &EngineConfig::default())?;
 /// assert!(replica.memory().kv_tokens > 200_000.0);
@@ -31,6 +37,9 @@ use crate::{DoesNotFit, EngineConfig, LoadLine, MemoryFit, StepBreakdown, StepLo
 pub struct ReplicaModel {
     pub(crate) times: StepTimes,
     pub(crate) memory: MemoryFit,
+    pub(crate) kv: KvLayout,
+    pub(crate) role: Role,
+    pub(crate) power: Power,
     pub(crate) config: EngineConfig,
     pub(crate) max_context_tokens: u32,
     pub(crate) relative_error: f64,
@@ -41,10 +50,12 @@ impl ReplicaModel {
     /// Models a replica. The longest request is `arch.max_context_tokens`: set it to what the pool serves, which is
     /// often far below what the model could do.
     ///
+    /// A replica of role [`Role::Prefill`] computes prompts and one token each; one of role [`Role::Decode`] gets prompts'
+    /// keys and values and generates the rest.
+    ///
     /// # Errors
     /// [`DoesNotFit`] if the weights or one request of the longest context exceed the memory, the parallelism does
-    /// not divide the model or exceeds the link domain, the role is not [`plimsoll_fleet::Role::Mixed`], or a figure
-    /// is out of range.
+    /// not divide the model or exceeds the link domain, or a figure is out of range.
     pub fn new(
         arch: &ModelArchitecture,
         variant: &Variant,
@@ -52,10 +63,30 @@ impl ReplicaModel {
         shape: &Shape,
         config: &EngineConfig,
     ) -> Result<Self, DoesNotFit> {
-        let memory = memory::fit(arch, variant, acc, shape, config)?;
+        Self::across(arch, variant, acc, shape, config, LinkTier::Domain)
+    }
+
+    /// As [`ReplicaModel::new`], with tensor-parallel groups that may reach beyond a link domain, up to `widest`: over the
+    /// node's link where the class says what it is ([`AcceleratorClass::node_link`]), or over the network. All-reduces are
+    /// then as slow as the weakest link in their ring.
+    ///
+    /// # Errors
+    /// As [`ReplicaModel::new`].
+    pub fn across(
+        arch: &ModelArchitecture,
+        variant: &Variant,
+        acc: &AcceleratorClass,
+        shape: &Shape,
+        config: &EngineConfig,
+        widest: LinkTier,
+    ) -> Result<Self, DoesNotFit> {
+        let (memory, kv) = memory::fit(arch, variant, acc, shape, config, widest)?;
         Ok(Self {
-            times: StepTimes::new(arch, variant, acc, shape),
+            times: StepTimes::new(arch, variant, acc, shape, &kv, config),
             memory,
+            kv,
+            role: shape.role,
+            power: Power::new(acc, shape),
             config: *config,
             max_context_tokens: arch.max_context_tokens,
             relative_error: acc.calibration.relative_error,
@@ -92,13 +123,30 @@ impl ReplicaModel {
         f64::from(self.config.max_batched_tokens)
     }
 
+    /// The phases it serves.
+    pub fn role(&self) -> Role {
+        self.role
+    }
+
+    /// KV cache that a request of this context takes, in tokens that every attention layer keeps (the unit of
+    /// [`MemoryFit::kv_tokens`]): fewer than the context where layers have a window, more where they keep a state.
+    pub fn footprint_tokens(&self, context_tokens: f64) -> f64 {
+        self.kv.footprint(context_tokens)
+    }
+
+    /// Tokens that one step yields for a running request in expectation: 1 without speculative decoding.
+    pub fn tokens_per_step(&self) -> f64 {
+        self.times.yielded
+    }
+
     /// Arithmetic and communication of a prompt of `new_tokens` after `cached_tokens` found in the cache,
     /// milliseconds: what it adds to the steps that carry it, however it is cut into chunks.
     pub fn prefill_ms(&self, new_tokens: f64, cached_tokens: f64) -> f64 {
-        self.times.prefill(new_tokens, new_tokens * (new_tokens + 2.0 * cached_tokens))
+        self.times.prompt(new_tokens, cached_tokens)
     }
 
-    /// A step of `batch` requests that decode one token each, `mean_context` tokens long, milliseconds.
+    /// A step of `batch` requests that decode, `mean_context` tokens long, milliseconds. Each gets one token
+    /// ([`ReplicaModel::tokens_per_step`] with speculative decoding); LoRA adapters are as many as expected.
     pub fn decode_ms(&self, batch: f64, mean_context: f64) -> f64 {
         self.times.decode(batch, batch * mean_context)
     }
@@ -113,12 +161,37 @@ impl ReplicaModel {
         self.times.breakdown(step)
     }
 
-    /// Mean TPOT with `concurrency` requests kept in flight, milliseconds: `D(B, s) + B/osl · w(isl)`.
+    /// Mean TPOT with `concurrency` requests of varied lengths kept in flight, milliseconds: `D(B, s) + (B − 1)/osl · w(isl)`,
+    /// where B of them decode: the share of a request's life after its first token.
     pub fn closed_loop_tpot_ms(&self, concurrency: f64, input_tokens: f64, output_tokens: f64) -> f64 {
+        self.closed_loop(concurrency, input_tokens, output_tokens, 1.0)
+    }
+
+    /// The same with requests of equal lengths. Prompts first, they end and begin together: their prompts are computed while
+    /// nobody decodes, and delay those that have their first token already, half of them on average.
+    pub fn closed_loop_tpot_equal_ms(&self, concurrency: f64, input_tokens: f64, output_tokens: f64) -> f64 {
+        let share = if self.config.scheduling == Scheduling::PrefillFirst { 0.5 } else { 1.0 };
+        self.closed_loop(concurrency, input_tokens, output_tokens, share)
+    }
+
+    fn closed_loop(&self, concurrency: f64, input_tokens: f64, output_tokens: f64, share: f64) -> f64 {
+        /// Rounds of the fixed point in B.
+        const ROUNDS: usize = 4;
         let context = input_tokens + 0.5 * output_tokens;
-        let batch = concurrency.min(f64::from(self.config.max_running)).min(self.memory.kv_tokens / context);
-        self.decode_ms(batch, context)
-            + batch / output_tokens * self.prefill_ms(input_tokens, 0.0) * self.times.pipeline_share()
+        let fits = self.memory.kv_tokens / self.kv.footprint(context);
+        let batch = concurrency.min(f64::from(self.config.max_running)).min(fits);
+        let work = share * self.times.work(input_tokens, 0.0);
+        // While a client waits for its first token it neither decodes nor, once it has it, is delayed by its own prompt.
+        let mut decoding = batch;
+        let mut tpot = 0.0;
+        for _ in 0..ROUNDS {
+            let step = self.decode_ms(decoding, context) / self.times.yielded;
+            tpot = step + (decoding - 1.0).max(0.0) / output_tokens * work;
+            let ttft = self.api_overhead_ms + self.prefill_ms(input_tokens, 0.0) + 1.5 * step;
+            let decode = output_tokens * tpot;
+            decoding = 1.0 + (batch - 1.0).max(0.0) * decode / (decode + ttft);
+        }
+        tpot
     }
 
     /// Step time made linear around requests of `typical_context` tokens, for use on the request path.
@@ -126,17 +199,21 @@ impl ReplicaModel {
         let typical = if typical_context.is_finite() { typical_context.max(1.0) } else { 1024.0 };
         // The secant between one request and a well-filled batch; the curve in between (roofline knee, experts
         // hit) lies close to it.
-        let full = (self.memory.kv_tokens / typical).min(f64::from(self.config.max_running)).max(2.0);
+        let fits = self.memory.kv_tokens / self.kv.footprint(typical);
+        let full = fits.min(f64::from(self.config.max_running)).max(2.0);
         let (one, many) = (self.times.decode(1.0, 0.0), self.times.decode(full, 0.0));
         let per_request = (many - one) / (full - 1.0);
         let prompt = typical.min(self.batched_tokens());
+        // Requests are served at this many tokens a step.
+        let yielded = self.times.yielded;
         StepCoefficients {
-            base_ms: one - per_request,
-            per_request_ms: per_request,
-            per_context_token_ms: self.times.context_token(),
-            per_prefill_token_ms: self.prefill_ms(prompt, 0.0) / prompt * self.times.pipeline_share(),
+            base_ms: (one - per_request) / yielded,
+            per_request_ms: per_request / yielded,
+            per_context_token_ms: self.times.context_token(typical) / yielded,
+            per_prefill_token_ms: self.times.work(prompt, 0.0) / prompt,
             api_overhead_ms: self.api_overhead_ms,
-            kv_tokens: self.memory.kv_tokens,
+            // In tokens of such contexts, whatever their layers keep of them.
+            kv_tokens: fits * typical,
             max_running: self.config.max_running,
             max_batched_tokens: self.config.max_batched_tokens,
         }

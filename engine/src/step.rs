@@ -5,10 +5,23 @@ use std::fmt;
 use plimsoll_fleet::{AcceleratorClass, Dtype, ModelArchitecture, Shape, shape::Variant};
 use serde::{Deserialize, Serialize};
 
-use crate::memory::{Weights, kv_elements_per_layer};
+use crate::experts::{ExpertLoad, fullest_rank};
+use crate::kv::{KvLayout, kv_elements_per_layer, windowed_attention};
+use crate::links::{self, Link};
+use crate::lora::LoraTimes;
+use crate::memory::Weights;
+use crate::power::Power;
+use crate::speculation::DraftTimes;
+use crate::{EngineConfig, power};
 
 /// Latency of passing activations to the next pipeline stage, milliseconds: measured 0.02–0.09 (A100, TensorRT-LLM).
 const HOP_MS: f64 = 0.05;
+
+/// What a layer of routed experts costs on top, microseconds: router, sorting tokens by expert, and kernels in two rounds.
+/// Inferred: what sets fits of gpt-oss-120b and DeepSeek-R1 on H100 and H200 (vLLM, SGLang) apart from those of dense models.
+const EXPERT_LAYER_US: f64 = 25.0;
+/// Share of `eta_compute` that products with routed experts reach: many small ones. Inferred likewise.
+const EXPERT_COMPUTE: f64 = 0.5;
 
 /// What one engine step works on.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
@@ -22,6 +35,9 @@ pub struct StepLoad {
     /// Sum of `c·(c + 2k)` over the chunks: `c` tokens after `k` that are already in the cache. Proportional to the
     /// attention work of the chunks.
     pub prefill_attention: f64,
+    /// Distinct LoRA adapters among these requests.
+    #[serde(default)]
+    pub adapters: f64,
 }
 
 impl StepLoad {
@@ -108,26 +124,36 @@ impl StepBreakdown {
     }
 }
 
-/// Step-time coefficients of one replica, all in milliseconds.
+/// Step-time coefficients of one replica, all in milliseconds. Per token and per request means on one attention rank.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct StepTimes {
     /// Reading all weights but routed experts and the input embedding.
     dense_read: f64,
-    /// Reading all routed experts.
+    /// Reading all routed experts of the fullest GPU.
     expert_read: f64,
-    /// Chance that a token leaves a given expert unused.
-    expert_miss: f64,
-    /// Arithmetic of one decoded token, output embedding included.
+    /// How tokens fall on experts.
+    experts: ExpertLoad,
+    /// Arithmetic of one decoded token, output embedding included, routed experts not.
     decode_token: f64,
-    /// Arithmetic of one prefilled token.
+    /// Arithmetic of one token in routed experts, evenly divided over the stage's GPUs.
+    expert_token: f64,
+    /// Arithmetic of one prefilled token, routed experts not included.
     prefill_token: f64,
-    /// Attention arithmetic for one unit of `c·(c + 2k)`.
+    /// Attention arithmetic for one unit of `c·(c + 2k)` in layers that see everything.
     attention: f64,
-    /// Reading one token of context.
+    /// … and in layers with a window.
+    windowed: f64,
+    /// The window, tokens.
+    window: f64,
+    /// Reading one token of context in layers that see everything.
     kv_token: f64,
-    /// All-reduce latency of a step.
+    /// … and in layers with a window.
+    kv_windowed: f64,
+    /// Reading and writing the states of one request in recurrent layers.
+    kv_state: f64,
+    /// Latency of a step's collectives.
     link_step: f64,
-    /// All-reduce transfer of one token, and its transfer between pipeline stages.
+    /// Collectives' transfer of one token, and its transfer between pipeline stages.
     link_token: f64,
     /// Pipeline hops of a step.
     hops: f64,
@@ -135,8 +161,18 @@ pub(crate) struct StepTimes {
     overhead: f64,
     /// Overhead of one running request.
     request: f64,
+    /// Launching a step takes the CPU this long.
+    launch: f64,
     /// Pipeline stages.
     stages: f64,
+    /// Attention ranks.
+    ranks: f64,
+    /// Tokens computed in a step for one running request: more than one where drafts are verified.
+    verified: f64,
+    /// Tokens that a step yields for one running request.
+    pub(crate) yielded: f64,
+    draft: Option<DraftTimes>,
+    lora: Option<LoraTimes>,
 }
 
 impl StepTimes {
@@ -145,65 +181,102 @@ impl StepTimes {
         variant: &Variant,
         acc: &AcceleratorClass,
         shape: &Shape,
+        kv: &KvLayout,
+        config: &EngineConfig,
     ) -> Self {
         const MS: f64 = 1e3;
         const US_MS: f64 = 1e-3;
         let c = &acc.calibration;
         let tp = f64::from(shape.tensor_parallel);
         let pp = f64::from(shape.pipeline_parallel);
+        let dp = f64::from(shape.data_parallel);
         let layers = f64::from(arch.layers);
         let hidden = f64::from(arch.hidden);
         let weights = Weights::new(arch, variant);
-        let flops = tp * acc.flops(variant.weights) * c.eta_compute;
-        let attention_flops = tp * acc.flops(Dtype::Bf16) * c.eta_attention;
+        let clock = power::clock(acc);
+        let flops = tp * acc.flops(variant.weights) * c.eta_compute * clock;
+        let attention_flops = tp * acc.flops(Dtype::Bf16) * c.eta_attention * clock;
         let read = acc.memory_bytes_per_second * c.eta_weights;
+        let kv_read = acc.memory_bytes_per_second * c.eta_kv;
         let output_table = f64::from(arch.vocab) * hidden;
-        // Two all-reduces a layer, each moving 2(TP−1)/TP of the 16-bit activations.
-        let link_token =
-            2.0 * layers * 2.0 * (tp - 1.0) / tp * 2.0 * hidden / (acc.link_bytes_per_second * c.eta_link);
-        // Replicas of several link domains send activations over the network.
-        let hop_bandwidth = if shape.gpus() > acc.link_domain_size {
-            acc.nic_bytes_per_second
-        } else {
-            acc.link_bytes_per_second
-        };
-        // 16-bit activations of a token, handed from each stage to the next.
-        let hop_token = (pp - 1.0) * 2.0 * hidden / hop_bandwidth;
+        let active_experts = arch.moe.as_ref().map_or(0.0, |m| {
+            let used = f64::from(m.experts_per_token) / f64::from(m.experts);
+            (m.expert_parameters * used).min(arch.active_parameters)
+        });
+        let dense = arch.active_parameters - active_experts;
+        let attention = MS * 2.0 * f64::from(arch.heads) * f64::from(arch.head_dim) / attention_flops;
+        let kv_bytes = variant.kv.bytes_per_element();
+        let kv_bytes = if config.narrow_kv_reads { kv_bytes } else { kv_bytes.max(2.0) };
+        let kv_layer = MS * kv_elements_per_layer(arch, shape.tensor_parallel) * kv_bytes / kv_read;
+        let (link_step, link_token) = collectives(arch, acc, shape);
+        // 16-bit activations of a token, handed from each stage to the next; replicas of several link domains send them
+        // over what joins those.
+        let hop_token = (pp - 1.0) * links::hand_over_ms(acc, links::tier(acc, shape.gpus()), 2.0 * hidden);
+        let lora = config.lora.map(|l| LoraTimes::new(arch, shape, &l, read / MS, flops / MS));
+        let lora_token = lora.map_or(0.0, |l| l.share() * l.token);
+        let launch = if config.cuda_graphs { c.launch_step_us } else { layers * c.launch_layer_us };
+        let expert_layer = if arch.moe.is_some() { EXPERT_LAYER_US } else { 0.0 };
+        let fullest = arch.moe.as_ref().map_or(1.0, |m| fullest_rank(m.experts, shape.expert_parallel));
         Self {
             dense_read: MS * (weights.dense + weights.table) / (tp * read),
-            expert_read: MS * weights.experts / (tp * read),
-            expert_miss: arch.moe.as_ref().map_or(1.0, |m| {
-                (1.0 - f64::from(m.experts_per_token) / f64::from(m.experts)).clamp(0.0, 1.0)
-            }),
-            decode_token: MS * 2.0 * (arch.active_parameters + output_table) / flops,
-            prefill_token: MS * 2.0 * arch.active_parameters / flops,
-            attention: MS * 2.0 * f64::from(arch.heads) * f64::from(arch.head_dim) * layers / attention_flops,
-            kv_token: MS
-                * kv_elements_per_layer(arch, shape.tensor_parallel)
-                * layers
-                * variant.kv.bytes_per_element()
-                / (acc.memory_bytes_per_second * c.eta_kv),
-            link_step: 2.0 * layers * c.allreduce_alpha_us * US_MS * tp.log2(),
-            link_token: MS * (link_token + hop_token),
+            expert_read: MS * weights.experts * fullest / (tp * dp * read),
+            experts: ExpertLoad::new(arch, shape, config.expert_skew),
+            decode_token: MS * 2.0 * (dense + output_table) / flops + lora_token,
+            expert_token: MS * 2.0 * active_experts / (EXPERT_COMPUTE * flops * dp),
+            prefill_token: MS * 2.0 * dense / flops + lora_token,
+            attention: attention * f64::from(arch.full_layers()),
+            windowed: attention * f64::from(arch.sliding_layers()),
+            window: kv.window,
+            kv_token: kv_layer * f64::from(arch.full_layers()),
+            kv_windowed: kv_layer * f64::from(arch.sliding_layers()),
+            // Read and written in every step, in all stages.
+            kv_state: arch
+                .recurrent
+                .map_or(0.0, |r| MS * 2.0 * f64::from(r.layers) * r.state_bytes / (tp * kv_read)),
+            link_step: link_step * US_MS,
+            link_token: link_token + hop_token,
             hops: (pp - 1.0) * HOP_MS,
-            overhead: (layers * c.layer_overhead_us + c.step_overhead_us) * US_MS,
+            overhead: (layers * (c.layer_overhead_us + expert_layer) + c.step_overhead_us) * US_MS,
             request: c.request_overhead_us * US_MS,
+            launch: launch * US_MS,
             stages: pp,
+            ranks: dp,
+            verified: config.speculation.map_or(1.0, |s| 1.0 + f64::from(s.draft_tokens)),
+            yielded: config.speculation.map_or(1.0, |s| s.tokens_per_step()),
+            draft: config.speculation.map(|s| DraftTimes::new(&s, acc, shape, clock)),
+            lora,
         }
     }
 
-    /// Reading the weights that `tokens` tokens touch: the experts hit are distinct ones, `E·(1 − (1 − k/E)^tokens)`
-    /// of E in expectation.
+    /// Tokens of the step's budget that `running` requests take.
+    pub(crate) fn budget(&self, running: f64) -> f64 {
+        running * self.verified
+    }
+
+    /// Reading the weights that `tokens` tokens touch: the experts hit are distinct ones.
     fn weights(&self, tokens: f64) -> f64 {
         if self.expert_read == 0.0 {
             return self.dense_read;
         }
-        self.dense_read + self.expert_read * (1.0 - self.expert_miss.powf(tokens.max(1.0)))
+        self.dense_read + self.expert_read * self.experts.read(tokens)
+    }
+
+    /// Arithmetic in routed experts for `tokens` tokens of all attention ranks.
+    fn expert_compute(&self, tokens: f64) -> f64 {
+        if self.expert_token == 0.0 { 0.0 } else { self.expert_token * self.experts.computed(tokens) }
+    }
+
+    /// Reading the keys, values and states of `requests` requests of `context` tokens together. The window is applied to
+    /// their mean context, which never reads less than applying it to each.
+    fn kv(&self, requests: f64, context: f64) -> f64 {
+        context * self.kv_token
+            + context.min(requests * self.window) * self.kv_windowed
+            + requests * self.kv_state
     }
 
     /// The share of a prompt's arithmetic that occupies the replica for others: with `p` stages, chunks follow each
     /// other through the pipeline at efficiency `M/(M + p − 1)`, here with `M = p` chunks in flight.
-    pub(crate) fn pipeline_share(&self) -> f64 {
+    fn pipeline_share(&self) -> f64 {
         (2.0 * self.stages - 1.0) / (self.stages * self.stages)
     }
 
@@ -212,43 +285,152 @@ impl StepTimes {
         if self.stages > 1.0 { (running / self.stages).max(running.min(1.0)) } else { running }
     }
 
-    /// Arithmetic and communication of `tokens` prompt tokens whose attention work is `attention`, milliseconds.
-    pub(crate) fn prefill(&self, tokens: f64, attention: f64) -> f64 {
-        tokens * (self.prefill_token + self.link_token) + attention * self.attention
+    /// Of these, the requests of one attention rank.
+    fn of_rank(&self, micro: f64) -> f64 {
+        if self.ranks > 1.0 { (micro / self.ranks).max(micro.min(1.0)) } else { micro }
+    }
+
+    /// A prompt on its attention rank, routed experts aside, milliseconds.
+    fn rank_prompt(&self, new: f64, cached: f64) -> f64 {
+        let windowed = if self.windowed > 0.0 {
+            self.windowed * windowed_attention(new, cached, self.window)
+        } else {
+            0.0
+        };
+        new * (self.prefill_token + self.link_token) + new * (new + 2.0 * cached) * self.attention + windowed
+    }
+
+    /// Arithmetic and communication of a prompt of `new` tokens after `cached` ones, milliseconds.
+    pub(crate) fn prompt(&self, new: f64, cached: f64) -> f64 {
+        self.rank_prompt(new, cached) + self.expert_compute(new)
+    }
+
+    /// What of this it takes from others, milliseconds: stages overlap, and of `r` attention ranks the others go on, each
+    /// with prompts of its own (taken as evenly spread).
+    pub(crate) fn work(&self, new: f64, cached: f64) -> f64 {
+        self.pipeline_share() * (self.rank_prompt(new, cached) / self.ranks + self.expert_compute(new))
+    }
+
+    /// Attention arithmetic of chunks, from their sums: with a window, a token's work is at most `2W` units.
+    fn chunk_attention(&self, tokens: f64, attention: f64) -> f64 {
+        let windowed =
+            if self.windowed > 0.0 { attention.min(2.0 * self.window * tokens) * self.windowed } else { 0.0 };
+        attention * self.attention + windowed
+    }
+
+    /// Adapters expected among `running` requests.
+    pub(crate) fn expected_adapters(&self, running: f64) -> f64 {
+        self.lora.map_or(0.0, |l| l.distinct(running))
+    }
+
+    fn adapters(&self, distinct: f64) -> f64 {
+        self.lora.map_or(0.0, |l| l.step(distinct))
     }
 
     /// A decode step of `running` requests with `context` tokens of context together, milliseconds.
     #[inline]
     pub(crate) fn decode(&self, running: f64, context: f64) -> f64 {
         let micro = self.micro_batch(running);
-        let micro_context = if running > 0.0 { context * micro / running } else { 0.0 };
-        self.weights(micro).max(micro * self.decode_token)
-            + micro_context * self.kv_token
-            + self.link_step
-            + micro * (self.link_token + self.request)
-            + self.hops
-            + self.overhead
+        let rank = self.of_rank(micro);
+        let rank_context = if running > 0.0 { context * rank / running } else { 0.0 };
+        let tokens = micro * self.verified;
+        let rank_tokens = rank * self.verified;
+        let mut total =
+            self.weights(tokens).max(rank_tokens * self.decode_token + self.expert_compute(tokens))
+                + self.kv(rank, rank_context)
+                + self.link_step
+                + rank_tokens * self.link_token
+                + rank * self.request
+                + self.hops
+                + self.overhead;
+        if let Some(draft) = &self.draft
+            && running > 0.0
+        {
+            total += draft.step(rank, rank_context);
+        }
+        if self.lora.is_some() {
+            total += self.adapters(self.expected_adapters(running));
+        }
+        total.max(self.launch)
     }
 
     pub(crate) fn breakdown(&self, step: &StepLoad) -> StepBreakdown {
         let micro = self.micro_batch(step.running);
-        let context = if step.running > 0.0 { step.context_tokens * micro / step.running } else { 0.0 };
+        let rank = self.of_rank(micro);
+        let context = if step.running > 0.0 { step.context_tokens * rank / step.running } else { 0.0 };
         let share = self.pipeline_share();
-        let weights = self.weights(micro + step.prefill_tokens / self.stages);
-        let decode = micro * self.decode_token;
-        let prefill =
-            share * (step.prefill_tokens * self.prefill_token + step.prefill_attention * self.attention);
-        StepBreakdown {
+        let tokens = micro * self.verified;
+        let rank_tokens = rank * self.verified;
+        let weights = self.weights(tokens + step.prefill_tokens / self.stages);
+        let decode = rank_tokens * self.decode_token + self.expert_compute(tokens);
+        let of_ranks = step.prefill_tokens * self.prefill_token
+            + self.chunk_attention(step.prefill_tokens, step.prefill_attention);
+        let prefill = share * (of_ranks / self.ranks + self.expert_compute(step.prefill_tokens));
+        let prefill_link = share * step.prefill_tokens / self.ranks;
+        let draft = match &self.draft {
+            Some(draft) if step.running > 0.0 => draft.step(rank, context),
+            _ => 0.0,
+        };
+        let mut parts = StepBreakdown {
             compute_ms: prefill + if decode > weights { decode } else { 0.0 },
             weights_ms: if decode > weights { 0.0 } else { weights },
-            kv_ms: context * self.kv_token,
-            link_ms: self.link_step + self.link_token * (micro + share * step.prefill_tokens) + self.hops,
-            overhead_ms: self.overhead + micro * self.request,
-        }
+            kv_ms: self.kv(rank, context),
+            link_ms: self.link_step + self.link_token * (rank_tokens + prefill_link) + self.hops,
+            overhead_ms: self.overhead + rank * self.request + draft + self.adapters(step.adapters),
+        };
+        parts.overhead_ms += (self.launch - parts.total_ms()).max(0.0);
+        parts
     }
 
-    /// Share of one context token's read that each step pays, milliseconds.
-    pub(crate) fn context_token(&self) -> f64 {
-        self.kv_token / self.stages
+    /// Shares of peak arithmetic and of peak memory bandwidth that a step uses.
+    pub(crate) fn utilisation(&self, step: &StepLoad, power: &Power) -> (f64, f64) {
+        let total = self.breakdown(step).total_ms();
+        let micro = self.micro_batch(step.running);
+        let rank = self.of_rank(micro);
+        let context = if step.running > 0.0 { step.context_tokens * rank / step.running } else { 0.0 };
+        let tokens = micro * self.verified;
+        let prefill = step.prefill_tokens * self.prefill_token
+            + self.chunk_attention(step.prefill_tokens, step.prefill_attention);
+        // Of all stages: of each, a micro-batch at a time.
+        let compute = rank * self.verified * self.decode_token
+            + self.expert_compute(tokens + step.prefill_tokens)
+            + prefill / self.stages / self.ranks;
+        let read = self.weights(tokens + step.prefill_tokens / self.stages) * power.eta_weights
+            + self.kv(rank, context) * power.eta_kv;
+        (compute * power.eta_compute / total, read / total)
     }
+
+    /// Share of one context token's read that each step pays, milliseconds, for requests of this context.
+    pub(crate) fn context_token(&self, typical: f64) -> f64 {
+        (self.kv(1.0, typical) - self.kv_state) / typical / self.stages / self.ranks
+    }
+}
+
+/// Collectives of one step: latency in microseconds, and transfer of one token of an attention rank in milliseconds.
+///
+/// Tensor parallelism: two all-reduces a layer, each moving `2(n−1)/n` of the 16-bit activations. With several attention
+/// ranks the second gives way to the exchange of tokens with the experts' owners: each token's activations out and back,
+/// either to the ranks of its own experts (all-to-all: at most `k` copies) or to every rank (all-gather and
+/// reduce-scatter), whichever moves less.
+fn collectives(arch: &ModelArchitecture, acc: &AcceleratorClass, shape: &Shape) -> (f64, f64) {
+    let layers = f64::from(arch.layers);
+    let message = 2.0 * f64::from(arch.hidden);
+    let group = Link::new(acc, shape.tensor_parallel);
+    let reduce = links::ring(f64::from(shape.tensor_parallel)) * message;
+    let (mut us, mut token) = (0.0, 0.0);
+    let reduces = if shape.data_parallel > 1 { 1.0 } else { 2.0 };
+    if shape.tensor_parallel > 1 {
+        us += reduces * layers * 1e3 * group.alpha_ms;
+        token += reduces * layers * group.transfer_ms(reduce);
+    }
+    if let (true, Some(moe)) = (shape.data_parallel > 1, &arch.moe) {
+        let stage = Link::new(acc, shape.stage_gpus());
+        let (ranks, dp) = (f64::from(shape.expert_parallel), f64::from(shape.data_parallel));
+        let copies = f64::from(moe.experts_per_token).min(ranks) * (ranks - 1.0) / ranks;
+        let (exchanged, everywhere) = (copies / f64::from(shape.tensor_parallel), dp - 1.0);
+        let moved = if ranks > 1.0 { exchanged.min(everywhere) } else { everywhere };
+        us += 2.0 * layers * 1e3 * stage.alpha_ms;
+        token += 2.0 * layers * stage.transfer_ms(moved * message);
+    }
+    (us, token)
 }

@@ -182,6 +182,8 @@ fn opt(name: &str, layers: u32, hidden: u32, heads: u32, parameters: f64) -> Mod
         tied_embeddings: true,
         max_context_tokens: 2048,
         moe: None,
+        sliding: None,
+        recurrent: None,
     }
 }
 
@@ -215,8 +217,7 @@ fn kv_tokens_of_distserve_on_a100() {
     assert!(median < 0.05);
 }
 
-/// Mixture of experts, aggregated: nothing was fitted to these rows. The model knows neither the sliding windows of half
-/// the layers nor fused expert kernels.
+/// Mixture of experts, aggregated: nothing was fitted to these rows. The model does not know fused expert kernels.
 #[test]
 fn tpot_of_a_mixture_of_experts() {
     let Some(dir) = data() else { return };

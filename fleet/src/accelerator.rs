@@ -68,6 +68,23 @@ pub struct Calibration {
     pub api_overhead_ms: f64,
     /// Relative error (e.g. 0.08 = 8 %) that predictions with these coefficients were seen to have (p90).
     pub relative_error: f64,
+    /// CPU time to launch the kernels of one layer without CUDA graphs, microseconds: no step is shorter (0: not known).
+    #[serde(default)]
+    pub launch_layer_us: f64,
+    /// CPU time to schedule and launch one step with CUDA graphs, microseconds: no step is shorter (0: not known).
+    #[serde(default)]
+    pub launch_step_us: f64,
+}
+
+/// What joins the accelerators of a node where fast links join only some of them, e.g. PCIe between NVLink pairs.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct NodeLink {
+    /// Accelerators of a node.
+    pub accelerators: u32,
+    /// Bandwidth of one accelerator over this link, bytes per second.
+    pub bytes_per_second: f64,
+    /// Latency of an all-reduce over this link, microseconds, on top of that inside a domain.
+    pub alpha_us: f64,
 }
 
 /// One kind of accelerator.
@@ -87,12 +104,18 @@ pub struct AcceleratorClass {
     pub link_domain_size: u32,
     /// Link bandwidth of one accelerator inside the domain, bytes per second (PCIe if there is no fast link).
     pub link_bytes_per_second: f64,
+    /// What joins the link domains of a node (`None`: nothing does, or a node is one domain).
+    #[serde(default)]
+    pub node_link: Option<NodeLink>,
     /// Network bandwidth of one accelerator to other nodes, bytes per second.
     pub nic_bytes_per_second: f64,
     /// Idle power, watts.
     pub idle_watts: f64,
     /// Power at full load, watts.
     pub tdp_watts: f64,
+    /// Power that the accelerator is held to, watts (`None`: its full load).
+    #[serde(default)]
+    pub power_cap_watts: Option<f64>,
     /// Price of one accelerator, on demand.
     pub usd_per_hour: f64,
     /// Price of one accelerator as spot capacity, if offered.

@@ -6,7 +6,7 @@
 
 use serde::Deserialize;
 
-use crate::{Attention, Dtype, ModelArchitecture, Moe};
+use crate::{Attention, Dtype, ModelArchitecture, Moe, SlidingWindow};
 
 /// The fields of a `config.json` that decide memory and speed. Unknown fields are ignored.
 #[derive(Debug, Clone, PartialEq, Default, Deserialize)]
@@ -53,6 +53,10 @@ pub struct HfConfig {
     qk_nope_head_dim: Option<u32>,
     qk_rope_head_dim: Option<u32>,
     v_head_dim: Option<u32>,
+    // Windows.
+    sliding_window: Option<u32>,
+    use_sliding_window: Option<bool>,
+    sliding_window_pattern: Option<u32>,
     // Layers of another kind.
     layer_types: Option<Vec<String>>,
     layers_block_type: Option<Vec<String>>,
@@ -205,6 +209,8 @@ impl HfConfig {
                 tied_embeddings: tied,
                 max_context_tokens: positive(max_context_tokens, "max_position_embeddings")?,
                 moe,
+                sliding: text.sliding(family, layers),
+                recurrent: None,
             },
             weights,
             notes,
@@ -265,6 +271,24 @@ impl HfConfig {
         };
         let parameters = 2.0 * d * f64::from(head_dim) * (h + f64::from(kv_heads));
         Ok((Attention::Grouped { kv_heads }, head_dim, parameters))
+    }
+
+    /// Layers that see the last tokens only.
+    fn sliding(&self, family: &str, layers: u32) -> Option<SlidingWindow> {
+        let window_tokens =
+            self.sliding_window.filter(|w| *w > 0 && self.use_sliding_window != Some(false))?;
+        let count = match (&self.layer_types, self.sliding_window_pattern) {
+            (Some(kinds), _) => {
+                kinds.iter().filter(|k| *k == "sliding_attention").count().min(layers as usize) as u32
+            }
+            // Every so manieth sees everything.
+            (None, Some(every)) if every > 0 => layers - layers / every,
+            (None, _) if family == "gemma2" => layers.div_ceil(2),
+            (None, _) if ["mistral", "mixtral"].contains(&family) => layers,
+            // Others name a window that they do not use.
+            (None, _) => return None,
+        };
+        (count > 0).then_some(SlidingWindow { layers: count, window_tokens })
     }
 
     fn experts(&self, layers: u32) -> Result<Option<Experts>, UnreadableConfig> {
@@ -454,6 +478,19 @@ mod tests {
             &LLAMA_8B.replace("\"hidden_size\"", "\"layer_types\": [\"linear_attention\"], \"hidden_size\""),
             "hybrid",
         );
+    }
+
+    #[test]
+    fn windows_are_read_where_they_are_used() {
+        let with = |more: &str| {
+            let json = LLAMA_8B.replace("\"rope_scaling\"", &format!("{more}, \"rope_scaling\""));
+            read(&json).unwrap().architecture.sliding.map(|s| (s.layers, s.window_tokens))
+        };
+        assert_eq!(with("\"sliding_window\": 1024, \"sliding_window_pattern\": 6"), Some((27, 1024)));
+        assert_eq!(with("\"sliding_window\": 1024, \"use_sliding_window\": false"), None);
+        assert_eq!(with("\"sliding_window\": null"), None);
+        let kinds = "\"sliding_window\": 128, \"layer_types\": [\"sliding_attention\", \"full_attention\"]";
+        assert_eq!(with(kinds), Some((1, 128)));
     }
 
     #[test]

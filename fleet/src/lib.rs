@@ -28,14 +28,14 @@ pub mod slo;
 pub mod telemetry;
 pub mod tenant;
 
-pub use accelerator::{AcceleratorClass, Calibration, Vendor};
+pub use accelerator::{AcceleratorClass, Calibration, NodeLink, Vendor};
 pub use adapter::Adapter;
 pub use budget::{Budget, BudgetScope, OnLimit};
 pub use cluster::{AdoptedReplica, ClusterSnapshot, NodeInfo, ReplicaPhase, ReplicaStatus, RequestPriority};
 pub use demand::{DemandEstimate, DemandPrior, LengthDistribution, RequestClass};
 pub use dtype::Dtype;
 pub use ids::{InvalidName, NodeName, PoolId, ReplicaId};
-pub use model::{Attention, ModelArchitecture, Moe};
+pub use model::{Attention, ModelArchitecture, Moe, RecurrentState, SlidingWindow};
 pub use plan::{Plan, PoolPlan, ReplicaAssignment};
 pub use pool::{EngineKind, EngineSpec, ModelPool};
 pub use route::{Endpoint, PoolRoute, RouteTable, StepCoefficients};

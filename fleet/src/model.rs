@@ -31,6 +31,24 @@ pub struct Moe {
     pub expert_parameters: f64,
 }
 
+/// Layers whose attention sees the last tokens only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SlidingWindow {
+    /// How many of the model's layers.
+    pub layers: u32,
+    /// How far they see, tokens.
+    pub window_tokens: u32,
+}
+
+/// Layers that keep a state of constant size in place of keys and values (linear attention, state-space models).
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct RecurrentState {
+    /// How many of the model's layers.
+    pub layers: u32,
+    /// State of one layer for one request, bytes as the engine stores it; split over tensor-parallel ranks.
+    pub state_bytes: f64,
+}
+
 /// A decoder-only transformer as the performance model sees it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ModelArchitecture {
@@ -58,6 +76,12 @@ pub struct ModelArchitecture {
     pub max_context_tokens: u32,
     /// Mixture-of-experts facts; `None` when dense.
     pub moe: Option<Moe>,
+    /// Layers with sliding-window (or chunked) attention; `None` where every layer sees the whole context.
+    #[serde(default)]
+    pub sliding: Option<SlidingWindow>,
+    /// Layers without keys and values; `None` where every layer is attention.
+    #[serde(default)]
+    pub recurrent: Option<RecurrentState>,
 }
 
 impl ModelArchitecture {
@@ -65,6 +89,21 @@ impl ModelArchitecture {
     pub fn embedding_parameters(&self) -> f64 {
         let one = f64::from(self.vocab) * f64::from(self.hidden);
         if self.tied_embeddings { one } else { 2.0 * one }
+    }
+
+    /// Layers that keep keys and values of the last tokens only.
+    pub fn sliding_layers(&self) -> u32 {
+        self.sliding.map_or(0, |s| s.layers)
+    }
+
+    /// Layers that keep a constant state.
+    pub fn recurrent_layers(&self) -> u32 {
+        self.recurrent.map_or(0, |r| r.layers)
+    }
+
+    /// Layers that keep keys and values of the whole context.
+    pub fn full_layers(&self) -> u32 {
+        self.layers.saturating_sub(self.sliding_layers()).saturating_sub(self.recurrent_layers())
     }
 
     /// Largest tensor-parallel degree that divides the query heads, up to `limit`.

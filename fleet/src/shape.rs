@@ -55,20 +55,43 @@ pub struct Shape {
     pub tensor_parallel: u32,
     /// Pipeline-parallel degree.
     pub pipeline_parallel: u32,
+    /// Attention data-parallel degree: ranks of `tensor_parallel` accelerators that hold a copy of the attention weights each,
+    /// serve requests of their own, and share the experts of a mixture of experts. 1 for dense models.
+    #[serde(default = "one")]
+    pub data_parallel: u32,
+    /// Expert-parallel degree: into how many parts whole experts are divided over the accelerators of a stage; each part is
+    /// split like a tensor over the rest. 1: every expert is split over all of them.
+    #[serde(default = "one")]
+    pub expert_parallel: u32,
     /// Role.
     pub role: Role,
+}
+
+fn one() -> u32 {
+    1
 }
 
 impl Shape {
     /// Accelerators a replica of this shape occupies.
     pub fn gpus(&self) -> u32 {
-        self.tensor_parallel * self.pipeline_parallel
+        self.tensor_parallel.saturating_mul(self.groups())
     }
 
-    /// Over how many nodes a replica of this shape may be spread, fewest first: equally many whole pipeline stages on each,
-    /// since a tensor-parallel group stays on one node.
+    /// Accelerators of one pipeline stage: those that share its experts.
+    pub fn stage_gpus(&self) -> u32 {
+        self.tensor_parallel.saturating_mul(self.data_parallel)
+    }
+
+    /// Tensor-parallel groups: the parts that cannot be spread over nodes.
+    fn groups(&self) -> u32 {
+        self.pipeline_parallel.saturating_mul(self.data_parallel)
+    }
+
+    /// Over how many nodes a replica of this shape may be spread, fewest first: equally many whole tensor-parallel groups on
+    /// each, since such a group stays on one node.
     pub fn splits(&self) -> impl Iterator<Item = u32> + '_ {
-        (1..=self.pipeline_parallel).filter(|nodes| self.pipeline_parallel.is_multiple_of(*nodes))
+        let groups = self.groups();
+        (1..=groups).filter(move |nodes| groups.is_multiple_of(*nodes))
     }
 
     /// Accelerators that a replica takes on each of so many nodes.
@@ -76,20 +99,24 @@ impl Shape {
         self.gpus().div_ceil(nodes.max(1))
     }
 
-    /// Over how many nodes of `node_gpus` accelerators a replica has to be spread (at most one stage on each, however small
-    /// they are).
+    /// Over how many nodes of `node_gpus` accelerators a replica has to be spread (at most one tensor-parallel group on each,
+    /// however small they are).
     pub fn nodes_of(&self, node_gpus: u32) -> u32 {
         self.splits()
             .find(|nodes| self.gpus_on_each(*nodes) <= node_gpus)
-            .unwrap_or_else(|| self.pipeline_parallel.max(1))
+            .unwrap_or_else(|| self.groups().max(1))
     }
 }
 
 impl fmt::Display for Shape {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} TP{}", self.variant, self.tensor_parallel)?;
-        if self.pipeline_parallel > 1 {
-            write!(f, " PP{}", self.pipeline_parallel)?;
+        for (name, degree) in
+            [("DP", self.data_parallel), ("EP", self.expert_parallel), ("PP", self.pipeline_parallel)]
+        {
+            if degree > 1 {
+                write!(f, " {name}{degree}")?;
+            }
         }
         write!(f, " {}", self.accelerator.to_uppercase())?;
         if self.role != Role::Mixed {
@@ -105,7 +132,23 @@ mod tests {
 
     fn shape(tensor_parallel: u32, pipeline_parallel: u32) -> Shape {
         let (variant, accelerator) = ("bf16".to_owned(), "h100".to_owned());
-        Shape { variant, accelerator, tensor_parallel, pipeline_parallel, role: Role::Mixed }
+        Shape {
+            variant,
+            accelerator,
+            tensor_parallel,
+            pipeline_parallel,
+            data_parallel: 1,
+            expert_parallel: 1,
+            role: Role::Mixed,
+        }
+    }
+
+    #[test]
+    fn attention_ranks_multiply_and_experts_do_not() {
+        let wide = Shape { data_parallel: 8, expert_parallel: 16, ..shape(2, 1) };
+        assert_eq!((wide.gpus(), wide.stage_gpus(), wide.nodes_of(8)), (16, 16, 2));
+        assert_eq!(wide.to_string(), "bf16 TP2 DP8 EP16 H100");
+        assert_eq!(shape(2, 2).to_string(), "bf16 TP2 PP2 H100");
     }
 
     #[test]

@@ -252,6 +252,8 @@ pub fn external_replicas(
                     accelerator: "external".to_owned(),
                     tensor_parallel: 1,
                     pipeline_parallel: 1,
+                    data_parallel: 1,
+                    expert_parallel: 1,
                     role: Role::Mixed,
                 },
                 nodes: Vec::new(),

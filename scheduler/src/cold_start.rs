@@ -71,6 +71,8 @@ mod tests {
                         accelerator: "l4".into(),
                         tensor_parallel: 1,
                         pipeline_parallel: 1,
+                        data_parallel: 1,
+                        expert_parallel: 1,
                         role: Role::Mixed,
                     },
                     nodes: Vec::new(),

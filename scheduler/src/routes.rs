@@ -388,6 +388,8 @@ mod tests {
                 accelerator: "external".into(),
                 tensor_parallel: 1,
                 pipeline_parallel: 1,
+                data_parallel: 1,
+                expert_parallel: 1,
                 role: plimsoll_fleet::Role::Mixed,
             },
             nodes: Vec::new(),

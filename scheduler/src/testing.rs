@@ -82,6 +82,8 @@ pub(crate) fn shape() -> Shape {
         accelerator: "l4".into(),
         tensor_parallel: 1,
         pipeline_parallel: 1,
+        data_parallel: 1,
+        expert_parallel: 1,
         role: Role::Mixed,
     }
 }

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::failure::{Failure, Outcome};
 use crate::paint::Paint;
 use crate::prediction::ask::{accelerator, configured, named, positive, share, variant};
-use crate::profiling::points::{Limits, Point, observation, points};
+use crate::profiling::points::{Limits, Point, measurement, points};
 use crate::profiling::{manifest, report};
 use crate::{manifests, signals};
 
@@ -66,7 +66,7 @@ pub struct Args {
     /// Its --gpu-memory-utilization
     #[arg(long, default_value_t = EngineConfig::default().memory_utilisation, value_name = "SHARE", value_parser = share)]
     gpu_memory_utilization: f64,
-    /// Engine, as measurements are kept by
+    /// Engine: vllm, sglang, trtllm, …
     #[arg(long, default_value = "vllm")]
     engine: String,
     /// Environment variable that holds the API key
@@ -144,10 +144,12 @@ pub async fn run(args: &Args) -> Outcome {
         );
     }
     let subject = Arc::new(subject);
-    let observations: Vec<Observation> = samples.iter().map(|s| observation(&subject, s)).collect();
+    let source = format!("plimsoll profile of {}", args.model);
+    let measured: Vec<Measurement> = samples.iter().map(|s| measurement(&subject, s, &source)).collect();
     if let Some(path) = &args.measurements {
-        write(path, &csv(args, &observations))?;
+        write(path, &measurements::write(&measured))?;
     }
+    let observations: Vec<Observation> = measured.iter().filter_map(Measurement::observation).collect();
     finish(args, &subject, &observations, paint)?;
     if stop.is_cancelled() {
         failures.push("interrupted".to_owned());
@@ -199,13 +201,15 @@ fn subject(args: &Args) -> Result<(Subject, Vec<String>), Failure> {
         accelerator: class.name.clone(),
         tensor_parallel: args.tp,
         pipeline_parallel: args.pp,
+        data_parallel: 1,
+        expert_parallel: 1,
         role: Role::Mixed,
     };
     let config = EngineConfig {
         max_running: args.max_num_seqs,
         max_batched_tokens: args.max_num_batched_tokens,
         memory_utilisation: args.gpu_memory_utilization,
-        ..EngineConfig::default()
+        ..EngineConfig::of(&args.engine)
     };
     let subject = Subject {
         engine: args.engine.clone(),
@@ -359,23 +363,6 @@ fn finish(args: &Args, subject: &Arc<Subject>, observations: &[Observation], pai
     let out = args.out.display();
     println!("wrote {out}; to use it: kubectl apply -f {out}, or plimsoll plan -f {out} -f DIR");
     Ok(())
-}
-
-fn csv(args: &Args, observations: &[Observation]) -> String {
-    let rows: Vec<Measurement> = observations
-        .iter()
-        .map(|o| Measurement {
-            subject: Arc::clone(&o.subject),
-            workload: Some(o.workload),
-            measured: o.measured,
-            length_spread: 0.0,
-            requests_per_client: None,
-            saturated: None,
-            kv_tokens: None,
-            source: format!("plimsoll profile of {}", args.model),
-        })
-        .collect();
-    measurements::write(&rows)
 }
 
 fn write(path: &std::path::Path, text: &str) -> Outcome {

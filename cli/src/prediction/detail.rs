@@ -53,7 +53,8 @@ fn memory(row: &Row, fit: &Fit, paint: Paint) -> Vec<String> {
     let m = &fit.memory;
     let total = row.memory_bytes_per_gpu;
     let gb = |bytes: f64| format!("{} GB", figure(bytes / 1e9));
-    let kv = m.usable_bytes_per_gpu - m.weights_bytes_per_gpu - m.reserve_bytes_per_gpu;
+    let others = m.lora_bytes_per_gpu + m.draft_bytes_per_gpu;
+    let kv = m.usable_bytes_per_gpu - m.weights_bytes_per_gpu - m.reserve_bytes_per_gpu - others;
     let columns = |bytes: f64| (bytes / total * BAR as f64).round() as usize;
     let (weights, cache) = (columns(m.weights_bytes_per_gpu), columns(kv));
     let engine = columns(m.reserve_bytes_per_gpu).max(1);

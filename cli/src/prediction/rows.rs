@@ -181,7 +181,7 @@ pub fn rows(question: &Question, classes: &[AcceleratorClass], variants: &[Varia
         Some(f) if f.infeasible.is_none() => {
             let tokens = f.usd_per_million_output_tokens.unwrap_or(f64::INFINITY);
             let usd = if matches!(question.load, Load::Rps(_)) { f.usd_per_hour } else { tokens };
-            (0, usd, tokens)
+            (0, usd, f.at.map_or(f64::INFINITY, |a| a.tpot_ms))
         }
         Some(f) => (1, r.replica_usd_per_hour, f.alone.tpot_ms),
         None => (2, 0.0, 0.0),
@@ -214,6 +214,8 @@ fn shapes(question: &Question, class: &AcceleratorClass, variant: &Variant) -> V
             accelerator: class.name.clone(),
             tensor_parallel,
             pipeline_parallel,
+            data_parallel: 1,
+            expert_parallel: 1,
             role: Role::Mixed,
         })
         .collect()
@@ -272,19 +274,32 @@ fn alone(question: &Question, unloaded: &[UnloadedLatency]) -> Alone {
     Alone { ttft_ms: mean(&|u| u.ttft_ms), tpot_ms: mean(&|u| u.tpot_ms) }
 }
 
-/// Why there is no load line, without the name of the only class.
-fn no_line(question: &Question, reason: &InfeasibleReason) -> String {
-    match reason {
-        InfeasibleReason::Objective { metric, objective, predicted_ms, .. }
-            if question.classes.len() == 1 =>
-        {
-            format!(
-                "{metric} {} is {predicted_ms:.0} ms for a request alone, more than {:.0} ms",
-                objective.percentile, objective.ms
-            )
+/// Why there is no load line: the margin is told apart from the prediction.
+fn no_line(question: &Question, reason: &InfeasibleReason, margin: f64) -> String {
+    let (metric, objective, ms, class, how) = match reason {
+        InfeasibleReason::Objective { metric, objective, predicted_ms, class } => {
+            (metric, objective, predicted_ms, class, "alone".to_owned())
         }
-        other => other.to_string(),
-    }
+        InfeasibleReason::Burst { metric, objective, predicted_ms, burst, class } => {
+            (metric, objective, predicted_ms, class, format!("in a burst of {burst:.0} requests"))
+        }
+        other => return other.to_string(),
+    };
+    let of = match question.classes.iter().find(|c| &c.name == class) {
+        Some(c) if question.classes.len() > 1 => format!(" for prompts of {:.0} tokens", c.input_tokens),
+        _ => String::new(),
+    };
+    let spare = if margin > 0.0 {
+        format!(", {ms:.0} ms with {:.0} % to spare", 100.0 * margin)
+    } else {
+        String::new()
+    };
+    format!(
+        "{metric} {} is {:.0} ms {how}{of}{spare}: more than {:.0} ms",
+        objective.percentile,
+        ms / (1.0 + margin),
+        objective.ms
+    )
 }
 
 fn fit(
@@ -299,7 +314,7 @@ fn fit(
     let margin = question.margin(class);
     let line: LoadLine = model.load_line(mix, &slos, scv, margin);
     let bare = if margin > 0.0 { model.load_line(mix, &slos, scv, 0.0).rps } else { line.rps };
-    let infeasible = line.infeasible.as_ref().map(|r| no_line(question, r));
+    let infeasible = line.infeasible.as_ref().map(|r| no_line(question, r, margin));
     let mut made = Fit {
         memory: *model.memory(),
         max_context_tokens: model.max_context_tokens(),

@@ -192,7 +192,8 @@ pub fn table(question: &Question, rows: &[Row], all: bool, paint: Paint) -> Vec<
     let (serving, missing) = (fits(true), fits(false));
     if !serving.is_empty() {
         section(&mut lines, &serving, true);
-        lines.extend(legend(question, &serving).iter().map(|l| paint.dim(l)));
+        let shown = if all { serving.len() } else { serving.len().min(SHOWN) };
+        lines.extend(legend(question, &serving[..shown]).iter().map(|l| paint.dim(l)));
     }
     if !missing.is_empty() {
         section(&mut lines, &missing, false);
@@ -209,9 +210,9 @@ pub fn table(question: &Question, rows: &[Row], all: bool, paint: Paint) -> Vec<
 fn legend(question: &Question, rows: &[(&Row, &Fit)]) -> Vec<String> {
     let mut lines = Vec::new();
     let at = match question.load {
-        Load::Line => "latencies are those at the line",
-        Load::Rps(_) => "latencies and costs are those of all replicas at the rate asked for",
-        Load::Concurrency(_) => "latencies are simulated",
+        Load::Line => "latencies (ms) are those at the line",
+        Load::Rps(_) => "latencies (ms) and costs are those of all replicas at the rate asked for",
+        Load::Concurrency(_) => "latencies (ms) are simulated",
     };
     let margin = match question.margin {
         Some(m) => format!("{:.0} %", 100.0 * m),

@@ -6,7 +6,7 @@ use plimsoll_engine::calibrate::{
     Measured, Metric, Observation, Probe, ProbeLimits, Subject, Workload, probes,
 };
 use plimsoll_engine::{DoesNotFit, ReplicaModel};
-use plimsoll_simulator::profile::{ClosedLoop, Sample};
+use plimsoll_simulator::profile::{ClosedLoop, SPREAD, Sample};
 
 /// Points from which those that fit into the time are taken.
 const CANDIDATES: usize = 24;
@@ -73,19 +73,25 @@ pub fn points(subject: &Subject, limits: &Limits) -> Result<Vec<Point>, DoesNotF
     Ok(chosen)
 }
 
-/// What was measured, as the fit takes it. Prompt tokens that a cache answered all the same are not counted.
-pub fn observation(subject: &Arc<Subject>, sample: &Sample) -> Observation {
+/// What was measured, as files keep it and the fit takes it. Prompt tokens that a cache answered all the same are not
+/// counted.
+pub fn measurement(subject: &Arc<Subject>, sample: &Sample, source: &str) -> Measurement {
     let computed = (sample.input_tokens - sample.cached_tokens).max(1.0);
     let lone = sample.concurrency == 1;
-    Observation {
+    Measurement {
         subject: Arc::clone(subject),
-        workload: workload(f64::from(sample.concurrency), computed, sample.output_tokens),
+        workload: Some(workload(f64::from(sample.concurrency), computed, sample.output_tokens)),
         measured: Measured {
             // With more clients it depends on how they meet.
             ttft_ms: lone.then_some(sample.ttft_ms),
             tpot_ms: sample.tpot_ms,
             ..Measured::default()
         },
+        length_spread: if lone { 0.0 } else { SPREAD },
+        requests_per_client: if lone { u32::try_from(sample.requests + 1).ok() } else { None },
+        saturated: None,
+        kv_tokens: None,
+        source: source.to_owned(),
     }
 }
 
@@ -111,6 +117,8 @@ pub(crate) mod tests {
                 accelerator: gpu.to_owned(),
                 tensor_parallel: 1,
                 pipeline_parallel: 1,
+                data_parallel: 1,
+                expert_parallel: 1,
                 role: Role::Mixed,
             },
             config: EngineConfig::default(),
@@ -152,7 +160,8 @@ pub(crate) mod tests {
             tpot_ms: Some(9.0),
             e2e_ms: 330.0,
         };
-        let (one, many) = (observation(&subject, &sample(1)), observation(&subject, &sample(8)));
+        let of = |n| measurement(&subject, &sample(n), "test").observation().unwrap();
+        let (one, many) = (of(1), of(8));
         assert_eq!(one.measured.ttft_ms, Some(50.0));
         assert_eq!((many.measured.ttft_ms, many.measured.tpot_ms), (None, Some(9.0)));
         assert_eq!(one.workload, workload(1.0, 984.0, 32.0));

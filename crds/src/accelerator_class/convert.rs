@@ -121,6 +121,8 @@ impl AcceleratorClass {
             link_domain_size: domain.unwrap_or(base.link_domain_size),
             link_bytes_per_second: link_rate.unwrap_or(base.link_bytes_per_second),
             nic_bytes_per_second: nic_rate.unwrap_or(base.nic_bytes_per_second),
+            node_link: base.node_link,
+            power_cap_watts: base.power_cap_watts,
             idle_watts: spec.idle_watts.unwrap_or(base.idle_watts),
             tdp_watts: spec.tdp_watts.unwrap_or(base.tdp_watts),
             usd_per_hour: spec.usd_per_hour.unwrap_or(base.usd_per_hour),
@@ -288,5 +290,6 @@ fn calibration(
         allreduce_alpha_us: cost("allreduceAlphaUs", given.allreduce_alpha_us, base.allreduce_alpha_us),
         api_overhead_ms: cost("apiOverheadMs", given.api_overhead_ms, base.api_overhead_ms),
         relative_error: cost("relativeError", given.relative_error, base.relative_error),
+        ..base
     }
 }

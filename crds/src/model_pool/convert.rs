@@ -256,6 +256,8 @@ fn custom_architecture(check: &mut Check, name: &str, a: &Architecture) -> Optio
         tied_embeddings: a.tied_embeddings,
         max_context_tokens: context,
         moe,
+        sliding: None,
+        recurrent: None,
     })
 }
 

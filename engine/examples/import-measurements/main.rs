@@ -8,7 +8,8 @@
 //! - `distserve-memory`: LLMServe/DistServe, KV-cache tokens by model, TP and PP;
 //! - `vllm-blocks`: KV-cache blocks that vLLM reported.
 //!
-//! Rows that the engine model does not describe (disaggregated, data-parallel or expert-parallel serving), and rows
+//! Rows that the engine model does not describe (disaggregated, whose
+//! decode workers were not counted, and data-parallel serving), and rows
 //! flagged as suspect, are left out, and counted on standard error.
 
 use std::collections::BTreeMap;
@@ -48,6 +49,7 @@ struct What<'a> {
     kv: Dtype,
     tensor_parallel: u32,
     pipeline_parallel: u32,
+    expert_parallel: u32,
     config: EngineConfig,
 }
 
@@ -74,6 +76,8 @@ fn measurement(
             accelerator: what.gpu.to_owned(),
             tensor_parallel: what.tensor_parallel,
             pipeline_parallel: what.pipeline_parallel,
+            data_parallel: 1,
+            expert_parallel: what.expert_parallel,
             role: Role::Mixed,
         },
         config: what.config,
@@ -92,7 +96,8 @@ fn measurement(
 
 /// An empty precision is BF16. FP8 rows only make sense with an FP8 KV cache: with BF16, the nearly full ones would
 /// have queued for minutes. Rows of the 2026 runs follow the InferenceMAX protocol: lengths uniform in 0.8–1 times the
-/// nominal ones, ten requests a client, all clients starting at once. The protocol of the others is unknown.
+/// nominal ones, ten requests a client, all clients starting at once. The protocol of the others is unknown. Rows whose two
+/// columns of concurrency differ are left out.
 fn aiconfigurator(row: &Row) -> Option<Measurement> {
     let one = |column| matches!(text(row, column), "" | "0" | "1");
     let model = match text(row, "model_path") {
@@ -104,8 +109,8 @@ fn aiconfigurator(row: &Row) -> Option<Measurement> {
         _ => return None,
     };
     let tensor_parallel: u32 = text(row, "tp_size").parse().ok()?;
-    let plain =
-        text(row, "mode") == "agg" && one("attention_dp_size") && one("moe_ep_size") && one("pp_size");
+    let plain = text(row, "mode") == "agg" && one("attention_dp_size") && one("pp_size");
+    let expert_parallel = text(row, "moe_ep_size").parse().unwrap_or(1).max(1);
     if !plain || tensor_parallel > 8 {
         return None;
     }
@@ -122,9 +127,17 @@ fn aiconfigurator(row: &Row) -> Option<Measurement> {
         "h200_sxm" => "h200",
         _ => return None,
     };
+    let concurrency = number(row, "batch_size")?;
+    if number(row, "concurrency").is_some_and(|c| c != concurrency) {
+        return None;
+    }
+    // At 512 clients, vLLM on H100 answered faster than at 8 and let them wait for up to eight minutes: how many requests it
+    // ran is not known.
+    if model == "gpt-oss-120b" && text(row, "backend") == "vllm" && gpu == "h100" && concurrency >= 512.0 {
+        return None;
+    }
     let protocol = !text(row, "source").starts_with("gap-analysis");
     let shrink = if protocol { 0.9 } else { 1.0 };
-    let concurrency = number(row, "batch_size")?;
     let workload = Workload::ClosedLoop {
         concurrency,
         input_tokens: number(row, "isl")? * shrink,
@@ -144,6 +157,7 @@ fn aiconfigurator(row: &Row) -> Option<Measurement> {
         kv,
         tensor_parallel,
         pipeline_parallel: 1,
+        expert_parallel,
         config: EngineConfig { max_running: 1024, ..EngineConfig::default() },
     };
     let m = measurement(&what, Some(workload), measured, "aiconfigurator")?;
@@ -157,6 +171,11 @@ fn aiconfigurator(row: &Row) -> Option<Measurement> {
 /// Prompts were computed whole: no limit on tokens in a step.
 fn unchunked() -> EngineConfig {
     EngineConfig { max_batched_tokens: 1 << 20, ..EngineConfig::default() }
+}
+
+/// Engines of 2023, before CUDA graphs.
+fn eager() -> EngineConfig {
+    EngineConfig { cuda_graphs: false, ..unchunked() }
 }
 
 /// Medians over repeats of one point, as prefill and decode steps. Power-capped runs are left out.
@@ -194,7 +213,8 @@ fn splitwise(all: &[Row]) -> Vec<Measurement> {
             kv: Dtype::Fp16,
             tensor_parallel: tp,
             pipeline_parallel: 1,
-            config: unchunked(),
+            expert_parallel: 1,
+            config: eager(),
         };
         let workload = if prefill {
             Workload::Prefill { batch: f64::from(batch), new_tokens: f64::from(prompt), cached_tokens: 0.0 }
@@ -236,6 +256,7 @@ fn argonne(row: &Row) -> Option<Measurement> {
         kv: Dtype::Fp16,
         tensor_parallel,
         pipeline_parallel,
+        expert_parallel: 1,
         config: unchunked(),
     };
     let length = number(row, "io_len")?;
@@ -261,7 +282,8 @@ fn distserve(row: &Row) -> Vec<Measurement> {
         kv: Dtype::Fp16,
         tensor_parallel,
         pipeline_parallel: 1,
-        config: unchunked(),
+        expert_parallel: 1,
+        config: if text(row, "engine") == "vllm" { eager() } else { unchunked() },
     };
     let points: Vec<(Workload, f64)> = if text(row, "phase") == "prefill" {
         let prompt = |n: f64| {
@@ -296,6 +318,7 @@ fn distserve_memory(row: &Row) -> Option<Measurement> {
         kv: Dtype::Fp16,
         tensor_parallel: text(row, "tp").parse().ok()?,
         pipeline_parallel: text(row, "pp").parse().ok()?,
+        expert_parallel: 1,
         config: EngineConfig { memory_utilisation: 0.94, ..unchunked() },
     };
     let m = measurement(&what, None, Measured::default(), "distserve")?;
@@ -312,6 +335,7 @@ fn vllm_blocks(row: &Row) -> Option<Measurement> {
         kv: Dtype::Bf16,
         tensor_parallel: text(row, "tp").parse().ok()?,
         pipeline_parallel: 1,
+        expert_parallel: 1,
         config: EngineConfig::default(),
     };
     let m = measurement(&what, None, Measured::default(), "vllm")?;

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use plimsoll_engine::calibrate::{Coefficient, Metric, Workload};
+use plimsoll_engine::calibrate::{Coefficient, Metric, Prior, Workload};
 use plimsoll_engine::measurements::Measurement;
 
-use crate::study::{Prediction, Scheme, Study};
+use crate::study::{Group, Prediction, Scheme, Study};
 use crate::table::{self, Summary};
 
 /// MoE models are judged apart.
@@ -167,6 +167,22 @@ fn coefficients(out: &mut String, study: &Study) {
     table::print(out, "Coefficients of the full fits", &columns, &lines);
 }
 
+/// What would be shipped for each engine on each GPU.
+fn carried(out: &mut String, study: &Study) {
+    let columns: Vec<&str> = Coefficient::ALL.iter().map(|k| k.name()).chain(["stated error"]).collect();
+    let line = |((e, g, w), p): (&Group, &Prior)| {
+        let c = p.stated();
+        let mut cells: Vec<Option<String>> = Coefficient::ALL
+            .iter()
+            .map(|k| Some(format!("{:.3} ±{:.0} %", k.of(&c), 100.0 * p.sd(*k))))
+            .collect();
+        cells.push(Some(percent(c.relative_error)));
+        (format!("{e} {g} {w}"), cells)
+    };
+    let lines = study.carried.iter().map(line).collect();
+    table::print(out, "Carried over between groups (Prior::pooled over all fits)", &columns, &lines);
+}
+
 pub fn text(study: &Study) -> String {
     let mut out = String::from("# Engine model against measurements\n");
     let _ = writeln!(
@@ -174,7 +190,7 @@ pub fn text(study: &Study) -> String {
         "\n{} measurements. Cells: median / p90 of the relative error (median signed error, n).\n\n\
          - *shipped*: the presets' coefficients;\n\
          - *other models*, *other GPUs*: fitted without the model or GPU that is judged;\n\
-         - *10 samples*: ten measurements of the engine on the GPU (5 draws), prior from other GPUs, judged by the rest;\n\
+         - *10 samples*: ten measurements of the engine on the GPU, chosen by design, prior from other GPUs, judged by the rest;\n\
          - *full fit*: the judged rows took part. It bounds what the form can do and is no accuracy.",
         study.rows.len()
     );
@@ -196,5 +212,6 @@ pub fn text(study: &Study) -> String {
     memory(&mut out, study);
     saturation(&mut out, study);
     coefficients(&mut out, study);
+    carried(&mut out, study);
     out
 }

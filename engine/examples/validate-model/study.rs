@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use plimsoll_engine::ReplicaModel;
-use plimsoll_engine::calibrate::{Fit, Metric, Observation, Prior, Traits, Workload, fit};
+use plimsoll_engine::calibrate::{Fit, Metric, Observation, Prior, Traits, Workload, fit, most_telling};
 use plimsoll_engine::measurements::Measurement;
 use plimsoll_engine::sim::{Replica, SimPolicy, SimRequest, simulate_closed};
 use plimsoll_fleet::Calibration;
@@ -64,6 +64,8 @@ pub struct Study {
     pub rows: Vec<Measurement>,
     pub predictions: Vec<Prediction>,
     pub fits: BTreeMap<Group, Fit>,
+    /// What all of them together say of each engine on each GPU.
+    pub carried: BTreeMap<Group, Prior>,
     /// Measured replicas that the model says cannot exist.
     pub impossible: BTreeMap<String, usize>,
 }
@@ -80,14 +82,14 @@ fn related(a: &Group, b: &Group) -> bool {
 }
 
 fn traits(m: &Measurement) -> Traits {
-    Traits::new(&m.subject.engine, m.subject.variant.weights, &m.subject.accelerator)
+    Traits::new(&m.subject.engine, &m.subject.accelerator)
 }
 
 /// Groups of the rows for which `keep` holds, fitted each by itself.
 fn fit_groups(rows: &[Measurement], keep: &dyn Fn(&Measurement) -> bool) -> BTreeMap<Group, (Traits, Fit)> {
     let mut by_group: BTreeMap<Group, (Traits, Prior, Vec<Observation>)> = BTreeMap::new();
     for m in rows.iter().filter(|m| keep(m)) {
-        if let Some(o) = observation(m) {
+        if let Some(o) = m.observation() {
             let prior = || Prior::around(&m.subject.accelerator.calibration);
             by_group.entry(group(m)).or_insert_with(|| (traits(m), prior(), Vec::new())).2.push(o);
         }
@@ -96,15 +98,6 @@ fn fit_groups(rows: &[Measurement], keep: &dyn Fn(&Measurement) -> bool) -> BTre
         Some((g, (t, fit(&o, &prior).ok()?)))
     };
     by_group.into_iter().filter_map(fitted).collect()
-}
-
-/// A mean time to first token under an unknown protocol means nothing.
-fn observation(m: &Measurement) -> Option<Observation> {
-    let mut o = m.observation()?;
-    if matches!(o.workload, Workload::ClosedLoop { .. }) && m.requests_per_client.is_none() {
-        o.measured.ttft_ms = None;
-    }
-    Some(o)
 }
 
 fn pooled(fits: &BTreeMap<Group, (Traits, Fit)>, m: &Measurement) -> Prior {
@@ -132,7 +125,13 @@ impl Study {
         if !simulate {
             rows.iter_mut().for_each(|m| m.requests_per_client = None);
         }
-        let mut study = Self { rows, predictions: Vec::new(), fits: BTreeMap::new(), impossible };
+        let mut study = Self {
+            rows,
+            predictions: Vec::new(),
+            fits: BTreeMap::new(),
+            carried: BTreeMap::new(),
+            impossible,
+        };
         let all = fit_groups(&study.rows, &|_| true);
         let mut out = Vec::new();
         for (row, m) in study.rows.iter().enumerate() {
@@ -144,6 +143,9 @@ impl Study {
         study.without_models(&mut out);
         study.without_gpus(&mut out);
         study.predictions = out;
+        for m in &study.rows {
+            study.carried.entry(group(m)).or_insert_with(|| pooled(&all, m));
+        }
         study.fits = all.into_iter().map(|(g, (_, f))| (g, f)).collect();
         study
     }
@@ -172,7 +174,7 @@ impl Study {
                         .rows
                         .iter()
                         .filter(|r| group(r) == group(m) && model(r) != held)
-                        .filter_map(observation)
+                        .filter_map(Measurement::observation)
                         .collect();
                     fit(&near, &prior).map_or_else(|_| prior.stated(), |f| f.calibration)
                 });
@@ -198,53 +200,28 @@ impl Study {
         }
     }
 
-    /// Ten rows spread over the group's loads, by a shuffle that is always the same.
+    /// The ten rows that a designer of the measurement would have chosen, not knowing the results.
     fn ten(&self, fits: &BTreeMap<Group, (Traits, Fit)>, members: &[usize], out: &mut Vec<Prediction>) {
-        use rand::seq::SliceRandom;
-        const DRAWS: u64 = 5;
         let Some(first) = members.first().and_then(|i| self.rows.get(*i)) else { return };
-        let usable: Vec<usize> =
-            members.iter().copied().filter(|i| self.rows[*i].workload.is_some()).collect();
-        if usable.len() < 20 {
+        let rows = members.iter().filter_map(|i| Some((*i, self.rows.get(*i)?.observation()?)));
+        let (rows, observed): (Vec<usize>, Vec<Observation>) = rows.unzip();
+        if rows.len() < 20 {
             return;
         }
         let prior = pooled(fits, first);
-        for draw in 0..DRAWS {
-            let mut order = usable.clone();
-            order.shuffle(&mut StdRng::seed_from_u64(draw));
-            let (few, rest) = order.split_at(10);
-            let observed: Vec<Observation> = few.iter().filter_map(|i| observation(&self.rows[*i])).collect();
-            let Ok(found) = fit(&observed, &prior) else { continue };
-            for row in rest {
-                if draw == 0 {
-                    predict(*row, &self.rows[*row], Scheme::Ten, &found.calibration, out);
-                } else {
-                    predict_closed_form(*row, &self.rows[*row], Scheme::Ten, &found.calibration, out);
-                }
+        let chosen = most_telling(&observed, &prior, 10);
+        let few: Vec<Observation> = chosen.iter().filter_map(|i| observed.get(*i).cloned()).collect();
+        let Ok(found) = fit(&few, &prior) else { return };
+        for (_, row) in rows.iter().enumerate().filter(|(at, _)| !chosen.contains(at)) {
+            if let Some(m) = self.rows.get(*row) {
+                predict(*row, m, Scheme::Ten, &found.calibration, out);
             }
         }
     }
 }
 
-fn predict_closed_form(
-    row: usize,
-    m: &Measurement,
-    scheme: Scheme,
-    c: &Calibration,
-    out: &mut Vec<Prediction>,
-) {
-    let Some(o) = observation(m) else { return };
-    let Ok(model) = m.subject.model(c) else { return };
-    for metric in Metric::ALL {
-        let Some(measured_ms) = o.measured.get(metric) else { continue };
-        if let Some(predicted_ms) = o.workload.predict(&model, metric) {
-            out.push(Prediction { row, scheme, metric, predicted_ms, measured_ms, stated: c.relative_error });
-        }
-    }
-}
-
 fn predict(row: usize, m: &Measurement, scheme: Scheme, c: &Calibration, out: &mut Vec<Prediction>) {
-    let Some(o) = observation(m) else { return };
+    let Some(o) = m.observation() else { return };
     let Ok(model) = m.subject.model(c) else { return };
     let simulated = match (o.workload, m.requests_per_client, m.measured.ttft_ms) {
         (Workload::ClosedLoop { concurrency, input_tokens, output_tokens }, Some(each), Some(_)) => {

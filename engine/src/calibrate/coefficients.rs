@@ -14,7 +14,8 @@ pub(crate) const COUNT: usize = Coefficient::ALL.len();
 /// What shows it: *compute* and *attention* long prompts and large batches (attention only at long context), *weights*
 /// small decode batches, *KV* long contexts in large batches, *link* and *all-reduce* several tensor-parallel degrees,
 /// *layer* and *step overhead* small models (models of different depth, to tell them apart), *request overhead* large
-/// batches at short context, *API* the time to first token of a lone request.
+/// batches at short context, *API* the time to first token of a lone request, *launch* small batches
+/// without CUDA graphs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Coefficient {
     /// [`Calibration::eta_compute`].
@@ -37,11 +38,13 @@ pub enum Coefficient {
     AllreduceAlpha,
     /// [`Calibration::api_overhead_ms`].
     ApiOverhead,
+    /// [`Calibration::launch_layer_us`].
+    Launch,
 }
 
 impl Coefficient {
     /// All of them, in the order of their positions.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::EtaCompute,
         Self::EtaAttention,
         Self::EtaWeights,
@@ -52,6 +55,7 @@ impl Coefficient {
         Self::RequestOverhead,
         Self::AllreduceAlpha,
         Self::ApiOverhead,
+        Self::Launch,
     ];
 
     /// The field's name in manifests and messages.
@@ -67,6 +71,7 @@ impl Coefficient {
             Self::RequestOverhead => "request_overhead_us",
             Self::AllreduceAlpha => "allreduce_alpha_us",
             Self::ApiOverhead => "api_overhead_ms",
+            Self::Launch => "launch_layer_us",
         }
     }
 
@@ -88,6 +93,7 @@ impl Coefficient {
             Self::RequestOverhead => c.request_overhead_us,
             Self::AllreduceAlpha => c.allreduce_alpha_us,
             Self::ApiOverhead => c.api_overhead_ms,
+            Self::Launch => c.launch_layer_us,
         }
     }
 
@@ -103,6 +109,7 @@ impl Coefficient {
             Self::RequestOverhead => &mut c.request_overhead_us,
             Self::AllreduceAlpha => &mut c.allreduce_alpha_us,
             Self::ApiOverhead => &mut c.api_overhead_ms,
+            Self::Launch => &mut c.launch_layer_us,
         }
     }
 
@@ -110,7 +117,7 @@ impl Coefficient {
     fn least(self) -> f64 {
         match self {
             Self::EtaCompute | Self::EtaAttention | Self::EtaWeights | Self::EtaKv | Self::EtaLink => 1e-3,
-            Self::LayerOverhead => 1.0,
+            Self::LayerOverhead | Self::Launch => 1.0,
             Self::StepOverhead => 50.0,
             Self::RequestOverhead => 0.5,
             Self::AllreduceAlpha => 0.1,

@@ -112,7 +112,7 @@ impl Fit {
 }
 
 /// `ln f` and its derivatives by the coefficients' logarithms.
-fn gradient(
+pub(crate) fn gradient(
     subject: &Subject,
     base: &Calibration,
     x: &Vector,

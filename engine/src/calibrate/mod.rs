@@ -5,17 +5,21 @@
 //! engine and accelerator, and [`probes`] says which ten. The result is a [`Fit`]: coefficients, their uncertainty, and
 //! the error to expect of predictions, for the planner's margin.
 //!
+//! [`Online`] then follows a running replica, and says when it has become slower or faster than it was.
+//!
 //! Coefficients trade off against each other, so a fit is judged by its predictions, not by its coefficients.
 
 mod coefficients;
 mod fit;
 mod linear;
 mod observation;
+mod online;
 mod prior;
 mod probes;
 
 pub use coefficients::Coefficient;
 pub use fit::{Fit, FitError, Residual, fit};
 pub use observation::{Measured, Metric, Observation, Subject, Workload};
+pub use online::{Drift, Ignored, Online, OnlineConfig, Taken, Window};
 pub use prior::{Prior, Traits};
-pub use probes::{Probe, ProbeLimits, probes};
+pub use probes::{Probe, ProbeLimits, most_telling, probes};

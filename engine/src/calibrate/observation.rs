@@ -40,7 +40,7 @@ impl Subject {
 /// A load, with what a lone, steady measurement of it means.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Workload {
-    /// `concurrency` clients, each sending its next request once the last is answered.
+    /// `concurrency` clients, each sending its next request, as long as the last, once that is answered.
     ClosedLoop {
         /// Requests in flight.
         concurrency: f64,
@@ -193,7 +193,7 @@ impl Workload {
     pub fn predict(&self, model: &ReplicaModel, metric: Metric) -> Option<f64> {
         match (*self, metric) {
             (Self::ClosedLoop { concurrency, input_tokens, output_tokens }, Metric::Tpot) => {
-                Some(model.closed_loop_tpot_ms(concurrency, input_tokens, output_tokens))
+                Some(model.closed_loop_tpot_equal_ms(concurrency, input_tokens, output_tokens))
             }
             (Self::ClosedLoop { concurrency, input_tokens, .. }, Metric::Ttft) if concurrency <= 1.0 => {
                 Some(model.api_overhead_ms() + prefill(model, 1.0, input_tokens, 0.0))

@@ -1,8 +1,9 @@
 //! Which few points to measure on a new engine and accelerator.
 
 use super::coefficients::{COUNT, Coefficient, with_logs};
+use super::fit::gradient;
 use super::linear::{Matrix, Vector};
-use super::observation::{Metric, Subject, Workload};
+use super::observation::{Metric, Observation, Subject, Workload};
 use super::prior::Prior;
 use crate::{DoesNotFit, ReplicaModel};
 
@@ -75,6 +76,38 @@ pub fn probes(subject: &Subject, limits: &ProbeLimits) -> Result<Vec<Probe>, Doe
         precision = after;
     }
     Ok(chosen)
+}
+
+/// Which of these measurements tell most, best first: at most `count` positions. For choosing what to measure again, or what
+/// to keep; the same design as [`probes`].
+pub fn most_telling(observations: &[Observation], prior: &Prior, count: usize) -> Vec<usize> {
+    let slopes: Vec<Vec<Vector>> = observations
+        .iter()
+        .map(|o| {
+            let slope = |metric| {
+                o.measured.get(metric)?;
+                gradient(&o.subject, &prior.base, &prior.mean, |m| o.workload.predict(m, metric))
+            };
+            Metric::ALL.into_iter().filter_map(slope).map(|(_, s)| s).collect()
+        })
+        .collect();
+    let Some(mut precision) = prior.covariance.inverse() else { return Vec::new() };
+    let mut chosen = Vec::new();
+    while chosen.len() < count.min(observations.len()) {
+        let with = |i: usize| {
+            let mut m = precision;
+            slopes.get(i)?.iter().for_each(|s| m.add_outer(s, 1.0 / (SCATTER * SCATTER)));
+            Some((i, m, m.log_determinant()?))
+        };
+        let best = (0..observations.len())
+            .filter(|i| !chosen.contains(i))
+            .filter_map(with)
+            .max_by(|a, b| a.2.total_cmp(&b.2));
+        let Some((i, after, _)) = best else { break };
+        chosen.push(i);
+        precision = after;
+    }
+    chosen
 }
 
 const STEP: f64 = 1e-4;

@@ -6,13 +6,14 @@ mod write;
 use std::sync::Arc;
 
 use crate::calibrate::{Measured, Observation, Subject, Workload};
+use crate::{EngineConfig, Scheduling};
 
 pub use parse::parse;
 pub use write::write;
 
 /// The columns, in the order in which they are written. Files may have them in any order, leave out optional ones, and
 /// have no others.
-pub const COLUMNS: [&str; 29] = [
+pub const COLUMNS: [&str; 32] = [
     "engine",
     "engine_version",
     "model",
@@ -21,10 +22,13 @@ pub const COLUMNS: [&str; 29] = [
     "kv",
     "tensor_parallel",
     "pipeline_parallel",
+    "data_parallel",
+    "expert_parallel",
     "memory_utilisation",
     "max_running",
     "max_batched_tokens",
     "block_tokens",
+    "cuda_graphs",
     "workload",
     "concurrency",
     "rps",
@@ -67,10 +71,24 @@ pub struct Measurement {
 }
 
 impl Measurement {
-    /// As the fit takes it; `None` if there was no load.
+    /// As the fit takes it; `None` if there was no load. Mean times to first token of a closed loop whose protocol is
+    /// unknown are left out.
     pub fn observation(&self) -> Option<Observation> {
-        let (subject, measured) = (Arc::clone(&self.subject), self.measured);
-        self.workload.map(|workload| Observation { subject, workload, measured })
+        let workload = self.workload?;
+        let mut measured = self.measured;
+        let mut subject = Arc::clone(&self.subject);
+        if matches!(workload, Workload::ClosedLoop { .. }) {
+            if self.requests_per_client.is_none() {
+                measured.ttft_ms = None;
+            }
+            if self.length_spread > 0.0 && subject.config.scheduling == Scheduling::PrefillFirst {
+                // Clients with requests of varied lengths do not fall into step; then the order within a step does not
+                // matter to mean TPOT, as simulation shows.
+                let config = EngineConfig { scheduling: Scheduling::Mixed, ..subject.config };
+                subject = Arc::new(Subject { config, ..(*subject).clone() });
+            }
+        }
+        Some(Observation { subject, workload, measured })
     }
 }
 

@@ -135,7 +135,7 @@ impl Line<'_> {
             .ok_or_else(|| self.error("gpu", "is not a known accelerator class; use the name of a preset"))?;
         let weights = self.dtype("weights")?.ok_or_else(|| self.error("weights", "must not be empty"))?;
         let kv = self.dtype("kv")?.unwrap_or(Dtype::Bf16);
-        let usual = EngineConfig::default();
+        let usual = EngineConfig::of(self.required("engine")?);
         let utilisation = self.positive("memory_utilisation")?.unwrap_or(usual.memory_utilisation);
         let max_running = self.count("max_running")?.unwrap_or(usual.max_running);
         let batched = self.count("max_batched_tokens")?.unwrap_or(usual.max_batched_tokens.max(max_running));
@@ -149,6 +149,8 @@ impl Line<'_> {
                 accelerator: gpu.name.clone(),
                 tensor_parallel: self.count("tensor_parallel")?.unwrap_or(1),
                 pipeline_parallel: self.count("pipeline_parallel")?.unwrap_or(1),
+                data_parallel: self.count("data_parallel")?.unwrap_or(1),
+                expert_parallel: self.count("expert_parallel")?.unwrap_or(1),
                 role: Role::Mixed,
             },
             accelerator: gpu,
@@ -157,17 +159,18 @@ impl Line<'_> {
                 max_running,
                 max_batched_tokens: batched,
                 block_tokens: self.count("block_tokens")?.unwrap_or(usual.block_tokens),
+                cuda_graphs: self.yes_no("cuda_graphs")?.unwrap_or(usual.cuda_graphs),
                 ..usual
             },
         })
     }
 
-    fn saturated(&self) -> Result<Option<bool>, MeasurementError> {
-        match self.text("saturated") {
+    fn yes_no(&self, column: &'static str) -> Result<Option<bool>, MeasurementError> {
+        match self.text(column) {
             "" => Ok(None),
             "yes" => Ok(Some(true)),
             "no" => Ok(Some(false)),
-            _ => Err(self.error("saturated", "is neither yes nor no; leave it empty if nobody looked")),
+            _ => Err(self.error(column, "is neither yes nor no; leave it empty if it is not known")),
         }
     }
 }
@@ -239,7 +242,7 @@ pub fn parse(
             },
             length_spread: line.share("length_spread")?,
             requests_per_client: line.count("requests_per_client")?,
-            saturated: line.saturated()?,
+            saturated: line.yes_no("saturated")?,
             kv_tokens: line.positive("kv_tokens")?,
             source: line.text("source").to_owned(),
         };

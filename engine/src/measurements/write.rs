@@ -3,10 +3,14 @@
 use super::{COLUMNS, Measurement};
 use crate::calibrate::Workload;
 
+fn yes_no(x: bool) -> &'static str {
+    if x { "yes" } else { "no" }
+}
+
 fn cell(column: &str, m: &Measurement) -> String {
     let s = &m.subject;
     let number = |x: f64| x.to_string();
-    let maybe = |x: Option<f64>| x.map(|x| format!("{:.4}", x)).unwrap_or_default();
+    let maybe = |x: Option<f64>| x.map(|x| format!("{x:.4}")).unwrap_or_default();
     let load = |f: &dyn Fn(&Workload) -> Option<f64>| {
         m.workload.as_ref().and_then(f).map(number).unwrap_or_default()
     };
@@ -19,10 +23,13 @@ fn cell(column: &str, m: &Measurement) -> String {
         "kv" => s.variant.kv.to_string(),
         "tensor_parallel" => s.shape.tensor_parallel.to_string(),
         "pipeline_parallel" => s.shape.pipeline_parallel.to_string(),
+        "data_parallel" => s.shape.data_parallel.to_string(),
+        "expert_parallel" => s.shape.expert_parallel.to_string(),
         "memory_utilisation" => number(s.config.memory_utilisation),
         "max_running" => s.config.max_running.to_string(),
         "max_batched_tokens" => s.config.max_batched_tokens.to_string(),
         "block_tokens" => s.config.block_tokens.to_string(),
+        "cuda_graphs" => yes_no(s.config.cuda_graphs).to_owned(),
         "workload" => match m.workload {
             None => "",
             Some(Workload::ClosedLoop { .. }) => "closed",
@@ -75,12 +82,7 @@ fn cell(column: &str, m: &Measurement) -> String {
         "tpot_ms" => maybe(m.measured.tpot_ms),
         "e2e_ms" => maybe(m.measured.e2e_ms),
         "step_ms" => maybe(m.measured.step_ms),
-        "saturated" => match m.saturated {
-            None => "",
-            Some(true) => "yes",
-            Some(false) => "no",
-        }
-        .to_owned(),
+        "saturated" => m.saturated.map_or("", yes_no).to_owned(),
         "kv_tokens" => m.kv_tokens.map(number).unwrap_or_default(),
         "source" => m.source.clone(),
         _ => String::new(),

@@ -1,12 +1,13 @@
 //! One engine as a state machine.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
+use plimsoll_fleet::Role;
 use serde::{Deserialize, Serialize};
 
 use super::blocks::BlockPool;
-use crate::{ReplicaModel, StepLoad};
+use crate::{ReplicaModel, Scheduling, StepLoad};
 
 /// What the engine is told to do, besides [`crate::EngineConfig`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -156,6 +157,12 @@ struct Job {
     /// Blocks already named in the prefix index.
     named: usize,
     blocks: Vec<u32>,
+    /// Blocks beside the sequence: of layers with a window, and states.
+    beside: Vec<u32>,
+    /// Adapter, hashed.
+    adapter: Option<u64>,
+    /// Part of a token that steps of speculative decoding still owe.
+    owed: f64,
 }
 
 impl Job {
@@ -178,7 +185,7 @@ impl Job {
 /// # let acc = presets::accelerator("h100").ok_or("preset")?;
 /// # let variant = Variant { name: "bf16".into(), weights: Dtype::Bf16, kv: Dtype::Bf16, quality: 1.0, source: None };
 /// # let shape = Shape { variant: "bf16".into(), accelerator: "h100".into(), tensor_parallel: 1, pipeline_parallel: 1,
-/// #     role: Role::Mixed };
+/// #     data_parallel: 1, expert_parallel: 1, role: Role::Mixed };
 /// let model = ReplicaModel::new(&arch, &variant, &acc, &shape, &EngineConfig::default())?;
 /// let mut engine = Replica::new(model, SimPolicy::default());
 /// engine.submit(0.0, SimRequest { id: 1, prompt_tokens: 100, output_tokens: 3, ..SimRequest::default() })?;
@@ -207,7 +214,7 @@ pub struct Replica {
 impl Replica {
     /// An idle engine with an empty cache.
     pub fn new(model: ReplicaModel, policy: SimPolicy) -> Self {
-        let pool = BlockPool::new(model.memory().kv_blocks);
+        let pool = BlockPool::new((model.memory().kv_blocks as f64 / model.kv.sequence_unit()) as u64);
         Self {
             model,
             policy,
@@ -241,11 +248,9 @@ impl Replica {
         }
         let output = req.output_tokens.max(1);
         let tokens = u64::from(req.prompt_tokens) + u64::from(output);
-        // The last answer token is never computed on, so it needs no place.
-        let cache = u64::from(self.pool.capacity()) * u64::from(self.block_tokens()) + 1;
-        let max_tokens = u64::from(self.model.max_context_tokens()).min(cache);
-        if tokens > max_tokens {
-            return Err(SubmitError::TooLong { id, tokens, max_tokens });
+        let longest = u64::from(self.model.max_context_tokens());
+        if tokens > longest || !self.holds(tokens) {
+            return Err(SubmitError::TooLong { id, tokens, max_tokens: self.longest_request(longest) });
         }
         if self.policy.max_waiting.is_some_and(|max| self.waiting.len() >= max) {
             return Err(SubmitError::QueueFull { id, waiting: self.waiting.len() });
@@ -255,10 +260,12 @@ impl Replica {
         }
         let mut hashes = req.prompt_blocks;
         hashes.truncate((req.prompt_tokens / self.block_tokens()) as usize);
-        if let Some(adapter) = &req.adapter {
+        let adapter = req.adapter.as_ref().map(|adapter| {
             let mut hasher = DefaultHasher::new();
             adapter.hash(&mut hasher);
-            let salt = hasher.finish();
+            hasher.finish()
+        });
+        if let Some(salt) = adapter {
             hashes.iter_mut().for_each(|h| *h ^= salt);
         }
         let key = (req.priority, self.arrivals);
@@ -276,6 +283,9 @@ impl Replica {
             computed: 0,
             named: 0,
             blocks: Vec::new(),
+            beside: Vec::new(),
+            adapter,
+            owed: 0.0,
         };
         self.keys.insert(id, key);
         self.waiting.insert(key, job);
@@ -295,9 +305,27 @@ impl Replica {
 
     /// Lets a job's blocks go, the last first: a shared prefix outlives what follows it.
     fn release(&mut self, job: &Job) {
-        for id in job.blocks.iter().rev() {
+        for id in job.beside.iter().chain(job.blocks.iter().rev()) {
             self.pool.release(*id);
         }
+    }
+
+    /// Whether an empty cache holds a request of this many tokens. The last answer token is never computed on, so it needs
+    /// no place.
+    fn holds(&self, tokens: u64) -> bool {
+        let computed = u32::try_from(tokens.saturating_sub(1)).unwrap_or(u32::MAX);
+        u64::from(self.blocks_for(computed)) + u64::from(self.beside_for(computed))
+            <= u64::from(self.pool.capacity())
+    }
+
+    /// Longest request of at most `limit` tokens that the cache holds.
+    fn longest_request(&self, limit: u64) -> u64 {
+        let (mut low, mut high) = (0, limit);
+        while low < high {
+            let mid = low + (high - low).div_ceil(2);
+            if self.holds(mid) { low = mid } else { high = mid - 1 }
+        }
+        low
     }
 
     /// Whether nothing runs and nothing waits.
@@ -310,6 +338,7 @@ impl Replica {
         let mut job = self.running.pop()?;
         self.release(&job);
         job.blocks.clear();
+        job.beside.clear();
         job.computed = 0;
         job.named = 0;
         out.preempted.push(job.id);
@@ -323,26 +352,44 @@ impl Replica {
         tokens.div_ceil(self.block_tokens())
     }
 
-    /// Gives the running job at `i` its next tokens, preempting later ones for room. Returns the tokens it gets:
-    /// none if it was itself preempted.
+    /// Blocks that a request of this many computed tokens keeps beside its sequence.
+    fn beside_for(&self, tokens: u32) -> u32 {
+        let beside = self.model.kv.beside_sequence(f64::from(tokens)) / f64::from(self.block_tokens());
+        beside.ceil() as u32
+    }
+
+    /// Draft tokens verified beside each decoded one.
+    fn drafts(&self) -> u32 {
+        self.model.config().speculation.map_or(0, |s| s.draft_tokens)
+    }
+
+    /// Gives the running job at `i` its next tokens, preempting later ones for room. Returns the share of the step's budget
+    /// that it takes: none if it was itself preempted.
     fn schedule_running(&mut self, i: usize, budget: u32, out: &mut StepOutcome) -> u32 {
-        let Some((tokens, needed)) = self.running.get(i).map(|job| {
+        let drafts = self.drafts();
+        let Some((tokens, drafted, blocks, beside)) = self.running.get(i).map(|job| {
             let tokens = job.remaining().min(budget);
-            let blocks = self.blocks_for(job.computed + tokens);
-            (tokens, blocks.saturating_sub(job.blocks.len() as u32))
+            let decodes = job.generated > 0 && job.remaining() == 1;
+            let drafted = if decodes { drafts.min(budget - tokens) } else { 0 };
+            // Room for what a step may yield, but for no more than the whole request needs.
+            let most = (job.prompt + job.output).saturating_sub(1);
+            let reach = (job.computed + tokens + drafted).min(most.max(job.computed + tokens));
+            let blocks = self.blocks_for(reach).saturating_sub(job.blocks.len() as u32);
+            (tokens, drafted, blocks, self.beside_for(reach).saturating_sub(job.beside.len() as u32))
         }) else {
             return 0;
         };
-        while self.pool.available() < needed {
+        while self.pool.available() < blocks + beside {
             if self.preempt_last(out).is_none() || self.running.len() <= i {
                 return 0;
             }
         }
         if let Some(job) = self.running.get_mut(i) {
-            job.blocks.extend((0..needed).map_while(|_| self.pool.allocate()));
+            job.blocks.extend((0..blocks).map_while(|_| self.pool.allocate()));
+            job.beside.extend((0..beside).map_while(|_| self.pool.allocate()));
             Self::begin(&mut self.pool, self.policy, job, tokens, self.model.config().block_tokens, out);
         }
-        tokens
+        tokens + drafted
     }
 
     /// Counts a job's tokens as computed in this step and names the prompt blocks that become full.
@@ -369,9 +416,22 @@ impl Replica {
         }
     }
 
+    /// Distinct adapters in the batch.
+    fn adapters(&self) -> HashSet<u64> {
+        self.running.iter().filter_map(|j| j.adapter).collect()
+    }
+
+    /// The first waiting job; one whose adapter finds no slot is passed over.
+    fn next_waiting(&self) -> Option<(&Key, &Job)> {
+        let Some(lora) = self.model.config().lora else { return self.waiting.first_key_value() };
+        let held = self.adapters();
+        let full = held.len() >= lora.slots as usize;
+        self.waiting.iter().find(|(_, job)| !full || job.adapter.is_none_or(|a| held.contains(&a)))
+    }
+
     /// Moves the first waiting job into the batch if it can have blocks for its next tokens.
     fn admit(&mut self, now_ms: f64, budget: u32, out: &mut StepOutcome) -> Option<u32> {
-        let (&key, job) = self.waiting.first_key_value()?;
+        let (&key, job) = self.next_waiting()?;
         let block = self.block_tokens();
         // At least one token is computed: its logits give the next one.
         let most = ((job.known() - 1) / block) as usize;
@@ -380,11 +440,16 @@ impl Replica {
         } else {
             Vec::new()
         };
-        let cached = hits.len() as u32 * block;
+        let found = hits.len() as u32 * block;
+        // A prefill replica has sent all but the last token; a request that was preempted here is computed here.
+        let sent =
+            if self.model.role() == Role::Decode && job.queue_ms.is_none() { job.prompt - 1 } else { 0 };
+        let cached = found.max(sent);
         let tokens = (job.known() - cached).min(budget);
         let needed = self.blocks_for(cached + tokens) - hits.len() as u32;
+        let beside = self.beside_for(cached + tokens);
         let revived = hits.iter().filter(|id| self.pool.is_unused(**id)).count() as u32;
-        if self.pool.available() < needed + revived {
+        if self.pool.available() < needed + beside + revived {
             return None;
         }
         let mut job = self.waiting.remove(&key)?;
@@ -394,17 +459,45 @@ impl Replica {
             job.cached_at_first = cached;
             if self.policy.prefix_cache {
                 self.stats.prefix_query_tokens += u64::from(job.prompt);
-                self.stats.prefix_hit_tokens += u64::from(cached);
+                self.stats.prefix_hit_tokens += u64::from(found);
             }
         }
         job.named = hits.len();
         job.blocks = hits;
         job.blocks.extend((0..needed).map_while(|_| self.pool.allocate()));
+        job.beside.extend((0..beside).map_while(|_| self.pool.allocate()));
         job.computed = cached;
         Self::begin(&mut self.pool, self.policy, &mut job, tokens, block, out);
         let at = self.running.partition_point(|j| j.key < job.key);
         self.running.insert(at, job);
         Some(tokens)
+    }
+
+    /// Admits waiting jobs while blocks, places and budget last.
+    fn admit_all(&mut self, now_ms: f64, budget: &mut u32, out: &mut StepOutcome) {
+        if !out.preempted.is_empty() {
+            return;
+        }
+        while *budget > 0 && self.running.len() < self.model.config().max_running as usize {
+            match self.admit(now_ms, *budget, out) {
+                Some(tokens) => *budget -= tokens,
+                None => break,
+            }
+        }
+    }
+
+    /// Gives prompts, begun or waiting, the whole step. Returns whether there were any.
+    fn step_prompts(&mut self, now_ms: f64, budget: &mut u32, out: &mut StepOutcome) -> bool {
+        let all = *budget;
+        let mut i = 0;
+        while i < self.running.len() && *budget > 0 {
+            if self.running.get(i).is_some_and(|j| j.generated == 0 || j.remaining() > 1) {
+                *budget -= self.schedule_running(i, *budget, out);
+            }
+            i += 1;
+        }
+        self.admit_all(now_ms, budget, out);
+        *budget < all
     }
 
     /// Runs the next iteration, which starts at `now_ms`; `None` when there is nothing to do. Tokens appear, and
@@ -415,37 +508,50 @@ impl Replica {
         }
         let mut out = StepOutcome::default();
         let mut budget = self.model.config().max_batched_tokens;
-        let mut i = 0;
-        while i < self.running.len() && budget > 0 {
-            budget -= self.schedule_running(i, budget, &mut out);
-            i += 1;
-        }
-        if out.preempted.is_empty() {
-            while budget > 0 && self.running.len() < self.model.config().max_running as usize {
-                match self.admit(now_ms, budget, &mut out) {
-                    Some(tokens) => budget -= tokens,
-                    None => break,
-                }
+        let prompts_alone = match self.model.config().scheduling {
+            Scheduling::Mixed => false,
+            Scheduling::PrefillFirst => self.step_prompts(now_ms, &mut budget, &mut out),
+        };
+        if !prompts_alone {
+            let mut i = 0;
+            while i < self.running.len() && budget > 0 {
+                budget -= self.schedule_running(i, budget, &mut out);
+                i += 1;
             }
+            self.admit_all(now_ms, &mut budget, &mut out);
+        }
+        if self.model.config().lora.is_some() {
+            out.load.adapters = self.adapters().len() as f64;
         }
         out.duration_ms = self.model.step_ms(&out.load);
         self.stats.steps += 1;
         self.stats.prefill_tokens += out.load.prefill_tokens as u64;
+        let yielded = self.model.tokens_per_step();
         let mut done = false;
         // A job that got no tokens in this step still has some to compute, so all that have none yield one.
         for job in self.running.iter_mut().filter(|j| j.remaining() == 0) {
-            let index = job.generated;
-            job.generated += 1;
-            let finished = job.generated >= job.output;
-            done |= finished;
-            out.tokens.push(TokenEvent {
-                id: job.id,
-                index,
-                first: index == 0,
-                finished,
-                cached_tokens: job.cached_at_first,
-                queue_ms: job.queue_ms.unwrap_or(0.0),
-            });
+            // The expected number of accepted drafts, spread evenly over steps; the step that ends the prompt has none.
+            let mut tokens = 1;
+            if yielded > 1.0 && job.generated > 0 {
+                job.owed += yielded;
+                tokens = (job.owed as u32).clamp(1, job.output - job.generated);
+                job.owed -= f64::from(tokens);
+            }
+            job.computed += tokens - 1;
+            for _ in 0..tokens {
+                let index = job.generated;
+                job.generated += 1;
+                let finished = job.generated >= job.output;
+                done |= finished;
+                out.tokens.push(TokenEvent {
+                    id: job.id,
+                    index,
+                    first: index == 0,
+                    finished,
+                    cached_tokens: job.cached_at_first,
+                    queue_ms: job.queue_ms.unwrap_or(0.0),
+                });
+            }
         }
         self.stats.generation_tokens += out.tokens.len() as u64;
         if done {

@@ -24,6 +24,8 @@ pub fn shape(accelerator: &str, tp: u32, pp: u32) -> Shape {
         accelerator: accelerator.to_owned(),
         tensor_parallel: tp,
         pipeline_parallel: pp,
+        data_parallel: 1,
+        expert_parallel: 1,
         role: Role::Mixed,
     }
 }
@@ -85,16 +87,18 @@ pub fn percentile(values: &mut [f64], p: f64) -> f64 {
     values[((values.len() as f64 * p) as usize).min(values.len() - 1)]
 }
 
-/// The folder of measured data beside the workspace, where there is one.
+/// The folder of measured data beside the workspace (or one folder further up), where there is one.
 pub fn data() -> Option<std::path::PathBuf> {
-    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).parent()?.parent()?;
-    let dir = root.join("shared").join("data");
-    if dir.is_dir() {
-        Some(dir)
-    } else {
+    let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+        .ancestors()
+        .skip(2)
+        .take(2)
+        .map(|root| root.join("shared").join("data"))
+        .find(|dir| dir.is_dir());
+    if dir.is_none() {
         println!("skipped: no measured data beside the workspace");
-        None
     }
+    dir
 }
 
 /// Rows of a CSV file without quoting, by column name.

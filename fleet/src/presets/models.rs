@@ -1,6 +1,6 @@
 //! Model presets, from the models' published configuration files.
 
-use crate::{Attention, ModelArchitecture, Moe};
+use crate::{Attention, ModelArchitecture, Moe, RecurrentState, SlidingWindow};
 
 struct Facts {
     name: &'static str,
@@ -19,7 +19,30 @@ struct Facts {
     moe: Option<(u32, u32, f64)>,
     /// (KV rank, rotary width) of latent attention.
     latent: Option<(u32, u32)>,
+    /// (layers, tokens) of sliding-window or chunked attention.
+    sliding: Option<(u32, u32)>,
+    /// (layers, state bytes of one) of linear attention.
+    recurrent: Option<(u32, f64)>,
 }
+
+/// Everything but dimensions that a plain dense model has none of.
+const PLAIN: Facts = Facts {
+    name: "",
+    layers: 0,
+    hidden: 0,
+    heads: 0,
+    kv_heads: 0,
+    head_dim: 0,
+    vocab: 0,
+    total_billion: 0.0,
+    active_billion: None,
+    tied: false,
+    context: 0,
+    moe: None,
+    latent: None,
+    sliding: None,
+    recurrent: None,
+};
 
 const fn dense(
     name: &'static str,
@@ -30,21 +53,7 @@ const fn dense(
     context: u32,
 ) -> Facts {
     let (layers, hidden, heads, kv_heads, head_dim) = dims;
-    Facts {
-        name,
-        layers,
-        hidden,
-        heads,
-        kv_heads,
-        head_dim,
-        vocab,
-        total_billion,
-        active_billion: None,
-        tied,
-        context,
-        moe: None,
-        latent: None,
-    }
+    Facts { name, layers, hidden, heads, kv_heads, head_dim, vocab, total_billion, tied, context, ..PLAIN }
 }
 
 const FACTS: &[Facts] = &[
@@ -62,7 +71,20 @@ const FACTS: &[Facts] = &[
     dense("qwen3-32b", (64, 5120, 64, 8, 128), 151_936, 32.76, false, 40_960),
     dense("mistral-7b", (32, 4096, 32, 8, 128), 32_768, 7.25, false, 32_768),
     dense("mistral-small-24b", (40, 5120, 32, 8, 128), 131_072, 23.57, false, 32_768),
-    dense("gemma-2-27b", (46, 4608, 32, 16, 128), 256_000, 27.23, true, 8192),
+    // Every second layer.
+    Facts {
+        sliding: Some((23, 4096)),
+        ..dense("gemma-2-27b", (46, 4608, 32, 16, 128), 256_000, 27.23, true, 8192)
+    },
+    // Five of six layers; the text part of the checkpoint.
+    Facts {
+        sliding: Some((40, 1024)),
+        ..dense("gemma-3-12b", (48, 3840, 16, 8, 256), 262_208, 11.77, true, 131_072)
+    },
+    Facts {
+        sliding: Some((52, 1024)),
+        ..dense("gemma-3-27b", (62, 5376, 32, 16, 128), 262_208, 27.01, true, 131_072)
+    },
     dense("phi-4", (40, 5120, 40, 10, 128), 100_352, 14.66, false, 16_384),
     Facts {
         name: "mixtral-8x7b",
@@ -74,10 +96,23 @@ const FACTS: &[Facts] = &[
         vocab: 32_000,
         total_billion: 46.70,
         active_billion: Some(12.62),
-        tied: false,
         context: 32_768,
         moe: Some((8, 2, 45.10)),
-        latent: None,
+        ..PLAIN
+    },
+    Facts {
+        name: "mixtral-8x22b",
+        layers: 56,
+        hidden: 6144,
+        heads: 48,
+        kv_heads: 8,
+        head_dim: 128,
+        vocab: 32_768,
+        total_billion: 140.63,
+        active_billion: Some(38.76),
+        context: 65_536,
+        moe: Some((8, 2, 135.29)),
+        ..PLAIN
     },
     Facts {
         name: "qwen3-30b-a3b",
@@ -89,10 +124,87 @@ const FACTS: &[Facts] = &[
         vocab: 151_936,
         total_billion: 30.53,
         active_billion: Some(2.73),
-        tied: false,
         context: 40_960,
         moe: Some((128, 8, 28.99)),
-        latent: None,
+        ..PLAIN
+    },
+    Facts {
+        name: "qwen3-235b-a22b",
+        layers: 94,
+        hidden: 4096,
+        heads: 64,
+        kv_heads: 4,
+        head_dim: 128,
+        vocab: 151_936,
+        total_billion: 235.09,
+        active_billion: Some(20.94),
+        context: 40_960,
+        moe: Some((128, 8, 227.10)),
+        ..PLAIN
+    },
+    // Three of four layers are gated DeltaNet: 32 value heads of a 128 × 128 state, and three steps of a convolution over
+    // 8,192 channels, kept in 16 bits.
+    Facts {
+        name: "qwen3-next-80b-a3b",
+        layers: 48,
+        hidden: 2048,
+        heads: 16,
+        kv_heads: 2,
+        head_dim: 256,
+        vocab: 151_936,
+        total_billion: 79.67,
+        active_billion: Some(3.25),
+        context: 262_144,
+        moe: Some((512, 10, 77.31)),
+        recurrent: Some((36, 2.0 * (32.0 * 128.0 * 128.0 + 3.0 * 8192.0))),
+        ..PLAIN
+    },
+    // Chunked attention in three of four layers, taken as a window of one chunk; the text part of the checkpoint.
+    Facts {
+        name: "llama-4-scout",
+        layers: 48,
+        hidden: 5120,
+        heads: 40,
+        kv_heads: 8,
+        head_dim: 128,
+        vocab: 202_048,
+        total_billion: 107.77,
+        active_billion: Some(15.10),
+        context: 10_485_760,
+        moe: Some((16, 1, 96.64)),
+        sliding: Some((36, 8192)),
+        ..PLAIN
+    },
+    Facts {
+        name: "llama-4-maverick",
+        layers: 48,
+        hidden: 5120,
+        heads: 40,
+        kv_heads: 8,
+        head_dim: 128,
+        vocab: 202_048,
+        total_billion: 400.71,
+        active_billion: Some(15.10),
+        context: 1_048_576,
+        moe: Some((128, 1, 386.55)),
+        sliding: Some((36, 8192)),
+        ..PLAIN
+    },
+    // Every second layer sees 128 tokens.
+    Facts {
+        name: "gpt-oss-20b",
+        layers: 24,
+        hidden: 2880,
+        heads: 64,
+        kv_heads: 8,
+        head_dim: 64,
+        vocab: 201_088,
+        total_billion: 20.91,
+        active_billion: Some(3.03),
+        context: 131_072,
+        moe: Some((32, 4, 19.11)),
+        sliding: Some((12, 128)),
+        ..PLAIN
     },
     Facts {
         name: "gpt-oss-120b",
@@ -104,10 +216,10 @@ const FACTS: &[Facts] = &[
         vocab: 201_088,
         total_billion: 116.83,
         active_billion: Some(4.55),
-        tied: false,
         context: 131_072,
         moe: Some((128, 4, 114.71)),
-        latent: None,
+        sliding: Some((18, 128)),
+        ..PLAIN
     },
     Facts {
         name: "deepseek-v3",
@@ -119,10 +231,10 @@ const FACTS: &[Facts] = &[
         vocab: 129_280,
         total_billion: 671.03,
         active_billion: Some(35.70),
-        tied: false,
         context: 163_840,
         moe: Some((256, 8, 653.91)),
         latent: Some((512, 64)),
+        ..PLAIN
     },
 ];
 
@@ -149,6 +261,8 @@ fn build(f: &Facts) -> ModelArchitecture {
             experts_per_token,
             expert_parameters: billion * 1e9,
         }),
+        sliding: f.sliding.map(|(layers, window_tokens)| SlidingWindow { layers, window_tokens }),
+        recurrent: f.recurrent.map(|(layers, state_bytes)| RecurrentState { layers, state_bytes }),
     }
 }
 

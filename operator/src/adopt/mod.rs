@@ -254,6 +254,8 @@ fn shape(
         accelerator: class.name.clone(),
         tensor_parallel: tensor,
         pipeline_parallel: pipeline,
+        data_parallel: 1,
+        expert_parallel: 1,
         role: line.role,
     };
     Ok((shape, copies.max(1)))

@@ -86,6 +86,8 @@ mod tests {
             accelerator: "h100".to_owned(),
             tensor_parallel: 2,
             pipeline_parallel: 1,
+            data_parallel: 1,
+            expert_parallel: 1,
             role: fleet::Role::Mixed,
         };
         inputs(&resource, &resource.to_fleet().unwrap(), &shape)

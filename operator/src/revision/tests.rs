@@ -57,6 +57,8 @@ fn replica(id: &str, phase: ReplicaPhase, outdated: bool) -> ReplicaStatus {
             accelerator: "h100".to_owned(),
             tensor_parallel: 2,
             pipeline_parallel: 1,
+            data_parallel: 1,
+            expert_parallel: 1,
             role: fleet::Role::Mixed,
         },
         nodes: vec![NodeName::new("n1").unwrap()],

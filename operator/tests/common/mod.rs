@@ -72,6 +72,8 @@ pub fn shape(tensor_parallel: u32) -> Shape {
         accelerator: "h100".to_owned(),
         tensor_parallel,
         pipeline_parallel: 1,
+        data_parallel: 1,
+        expert_parallel: 1,
         role: Role::Mixed,
     }
 }

@@ -287,6 +287,8 @@ pub fn candidates(
                         accelerator: accelerator.name.clone(),
                         tensor_parallel: *tp,
                         pipeline_parallel: *pp,
+                        data_parallel: 1,
+                        expert_parallel: 1,
                         role: Role::Mixed,
                     };
                     if shape.nodes_of(node_gpus) > 1 && !pool.engine.kind.spans_nodes() {

@@ -139,6 +139,8 @@ impl EngineServerConfig {
                 accelerator: accelerator.to_owned(),
                 tensor_parallel,
                 pipeline_parallel: 1,
+                data_parallel: 1,
+                expert_parallel: 1,
                 role: Role::Mixed,
             },
             architecture,

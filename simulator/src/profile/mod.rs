@@ -21,8 +21,11 @@ use crate::replay::http::{Listed, Target, unknown_model};
 use crate::replay::{ReplayEndpoint, ReplayError};
 use crate::text::text_of;
 
+/// Lengths of requests are uniform within this share of their means to either side where several clients send them, so
+/// that clients do not fall into step.
+pub const SPREAD: f64 = 0.2;
 /// Multiplier that spreads consecutive numbers over all seeds.
-const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
+const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 /// Text lengths of the first requests, tokens as this crate counts: two, to tell the template from the tokenizer.
 const TRIALS: [u32; 2] = [64, 512];
 /// Answer tokens of the first requests.
@@ -63,7 +66,8 @@ pub enum ProfileError {
         given: bool,
     },
     /// The endpoint refused a request.
-    #[error("the endpoint refused the request with {status}: {detail}")]
+    #[error("the endpoint refused the request with {status}: {detail}{}",
+        if *status == 404 { "; is the address right? It mostly ends in /v1" } else { "" })]
     Refused {
         /// HTTP status.
         status: u16,
@@ -118,9 +122,10 @@ pub struct ClosedLoop {
 }
 
 impl ClosedLoop {
-    /// With as many requests as make a median worth having: three of a lone client, else one more of each.
+    /// With as many requests as make a mean worth having: three of a lone client, else one more of each, and twelve at
+    /// least.
     pub fn new(concurrency: u32, input_tokens: u32, output_tokens: u32) -> Self {
-        let requests = if concurrency == 1 { 3 } else { concurrency.max(8) };
+        let requests = if concurrency == 1 { 3 } else { concurrency.max(12) };
         Self { concurrency, input_tokens, output_tokens, requests }
     }
 
@@ -130,7 +135,8 @@ impl ClosedLoop {
     }
 }
 
-/// What was measured: medians over the requests counted.
+/// What was measured: over the requests counted, the median of a lone client's, else the mean without the fifth at either
+/// end.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Sample {
     /// Requests under way.
@@ -151,10 +157,21 @@ pub struct Sample {
     pub e2e_ms: f64,
 }
 
-fn median(mut values: Vec<f64>) -> Option<f64> {
+/// A middle that a hiccup does not move.
+fn middle(mut values: Vec<f64>) -> Option<f64> {
+    /// Share left out at either end.
+    const TRIM: f64 = 0.2;
+    /// Fewer values have their median taken.
+    const FEW: usize = 5;
     values.sort_by(f64::total_cmp);
-    let (low, high) = (values.get(values.len().saturating_sub(1) / 2)?, values.get(values.len() / 2)?);
-    Some(0.5 * (low + high))
+    let n = values.len();
+    if n < FEW {
+        let (low, high) = (values.get(n.saturating_sub(1) / 2)?, values.get(n / 2)?);
+        return Some(0.5 * (low + high));
+    }
+    let cut = (TRIM * n as f64) as usize;
+    let kept = values.get(cut..n - cut)?;
+    Some(kept.iter().sum::<f64>() / kept.len() as f64)
 }
 
 fn summary(concurrency: u32, answers: &[Answer]) -> Option<Sample> {
@@ -166,9 +183,9 @@ fn summary(concurrency: u32, answers: &[Answer]) -> Option<Sample> {
         input_tokens: mean(|a| a.input_tokens as f64),
         cached_tokens: mean(|a| a.cached_tokens as f64),
         output_tokens: mean(|a| a.output_tokens as f64),
-        ttft_ms: median(answers.iter().map(|a| a.ttft_ms).collect())?,
-        tpot_ms: median(answers.iter().filter_map(Answer::tpot_ms).collect()),
-        e2e_ms: median(answers.iter().map(|a| a.e2e_ms).collect())?,
+        ttft_ms: middle(answers.iter().map(|a| a.ttft_ms).collect())?,
+        tpot_ms: middle(answers.iter().filter_map(Answer::tpot_ms).collect()),
+        e2e_ms: middle(answers.iter().map(|a| a.e2e_ms).collect())?,
     })
 }
 
@@ -297,7 +314,7 @@ impl Profiler {
 
     fn body(&self, text_tokens: u32, answer_tokens: u32) -> Bytes {
         let index = self.next.fetch_add(1, Ordering::Relaxed);
-        let text = text_of((index + 1).wrapping_mul(SPREAD) ^ self.config.seed, text_tokens);
+        let text = text_of((index + 1).wrapping_mul(GOLDEN) ^ self.config.seed, text_tokens);
         let mut body = json!({
             "model": self.config.model,
             "messages": [{"role": "user", "content": text}],
@@ -334,6 +351,14 @@ impl Profiler {
         Ok(answer)
     }
 
+    /// A length near this one, another one every time.
+    fn varied(&self, tokens: u32, spread: f64) -> u32 {
+        let number = self.next.fetch_add(1, Ordering::Relaxed).wrapping_add(1).wrapping_mul(GOLDEN);
+        // Multiples of the golden ratio are spread evenly, whatever their number.
+        let share = (number >> 11) as f64 / (1_u64 << 53) as f64;
+        (f64::from(tokens) * (1.0 + spread * (2.0 * share - 1.0))).round().max(2.0) as u32
+    }
+
     /// Measures a load; `progress` is told how many of the answers are there, all rounds counted, and how many there will
     /// be. What is still under way at the end is dropped.
     ///
@@ -344,16 +369,18 @@ impl Profiler {
         load: &ClosedLoop,
         mut progress: impl FnMut(u32, u32),
     ) -> Result<Sample, ProfileError> {
-        let text = self.tokenizer.text(load.input_tokens);
         let clients = load.concurrency.max(1);
+        let spread = if clients > 1 { SPREAD } else { 0.0 };
         let (send, mut receive) = mpsc::channel(clients as usize);
         let mut running = JoinSet::new();
         for _ in 0..clients {
-            let (client, send, answer) = (self.clone(), send.clone(), load.output_tokens);
+            let (client, send, load) = (self.clone(), send.clone(), *load);
             running.spawn(async move {
                 let mut first = true;
                 loop {
-                    let result = client.answer(text, answer).await;
+                    let input = client.varied(load.input_tokens, spread);
+                    let output = client.varied(load.output_tokens, spread);
+                    let result = client.answer(client.tokenizer.text(input), output).await;
                     let failed = result.is_err();
                     if send.send((first, result)).await.is_err() || failed {
                         return;

@@ -14,6 +14,8 @@ fn adopted(pool: &str, name: &str, gpus: u32, shape: Option<(&str, u32)>) -> Ado
             accelerator: "h100".to_owned(),
             tensor_parallel,
             pipeline_parallel: 1,
+            data_parallel: 1,
+            expert_parallel: 1,
             role: Role::Mixed,
         }),
         copies: 1,
