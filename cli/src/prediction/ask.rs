@@ -340,3 +340,47 @@ fn demand(flags: &Flags, pool: &ModelPool) -> (Vec<RequestClass>, f64, Option<f6
     let rps = Some(estimate.total_rps()).filter(|rps| *rps > 0.0);
     (classes, estimate.arrival_scv.max(1.0), rps)
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        flags: Flags,
+    }
+
+    /// What a command line asks.
+    pub(crate) fn asked(line: &str) -> Asked {
+        let flags =
+            Line::try_parse_from(["predict"].into_iter().chain(line.split_whitespace())).unwrap().flags;
+        ask(&flags).unwrap().remove(0)
+    }
+
+    #[test]
+    fn what_is_not_said_is_assumed_and_told() {
+        let Asked { question, classes, variants } = asked("llama-3.1-8b");
+        assert!(question.notes[0].contains("--ttft-ms"), "{:?}", question.notes);
+        assert_eq!(question.default_slo().to_string(), "TTFT p95 ≤ 1000 ms, TPOT p95 ≤ 50 ms");
+        assert_eq!(
+            (question.mean_input(), question.mean_output(), question.load),
+            (1000.0, 200.0, Load::Line)
+        );
+        assert_eq!(classes.len(), presets::accelerators().len());
+        let names: Vec<&str> = variants.iter().map(|v| v.name.as_str()).collect();
+        assert_eq!(names, ["bf16", "fp8"]);
+    }
+
+    #[test]
+    fn what_is_said_holds() {
+        let line = "llama-3.1-70b --gpu H100 --weights fp8 --kv fp8 --context 4096 --e2e-ms 9000 --percentile p99 --rps 7";
+        let Asked { question, classes, variants } = asked(line);
+        assert_eq!(question.default_slo().to_string(), "E2E p99 ≤ 9000 ms");
+        assert_eq!((question.load, question.pool.max_context_tokens), (Load::Rps(7.0), Some(4096)));
+        assert_eq!((classes.len(), classes[0].name.as_str()), (1, "h100"));
+        assert_eq!((variants.len(), variants[0].kv), (1, Dtype::Fp8));
+        assert_eq!(question.percentiles().ttft.value(), 99.0);
+    }
+}

@@ -254,3 +254,53 @@ fn unfit(rows: &[Row], all: bool) -> Vec<String> {
     }
     lines
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::prediction::ask::Asked;
+    use crate::prediction::ask::tests::asked;
+    use crate::prediction::rows::rows;
+
+    fn answer(line: &str) -> (Question, Vec<Row>) {
+        let Asked { question, classes, variants } = asked(line);
+        let rows = rows(&question, &classes, &variants);
+        (question, rows)
+    }
+
+    #[test]
+    fn columns_stand_under_their_heads() {
+        let (question, rows) = answer("llama-3.1-70b --gpu h100,l40s --check --weights fp8");
+        let lines = table(&question, &rows, true, Paint::plain());
+        let head = lines.iter().find(|l| l.starts_with("SHAPE")).unwrap();
+        let end = |line: &str, word: &str| line.find(word).map(|at| line[..at + word.len()].chars().count());
+        let cost = end(head, "$/M OUT").unwrap();
+        let row = lines.iter().find(|l| l.starts_with("fp8 TP4 H100")).unwrap();
+        let before: String = row.chars().take(cost).collect();
+        assert!(before.ends_with(|c: char| c.is_ascii_digit()), "{before:?}");
+        assert!(row.chars().nth(cost) == Some(' '), "{row:?}");
+    }
+
+    #[test]
+    fn what_does_not_fit_is_told_once_a_class_and_format() {
+        let (_, rows) = answer("llama-3.1-70b --gpu l4,l40s");
+        let few = unfit(&rows, false);
+        assert_eq!(few.len(), 2, "{few:?}");
+        assert!(few.iter().all(|l| l.contains("L4 needs")), "{few:?}");
+        assert!(unfit(&rows, true).len() > few.len(), "--all tells of the smaller L40S too");
+    }
+
+    #[test]
+    fn rows_are_sorted_by_what_they_cost() {
+        let (_, rows) = answer("llama-3.1-8b --rps 30");
+        let usd: Vec<f64> = rows
+            .iter()
+            .filter(|r| r.serves())
+            .filter_map(|r| r.fit.as_ref())
+            .map(|f| f.usd_per_hour)
+            .collect();
+        assert!(usd.len() > 5 && usd.is_sorted(), "{usd:?}");
+        let last = rows.iter().rposition(Row::serves).unwrap();
+        assert!(rows.iter().take(last).all(Row::serves), "those that serve come first");
+    }
+}

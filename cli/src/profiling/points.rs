@@ -2,9 +2,8 @@
 
 use std::sync::Arc;
 
-use plimsoll_engine::calibrate::{
-    Measured, Metric, Observation, Probe, ProbeLimits, Subject, Workload, probes,
-};
+use plimsoll_engine::calibrate::{Measured, Metric, Probe, ProbeLimits, Subject, Workload, probes};
+use plimsoll_engine::measurements::Measurement;
 use plimsoll_engine::{DoesNotFit, ReplicaModel};
 use plimsoll_simulator::profile::{ClosedLoop, SPREAD, Sample};
 
@@ -64,8 +63,12 @@ pub fn points(subject: &Subject, limits: &Limits) -> Result<Vec<Point>, DoesNotF
     for Probe { concurrency, input_tokens, output_tokens, why } in probes(subject, &wanted)? {
         let load = ClosedLoop::new(concurrency, input_tokens, output_tokens);
         let estimate_ms = estimate(&model, &load);
+        // Lengths vary; the longest must be allowed too.
+        let longest =
+            f64::from(input_tokens + output_tokens) * if concurrency > 1 { 1.0 + SPREAD } else { 1.0 };
         // No point may take most of the time: the others together tell more.
-        if chosen.len() < limits.count && estimate_ms <= left_ms && estimate_ms <= 0.4 * limits.budget_ms {
+        let affordable = estimate_ms <= left_ms && estimate_ms <= 0.4 * limits.budget_ms;
+        if chosen.len() < limits.count && affordable && longest <= f64::from(limits.max_tokens) {
             left_ms -= estimate_ms;
             chosen.push(Point { load, why, estimate_ms });
         }
