@@ -108,7 +108,10 @@ fn pair(a: &str, b: &str) -> (String, String) {
 fn replicas_slower_than_predicted_are_said_to_be_and_later_not_to_be() {
     let mut case = Case::new();
     case.observation = Some(PoolObservation::default());
-    assert!(find(&case.status(None, 0).conditions, "PredictionDrift").is_none(), "unsaid of pools that never did");
+    assert!(
+        find(&case.status(None, 0).conditions, "PredictionDrift").is_none(),
+        "unsaid of pools that never did"
+    );
     let drift = "replicas of fp8 TP2 H100 have become 1.40× slower than predicted".to_owned();
     case.observation = Some(PoolObservation { drift, ..Default::default() });
     let drifted = case.status(None, 1);
