@@ -79,8 +79,10 @@ spec:
   maxContextTokens: 8192
 ";
 
-/// Measured on a machine with other things to do, so that times are longer than simulated by a little.
-const TOLERANCE: f64 = 0.12;
+/// How far predictions may be from the truth after the fit: a share, and for TTFT the time that a busy machine takes to
+/// accept a request and wake its threads, milliseconds. Coefficients cannot tell it from the API server's.
+const TOLERANCE: f64 = 0.1;
+const BUSY_MS: f64 = 35.0;
 
 #[test]
 fn coefficients_are_found_and_plans_take_them() {
@@ -131,10 +133,10 @@ fn coefficients_are_found_and_plans_take_them() {
             "{input}: TTFT {:.0} → {:.0} of {:.0}, TPOT {:.1} → {:.1} of {:.1}",
             wrong.0, found.0, truth.0, wrong.1, found.1, truth.1
         );
-        let off = |x: f64, y: f64| (x / y - 1.0).abs();
-        assert!(off(wrong.0, truth.0) > TOLERANCE && off(wrong.1, truth.1) > TOLERANCE, "nothing to find");
-        assert!(off(found.0, truth.0) < TOLERANCE, "TTFT at {input}: {} of {}", found.0, truth.0);
-        assert!(off(found.1, truth.1) < TOLERANCE, "TPOT at {input}: {} of {}", found.1, truth.1);
+        let within = |found: f64, truth: f64, more: f64| (found - truth).abs() < TOLERANCE * truth + more;
+        assert!(!within(wrong.1, truth.1, 0.0), "nothing to find: {} of {}", wrong.1, truth.1);
+        assert!(within(found.0, truth.0, BUSY_MS), "TTFT at {input}: {} of {}", found.0, truth.0);
+        assert!(within(found.1, truth.1, 0.0), "TPOT at {input}: {} of {}", found.1, truth.1);
     }
     let rows = std::fs::read_to_string(dir.join("measured.csv")).unwrap();
     assert!(rows.starts_with("engine,") && rows.lines().count() > 4, "{rows}");
@@ -163,7 +165,11 @@ fn endpoints_and_flags_that_are_wrong_are_told() {
         (&["--url", "http://127.0.0.1:9", "--model", "llama-3.1-8b", "--gpu", "l4"], 1, "is the endpoint up"),
         (&["--url", url, "--model", "my-model", "--gpu", "l4"], 1, "--arch or --config"),
         (&["--url", url, "--model", "llama-3.1-8b", "--gpu", "l5"], 1, "there are h100"),
-        (&["--url", url, "--model", "llama-3.1-70b", "--gpu", "l4"], 1, "of weights"),
+        (
+            &["--url", url, "--model", "llama-3.1-8b", "--arch", "llama-3.1-70b", "--gpu", "l4"],
+            1,
+            "of weights",
+        ),
         (
             &["--url", url, "--model", "llama-3.1-8b", "--gpu", "l4", "--max-minutes", "0.0001"],
             1,

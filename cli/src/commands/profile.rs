@@ -98,6 +98,8 @@ pub struct Args {
     dry_run: bool,
 }
 
+/// Error to expect after a fit above which its points are not to be believed.
+const DISAGREEMENT: f64 = 0.5;
 /// Exit status when the endpoint was measured in part only: interrupted, or points failed.
 const IN_PART: u8 = 3;
 
@@ -347,6 +349,12 @@ fn finish(args: &Args, subject: &Arc<Subject>, observations: &[Observation], pai
         println!("{line}");
     }
     println!("error to expect of other loads: ± {:.0} %", 100.0 * found.relative_error);
+    if found.relative_error > DISAGREEMENT {
+        eprintln!(
+            "warning: the points disagree with one another, and plans would keep that much distance from objectives; measure \
+             again when nothing else uses the endpoint or this machine"
+        );
+    }
     if let Some(doubt) = report::doubt(&before, observations, &shape) {
         eprintln!("warning: {doubt}");
     }
