@@ -173,7 +173,8 @@ fn endpoint(args: &Args) -> ProfileConfig {
         url: args.url.clone(),
         model: args.model.clone(),
         api_key: std::env::var(&args.api_key_env).ok().filter(|key| !key.is_empty()),
-        timeout: Duration::try_from_secs_f64(60.0 * args.max_minutes).unwrap_or(Duration::from_secs(300)),
+        timeout: Duration::try_from_secs_f64(60.0 * args.max_minutes.max(1.0))
+            .unwrap_or(Duration::from_secs(300)),
         // Nanoseconds since 1970 fit into 64 bits until 2554.
         seed: args.seed.unwrap_or_else(|| jiff::Timestamp::now().as_nanosecond() as u64),
     }
