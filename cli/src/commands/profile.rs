@@ -98,6 +98,8 @@ pub struct Args {
     dry_run: bool,
 }
 
+/// Error to expect after a fit above which its points are not to be believed.
+const DISAGREEMENT: f64 = 0.5;
 /// Exit status when the endpoint was measured in part only: interrupted, or points failed.
 const IN_PART: u8 = 3;
 
@@ -171,7 +173,8 @@ fn endpoint(args: &Args) -> ProfileConfig {
         url: args.url.clone(),
         model: args.model.clone(),
         api_key: std::env::var(&args.api_key_env).ok().filter(|key| !key.is_empty()),
-        timeout: Duration::try_from_secs_f64(60.0 * args.max_minutes).unwrap_or(Duration::from_secs(300)),
+        timeout: Duration::try_from_secs_f64(60.0 * args.max_minutes.max(1.0))
+            .unwrap_or(Duration::from_secs(300)),
         // Nanoseconds since 1970 fit into 64 bits until 2554.
         seed: args.seed.unwrap_or_else(|| jiff::Timestamp::now().as_nanosecond() as u64),
     }
@@ -347,6 +350,12 @@ fn finish(args: &Args, subject: &Arc<Subject>, observations: &[Observation], pai
         println!("{line}");
     }
     println!("error to expect of other loads: ± {:.0} %", 100.0 * found.relative_error);
+    if found.relative_error > DISAGREEMENT {
+        eprintln!(
+            "warning: the points disagree with one another, and plans would keep that much distance from objectives; measure \
+             again when nothing else uses the endpoint or this machine"
+        );
+    }
     if let Some(doubt) = report::doubt(&before, observations, &shape) {
         eprintln!("warning: {doubt}");
     }
