@@ -226,8 +226,12 @@ impl Study {
             return;
         }
         let prior = pooled(fits, first);
-        let chosen = most_telling(&observed, &prior, 10);
-        let few: Vec<Observation> = chosen.iter().filter_map(|i| observed.get(*i).cloned()).collect();
+        // As with probes, nothing that nearly fills the cache: queueing would be measured there.
+        let (at, roomy): (Vec<usize>, Vec<Observation>) =
+            observed.iter().cloned().enumerate().filter(|(_, o)| has_room(o)).unzip();
+        let chosen = most_telling(&roomy, &prior, 10);
+        let few: Vec<Observation> = chosen.iter().filter_map(|i| roomy.get(*i).cloned()).collect();
+        let chosen: Vec<usize> = chosen.iter().filter_map(|i| at.get(*i).copied()).collect();
         let Ok(found) = fit(&few, &prior) else { return };
         for (_, row) in rows.iter().enumerate().filter(|(at, _)| !chosen.contains(at)) {
             if let Some(m) = self.rows.get(*row) {
@@ -235,6 +239,18 @@ impl Study {
             }
         }
     }
+}
+
+fn has_room(o: &Observation) -> bool {
+    let Ok(model) = o.subject.model(&o.subject.accelerator.calibration) else { return false };
+    let tokens = match o.workload {
+        Workload::ClosedLoop { concurrency: n, input_tokens, output_tokens }
+        | Workload::StaticBatch { batch: n, input_tokens, output_tokens } => {
+            n * (input_tokens + output_tokens)
+        }
+        _ => 0.0,
+    };
+    tokens < 0.8 * model.memory().kv_tokens
 }
 
 fn predict(row: usize, m: &Measurement, scheme: Scheme, c: &Calibration, out: &mut Vec<Prediction>) {
