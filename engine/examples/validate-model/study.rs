@@ -39,7 +39,8 @@ impl Scheme {
     }
 }
 
-/// What coefficients belong to: an engine on a GPU with one weight format, dense models and mixtures of experts apart.
+/// What coefficients belong to: an engine on a GPU with one weight format, dense models and mixtures of experts
+/// apart.
 pub type Group = (String, String, String);
 
 /// One prediction.
@@ -107,7 +108,8 @@ fn pooled(fits: &BTreeMap<Group, (Traits, Fit)>, m: &Measurement) -> Prior {
     Prior::pooled(&fits, &traits(m), &neutral(m))
 }
 
-/// Round figures, since the presets' own were fitted to public measurements: whoever judges by those must not start there.
+/// Round figures, since the presets' own were fitted to public measurements: whoever judges by those must not
+/// start there.
 fn neutral(m: &Measurement) -> Prior {
     Prior::around(&Calibration {
         eta_compute: 0.6,
@@ -272,7 +274,8 @@ fn predict(row: usize, m: &Measurement, scheme: Scheme, c: &Calibration, out: &m
     }
 }
 
-/// Mean time to first token of clients that all start at once, each sending `each` requests of uniformly drawn lengths.
+/// Mean time to first token of clients that all start at once, each sending `each` requests of uniformly drawn
+/// lengths.
 fn simulated_ttft_ms(
     model: &ReplicaModel,
     concurrency: f64,

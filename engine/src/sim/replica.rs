@@ -55,8 +55,10 @@ impl Job {
 /// # let mut arch = presets::model("llama-3.1-8b").ok_or("preset")?;
 /// # arch.max_context_tokens = 8192;
 /// # let acc = presets::accelerator("h100").ok_or("preset")?;
-/// # let variant = Variant { name: "bf16".into(), weights: Dtype::Bf16, kv: Dtype::Bf16, quality: 1.0, source: None };
-/// # let shape = Shape { variant: "bf16".into(), accelerator: "h100".into(), tensor_parallel: 1, pipeline_parallel: 1,
+/// # let variant = Variant { name: "bf16".into(), weights: Dtype::Bf16, kv: Dtype::Bf16, quality: 1.0, source:
+/// None };
+/// # let shape = Shape { variant: "bf16".into(), accelerator: "h100".into(), tensor_parallel: 1,
+/// pipeline_parallel: 1,
 /// #     data_parallel: 1, expert_parallel: 1, role: Role::Mixed };
 /// let model = ReplicaModel::new(&arch, &variant, &acc, &shape, &EngineConfig::default())?;
 /// let mut engine = Replica::new(model, SimPolicy::default());
