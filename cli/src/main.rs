@@ -9,6 +9,9 @@ mod local;
 mod logging;
 mod manifests;
 mod nodespec;
+mod paint;
+mod prediction;
+mod profiling;
 mod scheduler_client;
 mod screen;
 mod signals;
@@ -21,7 +24,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    agent, crds, devcluster, engine_sim, explain, operator, plan, release, replay, scheduler, top, up,
+    agent, crds, devcluster, engine_sim, explain, operator, plan, predict, profile, release, replay,
+    scheduler, top, up,
 };
 use crate::failure::{Failure, Outcome};
 use crate::logging::LogArgs;
@@ -39,6 +43,8 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Up(up::Args),
+    Predict(predict::Args),
+    Profile(profile::Args),
     Plan(plan::Args),
     Explain(explain::Args),
     Top(top::Args),
@@ -79,6 +85,8 @@ async fn run(cli: Cli) -> Outcome {
     }
     match &cli.command {
         Command::Up(args) => up::run(args, &cli.log).await,
+        Command::Predict(args) => predict::run(args),
+        Command::Profile(args) => profile::run(args).await,
         Command::Plan(args) => plan::run(args).await,
         Command::Explain(args) => explain::run(args).await,
         Command::Top(args) => top::run(args).await,

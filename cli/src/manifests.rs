@@ -25,16 +25,8 @@ pub struct Loaded {
 /// If a path cannot be read, or holds nothing that is YAML. An invalid object is a problem, not an error.
 pub fn load(paths: &[PathBuf]) -> Result<Loaded, Failure> {
     let mut loaded = Loaded::default();
-    for path in paths {
-        for file in files(path)? {
-            let text = std::fs::read_to_string(&file)
-                .map_err(|e| Failure::caused(format!("failed to read {}", file.display()), e))?;
-            let documents: Vec<Value> = serde_saphyr::from_multiple(&text)
-                .map_err(|e| Failure::caused(format!("{} is not YAML", file.display()), e))?;
-            for document in documents {
-                take(&mut loaded, &file, document);
-            }
-        }
+    for (file, document) in documents(paths)? {
+        take(&mut loaded, &file, document);
     }
     // Every class a file does not define is there under its preset's name, as in a cluster made by `plimsoll up`.
     for preset in presets::accelerators() {
@@ -43,6 +35,36 @@ pub fn load(paths: &[PathBuf]) -> Result<Loaded, Failure> {
         }
     }
     Ok(loaded)
+}
+
+/// Every document of the files, with its file.
+fn documents(paths: &[PathBuf]) -> Result<Vec<(PathBuf, Value)>, Failure> {
+    let mut found = Vec::new();
+    for path in paths {
+        for file in files(path)? {
+            let text = std::fs::read_to_string(&file)
+                .map_err(|e| Failure::caused(format!("failed to read {}", file.display()), e))?;
+            let documents: Vec<Value> = serde_saphyr::from_multiple(&text)
+                .map_err(|e| Failure::caused(format!("{} is not YAML", file.display()), e))?;
+            found.extend(documents.into_iter().map(|d| (file.clone(), d)));
+        }
+    }
+    Ok(found)
+}
+
+/// The manifest of an AcceleratorClass, as it was written; lists are looked into.
+///
+/// # Errors
+/// If a path cannot be read.
+pub fn accelerator_class(paths: &[PathBuf], name: &str) -> Result<Option<Value>, Failure> {
+    let is = |d: &Value| d["kind"] == "AcceleratorClass" && d["metadata"]["name"] == name;
+    for (_, document) in documents(paths)? {
+        let items = document["items"].as_array().cloned().unwrap_or_default();
+        if let Some(found) = items.into_iter().chain([document]).find(|d| is(d)) {
+            return Ok(Some(found));
+        }
+    }
+    Ok(None)
 }
 
 fn files(path: &Path) -> Result<Vec<PathBuf>, Failure> {

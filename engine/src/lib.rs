@@ -24,6 +24,7 @@ pub mod measurements;
 mod memory;
 mod mix;
 mod offload;
+pub mod outlook;
 mod pd;
 pub mod power;
 mod predict;

@@ -13,6 +13,7 @@ pub mod canary;
 pub mod cluster;
 pub mod demand;
 pub mod dtype;
+pub mod hf_config;
 pub mod ids;
 pub mod lease;
 pub mod model;

@@ -97,7 +97,7 @@ pub async fn run(args: &Args) -> Outcome {
         return Ok(());
     }
     let server = EngineServer::start(config).await.map_err(|e| Failure::new(e.to_string()))?;
-    println!("simulated engine at {}/v1", server.base_url());
+    println!("simulated engine at {}", server.base_url());
     let lost = async {
         match &leader {
             Some(leader) => leader.lost().await,

@@ -8,6 +8,8 @@ pub mod explain;
 pub mod operator;
 mod operator_health;
 pub mod plan;
+pub mod predict;
+pub mod profile;
 pub mod release;
 pub mod replay;
 pub mod scheduler;

@@ -13,11 +13,13 @@
 //! drafts take budget and room, and yield their expected number of tokens, evenly spread; a decode replica has all
 //! but the last prompt token sent to it.
 
+mod arrivals;
 mod blocks;
 mod replica;
 mod request;
 mod run;
 
+pub use arrivals::{arrivals, requests};
 pub use replica::Replica;
 pub use request::{SimPolicy, SimRequest, SimStats, StepOutcome, SubmitError, TokenEvent};
 pub use run::{Arrival, RequestOutcome, simulate, simulate_closed};

@@ -15,7 +15,7 @@ use crate::sse::SseParser;
 use crate::trace::TraceRequest;
 
 /// Most of an error answer that is read, bytes.
-const MAX_ERROR_BYTES: usize = 64 << 10;
+pub(crate) const MAX_ERROR_BYTES: usize = 64 << 10;
 
 /// Why a request failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -130,15 +130,15 @@ pub(super) async fn measure(
 }
 
 #[derive(Deserialize)]
-struct Event {
+pub(crate) struct Event {
     #[serde(default)]
-    choices: Vec<Choice>,
-    usage: Option<Usage>,
-    error: Option<serde_json::Value>,
+    pub(crate) choices: Vec<Choice>,
+    pub(crate) usage: Option<Usage>,
+    pub(crate) error: Option<serde_json::Value>,
 }
 
 #[derive(Deserialize)]
-struct Choice {
+pub(crate) struct Choice {
     delta: Option<Delta>,
     text: Option<String>,
     finish_reason: Option<String>,
@@ -152,25 +152,29 @@ struct Delta {
 }
 
 #[derive(Deserialize, Serialize, Default, Clone, Copy)]
-struct Usage {
+pub(crate) struct Usage {
     #[serde(default)]
-    prompt_tokens: u64,
+    pub(crate) prompt_tokens: u64,
     #[serde(default)]
-    completion_tokens: u64,
-    prompt_tokens_details: Option<PromptDetails>,
+    pub(crate) completion_tokens: u64,
+    pub(crate) prompt_tokens_details: Option<PromptDetails>,
 }
 
 #[derive(Deserialize, Serialize, Default, Clone, Copy)]
-struct PromptDetails {
-    cached_tokens: Option<u64>,
+pub(crate) struct PromptDetails {
+    pub(crate) cached_tokens: Option<u64>,
 }
 
 impl Choice {
     /// Whether it brings text, or the end.
-    fn has_token(&self) -> bool {
+    pub(crate) fn has_token(&self) -> bool {
+        self.has_text() || self.finish_reason.is_some()
+    }
+
+    /// Whether it brings text.
+    pub(crate) fn has_text(&self) -> bool {
         let filled = |s: &Option<String>| s.as_ref().is_some_and(|s| !s.is_empty());
         filled(&self.text)
-            || self.finish_reason.is_some()
             || self.delta.as_ref().is_some_and(|d| filled(&d.content) || filled(&d.reasoning_content))
     }
 }
@@ -222,7 +226,7 @@ impl Reading {
 
 /// Whether an event certainly is one more token in the middle of an answer, told without parsing it: most
 /// events are.
-fn is_plain_token(data: &str) -> bool {
+pub(crate) fn is_plain_token(data: &str) -> bool {
     let text = data.split_once("\"content\":\"").or_else(|| data.split_once("\"text\":\""));
     text.is_some_and(|(_, text)| !text.starts_with('"'))
         && data.contains("\"finish_reason\":null")
@@ -277,7 +281,7 @@ async fn exchange(target: &Target, body: Bytes) -> Result<Measured, Failure> {
     })
 }
 
-fn excerpt(text: &str) -> String {
+pub(crate) fn excerpt(text: &str) -> String {
     text.chars().take(300).collect()
 }
 

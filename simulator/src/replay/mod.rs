@@ -10,8 +10,8 @@
 //! is the trace's own as the engines see it, and the report is in the engines' (virtual) milliseconds and
 //! seconds. Delays of the client, the network and the gateway are then multiplied too.
 
-mod http;
-mod measure;
+pub(crate) mod http;
+pub(crate) mod measure;
 mod prompt;
 mod report;
 
@@ -180,7 +180,8 @@ impl Replay {
         progress: impl Fn(ReplayProgress),
     ) -> Result<ReplayReport, ReplayError> {
         validate(&config)?;
-        let target = Target::new(&config)?;
+        let key = config.api_key.as_deref();
+        let target = Target::new(&config.url, config.endpoint, key, &config.headers)?;
         target.check_model(&config.url, &config.model).await?;
         let run = send_all(&config, &target, progress).await;
         Ok(ReplayReport::new(&config, &run.records, run.wall))

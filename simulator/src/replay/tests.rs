@@ -152,7 +152,6 @@ async fn what_cannot_begin_says_why() {
     };
     for (config, part) in [
         (with(|c| c.url = "127.0.0.1:80".into()), "is no http:// address"),
-        (with(|c| c.url = "https://x/v1".into()), "plain HTTP"),
         (with(|c| c.url = "http://127.0.0.1:1/v1".into()), "is the endpoint up"),
         (with(|c| c.model = "other".into()), "it serves: llama-3.1-8b"),
         (with(|c| c.speed = 0.0), "speed: 0 is not a positive number"),

@@ -1,0 +1,511 @@
+//! Architectures from Hugging Face's `config.json`.
+//!
+//! Read are decoders with grouped-query or latent attention, dense or with routed experts. What the file does not say
+//! is taken as the model families that leave it out have it; what cannot be priced (state-space and hybrid layers,
+//! encoders) is refused rather than guessed.
+
+use serde::Deserialize;
+
+use crate::{Attention, Dtype, ModelArchitecture, Moe, SlidingWindow};
+
+/// The fields of a `config.json` that decide memory and speed. Unknown fields are ignored.
+#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[serde(default)]
+pub struct HfConfig {
+    /// Family, e.g. `llama`.
+    pub model_type: Option<String>,
+    /// Classes that load it.
+    pub architectures: Option<Vec<String>>,
+    /// The decoder's own part in multimodal models.
+    #[serde(alias = "llm_config", alias = "language_config")]
+    pub text_config: Option<Box<Self>>,
+    hidden_size: Option<u32>,
+    num_hidden_layers: Option<u32>,
+    num_attention_heads: Option<u32>,
+    num_key_value_heads: Option<u32>,
+    head_dim: Option<u32>,
+    intermediate_size: Option<u32>,
+    vocab_size: Option<u32>,
+    max_position_embeddings: Option<u32>,
+    tie_word_embeddings: Option<bool>,
+    is_encoder_decoder: Option<bool>,
+    // Mixture of experts, under the names of its families. Some files give two of them.
+    num_local_experts: Option<u32>,
+    num_experts: Option<u32>,
+    n_routed_experts: Option<u32>,
+    moe_num_experts: Option<u32>,
+    num_experts_per_tok: Option<u32>,
+    num_experts_per_token: Option<u32>,
+    experts_per_token: Option<u32>,
+    moe_k: Option<u32>,
+    moe_intermediate_size: Option<u32>,
+    n_shared_experts: Option<u32>,
+    shared_expert_intermediate_size: Option<u32>,
+    first_k_dense_replace: Option<u32>,
+    decoder_sparse_step: Option<u32>,
+    moe_layer_freq: Option<serde_step::Step>,
+    interleave_moe_layer_step: Option<u32>,
+    intermediate_size_mlp: Option<u32>,
+    mlp_only_layers: Option<Vec<u32>>,
+    // Latent attention.
+    kv_lora_rank: Option<u32>,
+    q_lora_rank: Option<u32>,
+    qk_nope_head_dim: Option<u32>,
+    qk_rope_head_dim: Option<u32>,
+    v_head_dim: Option<u32>,
+    // Windows.
+    sliding_window: Option<u32>,
+    use_sliding_window: Option<bool>,
+    sliding_window_pattern: Option<u32>,
+    // Layers of another kind.
+    layer_types: Option<Vec<String>>,
+    layers_block_type: Option<Vec<String>>,
+    hybrid_override_pattern: Option<String>,
+    quantization_config: Option<Quantization>,
+    torch_dtype: Option<String>,
+    dtype: Option<String>,
+}
+
+/// How the checkpoint is quantised.
+#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[serde(default)]
+struct Quantization {
+    quant_method: Option<String>,
+    bits: Option<u32>,
+    w_bit: Option<u32>,
+    quant_algo: Option<String>,
+    format: Option<String>,
+}
+
+mod serde_step {
+    use serde::Deserialize;
+
+    /// Every how many layers there are experts; some families list the layers instead.
+    #[derive(Debug, Clone, PartialEq, Deserialize)]
+    #[serde(untagged)]
+    pub(super) enum Step {
+        Every(u32),
+        Listed(Vec<u32>),
+    }
+}
+
+/// A decoder read from a `config.json`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HfModel {
+    /// The architecture.
+    pub architecture: ModelArchitecture,
+    /// Format of the checkpoint's weights.
+    pub weights: Dtype,
+    /// What was assumed or left out, one sentence each.
+    pub notes: Vec<String>,
+}
+
+/// Why a `config.json` cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum UnreadableConfig {
+    /// A field that every decoder has is not there.
+    #[error("{0} is missing; this is no config.json of a decoder, or of a family that names it otherwise")]
+    Missing(&'static str),
+    /// A figure that cannot be.
+    #[error("{field} is {value}; {remedy}")]
+    Invalid {
+        /// The field.
+        field: &'static str,
+        /// Its value.
+        value: u32,
+        /// What it must be.
+        remedy: &'static str,
+    },
+    /// A kind of model whose cost is not modelled.
+    #[error("{0} models are not modelled; only decoders with grouped-query or latent attention are")]
+    Kind(String),
+}
+
+/// Families whose feed-forward layers have two matrices, not the gated three.
+const UNGATED: [&str; 9] =
+    ["gpt2", "gpt_neo", "gpt_neox", "gptj", "opt", "bloom", "falcon", "mpt", "starcoder2"];
+/// Families of state-space layers.
+const STATE_SPACE: [&str; 7] = ["mamba", "mamba2", "falcon_mamba", "rwkv", "jamba", "zamba", "zamba2"];
+/// Families that tie their embeddings where the file does not say.
+const TIED: [&str; 9] =
+    ["gemma", "gemma2", "gemma3", "gemma3_text", "cohere", "cohere2", "gpt2", "opt", "bloom"];
+
+fn need<T>(value: Option<T>, field: &'static str) -> Result<T, UnreadableConfig> {
+    value.ok_or(UnreadableConfig::Missing(field))
+}
+
+fn positive(value: u32, field: &'static str) -> Result<u32, UnreadableConfig> {
+    if value > 0 {
+        Ok(value)
+    } else {
+        Err(UnreadableConfig::Invalid { field, value, remedy: "it must be at least 1" })
+    }
+}
+
+impl HfConfig {
+    /// The decoder that the file describes, under a name of your choice.
+    ///
+    /// # Errors
+    /// [`UnreadableConfig`] naming the field that is missing or wrong, or the kind of model that is not modelled.
+    pub fn read(&self, name: &str) -> Result<HfModel, UnreadableConfig> {
+        let mut notes = Vec::new();
+        let text = match &self.text_config {
+            Some(text) if self.hidden_size.is_none() => {
+                notes.push("only the language model is counted, not what encodes images or sound".to_owned());
+                text
+            }
+            _ => self,
+        };
+        let family = text.model_type.as_deref().or(self.model_type.as_deref()).unwrap_or_default();
+        text.refuse_other_kinds(family)?;
+        let layers = positive(need(text.num_hidden_layers, "num_hidden_layers")?, "num_hidden_layers")?;
+        let hidden = positive(need(text.hidden_size, "hidden_size")?, "hidden_size")?;
+        let heads = positive(need(text.num_attention_heads, "num_attention_heads")?, "num_attention_heads")?;
+        let vocab = positive(need(text.vocab_size.or(self.vocab_size), "vocab_size")?, "vocab_size")?;
+        let tied =
+            text.tie_word_embeddings.or(self.tie_word_embeddings).unwrap_or_else(|| TIED.contains(&family));
+        let max_context_tokens = text.max_position_embeddings.unwrap_or_else(|| {
+            notes.push("max_position_embeddings is missing; 8,192 tokens assumed".to_owned());
+            8192
+        });
+        let (attention, head_dim, attention_parameters) = text.attention(hidden, heads)?;
+        let matrices = if UNGATED.contains(&family) { 2.0 } else { 3.0 };
+        let wide = |width: u32| matrices * f64::from(hidden) * f64::from(width);
+        let experts = text.experts(layers)?;
+        let (mut total, mut active) = (0.0, 0.0);
+        let per_layer = attention_parameters + 2.0 * f64::from(hidden);
+        total += f64::from(layers) * per_layer;
+        active += f64::from(layers) * per_layer;
+        let mut moe = None;
+        let dense_layers = layers - experts.as_ref().map_or(0, |e| e.layers);
+        if dense_layers > 0 {
+            let width = text.intermediate_size_mlp.or(text.intermediate_size);
+            let dense = f64::from(dense_layers) * wide(need(width, "intermediate_size")?);
+            total += dense;
+            active += dense;
+        }
+        if let Some(e) = experts {
+            let sparse = f64::from(e.layers);
+            // The router, and experts that every token passes.
+            let always = sparse * (f64::from(hidden) * f64::from(e.count) + wide(e.shared_width));
+            let routed = sparse * f64::from(e.count) * wide(e.width);
+            total += always + routed;
+            active += always + routed * f64::from(e.per_token) / f64::from(e.count);
+            moe = Some(Moe { experts: e.count, experts_per_token: e.per_token, expert_parameters: routed });
+        }
+        let tables = if tied { 1.0 } else { 2.0 } * f64::from(vocab) * f64::from(hidden);
+        let weights = text.weights().or_else(|| self.weights()).unwrap_or(Dtype::Bf16);
+        Ok(HfModel {
+            architecture: ModelArchitecture {
+                name: name.to_owned(),
+                layers,
+                hidden,
+                heads,
+                head_dim,
+                attention,
+                vocab,
+                total_parameters: total + tables,
+                active_parameters: active,
+                tied_embeddings: tied,
+                max_context_tokens: positive(max_context_tokens, "max_position_embeddings")?,
+                moe,
+                sliding: text.sliding(family, layers),
+                recurrent: None,
+            },
+            weights,
+            notes,
+        })
+    }
+
+    fn refuse_other_kinds(&self, family: &str) -> Result<(), UnreadableConfig> {
+        let kind = |what: &str| Err(UnreadableConfig::Kind(what.to_owned()));
+        if self.is_encoder_decoder == Some(true) {
+            return kind("encoder-decoder");
+        }
+        if STATE_SPACE.contains(&family) {
+            return kind(family);
+        }
+        let mixed = |kinds: &Option<Vec<String>>| {
+            kinds.as_ref().is_some_and(|k| {
+                k.iter().any(|k| ["linear_attention", "mamba", "recurrent", "conv"].contains(&k.as_str()))
+            })
+        };
+        if mixed(&self.layer_types)
+            || mixed(&self.layers_block_type)
+            || self.hybrid_override_pattern.is_some()
+        {
+            return kind("hybrid (state-space or linear attention)");
+        }
+        Ok(())
+    }
+
+    /// Keys and values, width of a head, and the parameters of one layer's projections.
+    fn attention(&self, hidden: u32, heads: u32) -> Result<(Attention, u32, f64), UnreadableConfig> {
+        let d = f64::from(hidden);
+        let h = f64::from(heads);
+        if let Some(kv_rank) = self.kv_lora_rank.filter(|r| *r > 0) {
+            let rope_dim = need(self.qk_rope_head_dim, "qk_rope_head_dim")?;
+            let nope = need(self.qk_nope_head_dim, "qk_nope_head_dim")?;
+            let value = need(self.v_head_dim, "v_head_dim")?;
+            let query = h * f64::from(nope + rope_dim);
+            let queries = match self.q_lora_rank {
+                Some(rank) if rank > 0 => f64::from(rank) * (d + query),
+                _ => d * query,
+            };
+            let rank = f64::from(kv_rank);
+            let keys = d * (rank + f64::from(rope_dim)) + rank * h * f64::from(nope + value);
+            let parameters = queries + keys + h * f64::from(value) * d;
+            return Ok((Attention::Latent { kv_rank, rope_dim }, nope + rope_dim, parameters));
+        }
+        let kv_heads = positive(self.num_key_value_heads.unwrap_or(heads), "num_key_value_heads")?;
+        let head_dim = match self.head_dim {
+            Some(width) => positive(width, "head_dim")?,
+            None if hidden.is_multiple_of(heads) => hidden / heads,
+            None => {
+                return Err(UnreadableConfig::Invalid {
+                    field: "num_attention_heads",
+                    value: heads,
+                    remedy: "it does not divide hidden_size, and head_dim is missing",
+                });
+            }
+        };
+        let parameters = 2.0 * d * f64::from(head_dim) * (h + f64::from(kv_heads));
+        Ok((Attention::Grouped { kv_heads }, head_dim, parameters))
+    }
+
+    /// Layers that see the last tokens only.
+    fn sliding(&self, family: &str, layers: u32) -> Option<SlidingWindow> {
+        let window_tokens =
+            self.sliding_window.filter(|w| *w > 0 && self.use_sliding_window != Some(false))?;
+        let count = match (&self.layer_types, self.sliding_window_pattern) {
+            (Some(kinds), _) => {
+                kinds.iter().filter(|k| *k == "sliding_attention").count().min(layers as usize) as u32
+            }
+            // Every so manieth sees everything.
+            (None, Some(every)) if every > 0 => layers - layers / every,
+            (None, _) if family == "gemma2" => layers.div_ceil(2),
+            (None, _) if ["mistral", "mixtral"].contains(&family) => layers,
+            // Others name a window that they do not use.
+            (None, _) => return None,
+        };
+        (count > 0).then_some(SlidingWindow { layers: count, window_tokens })
+    }
+
+    fn experts(&self, layers: u32) -> Result<Option<Experts>, UnreadableConfig> {
+        let count =
+            self.num_local_experts.or(self.num_experts).or(self.n_routed_experts).or(self.moe_num_experts);
+        let Some(count) = count.filter(|n| *n > 1) else { return Ok(None) };
+        let per_token =
+            self.num_experts_per_tok.or(self.num_experts_per_token).or(self.experts_per_token).or(self.moe_k);
+        let per_token = positive(need(per_token, "num_experts_per_tok")?, "num_experts_per_tok")?;
+        if per_token > count {
+            return Err(UnreadableConfig::Invalid {
+                field: "num_experts_per_tok",
+                value: per_token,
+                remedy: "it must be at most the number of experts",
+            });
+        }
+        let width = need(self.moe_intermediate_size.or(self.intermediate_size), "moe_intermediate_size")?;
+        let step = match &self.moe_layer_freq {
+            Some(serde_step::Step::Every(n)) => Some(*n),
+            _ => None,
+        };
+        let every = step.or(self.decoder_sparse_step).or(self.interleave_moe_layer_step).unwrap_or(1).max(1);
+        let listed = match &self.moe_layer_freq {
+            Some(serde_step::Step::Listed(flags)) => {
+                Some(flags.iter().filter(|f| **f > 0).count().min(layers as usize) as u32)
+            }
+            _ => None,
+        };
+        let dense_first = self.first_k_dense_replace.unwrap_or(0).min(layers);
+        let named_dense = self.mlp_only_layers.as_ref().map_or(0, |l| l.len().min(layers as usize) as u32);
+        let sparse = listed.unwrap_or_else(|| ((layers - dense_first) / every).saturating_sub(named_dense));
+        let shared_width = match (self.n_shared_experts, self.shared_expert_intermediate_size) {
+            (Some(n), _) => n.saturating_mul(width),
+            (None, Some(w)) => w,
+            // Llama 4 has one shared expert and no field for it.
+            (None, None) if self.interleave_moe_layer_step.is_some() => width,
+            (None, None) => 0,
+        };
+        Ok(Some(Experts { layers: sparse, count, per_token, width, shared_width }))
+    }
+
+    fn weights(&self) -> Option<Dtype> {
+        if let Some(q) = &self.quantization_config {
+            let method = q.quant_method.as_deref().unwrap_or_default();
+            let form = [
+                method,
+                q.quant_algo.as_deref().unwrap_or_default(),
+                q.format.as_deref().unwrap_or_default(),
+            ]
+            .join(" ")
+            .to_lowercase();
+            let says = |word: &str| form.contains(word);
+            return Some(match q.bits.or(q.w_bit) {
+                Some(4) => Dtype::Int4,
+                Some(8) => Dtype::Int8,
+                _ if says("fp4") => Dtype::Fp4,
+                _ if says("fp8") || says("float-quantized") => Dtype::Fp8,
+                _ if says("awq") || says("gptq") || says("pack-quantized") => Dtype::Int4,
+                _ if says("int") || says("compressed-tensors") => Dtype::Int8,
+                _ => Dtype::Bf16,
+            });
+        }
+        match self.torch_dtype.as_deref().or(self.dtype.as_deref())? {
+            "float32" => Some(Dtype::Fp32),
+            "float16" => Some(Dtype::Fp16),
+            "bfloat16" => Some(Dtype::Bf16),
+            _ => None,
+        }
+    }
+}
+
+struct Experts {
+    /// Layers that have them.
+    layers: u32,
+    count: u32,
+    per_token: u32,
+    width: u32,
+    /// Width of what every token passes beside them.
+    shared_width: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::presets;
+
+    fn read(json: &str) -> Result<HfModel, UnreadableConfig> {
+        serde_json::from_str::<HfConfig>(json).unwrap().read("x")
+    }
+
+    /// The figures of published configuration files.
+    const LLAMA_8B: &str = r#"{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 4096,
+        "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
+        "vocab_size": 128256, "max_position_embeddings": 131072, "tie_word_embeddings": false,
+        "torch_dtype": "bfloat16", "rope_scaling": {"factor": 8.0}}"#;
+    const QWEN_30B_A3B: &str = r#"{"model_type": "qwen3_moe", "hidden_size": 2048, "intermediate_size": 6144,
+        "moe_intermediate_size": 768, "num_hidden_layers": 48, "num_attention_heads": 32, "num_key_value_heads": 4,
+        "head_dim": 128, "vocab_size": 151936, "max_position_embeddings": 40960, "tie_word_embeddings": false,
+        "num_experts": 128, "num_experts_per_tok": 8, "decoder_sparse_step": 1, "mlp_only_layers": []}"#;
+    const MIXTRAL: &str = r#"{"model_type": "mixtral", "hidden_size": 4096, "intermediate_size": 14336,
+        "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 32000,
+        "max_position_embeddings": 32768, "num_local_experts": 8, "num_experts_per_tok": 2}"#;
+    const DEEPSEEK_V3: &str = r#"{"model_type": "deepseek_v3", "hidden_size": 7168, "intermediate_size": 18432,
+        "moe_intermediate_size": 2048, "num_hidden_layers": 61, "num_attention_heads": 128,
+        "num_key_value_heads": 128, "vocab_size": 129280, "max_position_embeddings": 163840,
+        "tie_word_embeddings": false, "n_routed_experts": 256, "num_experts_per_tok": 8, "n_shared_experts": 1,
+        "first_k_dense_replace": 3, "moe_layer_freq": 1, "kv_lora_rank": 512, "q_lora_rank": 1536,
+        "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128,
+        "quantization_config": {"quant_method": "fp8", "fmt": "e4m3"}}"#;
+    const GPT_OSS_120B: &str = r#"{"model_type": "gpt_oss", "hidden_size": 2880, "intermediate_size": 2880,
+        "num_hidden_layers": 36, "num_attention_heads": 64, "num_key_value_heads": 8, "head_dim": 64,
+        "vocab_size": 201088, "max_position_embeddings": 131072, "tie_word_embeddings": false,
+        "num_local_experts": 128, "num_experts_per_tok": 4, "experts_per_token": 4,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "quantization_config": {"quant_method": "mxfp4"}}"#;
+
+    #[test]
+    fn published_configs_agree_with_the_presets() {
+        for (name, json, weights) in [
+            ("llama-3.1-8b", LLAMA_8B, Dtype::Bf16),
+            ("qwen3-30b-a3b", QWEN_30B_A3B, Dtype::Bf16),
+            ("mixtral-8x7b", MIXTRAL, Dtype::Bf16),
+            ("deepseek-v3", DEEPSEEK_V3, Dtype::Fp8),
+        ] {
+            let preset = presets::model(name).unwrap();
+            let HfModel { architecture: a, weights: w, notes } = read(json).unwrap();
+            assert_eq!((w, notes), (weights, vec![]), "{name}");
+            assert_eq!(a.attention, preset.attention, "{name}");
+            assert_eq!(
+                (a.layers, a.hidden, a.heads, a.head_dim),
+                (preset.layers, preset.hidden, preset.heads, preset.head_dim)
+            );
+            assert_eq!(
+                (a.vocab, a.tied_embeddings, a.max_context_tokens),
+                (preset.vocab, preset.tied_embeddings, preset.max_context_tokens)
+            );
+            let close = |x: f64, y: f64, what: &str| {
+                assert!((x / y - 1.0).abs() < 0.01, "{name} {what}: {x:e} {y:e}")
+            };
+            close(a.total_parameters, preset.total_parameters, "total");
+            close(a.active_parameters, preset.active_parameters, "active");
+            assert_eq!(a.moe.is_some(), preset.moe.is_some());
+            if let (Some(m), Some(p)) = (a.moe, preset.moe) {
+                assert_eq!((m.experts, m.experts_per_token), (p.experts, p.experts_per_token), "{name}");
+                close(m.expert_parameters, p.expert_parameters, "experts");
+            }
+        }
+    }
+
+    #[test]
+    fn a_field_under_two_names_is_read_once() {
+        let m = read(GPT_OSS_120B).unwrap();
+        assert_eq!(m.weights, Dtype::Fp4);
+        assert!((m.architecture.total_parameters / 116.83e9 - 1.0).abs() < 0.01);
+    }
+
+    #[test]
+    fn a_vision_models_language_part_is_read() {
+        let json = format!(r#"{{"model_type": "mistral3", "text_config": {LLAMA_8B}}}"#);
+        let m = read(&json).unwrap();
+        assert!((m.architecture.total_parameters / 8.03e9 - 1.0).abs() < 0.01);
+        assert!(m.notes[0].contains("language model"), "{:?}", m.notes);
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_named() {
+        let says = |json: &str, what: &str| {
+            let error = read(json).unwrap_err().to_string();
+            assert!(error.contains(what), "{error}");
+        };
+        says("{}", "num_hidden_layers is missing");
+        says(&LLAMA_8B.replace("\"vocab_size\": 128256,", ""), "vocab_size is missing");
+        says(&LLAMA_8B.replace("\"llama\"", "\"mamba2\""), "mamba2 models are not modelled");
+        says(
+            &LLAMA_8B.replace("\"hidden_size\": 4096", "\"hidden_size\": 4097"),
+            "does not divide hidden_size",
+        );
+        says(
+            &LLAMA_8B.replace("{\"architectures\"", "{\"is_encoder_decoder\": true, \"architectures\""),
+            "encoder-decoder",
+        );
+        says(
+            &MIXTRAL.replace("\"num_experts_per_tok\": 2", "\"num_experts_per_tok\": 9"),
+            "num_experts_per_tok is 9",
+        );
+        says(
+            &LLAMA_8B.replace("\"hidden_size\"", "\"layer_types\": [\"linear_attention\"], \"hidden_size\""),
+            "hybrid",
+        );
+    }
+
+    #[test]
+    fn windows_are_read_where_they_are_used() {
+        let with = |more: &str| {
+            let json = LLAMA_8B.replace("\"rope_scaling\"", &format!("{more}, \"rope_scaling\""));
+            read(&json).unwrap().architecture.sliding.map(|s| (s.layers, s.window_tokens))
+        };
+        assert_eq!(with("\"sliding_window\": 1024, \"sliding_window_pattern\": 6"), Some((27, 1024)));
+        assert_eq!(with("\"sliding_window\": 1024, \"use_sliding_window\": false"), None);
+        assert_eq!(with("\"sliding_window\": null"), None);
+        let kinds = "\"sliding_window\": 128, \"layer_types\": [\"sliding_attention\", \"full_attention\"]";
+        assert_eq!(with(kinds), Some((1, 128)));
+    }
+
+    #[test]
+    fn quantised_checkpoints_are_told() {
+        let with = |q: &str| {
+            let json = LLAMA_8B
+                .replace("\"rope_scaling\"", &format!("\"quantization_config\": {q}, \"rope_scaling\""));
+            read(&json).unwrap().weights
+        };
+        assert_eq!(with(r#"{"quant_method": "awq", "bits": 4}"#), Dtype::Int4);
+        assert_eq!(
+            with(r#"{"quant_method": "compressed-tensors", "format": "float-quantized"}"#),
+            Dtype::Fp8
+        );
+        assert_eq!(with(r#"{"quant_method": "modelopt", "quant_algo": "NVFP4"}"#), Dtype::Fp4);
+        assert_eq!(with(r#"{"quant_method": "gptq"}"#), Dtype::Int4);
+    }
+}
