@@ -6,8 +6,9 @@ TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 PLIMSOLL := $(TARGET_DIR)/release/plimsoll
 UP_FLAGS ?=
 SCALE_FLAGS ?=
+MEASUREMENTS ?= engine/tests/data/example_measurements.csv
 
-.PHONY: help up build test test-tools lint e2e e2e-kube e2e-kind chart differential bench scale generate drift clean
+.PHONY: help up build test test-tools lint e2e e2e-kube e2e-kind chart differential bench scale validate-model generate drift clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -61,6 +62,9 @@ bench: ## Print the benchmark tables of docs/benchmarks.md.
 
 scale: build ## Measure 500 pools on 2,000 nodes of a real API server (docs/benchmarks.md); SCALE_FLAGS=--help for more.
 	@PLIMSOLL_BIN=$(abspath $(PLIMSOLL)) $(CARGO) run -q --locked -p plimsoll-e2e --example scale -- $(SCALE_FLAGS)
+
+validate-model: ## Print how well the engine model predicts MEASUREMENTS (docs/engine-model.md), with plots.
+	@$(CARGO) run -q --locked -p plimsoll-engine --example validate-model -- --out $(TARGET_DIR)/validate-model $(MEASUREMENTS)
 
 clean: ## Remove build output and local state.
 	@$(CARGO) clean

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use plimsoll_fleet::telemetry::{AgentReport, LogHistogram, ReplicaTraffic, TrafficReport};
+use plimsoll_fleet::telemetry::{AgentReport, LogHistogram, ReplicaTraffic, TrafficReport, Work};
 use plimsoll_fleet::{PoolId, ReplicaId};
 
 /// Figures of one finished request.
@@ -147,16 +147,27 @@ impl TrafficBook {
             missed_ttft: 0,
             missed_tpot: 0,
             missed_e2e: 0,
+            work: Work::default(),
         })
     }
 
     /// One replica served a request from its first token to its last.
-    pub fn replica_finished(&mut self, replica: &ReplicaId, class: &str, missed: Missed) {
+    pub fn replica_finished(&mut self, replica: &ReplicaId, class: &str, f: &Finished) {
         let r = self.replica(replica, class);
         r.finished += 1;
-        r.missed_ttft += u64::from(missed.ttft);
-        r.missed_tpot += u64::from(missed.tpot);
-        r.missed_e2e += u64::from(missed.e2e);
+        r.missed_ttft += u64::from(f.missed.ttft);
+        r.missed_tpot += u64::from(f.missed.tpot);
+        r.missed_e2e += u64::from(f.missed.e2e);
+        let decode_tokens = f.output_tokens.saturating_sub(1);
+        if let Some(tpot_ms) = f.tpot_ms.filter(|t| t.is_finite() && *t >= 0.0) {
+            r.work.add(&Work {
+                input_tokens: f.input_tokens,
+                cached_tokens: f.cached_tokens,
+                output_tokens: f.output_tokens,
+                decode_tokens,
+                decode_us: (1e3 * tpot_ms * decode_tokens as f64) as u64,
+            });
+        }
     }
 
     /// A try at a replica failed, whether or not another one then served the request.
@@ -276,11 +287,28 @@ mod tests {
     fn what_each_replica_served_is_counted_apart() {
         let (a, b) = (ReplicaId::new("a").unwrap(), ReplicaId::new("b").unwrap());
         let mut book = TrafficBook::default();
-        book.replica_finished(&a, "default", Missed::default());
-        book.replica_finished(&a, "default", Missed { tpot: true, e2e: true, ..Missed::default() });
+        let streamed = Finished {
+            input_tokens: 100,
+            output_tokens: 11,
+            cached_tokens: 16,
+            tpot_ms: Some(2.5),
+            ..Finished::default()
+        };
+        book.replica_finished(&a, "default", &streamed);
+        let missed = Missed { tpot: true, e2e: true, ..Missed::default() };
+        // It did not stream: nobody saw how fast its tokens came.
+        book.replica_finished(&a, "default", &Finished { missed, tpot_ms: None, ..streamed.clone() });
         book.replica_failed(&b);
         let taken = book.take_replicas();
         assert_eq!((taken[0].finished, taken[0].missed_ttft, taken[0].missed_tpot), (2, 0, 1));
+        let work = Work {
+            input_tokens: 100,
+            cached_tokens: 16,
+            output_tokens: 11,
+            decode_tokens: 10,
+            decode_us: 25_000,
+        };
+        assert_eq!(taken[0].work, work);
         assert_eq!((&taken[1].replica, taken[1].failed, taken[1].finished), (&b, 1, 0));
         assert!(book.take_replicas().is_empty());
     }

@@ -11,6 +11,8 @@ pub const PLANNED: &str = "Planned";
 pub const READY: &str = "Ready";
 /// Observed (else predicted) latencies meet the objectives.
 pub const SLO_MET: &str = "SLOMet";
+/// Replicas run at another speed than predicted; there once that has been so.
+pub const PREDICTION_DRIFT: &str = "PredictionDrift";
 /// A budget keeps demand from being served.
 pub const BUDGET_LIMITED: &str = "BudgetLimited";
 /// Accelerators are too few to serve the demand.

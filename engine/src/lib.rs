@@ -13,12 +13,14 @@
 //! has; chunked prefill, cached and offloaded prefixes, weight and KV formats; LoRA adapters, speculative decoding,
 //! launch floors; power. Prefill and decode replicas, and their pairing, are in [`PdModel`].
 
+pub mod calibrate;
 mod config;
 mod experts;
 mod kv;
 pub mod links;
 mod load_line;
 pub mod lora;
+pub mod measurements;
 mod memory;
 mod mix;
 mod offload;
@@ -32,7 +34,7 @@ pub mod sim;
 mod speculation;
 mod step;
 
-pub use config::EngineConfig;
+pub use config::{EngineConfig, Scheduling};
 pub use links::LinkTier;
 pub use load_line::{Binding, InfeasibleReason, Limit, LoadLine, MAX_UTILISATION, UnloadedLatency};
 pub use lora::{Lora, LoraTargets};

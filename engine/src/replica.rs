@@ -9,7 +9,8 @@ use crate::power::Power;
 use crate::predict::{LoadPrediction, predict};
 use crate::step::StepTimes;
 use crate::{
-    DoesNotFit, EngineConfig, LinkTier, LoadLine, MemoryFit, StepBreakdown, StepLoad, load_line, memory,
+    DoesNotFit, EngineConfig, LinkTier, LoadLine, MemoryFit, Scheduling, StepBreakdown, StepLoad, load_line,
+    memory,
 };
 
 /// The performance model of one replica. Cheap to clone, pure, and shared freely between threads.
@@ -160,13 +161,37 @@ impl ReplicaModel {
         self.times.breakdown(step)
     }
 
-    /// Mean TPOT with `concurrency` requests kept in flight, milliseconds: `D(B, s) + B/osl · w(isl)`.
+    /// Mean TPOT with `concurrency` requests of varied lengths kept in flight, milliseconds: `D(B, s) + (B − 1)/osl · w(isl)`,
+    /// where B of them decode: the share of a request's life after its first token.
     pub fn closed_loop_tpot_ms(&self, concurrency: f64, input_tokens: f64, output_tokens: f64) -> f64 {
+        self.closed_loop(concurrency, input_tokens, output_tokens, 1.0)
+    }
+
+    /// The same with requests of equal lengths. Prompts first, they end and begin together: their prompts are computed while
+    /// nobody decodes, and delay those that have their first token already, half of them on average.
+    pub fn closed_loop_tpot_equal_ms(&self, concurrency: f64, input_tokens: f64, output_tokens: f64) -> f64 {
+        let share = if self.config.scheduling == Scheduling::PrefillFirst { 0.5 } else { 1.0 };
+        self.closed_loop(concurrency, input_tokens, output_tokens, share)
+    }
+
+    fn closed_loop(&self, concurrency: f64, input_tokens: f64, output_tokens: f64, share: f64) -> f64 {
+        /// Rounds of the fixed point in B.
+        const ROUNDS: usize = 4;
         let context = input_tokens + 0.5 * output_tokens;
         let fits = self.memory.kv_tokens / self.kv.footprint(context);
         let batch = concurrency.min(f64::from(self.config.max_running)).min(fits);
-        self.decode_ms(batch, context) / self.times.yielded
-            + batch / output_tokens * self.times.work(input_tokens, 0.0)
+        let work = share * self.times.work(input_tokens, 0.0);
+        // While a client waits for its first token it neither decodes nor, once it has it, is delayed by its own prompt.
+        let mut decoding = batch;
+        let mut tpot = 0.0;
+        for _ in 0..ROUNDS {
+            let step = self.decode_ms(decoding, context) / self.times.yielded;
+            tpot = step + (decoding - 1.0).max(0.0) / output_tokens * work;
+            let ttft = self.api_overhead_ms + self.prefill_ms(input_tokens, 0.0) + 1.5 * step;
+            let decode = output_tokens * tpot;
+            decoding = 1.0 + (batch - 1.0).max(0.0) * decode / (decode + ttft);
+        }
+        tpot
     }
 
     /// Step time made linear around requests of `typical_context` tokens, for use on the request path.

@@ -17,6 +17,21 @@ use crate::{EngineConfig, power};
 /// Latency of passing activations to the next pipeline stage, milliseconds: measured 0.02–0.09 (A100, TensorRT-LLM).
 const HOP_MS: f64 = 0.05;
 
+/// What a layer of routed experts costs on top, microseconds: router, sorting tokens by expert, and kernels in two rounds.
+/// Inferred: what sets fits of gpt-oss-120b and DeepSeek-R1 on H100 and H200 (vLLM, SGLang) apart from those of dense models.
+const EXPERT_LAYER_US: f64 = 25.0;
+/// Share of `eta_compute` that products with routed experts reach: many small ones. 0.35 is inferred from gpt-oss-120b under
+/// vLLM, whose experts have 25 million parameters: with it, TPOT and TTFT alike ask for the `eta_compute` of dense models.
+/// That it grows with the root of larger experts' size, up to that of dense products, is a guess.
+fn expert_share(arch: &ModelArchitecture) -> f64 {
+    const SHARE: f64 = 0.35;
+    const PARAMETERS: f64 = 25e6;
+    let of_one = arch.moe.as_ref().map_or(f64::INFINITY, |m| {
+        m.expert_parameters / (f64::from(m.experts) * f64::from(arch.layers)).max(1.0)
+    });
+    (SHARE * (of_one / PARAMETERS).sqrt()).clamp(SHARE, 1.0)
+}
+
 /// What one engine step works on.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub struct StepLoad {
@@ -199,9 +214,9 @@ impl StepTimes {
         });
         let dense = arch.active_parameters - active_experts;
         let attention = MS * 2.0 * f64::from(arch.heads) * f64::from(arch.head_dim) / attention_flops;
-        let kv_layer =
-            MS * kv_elements_per_layer(arch, shape.tensor_parallel) * variant.kv.bytes_per_element()
-                / kv_read;
+        let kv_bytes = variant.kv.bytes_per_element();
+        let kv_bytes = if config.narrow_kv_reads { kv_bytes } else { kv_bytes.max(2.0) };
+        let kv_layer = MS * kv_elements_per_layer(arch, shape.tensor_parallel) * kv_bytes / kv_read;
         let (link_step, link_token) = collectives(arch, acc, shape);
         // 16-bit activations of a token, handed from each stage to the next; replicas of several link domains send
         // them over what joins those.
@@ -209,13 +224,14 @@ impl StepTimes {
         let lora = config.lora.map(|l| LoraTimes::new(arch, shape, &l, read / MS, flops / MS));
         let lora_token = lora.map_or(0.0, |l| l.share() * l.token);
         let launch = if config.cuda_graphs { c.launch_step_us } else { layers * c.launch_layer_us };
+        let expert_layer = if arch.moe.is_some() { EXPERT_LAYER_US } else { 0.0 };
         let fullest = arch.moe.as_ref().map_or(1.0, |m| fullest_rank(m.experts, shape.expert_parallel));
         Self {
             dense_read: MS * (weights.dense + weights.table) / (tp * read),
             expert_read: MS * weights.experts * fullest / (tp * dp * read),
             experts: ExpertLoad::new(arch, shape, config.expert_skew),
             decode_token: MS * 2.0 * (dense + output_table) / flops + lora_token,
-            expert_token: MS * 2.0 * active_experts / (flops * dp),
+            expert_token: MS * 2.0 * active_experts / (expert_share(arch) * flops * dp),
             prefill_token: MS * 2.0 * dense / flops + lora_token,
             attention: attention * f64::from(arch.full_layers()),
             windowed: attention * f64::from(arch.sliding_layers()),
@@ -229,7 +245,7 @@ impl StepTimes {
             link_step: link_step * US_MS,
             link_token: link_token + hop_token,
             hops: (pp - 1.0) * HOP_MS,
-            overhead: (layers * c.layer_overhead_us + c.step_overhead_us) * US_MS,
+            overhead: (layers * (c.layer_overhead_us + expert_layer) + c.step_overhead_us) * US_MS,
             request: c.request_overhead_us * US_MS,
             launch: launch * US_MS,
             stages: pp,

@@ -37,14 +37,15 @@ fn windows_hold_more_requests() {
 }
 
 /// Gemma 3 27B: 10 layers of 62 see everything. Decoding 64 requests of 8,192 tokens reads (10 × 8192 + 52 × 1024)
-/// tokens of 8,192 bytes each in a layer, at 3.35 TB/s.
+/// tokens of 8,192 bytes each in a layer, at the reachable share of 3.35 TB/s.
 #[test]
 fn windows_are_read_as_far_as_they_reach() {
     let gemma = replica(&arch("gemma-3-27b", 16_384), Dtype::Fp8, "h100", 1);
     let load = StepLoad { running: 64.0, context_tokens: 64.0 * 8192.0, ..StepLoad::default() };
     let bytes = 64.0 * (10.0 * 8192.0 + 52.0 * 1024.0) * 2.0 * 16.0 * 128.0 * 2.0;
     let kv_ms = gemma.step_breakdown(&load).kv_ms;
-    assert!((kv_ms / (bytes / 3.35e9) - 1.0).abs() < 1e-6, "{kv_ms}");
+    let share = presets::accelerator("h100").unwrap().calibration.eta_kv;
+    assert!((kv_ms / (bytes / (share * 3.35e9)) - 1.0).abs() < 1e-6, "{kv_ms}");
     // Prompts: a token beyond the window costs what one at its edge does.
     let late = gemma.prefill_ms(100.0, 12_000.0) - gemma.prefill_ms(100.0, 11_000.0);
     let full = replica(&plain(&arch("gemma-3-27b", 16_384)), Dtype::Fp8, "h100", 2);
@@ -68,7 +69,8 @@ fn states_are_kept_once_a_request() {
     let one = |running: f64| {
         hybrid.step_breakdown(&StepLoad { running, context_tokens: 0.0, ..StepLoad::default() }).kv_ms
     };
-    assert!((one(10.0) / (10.0 * 2.0 * state / 4.8e9) - 1.0).abs() < 1e-6);
+    let share = presets::accelerator("h200").unwrap().calibration.eta_kv;
+    assert!((one(10.0) / (10.0 * 2.0 * state / (share * 4.8e9)) - 1.0).abs() < 1e-6);
 }
 
 #[test]

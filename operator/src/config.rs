@@ -55,7 +55,7 @@ pub struct OperatorConfig {
     pub identity: String,
     /// How long others must not take a Lease that is not renewed.
     pub lease_duration: Duration,
-    /// Longest time a replica may take to finish its requests before it is deleted all the same.
+    /// Longest time a replica may take to finish its requests before it is ended all the same, whoever ends it.
     pub drain_timeout: Duration,
     /// Quiet time after a change before the cluster is looked at again.
     pub debounce: Duration,
@@ -63,7 +63,7 @@ pub struct OperatorConfig {
     pub resync: Duration,
     /// Least time between two writes of observed latencies that changed little.
     pub observed_interval: Duration,
-    /// Time between SIGTERM and SIGKILL for an engine that was drained.
+    /// Time between SIGTERM and SIGKILL for an engine that somebody else ends, and whose requests took the whole drain timeout.
     pub termination_grace: Duration,
     /// Default container images.
     pub images: EngineImages,

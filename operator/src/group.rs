@@ -91,7 +91,7 @@ fn worker(pod: &Pod, rank: u32) -> Worker {
     let was_ready = status.container_statuses.iter().flatten().any(|c| c.ready);
     let name = pod.name_any();
     let ended = matches!(status.phase.as_deref(), Some("Failed" | "Succeeded"));
-    let ending_since = pod.metadata.deletion_timestamp.as_ref().map(|t| t.0);
+    let ending_since = observe::ending_since(pod);
     let fault = if ended {
         Some(format!("its pod {name} ended: {message}"))
     } else if was_ready && is("False") && ending_since.is_none() {

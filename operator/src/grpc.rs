@@ -141,6 +141,7 @@ fn observations(o: v1::Observations) -> Observations {
                     e2e_ms: finite(p.e2e_ms),
                     attainment: finite(p.attainment),
                     canary: p.canary.and_then(canary),
+                    drift: p.drift,
                 };
                 Some((id, observation))
             })

@@ -9,6 +9,7 @@ pub mod adopt;
 pub mod apply;
 mod apply_group;
 pub mod backoff;
+pub mod blackout;
 pub mod brain;
 pub mod build;
 pub mod config;

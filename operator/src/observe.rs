@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Container, Node, Pod, PodSpec, PodStatus};
 use kube::ResourceExt;
 use plimsoll_fleet::{
@@ -93,18 +93,17 @@ pub fn replica(pod: &Pod) -> Result<Observed, Unadoptable> {
     let status = pod.status.as_ref().unwrap_or(&empty_status);
     let created_at = pod.metadata.creation_timestamp.as_ref().map_or(Timestamp::UNIX_EPOCH, |t| t.0);
     let draining_since = pod.annotations().get(names::DRAINING).map(|t| t.parse().unwrap_or(created_at));
-    let terminating = pod.metadata.deletion_timestamp.is_some();
+    let ends_at = pod.metadata.deletion_timestamp.as_ref().map(|t| t.0);
     let condition = |type_: &str| status.conditions.iter().flatten().find(|c| c.type_ == type_);
     let ready = condition("Ready").filter(|c| c.status == "True");
     let ready_at = ready.map(|c| c.last_transition_time.as_ref().map_or(created_at, |t| t.0));
     let (bare_phase, message) = phase(status, ready.is_some());
     let gates = queue::held_back(pod);
     let message = gates.clone().filter(|_| bare_phase == ReplicaPhase::Pending).unwrap_or(message);
-    let phase = if terminating || draining_since.is_some() { ReplicaPhase::Draining } else { bare_phase };
+    let phase =
+        if ends_at.is_some() || draining_since.is_some() { ReplicaPhase::Draining } else { bare_phase };
     let since = match phase {
-        ReplicaPhase::Draining => {
-            draining_since.or(pod.metadata.deletion_timestamp.as_ref().map(|t| t.0)).unwrap_or(created_at)
-        }
+        ReplicaPhase::Draining => draining_since.or_else(|| ending_since(pod)).unwrap_or(created_at),
         ReplicaPhase::Ready => ready_at.unwrap_or(created_at),
         ReplicaPhase::Starting => status.start_time.as_ref().map_or(created_at, |t| t.0),
         ReplicaPhase::Pending => created_at,
@@ -152,10 +151,17 @@ pub fn replica(pod: &Pod) -> Result<Observed, Unadoptable> {
             .unwrap_or_default(),
         group: record.group.as_ref().map(|group| Group::new(pod, group, record.nodes.clone())),
         draining_since,
-        terminating,
-        ends_at: pod.metadata.deletion_timestamp.as_ref().map(|t| t.0),
+        terminating: ends_at.is_some(),
+        ends_at,
         template: pod.annotations().get(names::TEMPLATE).cloned().unwrap_or_default(),
     })
+}
+
+/// When a pod was told to end: its deletion timestamp is when it is to *have* ended.
+pub(crate) fn ending_since(pod: &Pod) -> Option<Timestamp> {
+    let grace = SignedDuration::from_secs(pod.metadata.deletion_grace_period_seconds.unwrap_or(0));
+    let ends_at = pod.metadata.deletion_timestamp.as_ref()?.0;
+    Some(ends_at.checked_sub(grace).unwrap_or(ends_at))
 }
 
 /// Keeps when each replica *first* became ready, by its pod's UID. Pods tell only when they last did, and nothing while they

@@ -11,6 +11,7 @@ use plimsoll_crds::{
     AcceleratorClass, Budget, FleetPlan, LoraAdapter, ModelPool, Tenant, conditions, fleet_plan::CURRENT,
 };
 use plimsoll_fleet::canary::Standing;
+use plimsoll_fleet::pool::Mode;
 use plimsoll_fleet::{ClusterSnapshot, Plan, PoolId, ReplicaId, ReplicaPhase, ReplicaStatus};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -20,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, instrument, warn};
 
 use crate::apply::{Applied, Applier, Throttle};
+use crate::blackout;
 use crate::brain::{Brain, BrainError, CanaryReport, Knowledge, follow};
 use crate::build::{Action, DeleteReason, Inputs, Prepared, build, current_plan};
 use crate::config::{Groups, OperatorConfig};
@@ -122,6 +124,8 @@ struct Memory {
     /// When replicas first became ready, by UID of the pod.
     first_ready: BTreeMap<String, Timestamp>,
     lws: Lws,
+    /// Whether no accelerator node was heard of when last looked at.
+    silent: bool,
 }
 
 struct WrittenPool {
@@ -224,6 +228,8 @@ impl Leader {
         let world = self.watches.world();
         let validated = validate(&world, &self.memory.last_good);
         self.memory.last_good = remember(&validated);
+        let (world, silent) = blackout::assume(&world, validated.accelerator_classes());
+        self.note_silence(&validated, silent, now);
         let (mut replicas, strangers) = snapshot::replicas(&world);
         observe::remember_ready(&mut self.memory.first_ready, &mut replicas);
         for stranger in strangers.iter().map(ToString::to_string) {
@@ -286,6 +292,30 @@ impl Leader {
             *n = n.saturating_sub(before) + waiting;
             before != waiting
         });
+    }
+
+    /// Tells once that no accelerator node is heard of, and once that this is over.
+    fn note_silence(&mut self, validated: &Validated, silent: bool, now: Timestamp) {
+        if std::mem::replace(&mut self.memory.silent, silent) == silent {
+            return;
+        }
+        if !silent {
+            info!("accelerator nodes are heard of again");
+            return;
+        }
+        let message = "no accelerator node is heard of: engines count as they were last said to be, and nothing moves; look at the \
+                       kubelets and their way to the API server";
+        warn!("{message}");
+        for (resource, _) in validated.accepted().filter(|(_, a)| a.pool.mode == Mode::Enforce) {
+            self.events.note(Note {
+                regarding: reference(resource),
+                warning: true,
+                reason: "NodesSilent",
+                message: message.to_owned(),
+                key: now.to_string(),
+                at: now,
+            });
+        }
     }
 
     /// Events for replicas that began to serve or failed.

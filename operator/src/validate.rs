@@ -75,7 +75,7 @@ impl Validated {
     }
 
     /// The accepted accelerator classes.
-    pub fn accelerator_classes(&self) -> impl Iterator<Item = &fleet::AcceleratorClass> {
+    pub fn accelerator_classes(&self) -> impl Iterator<Item = &fleet::AcceleratorClass> + Clone {
         self.accelerators.iter().filter_map(|j| j.verdict.as_ref().ok())
     }
 

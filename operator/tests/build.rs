@@ -57,6 +57,11 @@ fn a_replica_is_a_pinned_restricted_pod_that_tells_who_it_is() {
         json!([{"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["gpu-1"]}]}])
     );
     assert_eq!(spec["nodeSelector"], json!({"pool": "a"}));
+    // Whoever ends it, its answers have as long as in a drain of our own; then come SIGTERM and its grace.
+    let hook = &spec["containers"][0]["lifecycle"]["preStop"]["exec"]["command"];
+    assert_eq!((&hook[0], &hook[1]), (&json!("python3"), &json!("-c")));
+    assert!(hook[2].as_str().unwrap().contains("end = time.monotonic() + 120"), "{hook}");
+    assert_eq!(spec["terminationGracePeriodSeconds"], 150);
     assert_eq!(
         spec["tolerations"],
         json!([{"key": "team", "operator": "Exists"},

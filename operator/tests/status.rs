@@ -105,6 +105,23 @@ fn pair(a: &str, b: &str) -> (String, String) {
 }
 
 #[test]
+fn replicas_slower_than_predicted_are_said_to_be_and_later_not_to_be() {
+    let mut case = Case::new();
+    case.observation = Some(PoolObservation::default());
+    assert!(find(&case.status(None, 0).conditions, "PredictionDrift").is_none(), "unsaid of pools that never did");
+    let drift = "replicas of fp8 TP2 H100 have become 1.40× slower than predicted".to_owned();
+    case.observation = Some(PoolObservation { drift, ..Default::default() });
+    let drifted = case.status(None, 1);
+    assert_eq!(is(&drifted, "PredictionDrift"), pair("True", "SpeedChanged"));
+    assert!(find(&drifted.conditions, "PredictionDrift").unwrap().message.contains("1.40× slower"));
+    case.observation = None;
+    let unknown = case.status(Some(&drifted), 2);
+    assert_eq!(is(&unknown, "PredictionDrift"), pair("True", "SpeedChanged"), "nobody can tell");
+    case.observation = Some(PoolObservation::default());
+    assert_eq!(is(&case.status(Some(&unknown), 3), "PredictionDrift"), pair("False", "AsPredicted"));
+}
+
+#[test]
 fn the_table_row_reads_as_promised() {
     let mut case = Case::new();
     let summary = |case: &Case| case.status(None, 0).summary.unwrap();

@@ -409,6 +409,11 @@ impl From<&fleet::telemetry::ReplicaTraffic> for v1::ReplicaTraffic {
             missed_ttft: t.missed_ttft,
             missed_tpot: t.missed_tpot,
             missed_e2e: t.missed_e2e,
+            input_tokens: t.work.input_tokens,
+            cached_tokens: t.work.cached_tokens,
+            output_tokens: t.work.output_tokens,
+            decode_tokens: t.work.decode_tokens,
+            decode_us: t.work.decode_us,
         }
     }
 }
@@ -425,6 +430,13 @@ impl TryFrom<v1::ReplicaTraffic> for fleet::telemetry::ReplicaTraffic {
             missed_ttft: t.missed_ttft,
             missed_tpot: t.missed_tpot,
             missed_e2e: t.missed_e2e,
+            work: fleet::telemetry::Work {
+                input_tokens: t.input_tokens,
+                cached_tokens: t.cached_tokens,
+                output_tokens: t.output_tokens,
+                decode_tokens: t.decode_tokens,
+                decode_us: t.decode_us,
+            },
         })
     }
 }

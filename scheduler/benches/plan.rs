@@ -75,6 +75,7 @@ fn pool(i: usize) -> Result<(ModelPool, DemandEstimate), Failure> {
         max_context_tokens: Some(8192),
         rollout: Default::default(),
         revision: String::new(),
+        observed: Vec::new(),
     };
     let classes = vec![
         class("short", 0.7 * rps, 500.0, 150.0),

@@ -155,6 +155,7 @@ mod tests {
             missed_ttft,
             missed_tpot: 0,
             missed_e2e: 0,
+            work: Default::default(),
         }
     }
 

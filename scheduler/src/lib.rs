@@ -16,6 +16,7 @@ pub mod records;
 mod rollout;
 pub mod routes;
 pub mod service;
+pub mod speed;
 pub mod store;
 
 #[cfg(test)]

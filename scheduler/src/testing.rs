@@ -57,6 +57,7 @@ pub(crate) fn pool(name: &str, prior_rps: Option<f64>) -> ModelPool {
         max_context_tokens: Some(16_384),
         rollout: Default::default(),
         revision: String::new(),
+        observed: Vec::new(),
     }
 }
 

@@ -215,7 +215,7 @@ impl Account {
                     let mut book = self.shared.book.lock();
                     book.finished(pool, &self.class, &finished);
                     if let Some(replica) = &self.served_by {
-                        book.replica_finished(replica, &self.class, finished.missed);
+                        book.replica_finished(replica, &self.class, &finished);
                     }
                 }
                 if let Some(usage) = usage {

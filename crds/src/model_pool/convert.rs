@@ -99,6 +99,7 @@ impl super::ModelPool {
             rollout,
             // Whoever keeps revisions fills it in.
             revision: String::new(),
+            observed: Vec::new(),
         });
         check.finish(value)
     }

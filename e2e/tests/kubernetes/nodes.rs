@@ -41,15 +41,14 @@ fn spare<L: Lane>(suite: &Suite<L>) -> bool {
 }
 
 /// `kubectl drain` of a node with engines, under traffic. With other nodes it costs nothing: successors serve first. The
-/// only node's engines have nowhere to go, one after another: requests are refused until it is back, and the last engine may
-/// end before its answers.
+/// only node's engines have nowhere to go: requests are refused until it is back, and what was begun is answered.
 ///
 /// Only engines are evicted: the parts of a one-node cluster would have no node to go to either.
 pub async fn drain<L: Lane>(suite: &mut Suite<L>) -> Result<(), Error> {
     let nodes = suite.nodes_in_use().await?;
     let node = nodes.first().ok_or("no node has an engine")?.clone();
     let spare = spare(suite);
-    let cost = if spare { Cost::Nothing } else { Cost::LastEngine };
+    let cost = if spare { Cost::Nothing } else { Cost::Refusals };
     suite
         .disturbed(&format!("kubectl drain {node}"), cost, async |suite: &Suite<L>| {
             let what = ["--pod-selector=plimsoll.dev/pool", "--ignore-daemonsets", "--delete-emptydir-data"];
@@ -68,15 +67,14 @@ pub async fn drain<L: Lane>(suite: &mut Suite<L>) -> Result<(), Error> {
 }
 
 /// A node is not heard of any more, and comes back. With other nodes, its engines' streams are carried on there and the
-/// engines replaced, at no cost. The only node's kubelet is away for as long as the cluster needs to call the node lost: what was
-/// begun is answered, and the pool serves again once the node is back, though with other engines (docs/limits.md).
+/// engines replaced, at no cost. The only node's kubelet is away for as long as the cluster needs to call the node lost: its
+/// engines go on being sent requests, at no cost either.
 pub async fn loss<L: Lane>(suite: &mut Suite<L>) -> Result<(), Error> {
     let nodes = suite.nodes_in_use().await?;
     let node = nodes.first().ok_or("no node has an engine")?.clone();
     let spare = spare(suite);
-    let cost = if spare { Cost::Nothing } else { Cost::Refusals };
     suite
-        .disturbed(&format!("node {node} lost and found"), cost, async |suite: &Suite<L>| {
+        .disturbed(&format!("node {node} lost and found"), Cost::Nothing, async |suite: &Suite<L>| {
             suite.lane.set_node(&node, false).await?;
             if spare {
                 suite.serving("with a node lost", 2).await?;

@@ -26,8 +26,6 @@ pub enum Cost {
     Connections,
     /// Requests that come while no engine is left to take them; no answer that was begun.
     Refusals,
-    /// These, and answers that are carried on by the last engine while that is evicted too (docs/limits.md).
-    LastEngine,
 }
 
 /// The cluster, the clients of it, and what did not hold so far.
@@ -182,7 +180,7 @@ impl<L: Lane> Suite<L> {
     pub fn judge(&mut self, what: &str, cost: Cost, counts: &Counts) {
         let (lost, refused) = (counts.lost.len(), counts.refused());
         self.check(counts.whole > 0, || format!("{what}: no stream came whole"));
-        self.check(lost == 0 || matches!(cost, Cost::Connections | Cost::LastEngine), || {
+        self.check(lost == 0 || cost == Cost::Connections, || {
             format!("{what}: {lost} answers were lost that an engine had begun")
         });
         self.check(refused == 0 || cost != Cost::Nothing, || {

@@ -7,8 +7,8 @@ use plimsoll_fleet::Role;
 
 use super::blocks::BlockPool;
 use super::request::{SimPolicy, SimRequest, SimStats, StepOutcome, SubmitError, TokenEvent};
-use crate::ReplicaModel;
 use crate::kv::KvLayout;
+use crate::{ReplicaModel, Scheduling};
 
 /// Place in line: priority, then arrival.
 type Key = (i32, u64);
@@ -353,6 +353,33 @@ impl Replica {
         Some(tokens)
     }
 
+    /// Admits waiting jobs while blocks, places and budget last.
+    fn admit_all(&mut self, now_ms: f64, budget: &mut u32, out: &mut StepOutcome) {
+        if !out.preempted.is_empty() {
+            return;
+        }
+        while *budget > 0 && self.running.len() < self.model.config().max_running as usize {
+            match self.admit(now_ms, *budget, out) {
+                Some(tokens) => *budget -= tokens,
+                None => break,
+            }
+        }
+    }
+
+    /// Gives prompts, begun or waiting, the whole step. Returns whether there were any.
+    fn step_prompts(&mut self, now_ms: f64, budget: &mut u32, out: &mut StepOutcome) -> bool {
+        let all = *budget;
+        let mut i = 0;
+        while i < self.running.len() && *budget > 0 {
+            if self.running.get(i).is_some_and(|j| j.generated == 0 || j.remaining() > 1) {
+                *budget -= self.schedule_running(i, *budget, out);
+            }
+            i += 1;
+        }
+        self.admit_all(now_ms, budget, out);
+        *budget < all
+    }
+
     /// Runs the next iteration, which starts at `now_ms`; `None` when there is nothing to do. Tokens appear, and
     /// finished requests leave, when it ends.
     pub fn step(&mut self, now_ms: f64) -> Option<StepOutcome> {
@@ -361,18 +388,17 @@ impl Replica {
         }
         let mut out = StepOutcome::default();
         let mut budget = self.model.config().max_batched_tokens;
-        let mut i = 0;
-        while i < self.running.len() && budget > 0 {
-            budget -= self.schedule_running(i, budget, &mut out);
-            i += 1;
-        }
-        if out.preempted.is_empty() {
-            while budget > 0 && self.running.len() < self.model.config().max_running as usize {
-                match self.admit(now_ms, budget, &mut out) {
-                    Some(tokens) => budget -= tokens,
-                    None => break,
-                }
+        let prompts_alone = match self.model.config().scheduling {
+            Scheduling::Mixed => false,
+            Scheduling::PrefillFirst => self.step_prompts(now_ms, &mut budget, &mut out),
+        };
+        if !prompts_alone {
+            let mut i = 0;
+            while i < self.running.len() && budget > 0 {
+                budget -= self.schedule_running(i, budget, &mut out);
+                i += 1;
             }
+            self.admit_all(now_ms, &mut budget, &mut out);
         }
         if self.model.config().lora.is_some() {
             out.load.adapters = self.adapters().len() as f64;

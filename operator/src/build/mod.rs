@@ -2,6 +2,7 @@
 //! yields none.
 
 pub mod engine;
+mod finish;
 pub mod group;
 pub mod pod;
 pub mod queue;

@@ -1,6 +1,7 @@
 //! A replica's pod. Pure.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{
     Affinity, Capabilities, Container, ContainerPort, EnvVar, HTTPGetAction, NodeAffinity, NodeSelector,
@@ -17,7 +18,7 @@ use plimsoll_fleet as fleet;
 use plimsoll_fleet::ReplicaAssignment;
 
 use super::group::Seat;
-use super::{Inputs, engine, queue, storage, template};
+use super::{Inputs, engine, finish, queue, storage, template};
 use crate::record::{GroupRecord, ReplicaRecord};
 use crate::{devices, names, revision};
 
@@ -209,6 +210,7 @@ fn spec(
     let mut env: Vec<EnvVar> = launch.env;
     let storage = storage::storage(resource, weights);
     env.extend(storage.env);
+    env.extend(finish::variable(seat));
     // Images of engines know no user of this number; some of their libraries ask for a name.
     env.extend([literal("USER", names::PLIMSOLL), literal("LOGNAME", names::PLIMSOLL)]);
     // The owner's variables come last: they win.
@@ -242,6 +244,7 @@ fn spec(
             failure_threshold: Some(3),
             ..Probe::default()
         }),
+        lifecycle: finish::hook(pool.engine.kind, seat, seconds(inputs.config.drain_timeout)),
         security_context: Some(SecurityContext {
             allow_privilege_escalation: Some(false),
             capabilities: Some(Capabilities { drop: Some(vec!["ALL".to_owned()]), add: None }),
@@ -267,7 +270,9 @@ fn spec(
             }]
         }),
         tolerations: Some(tolerations(pool, class)),
-        termination_grace_period_seconds: i64::try_from(inputs.config.termination_grace.as_secs()).ok(),
+        termination_grace_period_seconds: Some(
+            seconds(inputs.config.drain_timeout).saturating_add(seconds(inputs.config.termination_grace)),
+        ),
         automount_service_account_token: Some(false),
         enable_service_links: Some(false),
         restart_policy: Some("Always".to_owned()),
@@ -287,6 +292,10 @@ fn spec(
         volumes: Some(storage.volumes),
         ..PodSpec::default()
     }
+}
+
+fn seconds(duration: Duration) -> i64 {
+    i64::try_from(duration.as_secs()).unwrap_or(i64::MAX)
 }
 
 /// Least time an engine has to load its weights before it is started anew, seconds: a first download may take long.

@@ -280,6 +280,7 @@ fn pool_conditions(
     });
     all.push(progressing(facts, accepted, &make));
     all.push(slo_met(accepted, observed, &make));
+    all.extend(drift(facts, &make));
     let limited = |limit: PoolOutcome| match facts.plan {
         Some(p) if p.pool.outcome == limit => {
             (Some(true), format!("{} ({} of demand unserved)", p.pool.why.summary, share(p.pool)))
@@ -320,6 +321,25 @@ fn progressing(facts: &Facts<'_>, accepted: &Accepted, make: MakeCondition<'_>) 
             make(PROGRESSING, Some(true), "Paused", format!("{}; spec.rollout.paused", progress.text()))
         }
         Some(progress) => make(PROGRESSING, Some(true), ROLLING_OUT, going_text(facts, accepted, progress)),
+    }
+}
+
+/// Whether replicas run at another speed than predicted; unsaid of pools that never drifted, and kept while nobody can tell.
+fn drift(facts: &Facts<'_>, make: MakeCondition<'_>) -> Option<Condition> {
+    let type_ = conditions::PREDICTION_DRIFT;
+    let before = facts.before.and_then(|b| conditions::find(&b.conditions, type_));
+    match facts.observation {
+        Some(o) if !o.drift.is_empty() => Some(make(
+            type_,
+            Some(true),
+            "SpeedChanged",
+            format!(
+                "{}; slower ones are planned with that much more room; measure anew with plimsoll profile",
+                o.drift
+            ),
+        )),
+        Some(_) => before.map(|_| make(type_, Some(false), "AsPredicted", String::new())),
+        None => before.cloned(),
     }
 }
 

@@ -315,6 +315,18 @@ pub struct ReplicaTraffic {
     pub missed_tpot: u64,
     #[prost(uint64, tag = "7")]
     pub missed_e2e: u64,
+    /// Sums over finished requests that streamed: prompt tokens, those found in the prefix cache, answer tokens.
+    #[prost(uint64, tag = "8")]
+    pub input_tokens: u64,
+    #[prost(uint64, tag = "9")]
+    pub cached_tokens: u64,
+    #[prost(uint64, tag = "10")]
+    pub output_tokens: u64,
+    /// Answer tokens after each one's first, and the time from its first token to its last, microseconds.
+    #[prost(uint64, tag = "11")]
+    pub decode_tokens: u64,
+    #[prost(uint64, tag = "12")]
+    pub decode_us: u64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LengthCell {
@@ -812,6 +824,9 @@ pub struct PoolObservation {
     /// The judgement of a new engine configuration; absent while there is none to judge.
     #[prost(message, optional, tag = "18")]
     pub canary: ::core::option::Option<Canary>,
+    /// How the speed of replicas has come to differ from predictions, for people; empty while it does not.
+    #[prost(string, tag = "19")]
+    pub drift: ::prost::alloc::string::String,
 }
 /// How replicas of a new engine configuration serve beside those of the older one.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -123,7 +123,7 @@ pub(crate) fn load_line(
         .variant(&shape.variant)
         .ok_or_else(|| missing(format!("the pool has no variant {}", shape.variant)))?;
     let classes = asked(&planned_classes(pool, demand));
-    let margin = config.margin(accelerator.calibration.relative_error);
+    let margin = config.margin(pool.expected_error(shape, accelerator.calibration.relative_error));
     let (classes, arrival_scv) = (classes.as_slice(), asked_scv(arrival_scv));
     let query = Query { pool, variant, accelerator, shape, classes, arrival_scv, margin, stretch: 1.0 };
     let rates = rates(model, cache, &query)?;
@@ -308,7 +308,7 @@ pub fn candidates(
     shapes.sort_by(|a, b| a.shape.cmp(&b.shape));
     shapes.dedup_by(|a, b| a.shape == b.shape);
     let ask = |o: &Allowed<'_>, classes: &[RequestClass], scv: f64, stretch: f64| {
-        let margin = config.margin(o.accelerator.calibration.relative_error);
+        let margin = config.margin(pool.expected_error(&o.shape, o.accelerator.calibration.relative_error));
         let (variant, accelerator, shape) = (o.variant, o.accelerator, &o.shape);
         let query = Query { pool, variant, accelerator, shape, classes, arrival_scv: scv, margin, stretch };
         rates(model, cache, &query)

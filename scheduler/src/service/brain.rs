@@ -64,6 +64,9 @@ pub async fn pulse(shared: Arc<Shared>, stop: CancellationToken) {
             let now = shared.now_seconds();
             pass_time(&mut state, now);
             judge_canaries(&mut state, now);
+            if let Some(due) = heed_speeds(&mut state) {
+                shared.request_plan(&mut state, due.why, due.urgent);
+            }
             if let Some(due) = demand_trigger(&state, now).or_else(|| rollout_trigger(&state, now)) {
                 shared.request_plan(&mut state, due.why, due.urgent);
             }
@@ -170,6 +173,21 @@ fn judge_canaries(state: &mut State, now: f64) {
         state.snapshot = Some(Arc::new(gated));
         state.routes_dirty = true;
     }
+}
+
+/// Puts into force that replicas have come to run at another speed; why that calls for a new plan.
+fn heed_speeds(state: &mut State) -> Option<Due> {
+    let snapshot = state.snapshot.clone().filter(|_| state.snapshot_is_current)?;
+    if !state.speeds.differs(&snapshot) {
+        return None;
+    }
+    let mut heeded = ClusterSnapshot::clone(&snapshot);
+    let changed = state.speeds.apply(&mut heeded);
+    let pool = heeded.pools.iter().find(|p| changed.contains(&p.id))?;
+    let what = pool.drift_text().unwrap_or_else(|| "replicas run as predicted again".to_owned());
+    let why = format!("{}: {what}", pool.id);
+    state.snapshot = Some(Arc::new(heeded));
+    Some(Due { why, urgent: false })
 }
 
 /// Why a rollout calls for a new plan, if it does. Nothing else would: replicas that become ready change no plan.

@@ -109,6 +109,7 @@ fn take_up(
         pushed: None,
         demand,
         canaries: loaded.canaries,
+        speeds: Default::default(),
         engines: BTreeMap::new(),
         plan: plan.clone(),
         next_serial: loaded.next_serial,

@@ -44,6 +44,7 @@ pub fn observations(shared: &Shared, state: &State) -> v1::Observations {
                 ttft_objective_ms: slo.ttft.map(|o| o.ms),
                 tpot_objective_ms: slo.tpot.map(|o| o.ms),
                 canary: canary(state, pool),
+                drift: pool.drift_text().unwrap_or_default(),
             });
         }
     }

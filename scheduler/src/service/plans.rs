@@ -62,6 +62,8 @@ impl Plans {
         state.cold_starts.apply(&mut snapshot);
         state.canaries.follow(&snapshot, now);
         state.canaries.apply(&mut snapshot);
+        state.speeds.follow(&snapshot);
+        state.speeds.apply(&mut snapshot);
         let why = match (&old, learned) {
             (Some(old), true) => {
                 let mut old = ClusterSnapshot::clone(old);

@@ -24,6 +24,7 @@ use crate::drain::DrainState;
 use crate::fast::FastState;
 use crate::ledger::Ledger;
 use crate::planner::Planner;
+use crate::speed::Speeds;
 use crate::store::Store;
 use crate::store::etcd::Seat;
 
@@ -88,6 +89,8 @@ pub struct State {
     pub demand: DemandTracker,
     /// Judgements of new engine configurations.
     pub canaries: Canaries,
+    /// Speeds of replicas against predictions.
+    pub speeds: Speeds,
     /// Engines by replica.
     pub engines: BTreeMap<ReplicaId, EngineSeen>,
     /// Plan in force (wall times).

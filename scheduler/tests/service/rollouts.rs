@@ -30,6 +30,7 @@ fn served(cluster: &ClusterSnapshot, missed: u64) -> Vec<ReplicaTraffic> {
         missed_ttft: if r.outdated { 1 } else { missed },
         missed_tpot: 0,
         missed_e2e: 0,
+        work: Default::default(),
     };
     cluster.replicas.iter().map(of).collect()
 }

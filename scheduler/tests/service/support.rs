@@ -81,6 +81,7 @@ pub fn pool(name: &str, rps: f64) -> ModelPool {
         max_context_tokens: Some(4096),
         rollout: Default::default(),
         revision: String::new(),
+        observed: Vec::new(),
     }
 }
 

@@ -141,6 +141,12 @@ impl Shared {
         Generation { id, progress, shared: self.clone(), adapter: work.adapter.map(|a| a.0) }
     }
 
+    /// Whether there are requests, running or waiting.
+    pub(super) fn is_busy(&self) -> bool {
+        let stats = self.engine.lock().core.stats(self.clock.now_ms());
+        stats.running + stats.waiting > 0
+    }
+
     /// The `/metrics` page.
     pub(super) fn metrics_page(&self) -> String {
         let mut gauges = Gauges {

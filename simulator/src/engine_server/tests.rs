@@ -351,6 +351,28 @@ async fn nothing_answers_before_the_engine_is_ready() {
 }
 
 #[tokio::test]
+async fn idle_is_said_once_there_has_been_nothing_to_do_for_a_while() {
+    let server = start(config()).await;
+    server.ready().await;
+    let caller = Caller::new(&server);
+    server.stall();
+    let body = chat("x", json!({"max_tokens": 3, "ignore_eos": true}));
+    let call = tokio::spawn({
+        let sender = Caller::new(&server);
+        async move { sender.post("/v1/chat/completions", body).await }
+    });
+    eventually("waiting", || server.stats().waiting == 1).await;
+    let asked = std::time::Instant::now();
+    let idle = tokio::spawn(async move { caller.get("/idle").await });
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    assert!(!idle.is_finished(), "a request is under way");
+    server.unstall();
+    assert_eq!(call.await.unwrap().0, 200);
+    assert_eq!(idle.await.unwrap().0, 200);
+    assert!(asked.elapsed() >= Duration::from_secs(10));
+}
+
+#[tokio::test]
 async fn requests_beyond_the_batch_wait_their_turn() {
     let mut narrow = config();
     narrow.engine.max_running = 4;

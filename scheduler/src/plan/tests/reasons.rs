@@ -218,11 +218,11 @@ fn explanations_test_what_they_say() {
     assert!(gone.summary.contains("there is no pool default/nobody"));
     // A tight objective: loosening it by a fifth lets a cheaper shape in, and the line says what it saves.
     let mut w = World::up();
-    w.add(pool("chat", "llama-3.1-70b", 2000.0, 55.0), demand(vec![class("a", 0.02, 600.0, 150.0)]));
+    w.add(pool("chat", "llama-3.1-70b", 2000.0, 60.0), demand(vec![class("a", 0.02, 600.0, 150.0)]));
     let plan = w.run();
     let why = deepen(&w.input(), &plan, &"chat".parse().unwrap());
     println!("{} ${:.2} {why:#?}", plan.pools[0].fleet_text(), plan.usd_per_hour);
-    assert_eq!(why.would_help, ["TPOT 66 ms instead of 55: −$2.20/h with 1× fp8 TP2 L40S"]);
+    assert_eq!(why.would_help, ["TPOT 72 ms instead of 60: −$2.20/h with 1× fp8 TP2 L40S"]);
     // A budget that binds: more of it serves more, and the line says how much.
     w.snapshot.budgets.push(budget("all", 3.0));
     w.previous = None;
@@ -234,7 +234,7 @@ fn explanations_test_what_they_say() {
     assert!(
         why.would_help
             .iter()
-            .any(|l| l.starts_with("TPOT 66 ms instead of 55: serves 0.02 rps more, all of it")),
+            .any(|l| l.starts_with("TPOT 72 ms instead of 60: serves 0.02 rps more, all of it")),
         "{why:?}"
     );
     assert!(

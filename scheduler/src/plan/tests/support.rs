@@ -49,6 +49,7 @@ pub(crate) fn pool(name: &str, model: &str, ttft_ms: f64, tpot_ms: f64) -> Model
         max_context_tokens: Some(8192),
         rollout: Default::default(),
         revision: String::new(),
+        observed: Vec::new(),
     }
 }
 

@@ -1,6 +1,7 @@
 //! Everything but generation: models, adapters, tokens, version, metrics.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::State as Shares;
@@ -8,6 +9,7 @@ use axum::response::{IntoResponse, Response};
 use http::{StatusCode, header};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use super::error::ApiError;
 use super::generate::check_model;
@@ -22,6 +24,21 @@ const VERSION: &str = "0.32.0+simulated";
 
 pub(super) async fn version() -> Response {
     json_response(&json!({"version": VERSION}))
+}
+
+/// How long the engine must have had nothing to do before it counts as idle.
+const QUIET: Duration = Duration::from_secs(5);
+
+/// Answers once the engine has been idle for a while: what a pod's `preStop` waits for. Not of vLLM's interface.
+pub(super) async fn idle(Shares(shared): Shares<Arc<Shared>>) -> Response {
+    let mut since = Instant::now();
+    while since.elapsed() < QUIET {
+        tokio::time::sleep(Duration::from_millis(250)).await;
+        if shared.is_busy() {
+            since = Instant::now();
+        }
+    }
+    json_response(&json!({"idle": true}))
 }
 
 pub(super) async fn metrics(Shares(shared): Shares<Arc<Shared>>) -> Response {

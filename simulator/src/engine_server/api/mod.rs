@@ -35,6 +35,7 @@ pub(super) fn router(shared: Arc<Shared>) -> Router {
         .route("/tokenize", post(admin::tokenize))
         .route("/detokenize", post(admin::detokenize))
         .route("/health", get(|| async { StatusCode::OK }))
+        .route("/idle", get(admin::idle))
         .route("/version", get(admin::version))
         .route("/metrics", get(admin::metrics))
         .fallback(|| async { (StatusCode::NOT_FOUND, json_type(), "{\"detail\":\"Not Found\"}") })
