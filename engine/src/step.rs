@@ -389,7 +389,9 @@ impl StepTimes {
             link_ms: self.link_step + self.link_token * (rank_tokens + prefill_link) + self.hops,
             overhead_ms: self.overhead + rank * self.request + draft + self.adapters(step.adapters),
         };
-        parts.overhead_ms += (self.launch - parts.total_ms()).max(0.0);
+        if self.launch > 0.0 {
+            parts.overhead_ms += (self.launch - parts.total_ms()).max(0.0);
+        }
         parts
     }
 
