@@ -1,5 +1,5 @@
-//! Makes `engine/tests/data/example_measurements.csv`: synthetic measurements, from this repository's own simulation under
-//! coefficients unlike those shipped, with noise.
+//! Makes `engine/tests/data/example_measurements.csv`: synthetic measurements, from this repository's own
+//! simulation under coefficients unlike those shipped, with noise.
 //!
 //! `cargo run -p plimsoll-engine --example example-measurements`, under a comment line that says so.
 

@@ -32,8 +32,8 @@ pub struct EngineConfig {
     pub block_tokens: u32,
     /// What a step is made of.
     pub scheduling: Scheduling,
-    /// Whether decoding reads an 8-bit KV cache in half the time of a 16-bit one. vLLM's kernels do not: inferred from
-    /// 105 measurements on H100 and H200, whose time per context token is that of 16 bits.
+    /// Whether decoding reads an 8-bit KV cache in half the time of a 16-bit one. vLLM's kernels do not: inferred
+    /// from 105 measurements on H100 and H200, whose time per context token is that of 16 bits.
     pub narrow_kv_reads: bool,
     /// Whether steps are launched as CUDA graphs (without: `--enforce-eager`).
     pub cuda_graphs: bool,

@@ -161,14 +161,14 @@ impl ReplicaModel {
         self.times.breakdown(step)
     }
 
-    /// Mean TPOT with `concurrency` requests of varied lengths kept in flight, milliseconds: `D(B, s) + (B − 1)/osl · w(isl)`,
-    /// where B of them decode: the share of a request's life after its first token.
+    /// Mean TPOT with `concurrency` requests of varied lengths kept in flight, milliseconds: `D(B, s) + (B −
+    /// 1)/osl · w(isl)`, where B of them decode: the share of a request's life after its first token.
     pub fn closed_loop_tpot_ms(&self, concurrency: f64, input_tokens: f64, output_tokens: f64) -> f64 {
         self.closed_loop(concurrency, input_tokens, output_tokens, 1.0)
     }
 
-    /// The same with requests of equal lengths. Prompts first, they end and begin together: their prompts are computed while
-    /// nobody decodes, and delay those that have their first token already, half of them on average.
+    /// The same with requests of equal lengths. Prompts first, they end and begin together: their prompts are
+    /// computed while nobody decodes, and delay those that have their first token already, half of them on average.
     pub fn closed_loop_tpot_equal_ms(&self, concurrency: f64, input_tokens: f64, output_tokens: f64) -> f64 {
         let share = if self.config.scheduling == Scheduling::PrefillFirst { 0.5 } else { 1.0 };
         self.closed_loop(concurrency, input_tokens, output_tokens, share)
@@ -181,7 +181,8 @@ impl ReplicaModel {
         let fits = self.memory.kv_tokens / self.kv.footprint(context);
         let batch = concurrency.min(f64::from(self.config.max_running)).min(fits);
         let work = share * self.times.work(input_tokens, 0.0);
-        // While a client waits for its first token it neither decodes nor, once it has it, is delayed by its own prompt.
+        // While a client waits for its first token it neither decodes nor, once it has it, is delayed by its own
+        // prompt.
         let mut decoding = batch;
         let mut tpot = 0.0;
         for _ in 0..ROUNDS {

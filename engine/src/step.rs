@@ -17,12 +17,14 @@ use crate::{EngineConfig, power};
 /// Latency of passing activations to the next pipeline stage, milliseconds: measured 0.02–0.09 (A100, TensorRT-LLM).
 const HOP_MS: f64 = 0.05;
 
-/// What a layer of routed experts costs on top, microseconds: router, sorting tokens by expert, and kernels in two rounds.
-/// Inferred: what sets fits of gpt-oss-120b and DeepSeek-R1 on H100 and H200 (vLLM, SGLang) apart from those of dense models.
+/// What a layer of routed experts costs on top, microseconds: router, sorting tokens by expert, and kernels in two
+/// rounds. Inferred: what sets fits of gpt-oss-120b and DeepSeek-R1 on H100 and H200 (vLLM, SGLang) apart from
+/// those of dense models.
 const EXPERT_LAYER_US: f64 = 25.0;
-/// Share of `eta_compute` that products with routed experts reach: many small ones. 0.35 is inferred from gpt-oss-120b under
-/// vLLM, whose experts have 25 million parameters: with it, TPOT and TTFT alike ask for the `eta_compute` of dense models.
-/// That it grows with the root of larger experts' size, up to that of dense products, is a guess.
+/// Share of `eta_compute` that products with routed experts reach: many small ones. 0.35 is inferred from
+/// gpt-oss-120b under vLLM, whose experts have 25 million parameters: with it, TPOT and TTFT alike ask for the
+/// `eta_compute` of dense models. That it grows with the root of larger experts' size, up to that of dense
+/// products, is a guess.
 fn expert_share(arch: &ModelArchitecture) -> f64 {
     const SHARE: f64 = 0.35;
     const PARAMETERS: f64 = 25e6;
@@ -387,7 +389,9 @@ impl StepTimes {
             link_ms: self.link_step + self.link_token * (rank_tokens + prefill_link) + self.hops,
             overhead_ms: self.overhead + rank * self.request + draft + self.adapters(step.adapters),
         };
-        parts.overhead_ms += (self.launch - parts.total_ms()).max(0.0);
+        if self.launch > 0.0 {
+            parts.overhead_ms += (self.launch - parts.total_ms()).max(0.0);
+        }
         parts
     }
 

@@ -1,4 +1,5 @@
-//! Calibration that follows telemetry: converges, ignores what says nothing of step times, finds drift and only drift.
+//! Calibration that follows telemetry: converges, ignores what says nothing of step times, finds drift and only
+//! drift.
 
 #![allow(clippy::unwrap_used, reason = "a test may stop at once")]
 

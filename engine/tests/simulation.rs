@@ -280,8 +280,8 @@ fn closed_loop_tpot_agrees_with_the_closed_form() {
             )
             .unwrap();
             for equal in [false, true] {
-                // As they come, prompts beside decoding: equal lengths fall into step there only as far as clients' times
-                // to their next request allow, which the closed form leaves out.
+                // As they come, prompts beside decoding: equal lengths fall into step there only as far as
+                // clients' times to their next request allow, which the closed form leaves out.
                 if equal && scheduling == Scheduling::Mixed {
                     continue;
                 }

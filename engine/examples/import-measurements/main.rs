@@ -95,9 +95,9 @@ fn measurement(
 }
 
 /// An empty precision is BF16. FP8 rows only make sense with an FP8 KV cache: with BF16, the nearly full ones would
-/// have queued for minutes. Rows of the 2026 runs follow the InferenceMAX protocol: lengths uniform in 0.8–1 times the
-/// nominal ones, ten requests a client, all clients starting at once. The protocol of the others is unknown. Rows whose two
-/// columns of concurrency differ are left out.
+/// have queued for minutes. Rows of the 2026 runs follow the InferenceMAX protocol: lengths uniform in 0.8–1 times
+/// the nominal ones, ten requests a client, all clients starting at once. The protocol of the others is unknown.
+/// Rows whose two columns of concurrency differ are left out.
 fn aiconfigurator(row: &Row) -> Option<Measurement> {
     let one = |column| matches!(text(row, column), "" | "0" | "1");
     let model = match text(row, "model_path") {
@@ -131,8 +131,8 @@ fn aiconfigurator(row: &Row) -> Option<Measurement> {
     if number(row, "concurrency").is_some_and(|c| c != concurrency) {
         return None;
     }
-    // At 512 clients, vLLM on H100 answered faster than at 8 and let them wait for up to eight minutes: how many requests it
-    // ran is not known.
+    // At 512 clients, vLLM on H100 answered faster than at 8 and let them wait for up to eight minutes: how many
+    // requests it ran is not known.
     if model == "gpt-oss-120b" && text(row, "backend") == "vllm" && gpu == "h100" && concurrency >= 512.0 {
         return None;
     }

@@ -1,7 +1,8 @@
 //! How well the engine model predicts measurements: tables on standard output, plots as SVG.
 //!
-//! `cargo run -p plimsoll-engine --example validate-model -- [--out FOLDER] [--closed-form] FILE-OR-FOLDER…` reads files in the
-//! format of `docs/engine-model.md`. `--closed-form` leaves simulations (of times to first token under load) out.
+//! `cargo run -p plimsoll-engine --example validate-model -- [--out FOLDER] [--closed-form] FILE-OR-FOLDER…` reads
+//! files in the format of `docs/engine-model.md`. `--closed-form` leaves simulations (of times to first token
+//! under load) out.
 
 mod catalogue;
 mod plot;

@@ -39,7 +39,8 @@ impl Scheme {
     }
 }
 
-/// What coefficients belong to: an engine on a GPU with one weight format, dense models and mixtures of experts apart.
+/// What coefficients belong to: an engine on a GPU with one weight format, dense models and mixtures of experts
+/// apart.
 pub type Group = (String, String, String);
 
 /// One prediction.
@@ -107,7 +108,8 @@ fn pooled(fits: &BTreeMap<Group, (Traits, Fit)>, m: &Measurement) -> Prior {
     Prior::pooled(&fits, &traits(m), &neutral(m))
 }
 
-/// Round figures, since the presets' own were fitted to public measurements: whoever judges by those must not start there.
+/// Round figures, since the presets' own were fitted to public measurements: whoever judges by those must not
+/// start there.
 fn neutral(m: &Measurement) -> Prior {
     Prior::around(&Calibration {
         eta_compute: 0.6,
@@ -226,8 +228,12 @@ impl Study {
             return;
         }
         let prior = pooled(fits, first);
-        let chosen = most_telling(&observed, &prior, 10);
-        let few: Vec<Observation> = chosen.iter().filter_map(|i| observed.get(*i).cloned()).collect();
+        // As with probes, nothing that nearly fills the cache: queueing would be measured there.
+        let (at, roomy): (Vec<usize>, Vec<Observation>) =
+            observed.iter().cloned().enumerate().filter(|(_, o)| has_room(o)).unzip();
+        let chosen = most_telling(&roomy, &prior, 10);
+        let few: Vec<Observation> = chosen.iter().filter_map(|i| roomy.get(*i).cloned()).collect();
+        let chosen: Vec<usize> = chosen.iter().filter_map(|i| at.get(*i).copied()).collect();
         let Ok(found) = fit(&few, &prior) else { return };
         for (_, row) in rows.iter().enumerate().filter(|(at, _)| !chosen.contains(at)) {
             if let Some(m) = self.rows.get(*row) {
@@ -235,6 +241,18 @@ impl Study {
             }
         }
     }
+}
+
+fn has_room(o: &Observation) -> bool {
+    let Ok(model) = o.subject.model(&o.subject.accelerator.calibration) else { return false };
+    let tokens = match o.workload {
+        Workload::ClosedLoop { concurrency: n, input_tokens, output_tokens }
+        | Workload::StaticBatch { batch: n, input_tokens, output_tokens } => {
+            n * (input_tokens + output_tokens)
+        }
+        _ => 0.0,
+    };
+    tokens < 0.8 * model.memory().kv_tokens
 }
 
 fn predict(row: usize, m: &Measurement, scheme: Scheme, c: &Calibration, out: &mut Vec<Prediction>) {
@@ -256,7 +274,8 @@ fn predict(row: usize, m: &Measurement, scheme: Scheme, c: &Calibration, out: &m
     }
 }
 
-/// Mean time to first token of clients that all start at once, each sending `each` requests of uniformly drawn lengths.
+/// Mean time to first token of clients that all start at once, each sending `each` requests of uniformly drawn
+/// lengths.
 fn simulated_ttft_ms(
     model: &ReplicaModel,
     concurrency: f64,

@@ -11,11 +11,11 @@ pub(crate) const COUNT: usize = Coefficient::ALL.len();
 
 /// One coefficient of the latency model; the fields of [`Calibration`] are documented there.
 ///
-/// What shows it: *compute* and *attention* long prompts and large batches (attention only at long context), *weights*
-/// small decode batches, *KV* long contexts in large batches, *link* and *all-reduce* several tensor-parallel degrees,
-/// *layer* and *step overhead* small models (models of different depth, to tell them apart), *request overhead* large
-/// batches at short context, *API* the time to first token of a lone request, *launch* small batches
-/// without CUDA graphs.
+/// What shows it: *compute* and *attention* long prompts and large batches (attention only at long context),
+/// *weights* small decode batches, *KV* long contexts in large batches, *link* and *all-reduce* several
+/// tensor-parallel degrees, *layer* and *step overhead* small models (models of different depth, to tell them
+/// apart), *request overhead* large batches at short context, *API* the time to first token of a lone request,
+/// *launch* small batches without CUDA graphs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Coefficient {
     /// [`Calibration::eta_compute`].

@@ -3,8 +3,8 @@
 //! With `x` the coefficients' logarithms, the fit minimises
 //! `Σ ρ((ln predicted(x) − ln measured)/σ) + ½ (x − μ)ᵀ Σ⁻¹ (x − μ)`, with the ρ of Student's t distribution, by
 //! iteratively reweighted Levenberg–Marquardt (Nocedal & Wright, *Numerical Optimization*, section 10.3). σ is the
-//! residuals' own robust scale (median absolute deviation), drawn towards the prior's where there are few of them. The
-//! posterior is Laplace's approximation: the inverse of the Gauss–Newton Hessian.
+//! residuals' own robust scale (median absolute deviation), drawn towards the prior's where there are few of them.
+//! The posterior is Laplace's approximation: the inverse of the Gauss–Newton Hessian.
 
 use std::sync::Arc;
 
@@ -276,7 +276,8 @@ fn minus(a: &Vector, b: &Vector) -> Vector {
 /// Times that the closed forms do not predict (see [`super::Workload::predict`]) take no part.
 ///
 /// # Errors
-/// [`FitError`] if there is nothing to fit to, a figure is not a positive number, or an observed replica cannot exist.
+/// [`FitError`] if there is nothing to fit to, a figure is not a positive number, or an observed replica cannot
+/// exist.
 pub fn fit(observations: &[Observation], prior: &Prior) -> Result<Fit, FitError> {
     let problem = Problem::new(observations, &prior.base)?;
     let precision = prior.covariance.inverse().ok_or(FitError::Prior)?;
@@ -373,7 +374,8 @@ fn normal_equations(
 /// 90th percentile of relative errors, each replica predicted from the others.
 ///
 /// Leaving a replica's rows out moves the coefficients by `H₋⁻¹ Jᵀ W r` (one Gauss–Newton step, `H₋` without those
-/// rows). Where there is one replica only, each row is left out by itself. Few rows are eked out with the prior's own.
+/// rows). Where there is one replica only, each row is left out by itself. Few rows are eked out with the prior's
+/// own.
 fn stated_error(
     problem: &Problem<'_>,
     jacobian: &[Vector],

@@ -2,8 +2,8 @@
 //!
 //! A measurement is an [`Observation`]. [`fit`] finds the coefficients that agree best with many of them and with a
 //! [`Prior`], which says what is known beforehand; it needs no more than ten observations of a new combination of
-//! engine and accelerator, and [`probes`] says which ten. The result is a [`Fit`]: coefficients, their uncertainty, and
-//! the error to expect of predictions, for the planner's margin.
+//! engine and accelerator, and [`probes`] says which ten. The result is a [`Fit`]: coefficients, their
+//! uncertainty, and the error to expect of predictions, for the planner's margin.
 //!
 //! [`Online`] then follows a running replica, and says when it has become slower or faster than it was.
 //!

@@ -187,9 +187,9 @@ impl Workload {
         }
     }
 
-    /// What the closed forms say of this metric, milliseconds; `None` if they say nothing of it. The mean time to first
-    /// token of a closed loop is known for a lone client only: with more, it depends on how the clients started, which
-    /// takes a simulation ([`crate::sim`]). Infinite where the load cannot be sustained.
+    /// What the closed forms say of this metric, milliseconds; `None` if they say nothing of it. The mean time to
+    /// first token of a closed loop is known for a lone client only: with more, it depends on how the clients
+    /// started, which takes a simulation ([`crate::sim`]). Infinite where the load cannot be sustained.
     pub fn predict(&self, model: &ReplicaModel, metric: Metric) -> Option<f64> {
         match (*self, metric) {
             (Self::ClosedLoop { concurrency, input_tokens, output_tokens }, Metric::Tpot) => {

@@ -1,9 +1,9 @@
 //! Calibration that follows a running replica: small steps with every window of telemetry, and a watch for drift.
 //!
-//! Coefficients follow an extended Kalman filter on their logarithms (Simon, *Optimal State Estimation*, chapter 13) with
-//! forgetting; the innovation is `ln measured − ln predicted` TPOT of a window, and one far off counts for little
-//! (Student-t weight). Drift is a two-sided CUSUM (Page 1954) of the same logarithm against the coefficients that were in
-//! force at the start, which do not move.
+//! Coefficients follow an extended Kalman filter on their logarithms (Simon, *Optimal State Estimation*, chapter
+//! 13) with forgetting; the innovation is `ln measured − ln predicted` TPOT of a window, and one far off counts
+//! for little (Student-t weight). Drift is a two-sided CUSUM (Page 1954) of the same logarithm against the
+//! coefficients that were in force at the start, which do not move.
 
 use std::sync::Arc;
 
@@ -111,9 +111,9 @@ impl Default for OnlineConfig {
 
 /// Slack of the CUSUM, standard deviations: half of the smallest shift that is worth finding.
 const SLACK: f64 = 0.75;
-/// Alarm level of the CUSUM, standard deviations. Of independent normal windows, fewer than one in 100,000 raises a false
-/// alarm, also where the level was settled one standard error off (Siegmund's approximation of the two-sided run length,
-/// `(e^b − b − 1)/(4 k²)` with `b = 2k·(ALARM + 1.166)`; k is SLACK, less that error of 0.18).
+/// Alarm level of the CUSUM, standard deviations. Of independent normal windows, fewer than one in 100,000 raises
+/// a false alarm, also where the level was settled one standard error off (Siegmund's approximation of the
+/// two-sided run length, `(e^b − b − 1)/(4 k²)` with `b = 2k·(ALARM + 1.166)`; k is SLACK, less that error of 0.18).
 const ALARM: f64 = 10.0;
 /// One window moves the CUSUM by no more than this.
 const CLIP: f64 = 4.0;
@@ -290,8 +290,8 @@ impl Online {
         self.level / f64::from(self.used.min(self.config.settling_windows).max(1))
     }
 
-    /// The lasting change of speed since the start, if there is one. It stays until times have been as before for a while,
-    /// or [`Online::accept`].
+    /// The lasting change of speed since the start, if there is one. It stays until times have been as before for
+    /// a while, or [`Online::accept`].
     pub fn drifted(&self) -> Option<Drift> {
         self.drift
     }

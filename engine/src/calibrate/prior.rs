@@ -97,10 +97,10 @@ impl Prior {
 
     /// Carried over from fits of other engines and accelerators to one like `target`.
     ///
-    /// Empirical Bayes with random effects (Gelman et al., *Bayesian Data Analysis*, section 5.4): every combination's
-    /// coefficients are a draw around a common mean, of which its fit is an uncertain observation; fits of combinations
-    /// more like the target weigh more. The spread of draws is that seen among the fits, drawn towards
-    /// the one assumed by [`Prior::around`]. Without fits this is `fallback`.
+    /// Empirical Bayes with random effects (Gelman et al., *Bayesian Data Analysis*, section 5.4): every
+    /// combination's coefficients are a draw around a common mean, of which its fit is an uncertain observation;
+    /// fits of combinations more like the target weigh more. The spread of draws is that seen among the fits,
+    /// drawn towards the one assumed by [`Prior::around`]. Without fits this is `fallback`.
     pub fn pooled(fits: &[(Traits, &Fit)], target: &Traits, fallback: &Self) -> Self {
         const ASSUMED: f64 = 1.0;
         let between = spread();

@@ -43,11 +43,12 @@ const INPUTS: [u32; 6] = [128, 512, 1024, 4096, 8192, 16_384];
 const OUTPUTS: [u32; 3] = [32, 128, 512];
 const BATCHES: [u32; 9] = [1, 2, 4, 8, 16, 32, 64, 128, 256];
 
-/// The points that tell most about the coefficients, best first (Bayesian D-optimal design, chosen greedily: each next
-/// point is the one that shrinks the posterior's volume most; Chaloner & Verdinelli, *Statistical Science* 1995).
+/// The points that tell most about the coefficients, best first (Bayesian D-optimal design, chosen greedily: each
+/// next point is the one that shrinks the posterior's volume most; Chaloner & Verdinelli, *Statistical Science*
+/// 1995).
 ///
-/// A point gives TPOT and, with a lone client, TTFT. Points that would not fit into the KV cache or the limits are left
-/// out; where limits are tight there may be fewer than asked.
+/// A point gives TPOT and, with a lone client, TTFT. Points that would not fit into the KV cache or the limits are
+/// left out; where limits are tight there may be fewer than asked.
 ///
 /// # Errors
 /// [`DoesNotFit`] if the replica cannot exist.
@@ -78,8 +79,8 @@ pub fn probes(subject: &Subject, limits: &ProbeLimits) -> Result<Vec<Probe>, Doe
     Ok(chosen)
 }
 
-/// Which of these measurements tell most, best first: at most `count` positions. For choosing what to measure again, or what
-/// to keep; the same design as [`probes`].
+/// Which of these measurements tell most, best first: at most `count` positions. For choosing what to measure
+/// again, or what to keep; the same design as [`probes`].
 pub fn most_telling(observations: &[Observation], prior: &Prior, count: usize) -> Vec<usize> {
     let slopes: Vec<Vec<Vector>> = observations
         .iter()

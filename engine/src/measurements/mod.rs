@@ -11,8 +11,8 @@ use crate::{EngineConfig, Scheduling};
 pub use parse::parse;
 pub use write::write;
 
-/// The columns, in the order in which they are written. Files may have them in any order, leave out optional ones, and
-/// have no others.
+/// The columns, in the order in which they are written. Files may have them in any order, leave out optional ones,
+/// and have no others.
 pub const COLUMNS: [&str; 32] = [
     "engine",
     "engine_version",
@@ -82,8 +82,8 @@ impl Measurement {
                 measured.ttft_ms = None;
             }
             if self.length_spread > 0.0 && subject.config.scheduling == Scheduling::PrefillFirst {
-                // Clients with requests of varied lengths do not fall into step; then the order within a step does not
-                // matter to mean TPOT, as simulation shows.
+                // Clients with requests of varied lengths do not fall into step; then the order within a step does
+                // not matter to mean TPOT, as simulation shows.
                 let config = EngineConfig { scheduling: Scheduling::Mixed, ..subject.config };
                 subject = Arc::new(Subject { config, ..(*subject).clone() });
             }

@@ -5,12 +5,12 @@
 //! [`simulate_closed`] just add it up.
 //!
 //! Rules: running requests first, in order of priority and arrival, decode and prefill chunks alike, within the
-//! step's token budget ([`crate::Scheduling::PrefillFirst`]: prompts alone while there are any); then waiting ones while
-//! blocks, places and budget last; when blocks run out, the last in that order is preempted and later computed again;
-//! blocks of finished requests stay until evicted, least recently used first, and full prompt blocks found again are not
-//! computed again. Layers with a window and recurrent states take blocks of their own beside a request's sequence; a
-//! waiting request whose adapter finds no slot is passed over; drafts take budget and room, and yield their expected
-//! number of tokens, evenly spread; a decode replica has all
+//! step's token budget ([`crate::Scheduling::PrefillFirst`]: prompts alone while there are any); then waiting ones
+//! while blocks, places and budget last; when blocks run out, the last in that
+//! order is preempted and later computed again; blocks of finished requests stay until evicted, least recently used
+//! first, and full prompt blocks found again are not computed again. Layers with a window and recurrent states take
+//! blocks of their own beside a request's sequence; a waiting request whose adapter finds no slot is passed over;
+//! drafts take budget and room, and yield their expected number of tokens, evenly spread; a decode replica has all
 //! but the last prompt token sent to it.
 
 mod arrivals;

@@ -7,6 +7,7 @@ use plimsoll_fleet::Role;
 
 use super::blocks::BlockPool;
 use super::request::{SimPolicy, SimRequest, SimStats, StepOutcome, SubmitError, TokenEvent};
+use crate::kv::KvLayout;
 use crate::{ReplicaModel, Scheduling};
 
 /// Place in line: priority, then arrival.
@@ -55,8 +56,10 @@ impl Job {
 /// # let mut arch = presets::model("llama-3.1-8b").ok_or("preset")?;
 /// # arch.max_context_tokens = 8192;
 /// # let acc = presets::accelerator("h100").ok_or("preset")?;
-/// # let variant = Variant { name: "bf16".into(), weights: Dtype::Bf16, kv: Dtype::Bf16, quality: 1.0, source: None };
-/// # let shape = Shape { variant: "bf16".into(), accelerator: "h100".into(), tensor_parallel: 1, pipeline_parallel: 1,
+/// # let variant = Variant { name: "bf16".into(), weights: Dtype::Bf16, kv: Dtype::Bf16, quality: 1.0, source:
+/// None };
+/// # let shape = Shape { variant: "bf16".into(), accelerator: "h100".into(), tensor_parallel: 1,
+/// pipeline_parallel: 1,
 /// #     data_parallel: 1, expert_parallel: 1, role: Role::Mixed };
 /// let model = ReplicaModel::new(&arch, &variant, &acc, &shape, &EngineConfig::default())?;
 /// let mut engine = Replica::new(model, SimPolicy::default());
@@ -174,14 +177,14 @@ impl Replica {
             && let Ok(i) = self.running.binary_search_by(|j| j.key.cmp(&key))
         {
             let job = self.running.remove(i);
-            self.release(&job);
+            Self::release(&mut self.pool, &job);
         }
     }
 
     /// Lets a job's blocks go, the last first: a shared prefix outlives what follows it.
-    fn release(&mut self, job: &Job) {
+    fn release(pool: &mut BlockPool, job: &Job) {
         for id in job.beside.iter().chain(job.blocks.iter().rev()) {
-            self.pool.release(*id);
+            pool.release(*id);
         }
     }
 
@@ -211,7 +214,7 @@ impl Replica {
     /// Throws the last running job out of the batch; it will be computed again from its cached prefix.
     fn preempt_last(&mut self, out: &mut StepOutcome) -> Option<Key> {
         let mut job = self.running.pop()?;
-        self.release(&job);
+        Self::release(&mut self.pool, &job);
         job.blocks.clear();
         job.beside.clear();
         job.computed = 0;
@@ -229,11 +232,7 @@ impl Replica {
 
     /// Blocks that a request of this many computed tokens keeps beside its sequence.
     fn beside_for(&self, tokens: u32) -> u32 {
-        if self.plain {
-            return 0;
-        }
-        let beside = self.model.kv.beside_sequence(f64::from(tokens)) / f64::from(self.block_tokens());
-        beside.ceil() as u32
+        if self.plain { 0 } else { beside_blocks(&self.model.kv, tokens, self.block_tokens()) }
     }
 
     /// Draft tokens verified beside each decoded one.
@@ -244,19 +243,24 @@ impl Replica {
     /// Gives the running job at `i` its next tokens, preempting later ones for room. Returns the share of the step's
     /// budget that it takes: none if it was itself preempted.
     fn schedule_running(&mut self, i: usize, budget: u32, out: &mut StepOutcome) -> u32 {
-        let drafts = self.drafts();
-        let Some((tokens, drafted, blocks, beside)) = self.running.get(i).map(|job| {
-            let tokens = job.remaining().min(budget);
-            let decodes = job.generated > 0 && job.remaining() == 1;
-            let drafted = if decodes { drafts.min(budget - tokens) } else { 0 };
-            // Room for what a step may yield, but for no more than the whole request needs.
-            let most = (job.prompt + job.output).saturating_sub(1);
-            let reach = (job.computed + tokens + drafted).min(most.max(job.computed + tokens));
-            let blocks = self.blocks_for(reach).saturating_sub(job.blocks.len() as u32);
-            (tokens, drafted, blocks, self.beside_for(reach).saturating_sub(job.beside.len() as u32))
-        }) else {
-            return 0;
-        };
+        let (block, drafts) = (self.block_tokens(), self.drafts());
+        let beside_kept = (!self.plain).then_some(self.model.kv);
+        let Some(job) = self.running.get_mut(i) else { return 0 };
+        let remaining = job.remaining();
+        let tokens = remaining.min(budget);
+        let drafted = if job.generated > 0 && remaining == 1 { drafts.min(budget - tokens) } else { 0 };
+        // Room for what a step may yield, but for no more than the whole request needs.
+        let most = (job.prompt + job.output).saturating_sub(1);
+        let reach = (job.computed + tokens + drafted).min(most.max(job.computed + tokens));
+        // Mostly there is room: dividing only where there is none is faster.
+        let missing = reach.saturating_sub(job.blocks.len() as u32 * block);
+        let blocks = if missing > 0 { missing.div_ceil(block) } else { 0 };
+        let beside = beside_kept
+            .map_or(0, |kv| beside_blocks(&kv, reach, block).saturating_sub(job.beside.len() as u32));
+        if blocks + beside == 0 {
+            Self::begin(&mut self.pool, self.policy, job, tokens, block, out);
+            return tokens + drafted;
+        }
         while self.pool.available() < blocks + beside {
             if self.preempt_last(out).is_none() || self.running.len() <= i {
                 return 0;
@@ -265,7 +269,7 @@ impl Replica {
         if let Some(job) = self.running.get_mut(i) {
             job.blocks.extend((0..blocks).map_while(|_| self.pool.allocate()));
             job.beside.extend((0..beside).map_while(|_| self.pool.allocate()));
-            Self::begin(&mut self.pool, self.policy, job, tokens, self.model.config().block_tokens, out);
+            Self::begin(&mut self.pool, self.policy, job, tokens, block, out);
         }
         tokens + drafted
     }
@@ -434,15 +438,12 @@ impl Replica {
         }
         self.stats.generation_tokens += out.tokens.len() as u64;
         if done {
-            let (finished, rest) = std::mem::take(&mut self.running)
-                .into_iter()
-                .partition::<Vec<_>, _>(|j| j.generated >= j.output);
-            self.running = rest;
-            for job in &finished {
+            for job in self.running.iter().filter(|j| j.generated >= j.output) {
                 self.keys.remove(&job.id);
-                self.release(job);
+                Self::release(&mut self.pool, job);
+                self.stats.finished += 1;
             }
-            self.stats.finished += finished.len() as u64;
+            self.running.retain(|j| j.generated < j.output);
         }
         Some(out)
     }
@@ -457,4 +458,9 @@ impl Replica {
             ..self.stats
         }
     }
+}
+
+/// Blocks beside a sequence of this many tokens.
+fn beside_blocks(kv: &KvLayout, tokens: u32, block: u32) -> u32 {
+    (kv.beside_sequence(f64::from(tokens)) / f64::from(block)).ceil() as u32
 }
