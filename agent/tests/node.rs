@@ -360,6 +360,7 @@ async fn the_stream_carries_routes_down_and_reports_up_and_resumes() {
     scheduler.say(Down::Routes(route_table(&first, "e1"))).await;
     scheduler.say(Down::Delta(route_delta(&first, &second))).await;
     until("it has the table", || node.routes().version == 2).await;
+    until("its engine serves", || node.engines().first().is_some_and(|e| e.healthy)).await;
     // Unacknowledged, reports stop at the window; what happens meanwhile is kept for the next.
     assert_eq!(send(chat(node.addr(), true)).await.status, 200);
     until("the window is full", || scheduler.reports.lock().len() == 8).await;
