@@ -297,7 +297,7 @@ mod tests {
         book.replica_finished(&a, "default", &streamed);
         let missed = Missed { tpot: true, e2e: true, ..Missed::default() };
         // It did not stream: nobody saw how fast its tokens came.
-        book.replica_finished(&a, "default", &Finished { missed, tpot_ms: None, ..streamed.clone() });
+        book.replica_finished(&a, "default", &Finished { missed, tpot_ms: None, ..streamed });
         book.replica_failed(&b);
         let taken = book.take_replicas();
         assert_eq!((taken[0].finished, taken[0].missed_ttft, taken[0].missed_tpot), (2, 0, 1));

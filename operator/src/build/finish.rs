@@ -94,7 +94,8 @@ mod tests {
     use std::io::{Read, Write};
     use std::net::TcpListener;
     use std::process::Command;
-    use std::time::{Duration, Instant};
+    use std::time::Duration;
+    use tokio::time::Instant;
 
     fn command(kind: EngineKind, limit: i64) -> Vec<String> {
         hook(kind, &Seat::alone(&[]), limit).unwrap().pre_stop.unwrap().exec.unwrap().command.unwrap()

@@ -362,7 +362,7 @@ async fn idle_is_said_once_there_has_been_nothing_to_do_for_a_while() {
         async move { sender.post("/v1/chat/completions", body).await }
     });
     eventually("waiting", || server.stats().waiting == 1).await;
-    let asked = std::time::Instant::now();
+    let asked = tokio::time::Instant::now();
     let idle = tokio::spawn(async move { caller.get("/idle").await });
     tokio::time::sleep(Duration::from_secs(6)).await;
     assert!(!idle.is_finished(), "a request is under way");
