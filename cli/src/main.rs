@@ -58,7 +58,22 @@ enum Command {
     Devcluster(devcluster::Args),
 }
 
+/// Ends quietly when whoever reads our output (`| head`) has had enough: printing would panic.
+fn end_when_nobody_reads() {
+    /// What a shell reports of a program that SIGPIPE ended.
+    const NOBODY_READS: i32 = 141;
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let text = panic.payload_as_str().unwrap_or_default();
+        if text.starts_with("failed printing to stdout") && text.contains("Broken pipe") {
+            std::process::exit(NOBODY_READS);
+        }
+        usual(panic);
+    }));
+}
+
 fn main() -> ExitCode {
+    end_when_nobody_reads();
     let cli = Cli::parse();
     let result = tokio::runtime::Builder::new_multi_thread()
         .enable_all()

@@ -169,3 +169,19 @@ fn a_config_from_hugging_face_will_do() {
     std::fs::write(&file, "{").unwrap();
     assert_eq!(fails(&["--config", path]).0, 1);
 }
+
+#[test]
+fn a_reader_that_has_had_enough_ends_it_quietly() {
+    use std::process::Stdio;
+    let mut child = Command::new(env!("CARGO_BIN_EXE_plimsoll"))
+        .args(["predict", "llama-3.1-70b", "--all"])
+        .args(CHAT)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(String::from_utf8(output.stderr).unwrap(), "");
+    assert_eq!(output.status.code(), Some(141));
+}
