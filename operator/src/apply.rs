@@ -328,7 +328,8 @@ async fn make(client: &Client, field_manager: &str, action: &Action) -> Result<(
                 Some(set) => apply_group::delete_set(client, pool, set).await,
                 None => {
                     let pods = pods(client, pool);
-                    let each = targets.iter().map(|(name, uid)| delete(&pods, name, uid));
+                    let grace = reason.grace_seconds();
+                    let each = targets.iter().map(|(name, uid)| delete(&pods, name, uid, grace));
                     futures::future::try_join_all(each).await.map(|deleted| deleted.contains(&true))
                 }
             };
@@ -408,13 +409,9 @@ async fn create_template(
     }
 }
 
-/// How long an engine with nothing left to answer has to end by itself, seconds. Its `preStop` takes all of that, and then it
-/// has two seconds more. Zero would take the pod's object away while the engine may still run.
-const IDLE_GRACE_SECONDS: u32 = 1;
-
 /// Deletes exactly this pod; whether it was there.
-async fn delete(pods: &Api<Pod>, name: &str, uid: &str) -> Result<bool, kube::Error> {
-    match pods.delete(name, &exactly(uid).grace_period(IDLE_GRACE_SECONDS)).await {
+async fn delete(pods: &Api<Pod>, name: &str, uid: &str, grace_seconds: u32) -> Result<bool, kube::Error> {
+    match pods.delete(name, &exactly(uid).grace_period(grace_seconds)).await {
         Ok(_) => Ok(true),
         // Gone, or another pod of that name already.
         Err(e) if is_not_found(&e) || is_conflict(&e) => Ok(false),

@@ -43,6 +43,15 @@ pub enum DeleteReason {
 }
 
 impl DeleteReason {
+    /// How long its pods have to end, seconds. An engine without requests lets its `preStop` end within seconds; one that
+    /// still has some would hold it up, and has had its time. (Zero would take the pod's object away while the engine runs.)
+    pub fn grace_seconds(self) -> u32 {
+        match self {
+            Self::Drained | Self::NeverServed | Self::Failed => 30,
+            Self::DrainTimeout => 1,
+        }
+    }
+
     /// As people read it.
     pub fn text(self) -> &'static str {
         match self {
