@@ -68,13 +68,15 @@ pub async fn drain<L: Lane>(suite: &mut Suite<L>) -> Result<(), Error> {
 
 /// A node is not heard of any more, and comes back. With other nodes, its engines' streams are carried on there and the
 /// engines replaced, at no cost. The only node's kubelet is away for as long as the cluster needs to call the node lost: its
-/// engines go on being sent requests, at no cost either.
+/// engines go on being sent requests; but the cluster takes the gateways, which are on that node too, out of their Service for
+/// a moment, and connections made then are refused.
 pub async fn loss<L: Lane>(suite: &mut Suite<L>) -> Result<(), Error> {
     let nodes = suite.nodes_in_use().await?;
     let node = nodes.first().ok_or("no node has an engine")?.clone();
     let spare = spare(suite);
+    let cost = if spare { Cost::Nothing } else { Cost::Refusals };
     suite
-        .disturbed(&format!("node {node} lost and found"), Cost::Nothing, async |suite: &Suite<L>| {
+        .disturbed(&format!("node {node} lost and found"), cost, async |suite: &Suite<L>| {
             suite.lane.set_node(&node, false).await?;
             if spare {
                 suite.serving("with a node lost", 2).await?;
