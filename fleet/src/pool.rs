@@ -238,6 +238,15 @@ impl ModelPool {
         (!self.observed.is_empty()).then(|| self.observed.iter().map(one).collect::<Vec<_>>().join("; "))
     }
 
+    /// The architecture as engines serve it: no request is longer than the pool allows.
+    pub fn served_architecture(&self) -> ModelArchitecture {
+        let mut architecture = self.architecture.clone();
+        if let Some(limit) = self.max_context_tokens {
+            architecture.max_context_tokens = architecture.max_context_tokens.min(limit);
+        }
+        architecture
+    }
+
     /// Variants at or above the quality floor.
     pub fn eligible_variants(&self) -> impl Iterator<Item = &Variant> {
         self.variants.iter().filter(|v| v.quality >= self.min_quality)

@@ -26,12 +26,16 @@ pub fn assume<'a>(
     world: &'a World,
     classes: impl Iterator<Item = &'a AcceleratorClass> + Clone,
 ) -> (Cow<'a, World>, bool) {
-    let ours: Vec<&Arc<Node>> =
-        world.nodes.iter().filter(|n| observe::class_of(n, classes.clone()).is_some()).collect();
-    if ours.is_empty() || !ours.iter().all(|n| is_silent(n)) {
+    let ours = |n: &Node| observe::class_of(n, classes.clone()).is_some();
+    // As a rule the first accelerator node speaks, and no other is looked at.
+    if world.nodes.iter().any(|n| !is_silent(n) && ours(n)) {
         return (Cow::Borrowed(world), false);
     }
-    let silent: BTreeSet<String> = ours.iter().map(|n| n.name_any()).collect();
+    let silent: BTreeSet<String> =
+        world.nodes.iter().filter(|n| is_silent(n) && ours(n)).map(|n| n.name_any()).collect();
+    if silent.is_empty() {
+        return (Cow::Borrowed(world), false);
+    }
     let mut assumed = world.clone();
     for node in assumed.nodes.iter_mut().filter(|n| silent.contains(&n.name_any())) {
         hear(Arc::make_mut(node));

@@ -5,7 +5,7 @@
 //! slower is planned with that much more room, and says so, until times are as before. O(reports' replicas) a
 //! report, one gradient of the engine model a window.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use plimsoll_engine::EngineConfig;
@@ -41,6 +41,8 @@ struct Followed {
 /// All that is followed.
 #[derive(Debug, Clone, Default)]
 pub struct Speeds {
+    /// Where each replica stands in the snapshot.
+    places: BTreeMap<ReplicaId, usize>,
     gathering: BTreeMap<ReplicaId, Gathering>,
     followed: BTreeMap<(PoolId, Shape), Followed>,
 }
@@ -48,15 +50,16 @@ pub struct Speeds {
 impl Speeds {
     /// Takes in a report over `interval` virtual seconds.
     pub fn observe(&mut self, report: &AgentReport, interval: f64, snapshot: &ClusterSnapshot, now: f64) {
-        let replicas: BTreeMap<&ReplicaId, &ReplicaStatus> =
-            snapshot.replicas.iter().filter(|r| r.phase == ReplicaPhase::Ready).map(|r| (&r.id, r)).collect();
-        for traffic in report.replicas.iter().filter(|t| replicas.contains_key(&t.replica)) {
+        for traffic in &report.replicas {
+            if serving(&self.places, snapshot, &traffic.replica).is_none() {
+                continue;
+            }
             let gathering = self.gathering.entry(traffic.replica.clone()).or_default();
             gathering.finished += traffic.finished;
             gathering.work.add(&traffic.work);
         }
         for engine in &report.engines {
-            let Some(replica) = replicas.get(&engine.replica) else { continue };
+            let Some(replica) = serving(&self.places, snapshot, &engine.replica) else { continue };
             let Some(running) = engine.running else { continue };
             let gathering = self.gathering.entry(engine.replica.clone()).or_default();
             gathering.seconds += interval;
@@ -98,19 +101,22 @@ impl Speeds {
         }
     }
 
-    /// Forgets what is gone.
+    /// Takes in which replicas there are, and forgets those that are gone. O(replicas) a snapshot.
     pub fn follow(&mut self, snapshot: &ClusterSnapshot) {
-        self.gathering.retain(|id, _| snapshot.replicas.iter().any(|r| &r.id == id));
-        self.followed.retain(|(pool, shape), _| {
-            snapshot.replicas.iter().any(|r| &r.pool == pool && &r.shape == shape)
-        });
+        self.places = snapshot.replicas.iter().enumerate().map(|(i, r)| (r.id.clone(), i)).collect();
+        let places = &self.places;
+        self.gathering.retain(|id, _| places.contains_key(id));
+        let there: BTreeSet<(&PoolId, &Shape)> =
+            snapshot.replicas.iter().map(|r| (&r.pool, &r.shape)).collect();
+        self.followed.retain(|(pool, shape), _| there.contains(&(pool, shape)));
     }
 
     /// Puts into the pools by how much their replicas' speed has changed; the pools for which that is news.
     pub fn apply(&self, snapshot: &mut ClusterSnapshot) -> Vec<PoolId> {
         let mut changed = Vec::new();
+        let mut changes = self.changes();
         for pool in &mut snapshot.pools {
-            let observed = self.of(&pool.id);
+            let observed = changes.remove(&pool.id).unwrap_or_default();
             if pool.observed != observed {
                 pool.observed = observed;
                 changed.push(pool.id.clone());
@@ -121,20 +127,33 @@ impl Speeds {
 
     /// Whether [`Self::apply`] would change anything.
     pub fn differs(&self, snapshot: &ClusterSnapshot) -> bool {
-        snapshot.pools.iter().any(|p| p.observed != self.of(&p.id))
+        let changes = self.changes();
+        let of = |pool: &PoolId| changes.get(pool).map(Vec::as_slice).unwrap_or_default();
+        snapshot.pools.iter().any(|p| p.observed != of(&p.id))
     }
 
-    /// Shapes of a pool whose speed has changed for good.
-    fn of(&self, pool: &PoolId) -> Vec<ObservedSpeed> {
-        let own = self.followed.iter().filter(|((id, _), _)| id == pool);
-        own.filter_map(|((_, shape), followed)| {
-            let drift = followed.online.drifted()?;
+    /// Shapes whose speed has changed for good, by pool.
+    fn changes(&self) -> BTreeMap<&PoolId, Vec<ObservedSpeed>> {
+        let mut changes: BTreeMap<&PoolId, Vec<ObservedSpeed>> = BTreeMap::new();
+        for ((pool, shape), followed) in &self.followed {
+            let Some(drift) = followed.online.drifted() else { continue };
             let factor = (drift.factor / STEP).round() * STEP;
-            (factor.is_finite() && (factor - 1.0).abs() > 0.5 * STEP)
-                .then(|| ObservedSpeed { shape: shape.clone(), factor })
-        })
-        .collect()
+            if factor.is_finite() && (factor - 1.0).abs() > 0.5 * STEP {
+                changes.entry(pool).or_default().push(ObservedSpeed { shape: shape.clone(), factor });
+            }
+        }
+        changes
     }
+}
+
+/// A replica, if it serves.
+fn serving<'a>(
+    places: &BTreeMap<ReplicaId, usize>,
+    snapshot: &'a ClusterSnapshot,
+    id: &ReplicaId,
+) -> Option<&'a ReplicaStatus> {
+    let replica = snapshot.replicas.get(*places.get(id)?)?;
+    (replica.id == *id && replica.phase == ReplicaPhase::Ready).then_some(replica)
 }
 
 impl Gathering {
@@ -166,14 +185,10 @@ fn subject(replica: &ReplicaStatus, snapshot: &ClusterSnapshot) -> Option<Subjec
     if pool.engine.kind == EngineKind::External || replica.outdated {
         return None;
     }
-    let mut architecture = pool.architecture.clone();
-    if let Some(limit) = pool.max_context_tokens {
-        architecture.max_context_tokens = architecture.max_context_tokens.min(limit);
-    }
     Some(Subject {
         engine: pool.engine.kind.as_str().to_owned(),
         engine_version: String::new(),
-        architecture,
+        architecture: pool.served_architecture(),
         variant: pool.variant(&replica.shape.variant)?.clone(),
         accelerator: snapshot.accelerators.iter().find(|a| a.name == replica.shape.accelerator)?.clone(),
         shape: replica.shape.clone(),
@@ -196,11 +211,10 @@ mod tests {
     impl World {
         fn new() -> Self {
             let replicas = vec![replica("a-1", "default/a", "n1", ReplicaPhase::Ready)];
-            Self {
-                snapshot: snapshot(vec![pool("default/a", Some(1.0))], vec![node("n1", 4)], replicas),
-                speeds: Speeds::default(),
-                now: crate::clock::seconds(at(0)) + 600.0,
-            }
+            let snapshot = snapshot(vec![pool("default/a", Some(1.0))], vec![node("n1", 4)], replicas);
+            let mut speeds = Speeds::default();
+            speeds.follow(&snapshot);
+            Self { snapshot, speeds, now: crate::clock::seconds(at(0)) + 600.0 }
         }
 
         /// What the model says of the load that [`World::minutes`] puts on the replica.

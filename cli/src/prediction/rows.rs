@@ -230,10 +230,7 @@ fn replica(
     shape: &Shape,
 ) -> Result<(ReplicaModel, bool), DoesNotFit> {
     let pool = &question.pool;
-    let mut architecture = pool.architecture.clone();
-    if let Some(limit) = pool.max_context_tokens {
-        architecture.max_context_tokens = architecture.max_context_tokens.min(limit);
-    }
+    let mut architecture = pool.served_architecture();
     let longest = question.classes.iter().map(|c| c.input_tokens + c.output_tokens).fold(1.0, f64::max);
     match ReplicaModel::new(&architecture, variant, class, shape, &question.engine) {
         Err(DoesNotFit::KvCache { kv_tokens, .. })

@@ -15,11 +15,7 @@ pub struct EngineModel {
 
 impl EngineModel {
     fn replica(&self, q: &Query<'_>) -> Result<ReplicaModel, Misfit> {
-        let mut architecture = q.pool.architecture.clone();
-        if let Some(limit) = q.pool.max_context_tokens {
-            architecture.max_context_tokens = architecture.max_context_tokens.min(limit);
-        }
-        ReplicaModel::new(&architecture, q.variant, q.accelerator, q.shape, &self.config)
+        ReplicaModel::new(&q.pool.served_architecture(), q.variant, q.accelerator, q.shape, &self.config)
             .map_err(|e| misfit(q, &e))
     }
 }
