@@ -30,6 +30,18 @@ impl Counts {
     pub fn refused(&self) -> usize {
         self.not_begun.len() + self.unanswered.len()
     }
+
+    /// What the lost and the refused were told, and how often: a line each, which begins with a line break.
+    pub fn reasons(&self) -> String {
+        let mut reasons = std::collections::BTreeMap::<&str, usize>::new();
+        for reason in self.lost.iter().chain(&self.not_begun).chain(&self.unanswered) {
+            *reasons.entry(reason).or_default() += 1;
+        }
+        let line = |(reason, times): (&str, usize)| {
+            format!("\n      {times} × {}", reason.chars().take(300).collect::<String>())
+        };
+        reasons.into_iter().map(line).collect()
+    }
 }
 
 impl fmt::Display for Counts {
@@ -43,14 +55,7 @@ impl fmt::Display for Counts {
             self.answered,
             self.unanswered.len()
         )?;
-        let mut reasons = std::collections::BTreeMap::<&str, usize>::new();
-        for reason in self.lost.iter().chain(&self.not_begun).chain(&self.unanswered) {
-            *reasons.entry(reason).or_default() += 1;
-        }
-        for (reason, times) in reasons {
-            write!(f, "\n      {times} × {}", reason.chars().take(300).collect::<String>())?;
-        }
-        Ok(())
+        f.write_str(&self.reasons())
     }
 }
 

@@ -181,10 +181,10 @@ impl<L: Lane> Suite<L> {
         let (lost, refused) = (counts.lost.len(), counts.refused());
         self.check(counts.whole > 0, || format!("{what}: no stream came whole"));
         self.check(lost == 0 || cost == Cost::Connections, || {
-            format!("{what}: {lost} answers were lost that an engine had begun")
+            format!("{what}: {lost} answers were lost that an engine had begun: {}", counts.reasons())
         });
         self.check(refused == 0 || cost != Cost::Nothing, || {
-            format!("{what}: {refused} requests were refused")
+            format!("{what}: {refused} requests were refused: {}", counts.reasons())
         });
     }
 
