@@ -5,11 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use plimsoll_fleet::plan::{BindingConstraint, Flow, PoolOutcome, Prediction, SolveQuality, Unprovisioned};
 use plimsoll_fleet::{Plan, PoolPlan, ReplicaAssignment, ReplicaId, RequestClass};
 
-use super::greedy::Remaining;
 use super::performance::{Performance, Query};
 use super::prepare::{Draft, Fate, budget_notes, live_usd};
 use super::program::{Coupling, PoolProblem};
 use super::provision;
+use super::residual::Remaining;
 use super::today::today;
 use super::{Group, PlanInput, PlanOutcome};
 use crate::explain::{self, Limiting};
@@ -67,9 +67,9 @@ pub(crate) fn assemble(
         quality.objective += group.answer.objective;
         quality.bound += group.answer.bound;
         binding.extend(group.answer.prices.iter().map(|(what, price)| constraint(group, what, *price)));
-        let left = remaining(group);
+        let mut left = remaining(group);
         for (at, member) in group.members.iter().enumerate() {
-            pools.insert(*member, planned(input, &drafts[*member], group, at, &left, &mut names, model));
+            pools.insert(*member, planned(input, &drafts[*member], group, at, &mut left, &mut names, model));
         }
     }
     for (i, draft) in drafts.iter().enumerate() {
@@ -147,7 +147,7 @@ fn planned(
     draft: &Draft<'_>,
     group: &Group<'_>,
     at: usize,
-    left: &Remaining<'_, '_>,
+    left: &mut Remaining<'_, '_>,
     names: &mut Names<'_>,
     model: &dyn Performance,
 ) -> PoolPlan {
@@ -351,25 +351,20 @@ fn limiting(group: &Group<'_>, at: usize, left: &Remaining<'_, '_>) -> Limiting 
 }
 
 /// Bounds for the fast loop: not below what the plan's demand needs of the bounds, not above what fits and is paid for.
-fn envelope(group: &Group<'_>, at: usize, left: &Remaining<'_, '_>, count: u32) -> (u32, u32) {
+fn envelope(group: &Group<'_>, at: usize, left: &mut Remaining<'_, '_>, count: u32) -> (u32, u32) {
     let problem = &group.problem.pools[at];
     let answer = &group.answer.pools[at];
-    let mut room = left.clone();
-    let mut extra = 0;
+    let mut taken: Vec<(usize, usize)> = Vec::new();
     // A burst may double a fleet before the next plan has its say.
-    'more: while extra < count.max(1) && count + extra < problem.ceiling {
-        for (k, c) in answer.counts.keys() {
-            if group.problem.cells[*c].eligible[at] == super::inventory::Eligibility::Open
-                && room.fits(at, *k, *c)
-            {
-                room.take(at, *k, *c);
-                extra += 1;
-                continue 'more;
-            }
-        }
-        break;
+    while (taken.len() as u32) < count.max(1) && count + (taken.len() as u32) < problem.ceiling {
+        let open = |c: usize| group.problem.cells[c].eligible[at] == super::inventory::Eligibility::Open;
+        let next = answer.counts.keys().find(|(k, c)| open(*c) && left.fits(at, *k, *c));
+        let Some((k, c)) = next.copied() else { break };
+        left.take(at, k, c);
+        taken.push((k, c));
     }
-    (problem.floor.min(count), (count + extra).min(problem.ceiling.max(count)))
+    taken.iter().for_each(|(k, c)| left.release(at, *k, *c));
+    (problem.floor.min(count), (count + taken.len() as u32).min(problem.ceiling.max(count)))
 }
 
 /// The plan for a pool that took no part in the program.

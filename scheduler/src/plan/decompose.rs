@@ -1,35 +1,43 @@
 //! Solving by prices (Dantzig–Wolfe): a small master program prices every coupling row (inventory, budgets); each pool
 //! then answers on its own with its best whole fleet at those prices, which becomes a column of the master.
 //!
-//! 1. *First fleet*: pools choose one after another, highest tier and largest first, from what is left; a pool that
-//!    comes away short moves to the front of its tier and all choose anew. A greedy fleet competes. Each is *polished*:
-//!    every pool chooses once more with all others fixed.
-//! 2. *Prices*: the master picks a mix of columns for each pool; its shadow prices ask the pools for new columns, until
-//!    none helps or the rounds are up. Every round proves a lower bound (Lagrange): each pool's cheapest whole fleet at
-//!    the prices, as if it were alone, less what the rows' capacity is worth. It is far tighter than the linear
-//!    relaxation's, because fleets are whole.
-//! 3. *Fleets from prices*: pools whose mix is a single column keep it, the few others choose in turn from what is
-//!    left, at the prices; or all choose anew; or the master picks one whole column a pool. Polished, the best stands.
+//! 1. *First fleet*: each pool takes what it would take alone; where that does not fit, pools choose one after another, highest tier
+//!    and largest first, from what is left; a pool that comes away short moves to the front of its tier and all choose anew. Polished, a greedy
+//!    fleet competes: every pool chooses once more with all others fixed.
+//! 2. *Prices* ([`super::master`]): the master picks a mix of columns for each pool; its shadow prices ask the pools for new columns, until
+//!    none helps or the rounds are up. Every round proves a lower bound. It is far tighter than the linear
+//!    relaxation's, because fleets are whole. A re-plan begins at the prices of the plan in force.
+//! 3. *Fleets from prices*: each pool takes the column that is most of its mix, the surest first, while it fits; the others choose from
+//!    what is left, at the prices; or the master picks one whole column a pool. Polished, the best stands.
 //!
-//! Small fleets are then also solved as one program from that start. The work is a handful of tiny programs a
-//! pool and round, and one small linear program a round: near-linear in pools.
+//! A pool's choice is exact and takes microseconds ([`super::covering`]); one that finds no room for a fleet that serves it is solved
+//! as a program of its own, which weighs what to leave undone. Small fleets are then also solved as one program from that start. The work is a handful
+//! of choices a pool and round, and one small linear program a round: near-linear in pools.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
+use std::sync::Arc;
 
-use super::greedy::{Remaining, answer_of, greedy};
+use super::candidates::CandidateSet;
+use super::greedy::{answer_of, greedy};
 use super::inventory::{Cell, Eligibility};
+use super::master::Master;
+use super::options::{Counts, Options, Prices, Service};
+use super::parallel;
 use super::program::{
-    self, Answer, BudgetRow, Coupling, Fleet, Held, PoolAnswer, Problem, cost_of, relaxation, solve_whole,
+    self, Answer, BudgetRow, Coupling, PoolAnswer, PoolProblem, Problem, relaxation, solve_whole,
 };
-use super::solver::{Comparison, Limits, Program, Solver};
+use super::residual::Remaining;
+use super::solver::{Limits, Solver};
 
 /// Whole variables up to which a problem is also solved as one program.
 const WHOLE_VARIABLES: usize = 500;
+/// Pools up to which more ways from prices to whole fleets are tried.
+const FEW_POOLS: usize = 100;
 /// Times that pools which came away short may go first.
 const REORDERS: usize = 2;
-/// Branch-and-bound nodes of one pool's program.
-const POOL_NODES: u64 = 100;
+/// Nodes of the search for one pool's fleet.
+const POOL_NODES: u64 = 3_000;
 
 /// Solves a problem: serve tiers in order, then spend least. Never fails; always a bound.
 pub fn solve(problem: &Problem<'_>, solver: &dyn Solver, limits: &Limits) -> Answer {
@@ -43,7 +51,7 @@ pub fn solve(problem: &Problem<'_>, solver: &dyn Solver, limits: &Limits) -> Ans
     if (by_prices.complete && gap <= limits.gap) || program::size(problem) > WHOLE_VARIABLES {
         return by_prices;
     }
-    let fleet: Fleet = by_prices.pools.iter().map(|p| p.counts.clone()).collect();
+    let fleet: Vec<Counts> = by_prices.pools.iter().map(|p| p.counts.clone()).collect();
     let whole = solve_whole(problem, &fleet, solver, limits);
     if !whole.complete || !by_prices.complete {
         // Something is short: only the one program weighs the pools of a tier against each other.
@@ -55,94 +63,318 @@ pub fn solve(problem: &Problem<'_>, solver: &dyn Solver, limits: &Limits) -> Ans
 }
 
 fn by_prices(problem: &Problem<'_>, solver: &dyn Solver, limits: &Limits) -> Answer {
-    let limits = Limits { nodes: limits.nodes.min(POOL_NODES), ..*limits };
-    let mut order: Vec<usize> = (0..problem.pools.len()).collect();
-    let weight = |p: usize| {
-        let pool = &problem.pools[p];
-        let usd = pool.set.candidates.iter().map(|k| k.usd_per_hour * k.replicas_for(&pool.set.classes));
-        usd.filter(|x| x.is_finite()).fold(0.0, f64::max)
-    };
-    let tier = |p: usize| Reverse(problem.pools[p].pool.priority);
-    order.sort_by(|a, b| tier(*a).cmp(&tier(*b)).then(weight(*b).total_cmp(&weight(*a))).then(a.cmp(b)));
+    let limits = Limits { nodes: limits.nodes.min(POOL_NODES), gap: limits.gap, ..*limits };
+    let options = Options::new(problem);
+    let search = Search::new(problem, &options, solver, &limits);
+    let mut best = Best { search: &search, found: None };
+    best.consider(search.in_turn(search.alone.wishes.clone(), &Prices::default()));
+    if best.gap_to(search.least_usd()) > limits.gap {
+        best.consider(search.of_fleets(&greedy(problem)));
+    }
+    if best.is_complete() {
+        return search.cheapest(best, &problem.hints);
+    }
+    let (hints, prices) = search.serve_more(&mut best);
+    if best.is_complete() {
+        return search.cheapest(best, &hints);
+    }
+    // What is served stands; what it costs can still be less.
+    let (_, _, answers) = best.current();
+    let reduced = served(problem, &answers);
+    let options = Options::new(&reduced);
+    let search = Search::new(&reduced, &options, solver, &limits);
+    let mut best = Best { search: &search, found: None };
+    best.consider(search.of_fleets(&answers.into_iter().map(|a| a.counts).collect::<Vec<_>>()));
+    let cheapest = search.cheapest(best, &prices);
+    let pools = cheapest.pools.iter().enumerate().map(|(p, a)| answer_of(problem, p, &a.counts)).collect();
+    Answer { pools, complete: false, prices, ..cheapest }
+}
 
-    // Lexicographic by tier, folded into one figure: a thousand times more for each tier above.
-    let lowest = problem.pools.iter().map(|p| p.pool.priority).min().unwrap_or(0);
-    let loss = |answers: &[PoolAnswer]| -> f64 {
+/// The problem in which only what these answers serve is asked for.
+fn served<'a>(problem: &Problem<'a>, answers: &[PoolAnswer]) -> Problem<'a> {
+    let mut reduced = problem.clone();
+    for (pool, answer) in reduced.pools.iter_mut().zip(answers).filter(|(_, a)| !done(a)) {
+        let mut set = CandidateSet::clone(&pool.set);
+        for (class, unserved) in set.classes.iter_mut().zip(&answer.unserved) {
+            let share = (1.0 - unserved).max(0.0);
+            class.rps = if share > 1e-6 { class.rps * share * (1.0 - 1e-7) } else { 0.0 };
+        }
+        pool.set = Arc::new(set);
+        pool.floor -= answer.short.min(pool.floor);
+        pool.min_zones -= answer.zones_short.min(pool.min_zones);
+    }
+    reduced
+}
+
+/// What each pool would do with the cluster to itself.
+struct Alone {
+    /// The fleet it would take, if that serves it.
+    wishes: Vec<Option<Counts>>,
+    /// What it costs at least, dollars per hour and price of change; `None` if it cannot be served even so.
+    least_usd: Vec<Option<f64>>,
+}
+
+impl Alone {
+    fn of(problem: &Problem<'_>, options: &Options<'_, '_>, limits: &Limits) -> Self {
+        let none = Prices::default();
         let of = |p: usize| {
-            let rank = problem.pools[p].pool.priority.saturating_sub(lowest).min(10);
-            if done(&answers[p]) { 0.0 } else { 1e3_f64.powi(rank) * (undone(&answers[p]) + 1e-3) }
+            let Some(response) = options.at_prices(p, Service::All, &none, limits) else {
+                return (None, None);
+            };
+            let zoned = options.with_zones(p, response.counts.clone(), &none, None);
+            (zoned.filter(|w| done(&answer_of(problem, p, w))), Some(response.bound))
+        };
+        let (wishes, least_usd) = parallel::map(problem.pools.len(), of).into_iter().unzip();
+        Self { wishes, least_usd }
+    }
+}
+
+/// What every step of the search needs.
+struct Search<'s, 'p, 'a> {
+    problem: &'p Problem<'a>,
+    options: &'s Options<'p, 'a>,
+    solver: &'s dyn Solver,
+    limits: &'s Limits,
+    alone: Alone,
+    /// Pools, highest tier and largest first.
+    order: Vec<usize>,
+}
+
+impl<'s, 'p, 'a> Search<'s, 'p, 'a> {
+    fn new(
+        problem: &'p Problem<'a>,
+        options: &'s Options<'p, 'a>,
+        solver: &'s dyn Solver,
+        limits: &'s Limits,
+    ) -> Self {
+        let weight = |p: usize| {
+            let pool = &problem.pools[p];
+            let usd = pool.set.candidates.iter().map(|k| k.usd_per_hour * k.replicas_for(&pool.set.classes));
+            usd.filter(|x| x.is_finite()).fold(0.0, f64::max)
+        };
+        let mut order: Vec<(Reverse<i32>, f64, usize)> = (0..problem.pools.len())
+            .map(|p| (Reverse(problem.pools[p].pool.priority), weight(p), p))
+            .collect();
+        order.sort_by(|a, b| a.0.cmp(&b.0).then(b.1.total_cmp(&a.1)).then(a.2.cmp(&b.2)));
+        let order = order.into_iter().map(|(_, _, p)| p).collect();
+        let alone = Alone::of(problem, options, limits);
+        Self { problem, options, solver, limits, alone, order }
+    }
+
+    /// What all pools cost at least, dollars per hour and price of change: each as if it were alone; 0 if one cannot be served.
+    fn least_usd(&self) -> f64 {
+        self.alone.least_usd.iter().copied().sum::<Option<f64>>().unwrap_or(0.0)
+    }
+
+    fn of_fleets(&self, fleets: &[Counts]) -> Vec<PoolAnswer> {
+        fleets.iter().enumerate().map(|(p, f)| answer_of(self.problem, p, f)).collect()
+    }
+
+    /// From a fleet that serves everything to the cheapest that was found; prices begin at the hints.
+    fn cheapest(&self, mut best: Best<'_, 's, 'p, 'a>, hints: &[(Coupling, f64)]) -> Answer {
+        let gap = self.limits.gap;
+        let own_best = self.least_usd();
+        let (_, objective, answers) = best.current();
+        if best.gap_to(own_best) <= gap {
+            let bound = own_best.min(objective);
+            return Answer { pools: answers, objective, bound, complete: true, prices: Vec::new() };
+        }
+        let everything = vec![Service::All; answers.len()];
+        let mut master = Master::new(self.options, everything, self.solver, self.limits);
+        for (p, wish) in self.alone.wishes.iter().enumerate() {
+            wish.iter().for_each(|w| {
+                master.add(p, w.clone());
+            });
+        }
+        master.start_at(hints);
+        let first: Vec<Counts> = answers.into_iter().map(|a| a.counts).collect();
+        let bound = master.run(&first, objective).max(own_best);
+        let prices = master.prices();
+        let at = Prices::new(self.problem, &prices);
+        if best.gap_to(bound) > gap {
+            best.consider(self.rounded(master.preferred(), &at));
+        }
+        if self.problem.pools.len() <= FEW_POOLS {
+            if best.gap_to(bound) > gap {
+                best.consider(self.in_turn(vec![None; first.len()], &at));
+            }
+            if best.gap_to(bound) > gap
+                && let Some(chosen) = master.choose(&first)
+            {
+                best.consider(self.of_fleets(&chosen));
+            }
+        }
+        let (_, objective, answers) = best.current();
+        Answer { pools: answers, objective, bound: bound.min(objective), complete: true, prices }
+    }
+
+    /// Looks for a fleet that serves more than one that leaves something undone. Returns the prices it ended with, and what more of each row
+    /// would be worth.
+    ///
+    /// Tiers that are served stay so. In the others a pool that is wholly unserved has a price far above any fleet's, a thousand times more
+    /// for each such tier above.
+    fn serve_more(&self, best: &mut Best<'_, 's, 'p, 'a>) -> (Vec<(Coupling, f64)>, Vec<(Coupling, f64)>) {
+        let (_, _, answers) = best.current();
+        let pools = &self.problem.pools;
+        let mut short: Vec<i32> =
+            pools.iter().zip(&answers).filter(|(_, a)| !done(a)).map(|(p, _)| p.pool.priority).collect();
+        short.sort_unstable();
+        short.dedup();
+        let dearest =
+            |p: &PoolProblem<'_>| p.set.candidates.iter().map(|k| k.usd_per_hour).fold(0.0, f64::max);
+        let much = 100.0 * pools.iter().map(dearest).fold(1.0, f64::max);
+        let service = |p: &PoolProblem<'_>| match short.iter().position(|tier| *tier == p.pool.priority) {
+            None => Service::All,
+            Some(rank) => Service::Worth(much * 1e3_f64.powi(rank.min(2) as i32)),
+        };
+        let services: Vec<Service> = pools.iter().map(service).collect();
+        let mut master = Master::new(self.options, services, self.solver, self.limits);
+        let first: Vec<Counts> = answers.into_iter().map(|a| a.counts).collect();
+        master.start_at(&self.problem.hints);
+        master.run(&first, f64::INFINITY);
+        let prices = master.prices();
+        let at = Prices::new(self.problem, &prices);
+        best.consider(self.rounded(master.preferred(), &at));
+        // People are told prices at which unserved demand is worth a few times what serving it costs.
+        let worth = |p: &PoolProblem<'_>| {
+            let usd =
+                p.set.candidates.iter().map(|k| k.usd_per_hour * k.replicas_for(&p.set.classes).max(1.0));
+            let rank = f64::from(p.pool.priority.saturating_sub(lowest(self.problem)).min(20));
+            Service::Worth(5.0 * usd.filter(|x| x.is_finite()).fold(1.0, f64::max) * (1.0 + rank))
+        };
+        master.price_anew(pools.iter().map(worth).collect(), &first);
+        (prices, master.prices())
+    }
+
+    /// What an answer loses: by tier, folded into one figure, a thousand times more for each tier above.
+    fn loss(&self, answers: &[PoolAnswer]) -> f64 {
+        let lowest = lowest(self.problem);
+        let of = |p: usize| {
+            let rank = self.problem.pools[p].pool.priority.saturating_sub(lowest).min(10);
+            if done(&answers[p]) {
+                0.0
+            } else {
+                1e3_f64.powi(rank) * (self.problem.pools[p].undone(&answers[p]) + 1e-3)
+            }
         };
         (0..answers.len()).map(of).sum()
-    };
-    let alone = Alone::of(problem, solver, &limits);
-    let own_best = alone.least_usd.iter().copied().sum::<Option<f64>>().unwrap_or(0.0);
-    let mut best =
-        Best { problem, order: &order, loss: &loss, alone: &alone, solver, limits: &limits, found: None };
-    best.consider(in_turn(problem, &order, vec![None; order.len()], Some(&alone), &[], solver, &limits));
-    if best.gap_to(own_best) > limits.gap {
-        best.consider(greedy(problem).iter().enumerate().map(|(p, f)| answer_of(problem, p, f)).collect());
     }
-    let (_, objective, answers) = best.current();
-    if !answers.iter().all(done) {
-        // Something is short: what is served comes first, and the relaxation says what binds.
-        let (prices, _) = relaxation(problem, solver);
-        best.consider(in_turn(problem, &order, vec![None; order.len()], None, &prices, solver, &limits));
-        let (_, objective, answers) = best.current();
-        let fleet: Fleet = answers.iter().map(|a| a.counts.clone()).collect();
-        let bound = program::bound_given(problem, &fleet, solver).min(objective);
-        let complete = answers.iter().all(done);
-        return Answer { pools: answers, objective, bound, complete, prices };
+
+    /// Every pool chooses from what those before it left; pools that come away short go first the next time. A pool that finds
+    /// what it wishes for takes that.
+    fn in_turn(&self, wishes: Vec<Option<Counts>>, prices: &Prices) -> Vec<PoolAnswer> {
+        let mut order = self.order.clone();
+        let mut best: Option<(usize, Vec<PoolAnswer>)> = None;
+        for _ in 0..=REORDERS {
+            let answers = self.choose_in(&order, &wishes, prices);
+            let short: BTreeSet<usize> = (0..answers.len()).filter(|p| !done(&answers[*p])).collect();
+            if best.as_ref().is_none_or(|(n, _)| short.len() < *n) {
+                best = Some((short.len(), answers));
+            }
+            if short.is_empty() {
+                break;
+            }
+            order.sort_by_key(|p| (Reverse(self.problem.pools[*p].pool.priority), !short.contains(p)));
+        }
+        best.map(|(_, a)| a).unwrap_or_default()
     }
-    if best.gap_to(own_best) <= limits.gap {
-        return Answer {
-            pools: answers,
-            objective,
-            bound: own_best.min(objective),
-            complete: true,
-            prices: Vec::new(),
-        };
+
+    fn choose_in(&self, order: &[usize], wishes: &[Option<Counts>], prices: &Prices) -> Vec<PoolAnswer> {
+        let mut answers = vec![PoolAnswer::default(); order.len()];
+        let mut left = Remaining::new(self.problem);
+        for p in order {
+            let wish = wishes[*p].as_ref().filter(|w| left.take_all(*p, w));
+            answers[*p] = match wish {
+                Some(wish) => answer_of(self.problem, *p, wish),
+                None => {
+                    let answer = self.one(*p, &left, prices);
+                    left.take_each(*p, &answer.counts);
+                    answer
+                }
+            };
+        }
+        answers
     }
-    let mut master = Master::new(problem, solver, &limits);
-    let first: Fleet = answers.iter().map(|a| a.counts.clone()).collect();
-    let bound = master.run(&first, objective).max(own_best);
-    let (prices, settled) = (master.prices.clone(), master.settled());
-    if best.gap_to(bound) > limits.gap {
-        best.consider(in_turn(problem, &order, settled, None, &prices, solver, &limits));
+
+    /// A fleet from the master's mix: the surest pools first.
+    fn rounded(&self, preferred: Vec<Option<(f64, Counts)>>, prices: &Prices) -> Vec<PoolAnswer> {
+        let part = |p: usize| preferred[p].as_ref().map_or(0.0, |(part, _)| (part * 20.0).round());
+        let mut order = self.order.clone();
+        order.sort_by(|a, b| part(*b).total_cmp(&part(*a)));
+        let wishes: Vec<Option<Counts>> =
+            preferred.iter().map(|p| p.as_ref().map(|(_, c)| c.clone())).collect();
+        self.choose_in(&order, &wishes, prices)
     }
-    if best.gap_to(bound) > limits.gap {
-        best.consider(in_turn(problem, &order, vec![None; order.len()], None, &prices, solver, &limits));
+
+    /// Each pool chooses once more at true cost, from what the others leave, and keeps the better of the two. One that costs
+    /// no more than it would alone has no better choice.
+    fn polish(&self, answers: &mut [PoolAnswer]) {
+        let mut left = Remaining::new(self.problem);
+        for (p, answer) in answers.iter().enumerate() {
+            left.take_each(p, &answer.counts);
+        }
+        let none = Prices::default();
+        for p in &self.order {
+            let answer = &answers[*p];
+            let usd = self.options.cost(*p, &answer.counts);
+            if let Some(least_usd) = self.alone.least_usd[*p].filter(|_| done(answer))
+                && usd - least_usd <= self.limits.gap * usd.abs()
+            {
+                continue;
+            }
+            left.release_each(*p, &answer.counts);
+            let again = self.one(*p, &left, &none);
+            let pool = &self.problem.pools[*p];
+            let (old, new) = (pool.undone(answer), pool.undone(&again));
+            let cheaper = || self.options.cost(*p, &again.counts) < usd - 1e-9;
+            if new < old - 1e-9 || (new <= old + 1e-9 && cheaper()) {
+                answers[*p] = again;
+            }
+            left.take_each(*p, &answers[*p].counts);
+        }
     }
-    if best.gap_to(bound) > limits.gap
-        && let Some(chosen) = master.choose(&first)
-    {
-        best.consider(chosen);
+
+    /// One pool's best answer in what is left: all of it served, or as much as can be.
+    fn one(&self, p: usize, left: &Remaining<'_, '_>, prices: &Prices) -> PoolAnswer {
+        let pool = &self.problem.pools[p];
+        let usd = pool.set.candidates.iter().enumerate().map(|(k, of)| of.usd_per_hour * pool.load_of(k));
+        let most = usd.fold(1.0, f64::max);
+        for service in [Service::All, Service::Worth(1e3 * most)] {
+            if let Some(found) = self.options.within(p, service, prices, left, self.limits) {
+                let zoned = self.options.with_zones(p, found.counts.clone(), prices, Some(left));
+                let answer = answer_of(self.problem, p, &zoned.unwrap_or(found.counts));
+                if done(&answer) || service != Service::All {
+                    return answer;
+                }
+            }
+        }
+        let alone = only(self.problem, p, left);
+        solve_whole(&alone, &greedy(&alone), self.solver, self.limits).pools.pop().unwrap_or_default()
     }
-    let (_, objective, answers) = best.current();
-    Answer { pools: answers, objective, bound: bound.min(objective), complete: true, prices }
 }
 
 /// The best fleet so far.
-struct Best<'s, 'p> {
-    problem: &'s Problem<'p>,
-    order: &'s [usize],
-    loss: &'s dyn Fn(&[PoolAnswer]) -> f64,
-    alone: &'s Alone,
-    solver: &'s dyn Solver,
-    limits: &'s Limits,
+struct Best<'b, 's, 'p, 'a> {
+    search: &'b Search<'s, 'p, 'a>,
     /// Demand lost (weighed by tier), cost, answers.
     found: Option<(f64, f64, Vec<PoolAnswer>)>,
 }
 
-impl Best<'_, '_> {
+impl Best<'_, '_, '_, '_> {
     /// Polishes a fleet and keeps it if it is better.
     fn consider(&mut self, mut answers: Vec<PoolAnswer>) {
-        polish(self.problem, self.order, self.alone, &mut answers, self.solver, self.limits);
-        let fleet: Fleet = answers.iter().map(|a| a.counts.clone()).collect();
-        let (lost, cost) = ((self.loss)(&answers), cost_of(self.problem, &fleet));
-        let better = |l: f64, c: f64| lost < l - 1e-9 || (lost < l + 1e-9 && cost < c - 1e-9);
+        self.search.polish(&mut answers);
+        let cost = answers.iter().enumerate().map(|(p, a)| self.search.options.cost(p, &a.counts)).sum();
+        let lost = self.search.loss(&answers);
+        // A hundredth of what is lost is not worth a change.
+        let better = |l: f64, c: f64| lost < 0.99 * l - 1e-9 || (lost < l / 0.99 + 1e-9 && cost < c - 1e-9);
         if self.found.as_ref().is_none_or(|(l, c, _)| better(*l, *c)) {
             self.found = Some((lost, cost, answers));
         }
+    }
+
+    fn is_complete(&self) -> bool {
+        self.found.as_ref().is_some_and(|(_, _, answers)| answers.iter().all(done))
     }
 
     fn current(&self) -> (f64, f64, Vec<PoolAnswer>) {
@@ -158,304 +390,26 @@ impl Best<'_, '_> {
     }
 }
 
-/// Most rounds of the master.
-const ROUNDS: usize = 20;
-
-/// A pool's fleet as the master sees it.
-struct Column {
-    counts: BTreeMap<(usize, usize), u32>,
-    cost: f64,
-    /// What it takes of each coupling row.
-    takes: Vec<f64>,
-    /// Its part in the master's latest mix, 0–1.
-    part: f64,
-}
-
-struct Master<'s, 'p> {
-    problem: &'s Problem<'p>,
-    solver: &'s dyn Solver,
-    limits: &'s Limits,
-    rows: Vec<(Coupling, f64)>,
-    columns: Vec<Vec<Column>>,
-    prices: Vec<(Coupling, f64)>,
-}
-
-impl<'s, 'p> Master<'s, 'p> {
-    fn new(problem: &'s Problem<'p>, solver: &'s dyn Solver, limits: &'s Limits) -> Self {
-        let columns = problem.pools.iter().map(|_| Vec::new()).collect();
-        Self { problem, solver, limits, rows: program::couplings(problem), columns, prices: Vec::new() }
-    }
-
-    fn add(&mut self, p: usize, counts: BTreeMap<(usize, usize), u32>) -> bool {
-        if self.columns[p].iter().any(|c| c.counts == counts) {
-            return false;
-        }
-        let cost = cost_of(&single(self.problem, p, &[]), &vec![counts.clone()]);
-        let takes = self
-            .rows
-            .iter()
-            .map(|(what, _)| {
-                let of = |((k, c), n): (&(usize, usize), &u32)| {
-                    f64::from(*n) * self.problem.takes(what, p, *k, *c)
-                };
-                counts.iter().map(of).fold(0.0, |a, b| a + b)
-            })
-            .collect();
-        self.columns[p].push(Column { counts, cost, takes, part: 0.0 });
-        true
-    }
-
-    /// Adds columns until none helps, starting from a feasible fleet; returns the best bound proved.
-    fn run(&mut self, first: &Fleet, target: f64) -> f64 {
-        let mut bound = f64::NEG_INFINITY;
-        for (p, counts) in first.iter().enumerate() {
-            self.add(p, counts.clone());
-        }
-        for _ in 0..ROUNDS {
-            if !self.solve() {
-                break;
-            }
-            let answers: Vec<Option<Answer>> = (0..self.columns.len())
-                .map(|p| at_prices(self.problem, p, &self.prices, self.solver, self.limits))
-                .collect();
-            let worth: f64 = self
-                .prices
-                .iter()
-                .filter_map(|(what, price)| {
-                    self.rows.iter().find(|(w, _)| w == what).map(|(_, rhs)| price * rhs)
-                })
-                .fold(0.0, |a, b| a + b);
-            let proved: Option<f64> = answers.iter().map(|a| a.as_ref().map(|a| a.bound)).sum();
-            bound = bound.max(proved.map_or(f64::NEG_INFINITY, |total| total - worth));
-            let mut grew = false;
-            for (p, answer) in answers.into_iter().enumerate() {
-                if let Some(counts) = answer.and_then(|mut a| a.pools.pop()).map(|a| a.counts) {
-                    grew |= self.add(p, counts);
-                }
-            }
-            if !grew || target - bound <= self.limits.gap * target.abs() {
-                break;
-            }
-        }
-        bound
-    }
-
-    /// The master over the columns at hand; `whole`: each pool takes exactly one. With it the variables of each pool's
-    /// columns and, where a coupling row has terms, its row.
-    fn program(&self, whole: bool) -> (Program, Vec<Vec<usize>>, Vec<Option<usize>>) {
-        let mut program = Program::default();
-        let mut variables: Vec<Vec<usize>> = Vec::new();
-        for columns in &self.columns {
-            let mut variable = |c: &Column| {
-                if whole {
-                    program.integer(c.cost, 0.0, 1.0)
-                } else {
-                    program.real(c.cost, 0.0, f64::INFINITY)
-                }
-            };
-            let vars: Vec<usize> = columns.iter().map(&mut variable).collect();
-            program.row(vars.iter().map(|v| (*v, 1.0)).collect(), Comparison::Equal, 1.0);
-            variables.push(vars);
-        }
-        let mut rows = Vec::new();
-        for (r, (_, rhs)) in self.rows.iter().enumerate() {
-            let terms = self.columns.iter().zip(&variables).flat_map(|(columns, vars)| {
-                columns.iter().zip(vars).filter(|(c, _)| c.takes[r] != 0.0).map(|(c, v)| (*v, c.takes[r]))
-            });
-            let terms: Vec<_> = terms.collect();
-            rows.push((!terms.is_empty()).then(|| program.row(terms, Comparison::AtMost, *rhs)));
-        }
-        (program, variables, rows)
-    }
-
-    /// Solves the master and reads prices and mixes; false if the solver failed.
-    fn solve(&mut self) -> bool {
-        let (program, variables, rows) = self.program(false);
-        let Ok(relaxed) = self.solver.relax(&program) else { return false };
-        let priced = self.rows.iter().zip(&rows).filter_map(|((what, _), row)| {
-            let price = -relaxed.prices[(*row)?];
-            (price > 1e-6).then(|| (what.clone(), price))
-        });
-        self.prices = priced.collect();
-        for (columns, vars) in self.columns.iter_mut().zip(&variables) {
-            columns.iter_mut().zip(vars).for_each(|(c, v)| c.part = relaxed.values[*v]);
-        }
-        true
-    }
-
-    /// The best choice of one column a pool, from a known one.
-    fn choose(&self, known: &Fleet) -> Option<Vec<PoolAnswer>> {
-        let (program, variables, _) = self.program(true);
-        let mut start = vec![0.0; program.variables.len()];
-        for ((columns, vars), counts) in self.columns.iter().zip(&variables).zip(known) {
-            columns.iter().zip(vars).filter(|(c, _)| &c.counts == counts).for_each(|(_, v)| start[*v] = 1.0);
-        }
-        let start = Some(start.as_slice()).filter(|s| program.is_feasible(s, 1e-6));
-        let chosen = self.solver.solve(&program, self.limits, start).ok()?;
-        self.columns
-            .iter()
-            .zip(&variables)
-            .enumerate()
-            .map(|(p, (columns, vars))| {
-                let column = columns.iter().zip(vars).find(|(_, v)| chosen.values[**v] > 0.5)?.0;
-                Some(answer_of(self.problem, p, &column.counts))
-            })
-            .collect()
-    }
-
-    /// The fleet of each pool whose mix is a single column.
-    fn settled(&self) -> Vec<Option<PoolAnswer>> {
-        let one = |columns: &Vec<Column>| columns.iter().find(|c| c.part > 0.99).map(|c| c.counts.clone());
-        self.columns
-            .iter()
-            .enumerate()
-            .map(|(p, columns)| one(columns).map(|counts| answer_of(self.problem, p, &counts)).filter(done))
-            .collect()
-    }
-}
-
-/// What each pool would do with the cluster to itself.
-struct Alone {
-    /// The fleet it would take, if that serves it.
-    wishes: Vec<Option<PoolAnswer>>,
-    /// What it costs at least, dollars per hour and price of change; `None` if it cannot be served even so.
-    least_usd: Vec<Option<f64>>,
-}
-
-impl Alone {
-    fn of(problem: &Problem<'_>, solver: &dyn Solver, limits: &Limits) -> Self {
-        let of = |p: usize| {
-            let Some(mut answer) = at_prices(problem, p, &[], solver, limits) else { return (None, None) };
-            // Zones are left out of that program.
-            let wish = answer.pools.pop().filter(|_| problem.pools[p].min_zones <= 1);
-            (wish.filter(done), Some(answer.bound))
-        };
-        let (wishes, least_usd) = (0..problem.pools.len()).map(of).unzip();
-        Self { wishes, least_usd }
-    }
-}
-
-/// Every pool chooses from what those before it left; pools that come away short go first the next time. A pool that finds
-/// what it would take alone takes that: nothing is better.
-fn in_turn(
-    problem: &Problem<'_>,
-    order: &[usize],
-    settled: Vec<Option<PoolAnswer>>,
-    alone: Option<&Alone>,
-    prices: &[(Coupling, f64)],
-    solver: &dyn Solver,
-    limits: &Limits,
-) -> Vec<PoolAnswer> {
-    let mut order: Vec<usize> = order.iter().copied().filter(|p| settled[*p].is_none()).collect();
-    let start: Vec<PoolAnswer> = settled.into_iter().map(Option::unwrap_or_default).collect();
-    let mut best: Option<(usize, Vec<PoolAnswer>)> = None;
-    for _ in 0..=REORDERS {
-        let mut answers = start.clone();
-        let mut left = Remaining::new(problem);
-        for (p, answer) in start.iter().enumerate() {
-            left.take_each(p, &answer.counts);
-        }
-        for p in &order {
-            let wish = alone.and_then(|a| a.wishes[*p].as_ref()).filter(|w| left.take_all(*p, &w.counts));
-            answers[*p] = match wish {
-                Some(wish) => wish.clone(),
-                None => {
-                    let answer = one(&only(problem, *p, &answers, prices), solver, limits);
-                    left.take_each(*p, &answer.counts);
-                    answer
-                }
-            };
-        }
-        let short: BTreeSet<usize> = (0..answers.len()).filter(|p| !done(&answers[*p])).collect();
-        if best.as_ref().is_none_or(|(n, _)| short.len() < *n) {
-            best = Some((short.len(), answers));
-        }
-        if short.is_empty() {
-            break;
-        }
-        order.sort_by_key(|p| (Reverse(problem.pools[*p].pool.priority), !short.contains(p)));
-    }
-    best.map(|(_, a)| a).unwrap_or_default()
-}
-
-/// Each pool chooses once more at true cost, from what the others leave, and keeps the better of the two. One that costs
-/// no more than it would alone has no better choice.
-fn polish(
-    problem: &Problem<'_>,
-    order: &[usize],
-    alone: &Alone,
-    answers: &mut [PoolAnswer],
-    solver: &dyn Solver,
-    limits: &Limits,
-) {
-    for p in order {
-        if let Some(least_usd) = alone.least_usd[*p].filter(|_| done(&answers[*p])) {
-            let usd = cost_of(&single(problem, *p, &[]), &vec![answers[*p].counts.clone()]);
-            if usd - least_usd <= limits.gap * usd.abs() {
-                continue;
-            }
-        }
-        let alone = only(problem, *p, answers, &[]);
-        let again = one(&alone, solver, limits);
-        let cost = |a: &PoolAnswer| cost_of(&alone, &vec![a.counts.clone()]);
-        let (old, new) = (undone(&answers[*p]), undone(&again));
-        if new < old - 1e-9 || (new <= old + 1e-9 && cost(&again) < cost(&answers[*p]) - 1e-9) {
-            answers[*p] = again;
-        }
-    }
-}
-
-/// What an answer leaves undone, in the units of a tier's objective.
-fn undone(a: &PoolAnswer) -> f64 {
-    a.unserved.iter().sum::<f64>() + 0.25 * f64::from(a.short) + 0.05 * f64::from(a.zones_short)
+fn lowest(problem: &Problem<'_>) -> i32 {
+    problem.pools.iter().map(|p| p.pool.priority).min().unwrap_or(0)
 }
 
 fn done(a: &PoolAnswer) -> bool {
-    undone(a) <= 1e-6
+    a.short == 0 && a.zones_short == 0 && a.unserved.iter().all(|u| *u <= 1e-6)
 }
 
-fn one(alone: &Problem<'_>, solver: &dyn Solver, limits: &Limits) -> PoolAnswer {
-    let answer = solve_whole(alone, &greedy(alone), solver, limits).pools.pop().unwrap_or_default();
-    if done(&answer) || alone.allowed.is_none() {
-        return answer;
-    }
-    // Shapes may have filled each other's cells: look at all of them.
-    let everywhere = Problem { allowed: None, ..alone.clone() };
-    solve_whole(&everywhere, &greedy(&everywhere), solver, limits).pools.pop().unwrap_or_default()
-}
-
-/// The problem of one pool, with what the other answers hold taken out.
-fn only<'a>(
-    problem: &Problem<'a>,
-    p: usize,
-    answers: &[PoolAnswer],
-    prices: &[(Coupling, f64)],
-) -> Problem<'a> {
-    let mut held: BTreeMap<(usize, u32, u32), u32> = BTreeMap::new();
-    let mut spent = vec![0.0; problem.budgets.len()];
-    for (q, answer) in answers.iter().enumerate().filter(|(q, _)| *q != p) {
-        let pool = &problem.pools[q];
-        for ((k, c), n) in &answer.counts {
-            let shape = &pool.set.candidates[*k].shape;
-            *held.entry((*c, shape.tensor_parallel, shape.pipeline_parallel)).or_default() += n;
-            for (_, spent) in problem.budgets.iter().zip(&mut spent).filter(|(b, _)| b.covers[q]) {
-                *spent += f64::from(*n) * pool.usd(*k, &problem.cells[*c]);
-            }
-        }
-    }
-    let mut alone = single(problem, p, prices);
-    alone.held = held
-        .into_iter()
-        .map(|((cell, tensor, pipeline), count)| Held { cell, tensor, pipeline, count })
-        .collect();
-    for (b, spent) in alone.budgets.iter_mut().zip(&spent) {
-        b.usd_per_hour = (b.usd_per_hour - spent).max(0.0);
+/// The problem of one pool in what is left.
+fn only<'a>(problem: &Problem<'a>, p: usize, left: &Remaining<'_, '_>) -> Problem<'a> {
+    let mut alone = single(problem, p);
+    alone.held = left.held();
+    for (b, budget) in alone.budgets.iter_mut().enumerate() {
+        budget.usd_per_hour = (budget.usd_per_hour - left.spent(b)).max(0.0);
     }
     alone.allowed = Some(near(&alone));
     alone
 }
 
-fn single<'a>(problem: &Problem<'a>, p: usize, prices: &[(Coupling, f64)]) -> Problem<'a> {
+fn single<'a>(problem: &Problem<'a>, p: usize) -> Problem<'a> {
     Problem {
         pools: vec![problem.pools[p].clone()],
         // Not cloned whole: eligibilities of all pools would be.
@@ -483,9 +437,8 @@ fn single<'a>(problem: &Problem<'a>, p: usize, prices: &[(Coupling, f64)]) -> Pr
             .collect(),
         cuts: problem.cuts.clone(),
         held: Vec::new(),
-        prices: prices.to_vec(),
+        hints: Vec::new(),
         allowed: None,
-        uncoupled: false,
     }
 }
 
@@ -501,7 +454,7 @@ fn near(alone: &Problem<'_>) -> BTreeSet<(usize, usize)> {
             .iter()
             .enumerate()
             .filter(|(_, c)| c.accelerator == shape.accelerator && c.eligible[0] == Eligibility::Open)
-            .map(|(c, cell)| (pool.usd(k, cell) + alone.surcharge(0, k, c), c))
+            .map(|(c, cell)| (pool.usd(k, cell), c))
             .collect();
         cells.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
         let mut room = 0.0;
@@ -517,34 +470,6 @@ fn near(alone: &Problem<'_>) -> BTreeSet<(usize, usize)> {
         }
     }
     near
-}
-
-/// A pool's cheapest whole fleet at the prices, in an endless cluster; `None` if even that does not serve it.
-fn at_prices(
-    problem: &Problem<'_>,
-    p: usize,
-    prices: &[(Coupling, f64)],
-    solver: &dyn Solver,
-    limits: &Limits,
-) -> Option<Answer> {
-    let mut alone = single(problem, p, prices);
-    alone.uncoupled = true;
-    // In an endless cluster only the cheapest cell of each candidate matters.
-    let pool = &alone.pools[0];
-    let cheapest = (0..pool.set.candidates.len()).filter_map(|k| {
-        let shape = &pool.set.candidates[k].shape;
-        let open = |c: &Cell| c.accelerator == shape.accelerator && c.eligible[0] == Eligibility::Open;
-        alone
-            .cells
-            .iter()
-            .enumerate()
-            .filter(|(_, cell)| open(cell) && cell.groups(shape.tensor_parallel) >= shape.pipeline_parallel)
-            .map(|(c, cell)| (pool.usd(k, cell) + alone.surcharge(0, k, c), c))
-            .min_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)))
-            .map(|(_, c)| (k, c))
-    });
-    alone.allowed = Some(cheapest.collect());
-    Some(solve_whole(&alone, &greedy(&alone), solver, limits)).filter(|a| a.complete)
 }
 
 #[cfg(test)]
@@ -585,7 +510,6 @@ mod tests {
     #[test]
     fn pools_take_what_they_would_take_alone_while_there_is_room() {
         let limits = Limits { nodes: 2_000, gap: 1e-4, seconds: 20.0 };
-        let order: Vec<usize> = (0..5).collect();
         for (seed, roomy) in (0..6).flat_map(|seed| [(seed, true), (seed, false)]) {
             let (mut w, model) = contested(seed);
             if roomy {
@@ -596,15 +520,19 @@ mod tests {
             let drafts = prepare::drafts(&input, &model);
             let members: Vec<usize> = (0..drafts.len()).collect();
             let problem = prepare::problem(&input, &drafts, &members, &Default::default(), &BTreeMap::new());
-            let alone = Alone::of(&problem, &BranchAndBound, &limits);
-            let turn = |alone| in_turn(&problem, &order, vec![None; 5], alone, &[], &BranchAndBound, &limits);
-            let answers = turn(Some(&alone));
-            let fleet = |answers: &[PoolAnswer]| answers.iter().map(|a| a.counts.clone()).collect::<Fleet>();
+            let options = Options::new(&problem);
+            let search = Search::new(&problem, &options, &BranchAndBound, &limits);
+            let answers = search.in_turn(search.alone.wishes.clone(), &Prices::default());
+            let fleet =
+                |answers: &[PoolAnswer]| answers.iter().map(|a| a.counts.clone()).collect::<Vec<Counts>>();
             if roomy {
-                let wishes: Vec<PoolAnswer> = alone.wishes.iter().flatten().cloned().collect();
-                assert_eq!(answers, wishes, "seed {seed}");
-                let (fast, slow) =
-                    (cost_of(&problem, &fleet(&answers)), cost_of(&problem, &fleet(&turn(None))));
+                let wishes: Vec<Counts> = search.alone.wishes.iter().flatten().cloned().collect();
+                assert_eq!(fleet(&answers), wishes, "seed {seed}");
+                let cost = |answers: &[PoolAnswer]| -> f64 {
+                    answers.iter().enumerate().map(|(p, a)| options.cost(p, &a.counts)).sum()
+                };
+                let slow = cost(&search.in_turn(vec![None; 5], &Prices::default()));
+                let fast = cost(&answers);
                 assert!((fast - slow).abs() < 1e-3 * slow, "seed {seed}: {fast} against {slow}");
             }
             for (what, most) in program::couplings(&problem) {

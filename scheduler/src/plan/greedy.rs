@@ -3,11 +3,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use plimsoll_fleet::RequestClass;
+
+use super::covering;
 use super::inventory::Eligibility;
 use super::program::{Fleet, PoolAnswer, PoolProblem, Problem, TIE_USD};
+use super::residual::Remaining;
 
-/// Serves a pool's classes with given replicas, cheapest capacity first and all classes in step: a feasible, not
-/// always best, flow.
+/// Serves a pool's classes with given replicas: as many requests as can be; among equals, all classes in step.
 pub fn fill(pool: &PoolProblem<'_>, counts: &BTreeMap<(usize, usize), u32>) -> PoolAnswer {
     let classes = &pool.set.classes;
     let mut rest: Vec<f64> = classes.iter().map(|c| if c.rps > 0.0 { 1.0 } else { 0.0 }).collect();
@@ -36,6 +39,18 @@ pub fn fill(pool: &PoolProblem<'_>, counts: &BTreeMap<(usize, usize), u32>) -> P
             }
         }
     }
+    let weight = |rest: &[f64]| -> f64 { rest.iter().zip(classes).map(|(r, c)| r * c.rps).sum() };
+    if rest.iter().any(|r| *r > 1e-9)
+        && let Some(flows) = most(pool, &totals)
+    {
+        let left = |(flow, c): (&Vec<f64>, &RequestClass)| {
+            if c.rps > 0.0 { (1.0 - flow.iter().sum::<f64>()).max(0.0) } else { 0.0 }
+        };
+        let unserved: Vec<f64> = flows.iter().zip(classes).map(left).collect();
+        if weight(&unserved) < weight(&rest) * (1.0 - 1e-6) {
+            (shares, rest) = (flows, unserved);
+        }
+    }
     // What headroom reserved is first of all for the demand there is.
     if pool.headroom > 1.0 {
         for c in 0..rest.len() {
@@ -50,10 +65,22 @@ pub fn fill(pool: &PoolProblem<'_>, counts: &BTreeMap<(usize, usize), u32>) -> P
     PoolAnswer {
         counts: counts.clone(),
         shares,
-        unserved: rest.into_iter().map(|r| if r < 1e-9 { 0.0 } else { r }).collect(),
+        unserved: rest.into_iter().map(|r| if r < 1e-7 { 0.0 } else { r }).collect(),
         short: pool.floor.saturating_sub(counts.values().sum()),
         zones_short: 0,
     }
+}
+
+/// The flow that serves most requests.
+fn most(pool: &PoolProblem<'_>, totals: &[u32]) -> Option<Vec<Vec<f64>>> {
+    let classes = &pool.set.classes;
+    let wanted: Vec<usize> = (0..classes.len()).filter(|c| classes[*c].rps > 0.0).collect();
+    let load: Vec<Vec<f64>> = (0..totals.len()).map(|k| pool.load(k, &wanted)).collect();
+    let weights: Vec<f64> = wanted.iter().map(|c| classes[*c].rps / pool.total_rps()).collect();
+    let flows = covering::flow(&load, totals, &weights)?;
+    let mut shares = vec![vec![0.0; totals.len()]; classes.len()];
+    wanted.into_iter().zip(flows).for_each(|(c, flow)| shares[c] = flow);
+    Some(shares)
 }
 
 /// What given replicas of one pool of a problem can do: [`fill`], and the zones they span.
@@ -69,113 +96,6 @@ pub fn answer_of(problem: &Problem<'_>, p: usize, counts: &BTreeMap<(usize, usiz
     PoolAnswer { zones_short, ..fill(pool, counts) }
 }
 
-/// What is left of the coupling rows while a fleet is built up.
-#[derive(Debug, Clone)]
-pub struct Remaining<'p, 'a> {
-    problem: &'p Problem<'a>,
-    /// Groups taken: by cell, `(tp, pp) → replicas`.
-    taken: BTreeMap<usize, BTreeMap<(u32, u32), u32>>,
-    spent: Vec<f64>,
-}
-
-impl<'p, 'a> Remaining<'p, 'a> {
-    /// Nothing taken yet.
-    pub fn new(problem: &'p Problem<'a>) -> Self {
-        Self { problem, taken: BTreeMap::new(), spent: vec![0.0; problem.budgets.len()] }
-    }
-
-    /// What a budget's pools cost so far, dollars per hour.
-    pub fn spent(&self, budget: usize) -> f64 {
-        self.spent[budget]
-    }
-
-    /// Whether one more replica of pool `p`, candidate `k` fits cell `c` and every budget.
-    pub fn fits(&self, p: usize, k: usize, c: usize) -> bool {
-        let usd = self.problem.pools[p].usd(k, &self.problem.cells[c]);
-        self.problem
-            .budgets
-            .iter()
-            .zip(&self.spent)
-            .all(|(b, s)| !b.covers[p] || usd <= 0.0 || s + usd <= b.usd_per_hour + 1e-9)
-            && self.has_slots(p, k, c)
-    }
-
-    /// Whether one more replica of pool `p`, candidate `k` finds accelerators in cell `c`.
-    pub fn has_slots(&self, p: usize, k: usize, c: usize) -> bool {
-        let shape = &self.problem.pools[p].set.candidates[k].shape;
-        let empty = BTreeMap::new();
-        let taken = self.taken.get(&c).unwrap_or(&empty);
-        let mut sizes: Vec<u32> = taken.keys().map(|(tp, _)| *tp).chain([1, shape.tensor_parallel]).collect();
-        sizes.extend(self.problem.cuts.iter().filter(|cut| cut.cell == c).map(|cut| cut.size));
-        sizes.extend(self.problem.held.iter().filter(|h| h.cell == c).map(|h| h.tensor));
-        sizes.sort_unstable();
-        sizes.dedup();
-        sizes.iter().filter(|s| **s <= shape.tensor_parallel).all(|size| {
-            let used: u32 = taken
-                .iter()
-                .filter(|((tp, _), _)| tp >= size)
-                .map(|((tp, pp), n)| (tp / size) * pp * n)
-                .sum();
-            used + (shape.tensor_parallel / size) * shape.pipeline_parallel <= self.problem.groups(c, *size)
-        })
-    }
-
-    /// Takes one replica's worth.
-    pub fn take(&mut self, p: usize, k: usize, c: usize) {
-        let pool = &self.problem.pools[p];
-        let shape = &pool.set.candidates[k].shape;
-        *self
-            .taken
-            .entry(c)
-            .or_default()
-            .entry((shape.tensor_parallel, shape.pipeline_parallel))
-            .or_default() += 1;
-        let usd = pool.usd(k, &self.problem.cells[c]);
-        for (b, spent) in self.problem.budgets.iter().zip(&mut self.spent) {
-            if b.covers[p] {
-                *spent += usd;
-            }
-        }
-    }
-
-    /// Takes these replicas, whether they fit or not.
-    pub fn take_each(&mut self, p: usize, counts: &BTreeMap<(usize, usize), u32>) {
-        for ((k, c), n) in counts {
-            (0..*n).for_each(|_| self.take(p, *k, *c));
-        }
-    }
-
-    /// Takes some replicas, all of them or, if they do not fit together, none; says which.
-    pub fn take_all(&mut self, p: usize, counts: &BTreeMap<(usize, usize), u32>) -> bool {
-        let each = || counts.iter().flat_map(|((k, c), n)| (0..*n).map(move |_| (*k, *c)));
-        for (taken, (k, c)) in each().enumerate() {
-            if !self.fits(p, k, c) {
-                each().take(taken).for_each(|(k, c)| self.release(p, k, c));
-                return false;
-            }
-            self.take(p, k, c);
-        }
-        true
-    }
-
-    /// Gives one replica's worth back.
-    pub fn release(&mut self, p: usize, k: usize, c: usize) {
-        let pool = &self.problem.pools[p];
-        let shape = &pool.set.candidates[k].shape;
-        if let Some(n) =
-            self.taken.get_mut(&c).and_then(|t| t.get_mut(&(shape.tensor_parallel, shape.pipeline_parallel)))
-        {
-            *n = n.saturating_sub(1);
-        }
-        let usd = pool.usd(k, &self.problem.cells[c]);
-        for (b, spent) in self.problem.budgets.iter().zip(&mut self.spent) {
-            if b.covers[p] {
-                *spent -= usd;
-            }
-        }
-    }
-}
-
 /// A fleet by greedy choice, highest tier first: the running replicas that fit, then the cheapest coverage. The start
 /// of every solve, and the answer should the solver fail.
 pub fn greedy(problem: &Problem<'_>) -> Fleet {
@@ -189,7 +109,7 @@ pub fn greedy(problem: &Problem<'_>) -> Fleet {
         let mut total = 0;
         for ((k, c), n) in &pool.running {
             for _ in 0..*n {
-                if total < pool.ceiling && (problem.uncoupled || left.fits(p, *k, *c)) {
+                if total < pool.ceiling && left.fits(p, *k, *c) {
                     left.take(p, *k, *c);
                     *counts.entry((*k, *c)).or_default() += 1;
                     total += 1;
@@ -229,13 +149,11 @@ pub fn greedy(problem: &Problem<'_>) -> Fleet {
                     if cell.accelerator != candidate.shape.accelerator
                         || cell.eligible[p] != Eligibility::Open
                         || problem.allowed.as_ref().is_some_and(|a| !a.contains(&(k, c)))
-                        || !(problem.uncoupled || left.fits(p, k, c))
+                        || !left.fits(p, k, c)
                     {
                         continue;
                     }
-                    let usd = pool.usd(k, cell)
-                        + problem.surcharge(p, k, c)
-                        + TIE_USD * f64::from(candidate.shape.gpus());
+                    let usd = pool.usd(k, cell) + TIE_USD * f64::from(candidate.shape.gpus());
                     let score = if unserved { usd / gain } else { usd };
                     if best.is_none_or(|(s, _, _)| score < s - 1e-12) {
                         best = Some((score, k, c));

@@ -14,16 +14,23 @@
 mod assemble;
 pub mod candidates;
 mod config;
+mod covering;
 mod decompose;
+mod dive;
 mod engine_model;
 mod greedy;
 pub mod inventory;
+mod master;
+mod options;
+mod parallel;
 pub mod performance;
 pub(crate) mod prepare;
 pub mod program;
 mod provision;
+mod residual;
 pub mod solver;
 mod spread;
+mod tableau;
 mod today;
 
 use std::collections::BTreeMap;
@@ -146,6 +153,7 @@ fn solve_group<'a>(
     if !answer.complete && problem.pools.iter().any(|p| p.headroom > 1.0) {
         // Headroom is for calm times: when something is short, size by demand alone.
         problem.pools.iter_mut().for_each(|p| p.headroom = 1.0);
+        problem.hints = answer.prices;
         answer = solve(&problem);
     }
     let mut wants = prepare::wants(drafts, &members, &problem, &answer);

@@ -366,9 +366,8 @@ pub(crate) fn problem<'a>(
         budgets,
         cuts: Vec::new(),
         held: Vec::new(),
-        prices: Vec::new(),
+        hints: Vec::new(),
         allowed: None,
-        uncoupled: false,
     }
 }
 

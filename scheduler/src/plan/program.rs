@@ -17,6 +17,7 @@ use plimsoll_fleet::ModelPool;
 use super::candidates::CandidateSet;
 use super::greedy::{answer_of, fill};
 use super::inventory::{Cell, Eligibility};
+use super::options::Options;
 use super::solver::{Comparison, Limits, Program, RowId, Solution, SolveError, Solver, VarId};
 
 /// One pool as the program sees it.
@@ -54,18 +55,47 @@ impl PoolProblem<'_> {
         cell.usd_per_hour * f64::from(self.set.candidates[k].shape.gpus())
     }
 
+    /// Price of a replica with what breaks ties, dollars per hour: among equals, the better variant, and more small replicas
+    /// rather than fewer large ones, because losing a node then costs less.
+    pub fn cost(&self, k: usize, cell: &Cell) -> f64 {
+        let (usd, candidate) = (self.usd(k, cell), &self.set.candidates[k]);
+        let size = f64::from(candidate.shape.gpus());
+        let tie = TIE_USD * (size * (1.0 + 0.1 * size.log2()) + (1.0 - candidate.quality.clamp(0.0, 1.0)));
+        let preferred = self.pool.placement.spot == plimsoll_fleet::pool::SpotPolicy::Preferred && !cell.spot;
+        usd + tie + if preferred { 0.01 * usd } else { 0.0 }
+    }
+
+    /// Replicas (not whole) of candidate `k` that all of each class (by index) would take, headroom included; infinite where it
+    /// cannot be served.
+    pub(crate) fn load(&self, k: usize, classes: &[usize]) -> Vec<f64> {
+        let of = |c: &usize| {
+            let rate = self.set.candidates[k].rates[*c];
+            if rate > 0.0 { self.set.classes[*c].rps * self.headroom / rate } else { f64::INFINITY }
+        };
+        classes.iter().map(of).collect()
+    }
+
+    /// Whole replicas of candidate `k` that all classes it can serve would take.
+    pub(crate) fn load_of(&self, k: usize) -> f64 {
+        let served = self.set.classes.iter().zip(&self.set.candidates[k].rates).filter(|(_, r)| **r > 0.0);
+        (served.map(|(c, r)| c.rps / r).sum::<f64>() * self.headroom).ceil().max(1.0)
+    }
+
+    /// What an answer leaves undone, in the units of its tier: 1 is a wholly unserved pool.
+    pub(crate) fn undone(&self, answer: &PoolAnswer) -> f64 {
+        let total = self.total_rps();
+        let unserved: f64 = self.set.classes.iter().zip(&answer.unserved).map(|(c, u)| c.rps * u).sum();
+        let of = |weight: f64, short: u32, all: u32| {
+            if short > 0 { weight * f64::from(short) / f64::from(all.max(1)) } else { 0.0 }
+        };
+        (if unserved > 0.0 { unserved / total } else { 0.0 })
+            + of(SHORT_WEIGHT, answer.short, self.floor)
+            + of(ZONE_WEIGHT, answer.zones_short, self.min_zones)
+    }
+
     /// Most replicas of candidate `k` that could be of use.
     pub(crate) fn useful(&self, k: usize) -> f64 {
-        let c = &self.set.candidates[k];
-        let need: f64 = self
-            .set
-            .classes
-            .iter()
-            .zip(&c.rates)
-            .filter(|(_, r)| **r > 0.0)
-            .map(|(c, r)| c.rps / r)
-            .sum::<f64>();
-        (need * self.headroom).ceil().max(f64::from(self.floor)).max(f64::from(self.min_zones)).max(1.0)
+        self.load_of(k).max(f64::from(self.floor)).max(f64::from(self.min_zones)).max(1.0)
     }
 }
 
@@ -106,12 +136,10 @@ pub struct Problem<'a> {
     pub cuts: Vec<Cut>,
     /// What others hold of the cells.
     pub held: Vec<Held>,
-    /// Prices of coupling rows, added to the cost of what uses them.
-    pub prices: Vec<(Coupling, f64)>,
+    /// Prices of coupling rows to begin with: those of the plan in force.
+    pub hints: Vec<(Coupling, f64)>,
     /// New replicas only of these candidates in these cells (`None`: of all in all). For a single pool.
     pub allowed: Option<BTreeSet<(usize, usize)>>,
-    /// Leave out coupling and zone rows: each pool as if it were alone in an endless cluster, but for the prices.
-    pub uncoupled: bool,
 }
 
 /// Replicas of others in a cell.
@@ -153,11 +181,6 @@ impl Problem<'_> {
             Coupling::Budget(b) if self.budgets[*b].covers[p] => self.pools[p].usd(k, &self.cells[cell]),
             Coupling::Slots { .. } | Coupling::Budget(_) => 0.0,
         }
-    }
-
-    /// What one replica of a shape pays in prices, dollars per hour.
-    pub fn surcharge(&self, p: usize, k: usize, cell: usize) -> f64 {
-        self.prices.iter().map(|(what, price)| price * self.takes(what, p, k, cell)).fold(0.0, |a, b| a + b)
     }
 }
 
@@ -218,7 +241,7 @@ pub struct Answer {
 }
 
 /// Weight of a missing replica below the floor, against a wholly unserved pool (1).
-const SHORT_WEIGHT: f64 = 0.25;
+pub(crate) const SHORT_WEIGHT: f64 = 0.25;
 /// Weight of a missing zone.
 const ZONE_WEIGHT: f64 = 0.05;
 /// Dollars per hour that a GPU costs at least in the objective, so that free hardware is not wasted.
@@ -264,14 +287,7 @@ fn build(problem: &Problem<'_>) -> Built {
                     continue;
                 }
                 let usd = pool.usd(k, cell);
-                // Among equals, prefer the better variant, and more small replicas to fewer large ones: losing a node
-                // then costs less.
-                let size = f64::from(shape.gpus());
-                let tie =
-                    TIE_USD * (size * (1.0 + 0.1 * size.log2()) + (1.0 - candidate.quality.clamp(0.0, 1.0)));
-                let preferred =
-                    pool.pool.placement.spot == plimsoll_fleet::pool::SpotPolicy::Preferred && !cell.spot;
-                let cost = usd + tie + if preferred { 0.01 * usd } else { 0.0 } + problem.surcharge(p, k, c);
+                let cost = pool.cost(k, cell);
                 let running = pool.running.get(&(k, c)).copied().unwrap_or(0);
                 let stop = pool.stop_factor * usd;
                 constant += f64::from(running) * stop;
@@ -294,7 +310,6 @@ fn build(problem: &Problem<'_>) -> Built {
                 let allowed = problem.allowed.as_ref().is_none_or(|a| a.contains(&(k, c)));
                 if allowed && cell.eligible[p] == Eligibility::Open && room >= 1.0 {
                     let start = pool.start_factor * usd;
-                    let room = if problem.uncoupled { useful } else { room };
                     vars.new.push((k, c, add(&mut program, cost + start, room.min(useful))));
                 }
             }
@@ -342,7 +357,7 @@ fn build(problem: &Problem<'_>) -> Built {
                 f64::from(pool.ceiling),
             );
         }
-        if pool.min_zones > 1 && !problem.uncoupled {
+        if pool.min_zones > 1 {
             let mut terms = Vec::new();
             for (zone, members) in &by_zone {
                 if zone.is_empty() {
@@ -363,10 +378,6 @@ fn build(problem: &Problem<'_>) -> Built {
         all.push(vars);
     }
     let mut coupling = Vec::new();
-    if problem.uncoupled {
-        slots.clear();
-        spend.clear();
-    }
     for (c, members) in &slots {
         let mut sizes: Vec<u32> = members.iter().map(|(tp, _, _)| *tp).collect();
         sizes.push(1);
@@ -510,13 +521,6 @@ fn read(problem: &Problem<'_>, built: &Built, values: &[f64]) -> Vec<PoolAnswer>
 /// Replicas by candidate and cell, for each pool.
 pub type Fleet = Vec<BTreeMap<(usize, usize), u32>>;
 
-/// Cost of a fleet, price of change included, dollars per hour.
-pub fn cost_of(problem: &Problem<'_>, fleet: &Fleet) -> f64 {
-    let built = build(problem);
-    let values = start_of(problem, &built, fleet);
-    built.program.objective(&values) + built.constant
-}
-
 /// Shadow prices of the coupling rows in the linear relaxation, and its bound. Where not everything can be served,
 /// unserved demand is priced so high that the rows that keep it out show their worth.
 pub fn relaxation(problem: &Problem<'_>, solver: &dyn Solver) -> (Vec<(Coupling, f64)>, f64) {
@@ -571,15 +575,71 @@ pub fn bound_given(problem: &Problem<'_>, fleet: &Fleet, solver: &dyn Solver) ->
     solver.relax(&built.program).map_or(0.0, |r| r.objective + built.constant)
 }
 
-/// The coupling rows that could bind, with what each offers.
+/// The coupling rows that could bind, with what each offers: those that all that is of use would not fit into.
 pub fn couplings(problem: &Problem<'_>) -> Vec<(Coupling, f64)> {
-    let built = build(problem);
-    built.coupling.into_iter().map(|(what, row)| (what, built.program.rows[row].rhs)).collect()
+    let mut wanted: Vec<BTreeMap<(u32, u32), f64>> = vec![BTreeMap::new(); problem.cells.len()];
+    let mut spend = vec![0.0; problem.budgets.len()];
+    for_each_upper(problem, |p, k, c, upper| {
+        let shape = &problem.pools[p].set.candidates[k].shape;
+        *wanted[c].entry((shape.tensor_parallel, shape.pipeline_parallel)).or_default() += upper;
+        for (b, spend) in spend.iter_mut().enumerate() {
+            *spend += upper * problem.takes(&Coupling::Budget(b), p, k, c);
+        }
+    });
+    let mut rows = Vec::new();
+    for (c, wanted) in wanted.iter().enumerate() {
+        let mut sizes: Vec<u32> = wanted.keys().map(|(tp, _)| *tp).chain([1]).collect();
+        sizes.extend(problem.held.iter().filter(|h| h.cell == c).map(|h| h.tensor));
+        sizes.sort_unstable();
+        sizes.dedup();
+        for size in sizes {
+            let of = |((tp, pp), n): (&(u32, u32), &f64)| {
+                if *tp >= size { f64::from((tp / size) * pp) * n } else { 0.0 }
+            };
+            let most: f64 = wanted.iter().map(of).sum();
+            let groups = f64::from(problem.groups(c, size));
+            if most > groups {
+                rows.push((Coupling::Slots { cell: c, size }, groups));
+            }
+        }
+    }
+    for (b, most) in spend.iter().enumerate() {
+        if *most > problem.budgets[b].usd_per_hour {
+            rows.push((Coupling::Budget(b), problem.budgets[b].usd_per_hour.max(0.0)));
+        }
+    }
+    rows
 }
 
-/// Whole variables of a problem's program.
+/// Calls `f(pool, candidate, cell, most)` for every place that a pool's replicas may be in.
+fn for_each_upper(problem: &Problem<'_>, mut f: impl FnMut(usize, usize, usize, f64)) {
+    for (p, pool) in problem.pools.iter().enumerate() {
+        for (k, candidate) in pool.set.candidates.iter().enumerate() {
+            let shape = &candidate.shape;
+            let useful = pool.useful(k).min(f64::from(pool.ceiling));
+            for (c, cell) in problem.cells.iter().enumerate() {
+                if cell.accelerator != shape.accelerator || cell.eligible[p] == Eligibility::Closed {
+                    continue;
+                }
+                let running = f64::from(pool.running.get(&(k, c)).copied().unwrap_or(0));
+                let room = f64::from(cell.groups(shape.tensor_parallel) / shape.pipeline_parallel.max(1));
+                let new =
+                    if cell.eligible[p] == Eligibility::Open && room >= 1.0 { room.min(useful) } else { 0.0 };
+                if running + new > 0.0 {
+                    f(p, k, c, running + new);
+                }
+            }
+        }
+    }
+}
+
+/// Whole variables of a problem's program, about.
 pub fn size(problem: &Problem<'_>) -> usize {
-    build(problem).program.variables.iter().filter(|v| v.integer).count()
+    let mut size = 0;
+    for_each_upper(problem, |p, k, c, _| {
+        size += 1 + usize::from(problem.pools[p].running.contains_key(&(k, c)))
+    });
+    size
 }
 
 /// Solves a problem as one program from a known fleet: serve tiers in order, then spend least.
@@ -619,10 +679,11 @@ pub fn solve_whole(problem: &Problem<'_>, fleet: &Fleet, solver: &dyn Solver, li
         }
     };
     let Some(solution) = solution else {
+        let options = Options::new(problem);
         let pools = fleet.iter().enumerate().map(|(p, f)| answer_of(problem, p, f)).collect();
         return Answer {
             pools,
-            objective: cost_of(problem, fleet),
+            objective: fleet.iter().enumerate().map(|(p, f)| options.cost(p, f)).sum(),
             bound: 0.0,
             complete: false,
             prices: Vec::new(),

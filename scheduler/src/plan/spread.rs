@@ -3,9 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use super::greedy::Remaining;
 use super::inventory::Eligibility;
 use super::program::{Answer, Problem};
+use super::residual::Remaining;
 
 /// A replica of candidate `k` that could be in another cell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -1,0 +1,192 @@
+//! What is left of the coupling rows while a fleet is built up.
+
+use std::collections::BTreeMap;
+
+use super::program::{Coupling, Held, Problem};
+
+/// Groups of one cell.
+#[derive(Debug, Clone, Default)]
+struct Groups {
+    /// Group sizes that a row counts, ascending.
+    sizes: Vec<u32>,
+    /// Groups of each size that there are.
+    most: Vec<u32>,
+    /// Groups of each size that are taken.
+    taken: Vec<u32>,
+}
+
+/// What is left of the coupling rows while a fleet is built up. Every question costs a few rows.
+#[derive(Debug, Clone)]
+pub struct Remaining<'p, 'a> {
+    problem: &'p Problem<'a>,
+    cells: Vec<Groups>,
+    /// Replicas taken: by cell, tensor-parallel degree and pipeline stages.
+    shapes: BTreeMap<(usize, u32, u32), u32>,
+    spent: Vec<f64>,
+}
+
+impl<'p, 'a> Remaining<'p, 'a> {
+    /// Nothing taken yet.
+    pub fn new(problem: &'p Problem<'a>) -> Self {
+        let mut by_class: BTreeMap<&str, Vec<u32>> = BTreeMap::new();
+        for candidate in problem.pools.iter().flat_map(|p| &p.set.candidates) {
+            let sizes = by_class.entry(&candidate.shape.accelerator).or_default();
+            if !sizes.contains(&candidate.shape.tensor_parallel) {
+                sizes.push(candidate.shape.tensor_parallel);
+            }
+        }
+        let groups = |c: usize| {
+            let cell = &problem.cells[c];
+            let mut sizes = by_class.get(cell.accelerator.as_str()).cloned().unwrap_or_default();
+            sizes.push(1);
+            sizes.extend(problem.cuts.iter().filter(|cut| cut.cell == c).map(|cut| cut.size));
+            sizes.extend(problem.held.iter().filter(|h| h.cell == c).map(|h| h.tensor));
+            sizes.sort_unstable();
+            sizes.dedup();
+            let most = sizes.iter().map(|size| problem.groups(c, *size)).collect();
+            Groups { taken: vec![0; sizes.len()], most, sizes }
+        };
+        let cells = (0..problem.cells.len()).map(groups).collect();
+        Self { problem, cells, shapes: BTreeMap::new(), spent: vec![0.0; problem.budgets.len()] }
+    }
+
+    /// What a budget's pools cost so far, dollars per hour.
+    pub fn spent(&self, budget: usize) -> f64 {
+        self.spent[budget]
+    }
+
+    /// What is taken, as another problem's [`Held`].
+    pub(crate) fn held(&self) -> Vec<Held> {
+        let one = |((cell, tensor, pipeline), count): (&(usize, u32, u32), &u32)| Held {
+            cell: *cell,
+            tensor: *tensor,
+            pipeline: *pipeline,
+            count: *count,
+        };
+        self.shapes.iter().filter(|(_, n)| **n > 0).map(one).collect()
+    }
+
+    /// Rows of a cell: group size, and how many groups of at least that size are left.
+    pub(crate) fn groups(&self, c: usize) -> impl Iterator<Item = (u32, u32)> {
+        let cell = &self.cells[c];
+        let rows = cell.sizes.iter().zip(&cell.most).zip(&cell.taken);
+        rows.map(|((size, most), taken)| (*size, most.saturating_sub(*taken)))
+    }
+
+    /// What is left of a budget.
+    pub(crate) fn money(&self, budget: usize) -> f64 {
+        (self.problem.budgets[budget].usd_per_hour - self.spent[budget]).max(0.0)
+    }
+
+    /// How many more replicas of pool `p`, candidate `k` find accelerators in cell `c`.
+    pub fn slots(&self, p: usize, k: usize, c: usize) -> u32 {
+        let shape = &self.problem.pools[p].set.candidates[k].shape;
+        let cell = &self.cells[c];
+        let rows = cell.sizes.iter().zip(&cell.most).zip(&cell.taken);
+        rows.filter(|((size, _), _)| **size <= shape.tensor_parallel)
+            .map(|((size, most), taken)| {
+                let each = (shape.tensor_parallel / size) * shape.pipeline_parallel;
+                most.saturating_sub(*taken) / each.max(1)
+            })
+            .min()
+            .unwrap_or(0)
+    }
+
+    /// How many more replicas of pool `p`, candidate `k` fit cell `c` and every budget.
+    pub fn room(&self, p: usize, k: usize, c: usize) -> u32 {
+        let mut room = self.slots(p, k, c);
+        for (b, budget) in self.problem.budgets.iter().enumerate() {
+            let each = self.problem.takes(&Coupling::Budget(b), p, k, c);
+            if each > 0.0 {
+                let left = (budget.usd_per_hour - self.spent[b] + 1e-9) / each;
+                room = room.min(left.max(0.0).min(f64::from(u32::MAX)) as u32);
+            }
+        }
+        room
+    }
+
+    /// Whether one more replica of pool `p`, candidate `k` fits cell `c` and every budget.
+    pub fn fits(&self, p: usize, k: usize, c: usize) -> bool {
+        self.room(p, k, c) > 0
+    }
+
+    /// Whether one more replica of pool `p`, candidate `k` finds accelerators in cell `c`.
+    pub fn has_slots(&self, p: usize, k: usize, c: usize) -> bool {
+        self.slots(p, k, c) > 0
+    }
+
+    /// Takes or gives back `count` replicas' worth.
+    fn change(&mut self, p: usize, k: usize, c: usize, count: u32, sign: f64) {
+        let shape = &self.problem.pools[p].set.candidates[k].shape;
+        let cell = &mut self.cells[c];
+        for (size, taken) in cell.sizes.iter().zip(&mut cell.taken) {
+            let each = (shape.tensor_parallel / size) * shape.pipeline_parallel * count;
+            *taken = if sign > 0.0 { taken.saturating_add(each) } else { taken.saturating_sub(each) };
+        }
+        let here = self.shapes.entry((c, shape.tensor_parallel, shape.pipeline_parallel)).or_default();
+        *here = if sign > 0.0 { here.saturating_add(count) } else { here.saturating_sub(count) };
+        for (b, spent) in self.spent.iter_mut().enumerate() {
+            *spent += sign * f64::from(count) * self.problem.takes(&Coupling::Budget(b), p, k, c);
+        }
+    }
+
+    /// Whether these replicas fit together.
+    pub fn fits_all(&self, p: usize, counts: &BTreeMap<(usize, usize), u32>) -> bool {
+        let shape = |k: usize| &self.problem.pools[p].set.candidates[k].shape;
+        let in_cell = |c: usize| {
+            let cell = &self.cells[c];
+            cell.sizes.iter().zip(&cell.most).zip(&cell.taken).all(|((size, most), taken)| {
+                let here = counts.iter().filter(|((_, at), _)| *at == c);
+                let more = here.map(|((k, _), n)| {
+                    u64::from((shape(*k).tensor_parallel / size) * shape(*k).pipeline_parallel)
+                        * u64::from(*n)
+                });
+                let more: u64 = more.sum();
+                more == 0 || u64::from(*taken) + more <= u64::from(*most)
+            })
+        };
+        let paid = |b: usize| {
+            let each = |((k, c), n): (&(usize, usize), &u32)| {
+                f64::from(*n) * self.problem.takes(&Coupling::Budget(b), p, *k, *c)
+            };
+            counts.iter().map(each).fold(0.0, |a, b| a + b)
+        };
+        let afforded = |b: usize| {
+            let more = paid(b);
+            more <= 0.0 || self.spent[b] + more <= self.problem.budgets[b].usd_per_hour + 1e-9
+        };
+        counts.keys().all(|(_, c)| in_cell(*c)) && (0..self.spent.len()).all(afforded)
+    }
+
+    /// Takes one replica's worth, whether it fits or not.
+    pub fn take(&mut self, p: usize, k: usize, c: usize) {
+        self.change(p, k, c, 1, 1.0);
+    }
+
+    /// Takes these replicas, whether they fit or not.
+    pub fn take_each(&mut self, p: usize, counts: &BTreeMap<(usize, usize), u32>) {
+        counts.iter().for_each(|((k, c), n)| self.change(p, *k, *c, *n, 1.0));
+    }
+
+    /// Takes some replicas, all of them or, if they do not fit together, none; says which.
+    pub fn take_all(&mut self, p: usize, counts: &BTreeMap<(usize, usize), u32>) -> bool {
+        for (done, ((k, c), n)) in counts.iter().enumerate() {
+            if self.room(p, *k, *c) < *n {
+                counts.iter().take(done).for_each(|((k, c), n)| self.change(p, *k, *c, *n, -1.0));
+                return false;
+            }
+            self.change(p, *k, *c, *n, 1.0);
+        }
+        true
+    }
+
+    /// Gives one replica's worth back.
+    pub fn release(&mut self, p: usize, k: usize, c: usize) {
+        self.change(p, k, c, 1, -1.0);
+    }
+
+    /// Gives these replicas' worth back.
+    pub fn release_each(&mut self, p: usize, counts: &BTreeMap<(usize, usize), u32>) {
+        counts.iter().for_each(|((k, c), n)| self.change(p, *k, *c, *n, -1.0));
+    }
+}
