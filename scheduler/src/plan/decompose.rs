@@ -20,7 +20,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::greedy::{Remaining, answer_of, greedy};
 use super::inventory::{Cell, Eligibility};
 use super::program::{
-    self, Answer, BudgetRow, Coupling, Fleet, Held, PoolAnswer, Problem, cost_of, relaxation, solve_whole,
+    self, Answer, Coupling, Fleet, Held, PoolAnswer, Problem, cost_of, relaxation, solve_whole,
 };
 use super::solver::{Comparison, Limits, Program, Solver};
 
@@ -438,8 +438,8 @@ fn only<'a>(
         for ((k, c), n) in &answer.counts {
             let shape = &pool.set.candidates[*k].shape;
             *held.entry((*c, shape.tensor_parallel, shape.pipeline_parallel)).or_default() += n;
-            for (_, spent) in problem.budgets.iter().zip(&mut spent).filter(|(b, _)| b.covers[q]) {
-                *spent += f64::from(*n) * pool.usd(*k, &problem.cells[*c]);
+            for (b, spent) in spent.iter_mut().enumerate() {
+                *spent += f64::from(*n) * problem.takes(&Coupling::Budget(b), q, *k, *c);
             }
         }
     }
@@ -449,7 +449,7 @@ fn only<'a>(
         .map(|((cell, tensor, pipeline), count)| Held { cell, tensor, pipeline, count })
         .collect();
     for (b, spent) in alone.budgets.iter_mut().zip(&spent) {
-        b.usd_per_hour = (b.usd_per_hour - spent).max(0.0);
+        b.left = (b.left - spent).max(0.0);
     }
     alone.allowed = Some(near(&alone));
     alone
@@ -467,20 +467,12 @@ fn single<'a>(problem: &Problem<'a>, p: usize, prices: &[(Coupling, f64)]) -> Pr
                 zone: c.zone.clone(),
                 spot: c.spot,
                 usd_per_hour: c.usd_per_hour,
+                grid: c.grid,
                 slots: c.slots.clone(),
                 eligible: vec![c.eligible[p]],
             })
             .collect(),
-        budgets: problem
-            .budgets
-            .iter()
-            .map(|b| BudgetRow {
-                name: b.name.clone(),
-                usd_per_hour: b.usd_per_hour,
-                cap: b.cap,
-                covers: vec![b.covers[p]],
-            })
-            .collect(),
+        budgets: problem.budgets.iter().map(|b| b.of_pool(p)).collect(),
         cuts: problem.cuts.clone(),
         held: Vec::new(),
         prices: prices.to_vec(),
@@ -549,8 +541,6 @@ fn at_prices(
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
     use crate::plan::prepare;
     use crate::plan::solver::BranchAndBound;
@@ -595,7 +585,8 @@ mod tests {
             let input = w.input();
             let drafts = prepare::drafts(&input, &model);
             let members: Vec<usize> = (0..drafts.len()).collect();
-            let problem = prepare::problem(&input, &drafts, &members, &Default::default(), &BTreeMap::new());
+            let problem =
+                prepare::problem(&input, &drafts, &members, &Default::default(), &Default::default());
             let alone = Alone::of(&problem, &BranchAndBound, &limits);
             let turn = |alone| in_turn(&problem, &order, vec![None; 5], alone, &[], &BranchAndBound, &limits);
             let answers = turn(Some(&alone));
@@ -629,7 +620,8 @@ mod tests {
             let input = w.input();
             let drafts = prepare::drafts(&input, &model);
             let members: Vec<usize> = (0..drafts.len()).collect();
-            let problem = prepare::problem(&input, &drafts, &members, &Default::default(), &BTreeMap::new());
+            let problem =
+                prepare::problem(&input, &drafts, &members, &Default::default(), &Default::default());
             let a = by_prices(&problem, &BranchAndBound, &usual);
             let b = solve_whole(&problem, &greedy(&problem), &BranchAndBound, &exact);
             assert!(b.complete || !a.complete, "seed {seed}: what prices serve, the whole program serves");

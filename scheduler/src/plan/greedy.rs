@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::inventory::Eligibility;
-use super::program::{Fleet, PoolAnswer, PoolProblem, Problem, TIE_USD};
+use super::program::{Coupling, Fleet, PoolAnswer, PoolProblem, Problem, TIE_USD};
 
 /// Serves a pool's classes with given replicas, cheapest capacity first and all classes in step: a feasible, not
 /// always best, flow.
@@ -75,6 +75,7 @@ pub struct Remaining<'p, 'a> {
     problem: &'p Problem<'a>,
     /// Groups taken: by cell, `(tp, pp) → replicas`.
     taken: BTreeMap<usize, BTreeMap<(u32, u32), u32>>,
+    /// By budget row, in its unit.
     spent: Vec<f64>,
 }
 
@@ -84,20 +85,17 @@ impl<'p, 'a> Remaining<'p, 'a> {
         Self { problem, taken: BTreeMap::new(), spent: vec![0.0; problem.budgets.len()] }
     }
 
-    /// What a budget's pools cost so far, dollars per hour.
-    pub fn spent(&self, budget: usize) -> f64 {
-        self.spent[budget]
+    /// What is left of a budget row, in its unit; less than nothing where it is overdrawn.
+    pub fn left(&self, budget: usize) -> f64 {
+        self.problem.budgets[budget].left - self.spent[budget]
     }
 
     /// Whether one more replica of pool `p`, candidate `k` fits cell `c` and every budget.
     pub fn fits(&self, p: usize, k: usize, c: usize) -> bool {
-        let usd = self.problem.pools[p].usd(k, &self.problem.cells[c]);
-        self.problem
-            .budgets
-            .iter()
-            .zip(&self.spent)
-            .all(|(b, s)| !b.covers[p] || usd <= 0.0 || s + usd <= b.usd_per_hour + 1e-9)
-            && self.has_slots(p, k, c)
+        (0..self.spent.len()).all(|b| {
+            let takes = self.problem.takes(&Coupling::Budget(b), p, k, c);
+            takes <= 0.0 || takes <= self.left(b) + 1e-9
+        }) && self.has_slots(p, k, c)
     }
 
     /// Whether one more replica of pool `p`, candidate `k` finds accelerators in cell `c`.
@@ -120,6 +118,14 @@ impl<'p, 'a> Remaining<'p, 'a> {
         })
     }
 
+    /// Whether the budgets have room for a replica in cell `to` instead of `from`, where a kilowatt-hour may be dirtier.
+    pub fn may_move(&self, p: usize, k: usize, from: usize, to: usize) -> bool {
+        (0..self.spent.len()).all(|b| {
+            let takes = |c| self.problem.takes(&Coupling::Budget(b), p, k, c);
+            takes(to) <= takes(from) + 1e-12 || takes(to) - takes(from) <= self.left(b) + 1e-9
+        })
+    }
+
     /// Takes one replica's worth.
     pub fn take(&mut self, p: usize, k: usize, c: usize) {
         let pool = &self.problem.pools[p];
@@ -130,11 +136,8 @@ impl<'p, 'a> Remaining<'p, 'a> {
             .or_default()
             .entry((shape.tensor_parallel, shape.pipeline_parallel))
             .or_default() += 1;
-        let usd = pool.usd(k, &self.problem.cells[c]);
-        for (b, spent) in self.problem.budgets.iter().zip(&mut self.spent) {
-            if b.covers[p] {
-                *spent += usd;
-            }
+        for (b, spent) in self.spent.iter_mut().enumerate() {
+            *spent += self.problem.takes(&Coupling::Budget(b), p, k, c);
         }
     }
 
@@ -167,11 +170,8 @@ impl<'p, 'a> Remaining<'p, 'a> {
         {
             *n = n.saturating_sub(1);
         }
-        let usd = pool.usd(k, &self.problem.cells[c]);
-        for (b, spent) in self.problem.budgets.iter().zip(&mut self.spent) {
-            if b.covers[p] {
-                *spent -= usd;
-            }
+        for (b, spent) in self.spent.iter_mut().enumerate() {
+            *spent -= self.problem.takes(&Coupling::Budget(b), p, k, c);
         }
     }
 }
