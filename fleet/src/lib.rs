@@ -28,9 +28,9 @@ pub mod slo;
 pub mod telemetry;
 pub mod tenant;
 
-pub use accelerator::{AcceleratorClass, Calibration, NodeLink, Vendor};
+pub use accelerator::{AcceleratorClass, Calibration, Electricity, NodeLink, Vendor};
 pub use adapter::Adapter;
-pub use budget::{Budget, BudgetScope, OnLimit};
+pub use budget::{Budget, BudgetScope, BudgetUnit, Consumption, OnLimit};
 pub use cluster::{AdoptedReplica, ClusterSnapshot, NodeInfo, ReplicaPhase, ReplicaStatus, RequestPriority};
 pub use demand::{DemandEstimate, DemandPrior, LengthDistribution, RequestClass};
 pub use dtype::Dtype;

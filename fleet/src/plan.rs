@@ -5,6 +5,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::budget::{BudgetUnit, Consumption, OnLimit};
 use crate::{DemandEstimate, NodeName, PoolId, ReplicaId, Shape};
 
 /// One replica the plan wants.
@@ -49,7 +50,7 @@ pub struct Flow {
 pub struct BindingConstraint {
     /// What binds, e.g. `inventory h100 zone-a` or `budget team-a`.
     pub constraint: String,
-    /// Unit of one step, e.g. `GPU` or `$/h`.
+    /// Unit of one step, e.g. `GPU`, `$/h` or `100 W`.
     pub unit: String,
     /// Cost that one more unit would save, $/h (shadow price).
     pub usd_per_hour_per_unit: f64,
@@ -77,6 +78,10 @@ pub struct Why {
     pub runner_up: Option<RunnerUp>,
     /// What would lift a limit or lower the cost, one line each.
     pub would_help: Vec<String>,
+    /// What else there is to know: budgets that only alert and are exceeded, spot capacity taken or not, variants below the
+    /// wanted quality, one line each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub remarks: Vec<String>,
     /// Shapes that cannot serve this pool, and why, one line each (bounded to the few most telling).
     pub rejected: Vec<String>,
 }
@@ -153,6 +158,15 @@ pub struct PoolPlan {
     pub utilisation: f64,
     /// Cost of the wanted replicas.
     pub usd_per_hour: f64,
+    /// Power of their accelerators at the load line, watts.
+    #[serde(default)]
+    pub watts: f64,
+    /// Emissions at that power, grams of CO₂ equivalent per hour.
+    #[serde(default)]
+    pub grams_co2e_per_hour: f64,
+    /// Power of the accelerators of one replica of each shape in use at its load line, watts.
+    #[serde(default)]
+    pub replica_watts: Vec<(Shape, f64)>,
     /// Predicted latencies.
     pub prediction: Prediction,
     /// Fewest and most replicas the fast loop may hold without a new plan.
@@ -165,6 +179,15 @@ pub struct PoolPlan {
 }
 
 impl PoolPlan {
+    /// What its replicas take of budgets.
+    pub fn consumption(&self) -> Consumption {
+        Consumption {
+            usd_per_hour: self.usd_per_hour,
+            watts: self.watts,
+            grams_co2e_per_hour: self.grams_co2e_per_hour,
+        }
+    }
+
     /// Highest rate of the wanted replicas within the objectives, under the planned mix, requests per second.
     pub fn max_rps(&self) -> f64 {
         let line = |s: &Shape| self.load_lines.iter().find(|(l, _)| l == s).map_or(0.0, |(_, rps)| *rps);
@@ -217,6 +240,38 @@ pub struct SolveQuality {
     pub solve_ms: f64,
 }
 
+/// What a plan takes of one cap of a budget.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BudgetUse {
+    /// Name of the budget.
+    pub budget: String,
+    /// What the cap is of.
+    pub unit: BudgetUnit,
+    /// The cap, in that unit.
+    pub cap: f64,
+    /// What the replicas of all pools that count against it take.
+    pub planned: f64,
+    /// What happens when it binds.
+    pub on_limit: OnLimit,
+}
+
+impl BudgetUse {
+    /// By how much the plan exceeds the cap; `None` if it does not.
+    pub fn excess(&self) -> Option<f64> {
+        let excess = self.planned - self.cap;
+        (excess > 1e-6 * (1.0 + self.cap.abs())).then_some(excess)
+    }
+}
+
+impl fmt::Display for BudgetUse {
+    /// `budget green: 5200 W of 5000 W planned`, and by how much that is too much.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let amount = |x| self.unit.amount(x);
+        write!(f, "budget {}: {} of {} planned", self.budget, amount(self.planned), amount(self.cap))?;
+        self.excess().map_or(Ok(()), |excess| write!(f, ", {} too much", amount(excess)))
+    }
+}
+
 /// A plan for the whole fleet.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Plan {
@@ -230,6 +285,15 @@ pub struct Plan {
     pub pools: Vec<PoolPlan>,
     /// Cost of all wanted replicas.
     pub usd_per_hour: f64,
+    /// Power of their accelerators at the load line, watts.
+    #[serde(default)]
+    pub watts: f64,
+    /// Emissions at that power, grams of CO₂ equivalent per hour.
+    #[serde(default)]
+    pub grams_co2e_per_hour: f64,
+    /// What is planned of each cap of each budget.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub budgets: Vec<BudgetUse>,
     /// Constraints that bind, dearest first.
     pub binding: Vec<BindingConstraint>,
     /// Quality of the solution.

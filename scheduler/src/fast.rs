@@ -8,12 +8,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use plimsoll_fleet::pool::Mode;
 use plimsoll_fleet::{
-    Budget, ClusterSnapshot, ModelPool, NodeInfo, NodeName, Plan, PoolId, PoolPlan, ReplicaAssignment,
-    ReplicaId, ReplicaPhase, ReplicaStatus, Shape,
+    Budget, BudgetUnit, ClusterSnapshot, Consumption, ModelPool, NodeInfo, NodeName, OnLimit, Plan, PoolId,
+    PoolPlan, ReplicaAssignment, ReplicaId, ReplicaPhase, ReplicaStatus, Shape,
 };
 
 use crate::place::fair_share;
-use crate::plan::inventory::{Eligibility, eligibility, gpus_by_node};
+use crate::plan::inventory::{Eligibility, eligibility, gpus_by_node, grid};
+use crate::plan::prepare::budgets_of;
+use crate::plan::program::grams_co2e_per_hour;
 
 /// Constants of the fast loop. Times are virtual seconds.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -261,11 +263,10 @@ fn apply(
             });
             options.dedup_by(|a, b| a.shape == b.shape && a.spot == b.spot);
             let (model, node) = options.into_iter().find_map(|r| {
-                let usd = usd_per_hour(r, input.snapshot);
-                if !within_budgets(&pool.id, usd, input) {
-                    return None;
-                }
-                Some((r, free_node(pool, &r.shape, r.spot, input)?))
+                let node = free_node(pool, &r.shape, r.spot, input)?;
+                let more = ReplicaAssignment { nodes: vec![node.clone()], ..r.clone() };
+                let takes = consumption(&more, planned, input.snapshot);
+                within_budgets(&pool.id, &takes, input).then_some((r, node))
             })?;
             let id = ReplicaId::new(format!("{}-{next_serial}", pool.id.name())).ok()?;
             next_serial += 1;
@@ -282,35 +283,52 @@ fn apply(
     plan.number += 1;
     plan.trigger = format!("fast loop: {} {before} → {} replicas: {why}", pool.id, replicas.len());
     let entry = plan.pools.iter_mut().find(|p| p.pool == pool.id)?;
-    entry.usd_per_hour = replicas.iter().map(|r| usd_per_hour(r, input.snapshot)).fold(0.0, |a, b| a + b);
+    let mut takes = Consumption::default();
+    replicas.iter().for_each(|r| takes += consumption(r, planned, input.snapshot));
+    (entry.usd_per_hour, entry.watts) = (takes.usd_per_hour, takes.watts);
+    entry.grams_co2e_per_hour = takes.grams_co2e_per_hour;
     entry.utilisation *= before as f64 / replicas.len().max(1) as f64;
     entry.why.summary = format!("{why}; {}", planned.why.summary);
     entry.replicas = replicas;
     plan.usd_per_hour += entry.usd_per_hour - planned.usd_per_hour;
+    plan.watts += entry.watts - planned.watts;
+    plan.grams_co2e_per_hour += entry.grams_co2e_per_hour - planned.grams_co2e_per_hour;
+    let names = budgets_of(input.snapshot, &pool.id);
+    let before_it = planned.consumption();
+    for used in plan.budgets.iter_mut().filter(|b| names.contains(b.budget.as_str())) {
+        used.planned += takes.of(used.unit) - before_it.of(used.unit);
+    }
     let shown_rps = planned.demand.total_rps() * (before + 1) as f64 / before.max(1) as f64;
     Some(FastChange { plan, next_serial, pool: pool.id.clone(), added, shown_rps })
 }
 
-/// Whether `extra` $/h more for a pool stays within every budget that covers it, and within the budgets those are nested in.
-fn within_budgets(pool: &PoolId, extra: f64, input: &FastInput<'_>) -> bool {
-    let budgets = &input.snapshot.budgets;
-    // A pool counts against a budget if the scope covers it or a nested budget's does.
-    let counts = |id: &PoolId, budget: &Budget| {
-        budgets.iter().filter(|b| b.scope.covers(id)).any(|b| {
-            let mut at = Some(b);
-            // Bounded, so that a cycle of parents ends.
-            (0..=budgets.len()).any(|_| {
-                let here = at.is_some_and(|x| x.name == budget.name);
-                at = at.and_then(|x| x.parent.as_ref()).and_then(|p| budgets.iter().find(|x| &x.name == p));
-                here
-            })
-        })
+/// What a replica of a planned pool takes of budgets. A shape that the plan does not know the power of counts at full load.
+fn consumption(r: &ReplicaAssignment, planned: &PoolPlan, snapshot: &ClusterSnapshot) -> Consumption {
+    let Some(class) = snapshot.accelerators.iter().find(|a| a.name == r.shape.accelerator) else {
+        return Consumption::default();
     };
-    budgets.iter().filter(|b| counts(pool, b)).all(|b| {
-        b.effective_usd_per_hour().is_none_or(|cap| {
-            let used: f64 =
-                input.plan.pools.iter().filter(|p| counts(&p.pool, b)).map(|p| p.usd_per_hour).sum();
-            used + extra <= cap + 1e-9
+    let known = planned.replica_watts.iter().find(|(s, _)| s == &r.shape).map(|(_, watts)| *watts);
+    let watts = known.unwrap_or_else(|| class.most_watts() * f64::from(r.shape.gpus()));
+    let zone = r.nodes.first().and_then(|n| snapshot.nodes.iter().find(|node| &node.name == n));
+    let grid = grid(class, zone.map_or("", |n| n.zone.as_str()));
+    Consumption {
+        usd_per_hour: usd_per_hour(r, snapshot),
+        watts,
+        grams_co2e_per_hour: grams_co2e_per_hour(watts, &grid),
+    }
+}
+
+/// Whether this much more for a pool stays within every budget that covers it, and within the budgets those are nested in.
+fn within_budgets(pool: &PoolId, extra: &Consumption, input: &FastInput<'_>) -> bool {
+    let counts = |id: &PoolId, b: &Budget| budgets_of(input.snapshot, id).contains(b.name.as_str());
+    let budgets = &input.snapshot.budgets;
+    budgets.iter().filter(|b| b.on_limit != OnLimit::Alert && counts(pool, b)).all(|b| {
+        BudgetUnit::ALL.into_iter().all(|unit| {
+            b.cap(unit).is_none_or(|cap| {
+                let covered = input.plan.pools.iter().filter(|p| counts(&p.pool, b));
+                let used: f64 = covered.map(|p| p.consumption().of(unit)).sum();
+                extra.of(unit) <= 0.0 || used + extra.of(unit) <= cap + 1e-9
+            })
         })
     })
 }

@@ -142,6 +142,8 @@ impl AcceleratorClass {
             tdp_watts: spec.tdp_watts.unwrap_or(base.tdp_watts),
             usd_per_hour: spec.usd_per_hour.unwrap_or(base.usd_per_hour),
             spot_usd_per_hour: spec.spot_usd_per_hour.or(base.spot_usd_per_hour),
+            spot_interruptions_per_hour: base.spot_interruptions_per_hour,
+            electricity: base.electricity,
             node_selector: spec.node_selector.clone().unwrap_or(base.node_selector),
             autoscalable_max: autoscalable.unwrap_or(base.autoscalable_max),
             resource: resource.or(base.resource),

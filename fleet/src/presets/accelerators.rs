@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::accelerator::{Electricity, SPOT_INTERRUPTIONS_PER_HOUR};
 use crate::{AcceleratorClass, Calibration, Dtype, NodeLink, Vendor};
 
 /// The calibrated vector for vLLM on Hopper: what `calibrate::Prior::pooled` makes of robust fits of vLLM on H100 and H200
@@ -347,6 +348,8 @@ fn build(f: &Facts) -> AcceleratorClass {
         power_cap_watts: None,
         usd_per_hour: f.usd_per_hour,
         spot_usd_per_hour: f.spot_usd_per_hour,
+        spot_interruptions_per_hour: SPOT_INTERRUPTIONS_PER_HOUR,
+        electricity: Electricity::default(),
         node_selector: BTreeMap::from([(f.label.0.to_owned(), f.label.1.to_owned())]),
         autoscalable_max: 0,
         resource: None,

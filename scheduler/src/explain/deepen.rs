@@ -8,12 +8,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use plimsoll_fleet::plan::{BindingConstraint, Prediction, RunnerUp, Why};
-use plimsoll_fleet::{ClusterSnapshot, DemandEstimate, Plan, PoolId, PoolPlan, Shape, StepCoefficients};
+use plimsoll_fleet::{
+    BudgetUnit, ClusterSnapshot, DemandEstimate, Plan, PoolId, PoolPlan, Shape, StepCoefficients,
+};
 
-use super::{signed_usd, what_if};
+use super::{rounded_up, signed_usd, what_if};
 use crate::plan::inventory::gpus_by_node;
 use crate::plan::performance::{Evaluation, Misfit, Performance, Query};
-use crate::plan::prepare::budgets_of;
+use crate::plan::prepare::{Spent, budgets_of, spend};
 use crate::plan::solver::BranchAndBound;
 use crate::plan::{EngineModel, PlanInput, PlannerConfig, ShapeCache, plan_with};
 
@@ -50,7 +52,7 @@ impl Performance for Without<'_> {
 /// The cluster as one pool sees it: every other pool's planned replicas and spending are taken from it.
 fn alone(input: &PlanInput<'_>, plan: &Plan, pool: &PoolId) -> ClusterSnapshot {
     let mut s = input.snapshot.clone();
-    let mut spent: BTreeMap<String, f64> = BTreeMap::new();
+    let mut spent = Spent::new();
     for other in plan.pools.iter().filter(|p| &p.pool != pool) {
         for r in &other.replicas {
             for (name, gpus) in gpus_by_node(&r.shape, &r.nodes) {
@@ -64,14 +66,13 @@ fn alone(input: &PlanInput<'_>, plan: &Plan, pool: &PoolId) -> ClusterSnapshot {
                 class.autoscalable_max = class.autoscalable_max.saturating_sub(r.shape.gpus());
             }
         }
-        for budget in budgets_of(input.snapshot, &other.pool) {
-            *spent.entry(budget.to_owned()).or_default() += other.usd_per_hour;
-        }
+        spend(input.snapshot, &other.pool, &other.consumption(), &mut spent);
     }
     for b in &mut s.budgets {
-        if let (Some(cap), Some(spent)) = (b.effective_usd_per_hour(), spent.get(&b.name)) {
-            b.usd_per_hour = Some((cap - spent).max(0.0));
-            b.usd_per_month = None;
+        for unit in BudgetUnit::ALL {
+            if let (Some(cap), Some(spent)) = (b.cap(unit), spent.get(&(b.name.clone(), unit))) {
+                b.set_cap(unit, (cap - spent).max(0.0));
+            }
         }
     }
     s.pools.retain(|p| &p.id == pool);
@@ -192,27 +193,29 @@ pub fn deepen(input: &PlanInput<'_>, plan: &Plan, pool: &PoolId) -> Why {
             }
         }
     }
-    for name in budgets_of(&snapshot, pool) {
-        let cap_of =
-            |s: &ClusterSnapshot| s.budgets.iter().find(|b| b.name == name)?.effective_usd_per_hour();
-        let Some(cap) = cap_of(&snapshot) else { continue };
-        // Without this budget, how much would be spent? That much more is worth asking for.
-        let free = what_if::apply(&snapshot, &demands, &format!("budget/{name}=1000000000"))
+    let caps = budgets_of(&snapshot, pool).into_iter().flat_map(|name| BudgetUnit::ALL.map(|u| (name, u)));
+    for (name, unit) in caps {
+        let budget = snapshot.budgets.iter().find(|b| b.name == name);
+        let Some(cap) = budget.and_then(|b| b.cap(unit)).filter(|c| c.is_finite()) else { continue };
+        let raise = |to: f64| format!("budget/{name}.{}={to}", unit.field());
+        // Without this cap, how much would be taken? That much more is worth asking for.
+        let free = what_if::apply(&snapshot, &demands, &raise(1e9))
             .ok()
             .and_then(|(s, d)| trial.run(&s, &d, &model, input.cache))
-            .map_or(0.0, |p| p.usd_per_hour);
-        let wanted = (free * 100.0 - 1e-6).ceil() / 100.0;
+            .map_or(0.0, |p| p.consumption().of(unit));
+        let cents = 100.0 / unit.step();
+        let wanted = (free * cents - 1e-6).ceil() / cents;
         if wanted <= cap {
             continue;
         }
         let more = wanted - cap;
-        let saves =
-            test(&format!("budget/{name}={wanted}"), &|gain| format!("budget {name} +${more:.2}/h: {gain}"));
+        let says = unit.amount(rounded_up(unit, more));
+        let saves = test(&raise(wanted), &|gain| format!("budget {name} +{says}: {gain}"));
         if let Some(usd) = saves {
             binding.push(BindingConstraint {
                 constraint: format!("budget {name}"),
-                unit: "$/h".to_owned(),
-                usd_per_hour_per_unit: usd / more,
+                unit: unit.step_text().to_owned(),
+                usd_per_hour_per_unit: usd / (more / unit.step()),
             });
         }
     }
@@ -225,7 +228,8 @@ pub fn deepen(input: &PlanInput<'_>, plan: &Plan, pool: &PoolId) -> Why {
     why.would_help = lines;
     for b in binding {
         why.binding.retain(|x| {
-            x.constraint != b.constraint && !x.constraint.starts_with(&format!("{} ", b.constraint))
+            (x.constraint != b.constraint || x.unit != b.unit)
+                && !x.constraint.starts_with(&format!("{} ", b.constraint))
         });
         why.binding.push(b);
     }

@@ -13,7 +13,7 @@ pub use diff::{PoolDiff, diff};
 use std::collections::{BTreeMap, BTreeSet};
 
 use plimsoll_fleet::plan::{BindingConstraint, RunnerUp, Why};
-use plimsoll_fleet::{ClusterSnapshot, Dtype, ModelPool, RequestClass, Shape};
+use plimsoll_fleet::{BudgetUnit, ClusterSnapshot, Dtype, ModelPool, RequestClass, Shape};
 
 use crate::plan::candidates::{CandidateSet, Leniency, Rejection};
 use crate::plan::inventory::{Cell, Eligibility};
@@ -37,12 +37,14 @@ pub(crate) enum Limiting {
     Budget {
         /// Name.
         name: String,
-        /// Its cap, dollars per hour.
+        /// What the cap is of; the amounts below are in it.
+        unit: BudgetUnit,
+        /// Its cap.
         cap: f64,
-        /// What is left of it, dollars per hour.
+        /// What is left of it.
         left: f64,
-        /// Price of the cheapest replica that would help, dollars per hour.
-        cheapest_usd: f64,
+        /// What the replica takes of it that would help and takes least.
+        least: f64,
     },
     /// The pool's own replica bound.
     Bound,
@@ -69,6 +71,14 @@ pub(crate) fn signed_usd(usd: f64) -> String {
     format!("{sign}${:.2}/h", usd.abs())
 }
 
+/// An amount of a unit, rounded up so that what is written is enough: to whole watts and grams, dollars as they are shown.
+pub(crate) fn rounded_up(unit: BudgetUnit, amount: f64) -> f64 {
+    match unit {
+        BudgetUnit::UsdPerHour => amount,
+        BudgetUnit::Watts | BudgetUnit::GramsCo2ePerHour => (amount - 1e-6).ceil(),
+    }
+}
+
 /// Milliseconds without needless digits.
 pub(crate) fn ms(value: f64) -> String {
     if value >= 100.0 {
@@ -91,9 +101,9 @@ pub(crate) fn rounded_up_ms(value: f64) -> f64 {
     (value / step).ceil() * step
 }
 
-/// The cheapest fleet of one shape that serves everything and is not ruled out: `(dollars per hour, replicas,
-/// candidate)`, stock and budgets aside.
-fn cheapest(facts: &Facts<'_>, may: &dyn Fn(usize) -> bool) -> Option<(f64, u32, usize)> {
+/// The fleet of one shape that serves everything, is not ruled out and takes least of a unit, such as dollars per hour:
+/// `(amount, replicas, candidate)`, stock and budgets aside.
+fn least(facts: &Facts<'_>, unit: BudgetUnit, may: &dyn Fn(usize) -> bool) -> Option<(f64, u32, usize)> {
     let pool = facts.problem;
     let mut best: Option<(f64, u32, usize)> = None;
     for (k, candidate) in pool.set.candidates.iter().enumerate() {
@@ -105,20 +115,20 @@ fn cheapest(facts: &Facts<'_>, may: &dyn Fn(usize) -> bool) -> Option<(f64, u32,
             continue;
         }
         let n = ((need * pool.headroom - 1e-9).ceil() as u32).max(pool.floor).max(1);
-        let Some(usd) = facts
+        let Some(amount) = facts
             .cells
             .iter()
             .filter(|c| c.accelerator == candidate.shape.accelerator)
             .filter(|c| {
                 c.eligible[facts.at] == Eligibility::Open && c.groups(candidate.shape.tensor_parallel) > 0
             })
-            .map(|c| pool.usd(k, c) * f64::from(n))
+            .map(|c| pool.consumption(k, c).of(unit) * f64::from(n))
             .min_by(f64::total_cmp)
         else {
             continue;
         };
-        if n <= pool.ceiling && best.is_none_or(|(b, _, _)| usd < b - 1e-9) {
-            best = Some((usd, n, k));
+        if n <= pool.ceiling && best.is_none_or(|(b, _, _)| amount < b - 1e-9) {
+            best = Some((amount, n, k));
         }
     }
     best
@@ -127,7 +137,7 @@ fn cheapest(facts: &Facts<'_>, may: &dyn Fn(usize) -> bool) -> Option<(f64, u32,
 /// The cheapest fleet of one shape other than those in use.
 fn next_best(facts: &Facts<'_>) -> Option<RunnerUp> {
     let pool = facts.problem;
-    let (usd, n, k) = cheapest(facts, &|k| facts.answer.of(k) == 0)?;
+    let (usd, n, k) = least(facts, BudgetUnit::UsdPerHour, &|k| facts.answer.of(k) == 0)?;
     let extra = usd - facts.usd_per_hour;
     let because = if extra > 0.005 {
         "dearer for the same demand".to_owned()
@@ -168,20 +178,35 @@ pub(crate) fn summarise(facts: &Facts<'_>) -> Why {
             }
             None => "the only shape that serves it".to_owned(),
         },
-        Limiting::Budget { name, cap, left, cheapest_usd } => {
-            would_help.push(format!("budget {name}: +${:.2}/h buys one more replica", cheapest_usd - left));
-            if facts.answer.replicas() == 0 && (cap - left).abs() < 0.005 {
-                let all = cheapest(facts, &|_| true).map_or(*cheapest_usd, |(usd, _, _)| usd);
-                let rest = if all > cheapest_usd + 0.005 { " to serve everything" } else { "" };
+        Limiting::Budget { name, unit, cap, left, least: one } => {
+            let amount = |x: f64| unit.amount(x);
+            let more = format!("+{} buys one more replica", amount(rounded_up(*unit, one - left)));
+            would_help.push(format!("budget {name}: {more}"));
+            let untouched = (cap - left).abs() < 0.005 * unit.step();
+            if facts.answer.replicas() == 0 && untouched {
+                let all = least(facts, *unit, &|_| true).map_or(*one, |(all, _, _)| all);
+                let rest = if all > one + 0.005 * unit.step() { " to serve everything" } else { "" };
+                let (verb, which) = match unit {
+                    BudgetUnit::UsdPerHour => ("costs", "cheapest"),
+                    BudgetUnit::Watts => ("draws", "most frugal"),
+                    BudgetUnit::GramsCo2ePerHour => ("emits", "cleanest"),
+                };
                 format!(
-                    "budget {name} has ${cap:.2}/h, cheapest replica costs ${cheapest_usd:.2}/h; raise it to ${all:.2}{rest}"
+                    "budget {name} has {}, {which} replica {verb} {}; raise it to {}{rest}",
+                    amount(*cap),
+                    amount(*one),
+                    amount(rounded_up(*unit, all)).trim_end_matches(if *unit == BudgetUnit::UsdPerHour {
+                        "/h"
+                    } else {
+                        ""
+                    })
                 )
             } else {
                 format!(
-                    "budget {name} (${cap:.2}/h) binds: {:.2} of {total:.2} rps unserved in tier {}; +${:.2}/h buys one more replica",
+                    "budget {name} ({}) binds: {:.2} of {total:.2} rps unserved in tier {}; {more}",
+                    amount(*cap),
                     facts.unserved_rps,
                     pool.priority,
-                    cheapest_usd - left
                 )
             }
         }
@@ -229,7 +254,14 @@ pub(crate) fn summarise(facts: &Facts<'_>) -> Why {
         Some(remark) if facts.answer.replicas() > 0 => format!("{summary}; {remark}"),
         _ => summary,
     };
-    Why { summary, binding: facts.binding.clone(), runner_up, would_help, rejected: rejected(facts.all) }
+    Why {
+        summary,
+        binding: facts.binding.clone(),
+        runner_up,
+        would_help,
+        remarks: Vec::new(),
+        rejected: rejected(facts.all),
+    }
 }
 
 /// Nodes of these classes that the pool's new replicas may not come to, although those that are there may stay.

@@ -5,12 +5,13 @@
 //! | `gpu/h100+4`, `gpu/l40s-2` | four more (autoscalable) H100s; two L40S fewer |
 //! | `price/h100=1.9` | price of one accelerator, $/h |
 //! | `budget/team-a=60` | cap of a budget, $/h |
+//! | `budget/green.watts=5000`, `budget/green.gramsCO2ePerHour=900` | caps of power and emissions |
 //! | `slo/default/chat.tpot=60ms` | an objective of a pool (of its default class, or `chat.batch.tpot`) |
 //! | `demand/default/chat*2`, `demand/chat=10` | demand of a pool, as a factor or as requests per second |
 
 use std::collections::BTreeMap;
 
-use plimsoll_fleet::{ClusterSnapshot, DemandEstimate, Objective, Percentile, PoolId};
+use plimsoll_fleet::{BudgetUnit, ClusterSnapshot, DemandEstimate, Objective, Percentile, PoolId};
 
 /// Why a what-if expression cannot be applied.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -79,16 +80,13 @@ pub fn apply(
             class.spot_usd_per_hour = class.spot_usd_per_hour.map(|s| s.min(usd));
         }
         "budget" => {
-            let (name, value) = rest.split_once('=').ok_or_else(syntax)?;
-            let usd = dollars(change, value)?;
-            let existing = list(snapshot.budgets.iter().map(|b| b.name.clone()));
-            let budget = snapshot
-                .budgets
-                .iter_mut()
-                .find(|b| b.name == name)
-                .ok_or_else(|| unknown(change, "budget", name, existing))?;
-            budget.usd_per_hour = Some(usd);
-            budget.usd_per_month = None;
+            let (path, value) = rest.split_once('=').ok_or_else(syntax)?;
+            let (budget, unit) = cap_index(&snapshot, change, path)?;
+            let cap = match unit {
+                BudgetUnit::UsdPerHour => dollars(change, value)?,
+                BudgetUnit::Watts | BudgetUnit::GramsCo2ePerHour => amount(change, value, unit)?,
+            };
+            snapshot.budgets[budget].set_cap(unit, cap);
         }
         "slo" => {
             let (path, value) = rest.split_once('=').ok_or_else(syntax)?;
@@ -146,6 +144,40 @@ fn dollars(change: &str, value: &str) -> Result<f64, WhatIfError> {
         expression: change.to_owned(),
         problem: format!("{value:?} is not an amount in dollars per hour; write e.g. 1.90"),
     })
+}
+
+fn amount(change: &str, value: &str, unit: BudgetUnit) -> Result<f64, WhatIfError> {
+    let suffixes = if unit == BudgetUnit::Watts { ["W", "W"] } else { ["gCO2e/h", "g"] };
+    let text = value.trim();
+    let text = suffixes.iter().find_map(|s| text.strip_suffix(s)).unwrap_or(text).trim();
+    text.parse::<f64>().ok().filter(|v| v.is_finite() && *v >= 0.0).ok_or_else(|| WhatIfError::Value {
+        expression: change.to_owned(),
+        problem: format!(
+            "{value:?} is not an amount of {}; write a number of 0 or more, e.g. 5000",
+            if unit == BudgetUnit::Watts { "watts" } else { "grams per hour" }
+        ),
+    })
+}
+
+/// The budget and cap that a path such as `team-a` (dollars per hour) or `green.watts` names; a budget's name may itself hold
+/// dots.
+fn cap_index(
+    snapshot: &ClusterSnapshot,
+    change: &str,
+    path: &str,
+) -> Result<(usize, BudgetUnit), WhatIfError> {
+    let at = |name: &str| snapshot.budgets.iter().position(|b| b.name == name);
+    if let Some(budget) = at(path) {
+        return Ok((budget, BudgetUnit::UsdPerHour));
+    }
+    let existing = || list(snapshot.budgets.iter().map(|b| b.name.clone()));
+    let Some((name, field)) = path.rsplit_once('.') else {
+        return Err(unknown(change, "budget", path, existing()));
+    };
+    let budget = at(name).ok_or_else(|| unknown(change, "budget", name, existing()))?;
+    let unit = BudgetUnit::ALL.into_iter().find(|u| u.field().eq_ignore_ascii_case(field));
+    let fields = || BudgetUnit::ALL.map(BudgetUnit::field).join(", ");
+    unit.map(|u| (budget, u)).ok_or_else(|| unknown(change, "cap", field, fields()))
 }
 
 fn class_index(snapshot: &ClusterSnapshot, change: &str, name: &str) -> Result<usize, WhatIfError> {
@@ -278,6 +310,10 @@ mod tests {
         assert_eq!(left, 6);
         assert_eq!(go("price/H100=$1.9/h").0.accelerators[0].usd_per_hour, 1.9);
         assert_eq!(go("budget/team-a=60").0.budgets[0].usd_per_hour, Some(60.0));
+        assert_eq!(go("budget/team-a.usdPerHour=$61/h").0.budgets[0].usd_per_hour, Some(61.0));
+        assert_eq!(go("budget/team-a.watts=5000 W").0.budgets[0].watts, Some(5000.0));
+        let green = go("budget/team-a.gramsCO2ePerHour=900").0.budgets[0].clone();
+        assert_eq!((green.grams_co2e_per_hour, green.usd_per_hour), (Some(900.0), Some(20.0)));
         for path in ["default/chat", "chat", "chat.default"] {
             let (s, _) = go(&format!("slo/{path}.tpot=0.06s"));
             assert_eq!(s.pools[0].slo_classes[0].slo.tpot.unwrap().ms, 60.0);
@@ -295,6 +331,12 @@ mod tests {
     #[case("gpu/l4-3", "has 1 accelerators fewer than that")]
     #[case("budget/b=1", "there is no budget \"b\"; there is team-a")]
     #[case("budget/team-a=-1", "is not an amount in dollars per hour")]
+    #[case("budget/b.watts=1", "there is no budget \"b\"; there is team-a")]
+    #[case(
+        "budget/team-a.joules=1",
+        "there is no cap \"joules\"; there is usdPerHour, watts, gramsCO2ePerHour"
+    )]
+    #[case("budget/team-a.watts=much", "is not an amount of watts; write a number of 0 or more")]
     #[case("slo/x.tpot=1ms", "there is no pool \"x\"; there is default/chat, default/idle")]
     #[case("slo/chat.gold.tpot=1ms", "there is no SLO class \"gold\"; there is default")]
     #[case("slo/chat.speed=1ms", "there is no objective \"speed\"; there is ttft, tpot, e2e")]

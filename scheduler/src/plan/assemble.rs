@@ -2,12 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use plimsoll_fleet::plan::{BindingConstraint, Flow, PoolOutcome, Prediction, SolveQuality, Unprovisioned};
-use plimsoll_fleet::{Plan, PoolPlan, ReplicaAssignment, ReplicaId, RequestClass};
+use plimsoll_fleet::plan::{
+    BindingConstraint, BudgetUse, Flow, PoolOutcome, Prediction, SolveQuality, Unprovisioned,
+};
+use plimsoll_fleet::{
+    BudgetUnit, Consumption, Plan, PoolPlan, ReplicaAssignment, ReplicaId, RequestClass, Shape,
+};
 
 use super::performance::{Performance, Query};
-use super::prepare::{Draft, Fate, budget_notes, live_usd};
-use super::program::{Coupling, PoolProblem};
+use super::prepare::{Draft, Fate, Spent, budget_notes, live_consumption, live_watts, spend};
+use super::program::{Coupling, PoolProblem, row_unit};
 use super::provision;
 use super::residual::Remaining;
 use super::today::today;
@@ -93,17 +97,39 @@ pub(crate) fn assemble(
         }
     }
     let pools: Vec<PoolPlan> = pools.into_values().collect();
+    let mut takes = Consumption::default();
+    pools.iter().for_each(|p| takes += p.consumption());
     let plan = Plan {
         number: input.number,
         created_at: input.now,
         trigger: input.trigger.clone(),
-        usd_per_hour: pools.iter().map(|p| p.usd_per_hour).fold(0.0, |a, b| a + b),
+        usd_per_hour: takes.usd_per_hour,
+        watts: takes.watts,
+        grams_co2e_per_hour: takes.grams_co2e_per_hour,
+        budgets: budget_uses(input, &pools),
         pools,
         binding,
         quality,
         unprovisioned,
     };
     PlanOutcome { plan, next_serial: names.next }
+}
+
+/// What a plan takes of each cap of each budget.
+fn budget_uses(input: &PlanInput<'_>, pools: &[PoolPlan]) -> Vec<BudgetUse> {
+    let mut spent = Spent::new();
+    for pool in pools {
+        spend(input.snapshot, &pool.pool, &pool.consumption(), &mut spent);
+    }
+    let mut uses = Vec::new();
+    for b in &input.snapshot.budgets {
+        for unit in BudgetUnit::ALL {
+            let Some(cap) = b.cap(unit).filter(|c| c.is_finite()) else { continue };
+            let planned = spent.get(&(b.name.clone(), unit)).copied().unwrap_or(0.0);
+            uses.push(BudgetUse { budget: b.name.clone(), unit, cap, planned, on_limit: b.on_limit });
+        }
+    }
+    uses
 }
 
 /// A coupling row as people read it.
@@ -116,7 +142,16 @@ fn constraint(group: &Group<'_>, what: &Coupling, price: f64) -> BindingConstrai
             format!("inventory {} in groups of {size}", group.problem.cells[*cell].label()),
             format!("group of {size} GPUs"),
         ),
-        Coupling::Budget(b) => (format!("budget {}", group.problem.budgets[*b].name), "$/h".to_owned()),
+        Coupling::Budget(b) => {
+            let row = &group.problem.budgets[*b];
+            let steps = row_unit(row.unit) / row.unit.step();
+            let constraint = format!("budget {}", row.name);
+            return BindingConstraint {
+                constraint,
+                unit: row.unit.step_text().to_owned(),
+                usd_per_hour_per_unit: price / steps,
+            };
+        }
     };
     BindingConstraint { constraint, unit, usd_per_hour_per_unit: price }
 }
@@ -154,12 +189,12 @@ fn planned(
     let problem = &group.problem.pools[at];
     let answer = &group.answer.pools[at];
     let mut replicas: Vec<ReplicaAssignment> = Vec::new();
-    let mut usd_per_hour = 0.0;
+    let mut takes = Consumption::default();
     for placed in group.placement.placed.iter().filter(|p| group.wants[p.want].pool == at) {
         let want = &group.wants[placed.want];
         let cell = &group.problem.cells[want.cell];
         let Some(id) = placed.id.clone().or_else(|| names.fresh(draft.pool.id.name())) else { continue };
-        usd_per_hour += cell.usd_per_hour * f64::from(want.shape.gpus());
+        takes += group.consumption(want);
         replicas.push(ReplicaAssignment {
             id,
             shape: want.shape.clone(),
@@ -170,6 +205,7 @@ fn planned(
     replicas.sort_by(|a, b| a.shape.cmp(&b.shape).then_with(|| a.id.cmp(&b.id)));
     let mut flows = Vec::new();
     let mut load_lines = Vec::new();
+    let mut replica_watts = Vec::new();
     let mut prediction = Prediction::default();
     let (mut used, mut total) = (0.0, 0.0);
     for (k, candidate) in problem.set.candidates.iter().enumerate() {
@@ -190,6 +226,7 @@ fn planned(
         }
         let line = if work > 0.0 { rps / work } else { idle_line(problem, k) };
         load_lines.push((candidate.shape.clone(), line));
+        replica_watts.push((candidate.shape.clone(), candidate.watts));
         used += work;
         total += n;
         if mix.is_empty() {
@@ -241,7 +278,7 @@ fn planned(
         all: &draft.all,
         answer,
         at,
-        usd_per_hour,
+        usd_per_hour: takes.usd_per_hour,
         unserved_rps,
         limiting: &limiting,
         binding,
@@ -257,7 +294,10 @@ fn planned(
         demand: draft.demand.clone(),
         load_lines,
         utilisation: if total > 0.0 { (used / total).clamp(0.0, 1.0) } else { 0.0 },
-        usd_per_hour,
+        usd_per_hour: takes.usd_per_hour,
+        watts: takes.watts,
+        grams_co2e_per_hour: takes.grams_co2e_per_hour,
+        replica_watts,
         prediction,
         envelope: envelope(group, at, left, count),
         why,
@@ -308,46 +348,49 @@ fn limiting(group: &Group<'_>, at: usize, left: &Remaining<'_, '_>) -> Limiting 
     if answer.replicas() >= problem.ceiling {
         return Limiting::Bound;
     }
-    // If some candidate has slots but no money, it is the budget.
-    let mut cheapest: Option<f64> = None;
+    // If every candidate with slots takes more of some budget than is left, it is the budget: the row that lacks most for
+    // the candidate that lacks least.
+    let mut lacks: Option<(f64, usize, f64)> = None;
     for (k, candidate) in problem.set.candidates.iter().enumerate() {
         for (c, cell) in group.problem.cells.iter().enumerate() {
             let open = cell.accelerator == candidate.shape.accelerator
                 && cell.eligible[at] == super::inventory::Eligibility::Open;
-            if open && left.has_slots(at, k, c) {
-                let usd = problem.usd(k, cell);
-                cheapest = Some(cheapest.map_or(usd, |x: f64| x.min(usd)));
+            if !open || !left.has_slots(at, k, c) {
+                continue;
+            }
+            let lack = |b: usize| {
+                let takes = group.problem.takes(&Coupling::Budget(b), at, k, c);
+                (takes > left.left(b) + 1e-9).then(|| (1.0 - left.left(b).max(0.0) / takes, b, takes))
+            };
+            let worst = (0..group.problem.budgets.len())
+                .filter_map(lack)
+                .reduce(|x, y| if y.0 > x.0 + 1e-12 { y } else { x });
+            let Some(worst) = worst else { return no_capacity(problem) };
+            if lacks.is_none_or(|least| worst.0 < least.0 - 1e-12) {
+                lacks = Some(worst);
             }
         }
     }
-    let Some(cheapest_usd) = cheapest else {
-        let mut classes: Vec<String> =
-            problem.set.candidates.iter().map(|k| k.shape.accelerator.clone()).collect();
-        classes.dedup();
-        return Limiting::Capacity { accelerators: classes };
-    };
-    let tightest =
-        group.problem.budgets.iter().enumerate().filter(|(_, b)| b.covers[at]).min_by(|(a, x), (b, y)| {
-            (x.usd_per_hour - left.spent(*a)).total_cmp(&(y.usd_per_hour - left.spent(*b)))
-        });
-    match tightest {
-        Some((b, budget)) if cheapest_usd > budget.usd_per_hour - left.spent(b) + 1e-9 => Limiting::Budget {
-            name: budget.name.clone(),
-            cap: budget.cap,
-            left: (budget.usd_per_hour - left.spent(b)).max(0.0),
-            cheapest_usd,
-        },
-        _ => Limiting::Capacity {
-            accelerators: problem
-                .set
-                .candidates
-                .iter()
-                .map(|k| k.shape.accelerator.clone())
-                .collect::<BTreeSet<_>>()
-                .into_iter()
-                .collect(),
-        },
+    match lacks {
+        Some((_, b, takes)) => {
+            let row = &group.problem.budgets[b];
+            let natural = row_unit(row.unit);
+            Limiting::Budget {
+                name: row.name.clone(),
+                unit: row.unit,
+                cap: row.cap * natural,
+                left: left.left(b).max(0.0) * natural,
+                least: takes * natural,
+            }
+        }
+        None => no_capacity(problem),
     }
+}
+
+fn no_capacity(problem: &PoolProblem<'_>) -> Limiting {
+    let classes: BTreeSet<String> =
+        problem.set.candidates.iter().map(|k| k.shape.accelerator.clone()).collect();
+    Limiting::Capacity { accelerators: classes.into_iter().collect() }
 }
 
 /// Bounds for the fast loop: not below what the plan's demand needs of the bounds, not above what fits and is paid for.
@@ -384,8 +427,12 @@ fn fixed(input: &PlanInput<'_>, draft: &Draft<'_>) -> PoolPlan {
             spot: node(l).is_some_and(|n| n.spot),
         })
         .collect();
-    let usd_per_hour =
-        draft.live.iter().filter(|_| keeps).map(|l| live_usd(input.snapshot, l)).fold(0.0, |a, b| a + b);
+    let mut takes = Consumption::default();
+    let mut replica_watts: BTreeMap<Shape, f64> = BTreeMap::new();
+    for l in draft.live.iter().filter(|_| keeps) {
+        takes += live_consumption(input.snapshot, draft, l);
+        replica_watts.insert(l.shape.clone(), live_watts(input.snapshot, draft, l));
+    }
     let count = replicas.len() as u32;
     let demand = draft.demand.total_rps();
     let (outcome, unserved_rps) = match &draft.fate {
@@ -403,7 +450,10 @@ fn fixed(input: &PlanInput<'_>, draft: &Draft<'_>) -> PoolPlan {
         demand: draft.demand.clone(),
         load_lines: Vec::new(),
         utilisation: 0.0,
-        usd_per_hour,
+        usd_per_hour: takes.usd_per_hour,
+        watts: takes.watts,
+        grams_co2e_per_hour: takes.grams_co2e_per_hour,
+        replica_watts: replica_watts.into_iter().collect(),
         prediction: Prediction::default(),
         envelope: (count, count),
         why: explain::of_fixed(draft),

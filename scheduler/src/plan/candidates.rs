@@ -21,6 +21,9 @@ pub struct Candidate {
     pub rates: Vec<f64>,
     /// List price of a replica on demand, dollars per hour.
     pub usd_per_hour: f64,
+    /// Most power that a replica's accelerators draw on average at its load line, watts: what it counts for, however busy
+    /// it is.
+    pub watts: f64,
 }
 
 impl Candidate {
@@ -126,7 +129,7 @@ pub(crate) fn load_line(
     let margin = config.margin(pool.expected_error(shape, accelerator.calibration.relative_error));
     let (classes, arrival_scv) = (classes.as_slice(), asked_scv(arrival_scv));
     let query = Query { pool, variant, accelerator, shape, classes, arrival_scv, margin, stretch: 1.0 };
-    let rates = rates(model, cache, &query)?;
+    let rates = answer(model, cache, &query)?.rates;
     let served = || classes.iter().zip(&rates).filter(|(_, rate)| **rate > 0.0);
     let rps: f64 = served().map(|(c, _)| c.rps).sum();
     let work: f64 = served().map(|(c, rate)| c.rps / rate).sum();
@@ -311,14 +314,14 @@ pub fn candidates(
         let margin = config.margin(pool.expected_error(&o.shape, o.accelerator.calibration.relative_error));
         let (variant, accelerator, shape) = (o.variant, o.accelerator, &o.shape);
         let query = Query { pool, variant, accelerator, shape, classes, arrival_scv: scv, margin, stretch };
-        rates(model, cache, &query)
+        self::answer(model, cache, &query)
     };
     let answers: Vec<_> = shapes.iter().map(|o| ask(o, &asked, scv, 1.0)).collect();
-    let mut found: Vec<Vec<f64>> =
-        answers.iter().map(|a| a.clone().unwrap_or_else(|_| vec![0.0; asked.len()])).collect();
-    let serves = |rates: Result<Vec<f64>, Rejection>, class: usize| rates.is_ok_and(|r| r[class] > 0.0);
-    let out_of_reach = |found: &[Vec<f64>]| -> Vec<usize> {
-        (0..asked.len()).filter(|c| found.iter().all(|rates| rates[*c] <= 0.0)).collect()
+    let nothing = || Able { rates: vec![0.0; asked.len()], watts: 0.0 };
+    let mut found: Vec<Able> = answers.iter().map(|a| a.clone().unwrap_or_else(|_| nothing())).collect();
+    let serves = |able: Result<Able, Rejection>, class: usize| able.is_ok_and(|a| a.rates[class] > 0.0);
+    let out_of_reach = |found: &[Able]| -> Vec<usize> {
+        (0..asked.len()).filter(|c| found.iter().all(|able| able.rates[*c] <= 0.0)).collect()
     };
     // Objectives that not even a typical request meets are the owner's to change; those that only some of the requests
     // miss, or all for now, must not take replicas away from them.
@@ -341,9 +344,10 @@ pub fn candidates(
                 Leniency::Stretched(_) => missing.iter().copied().filter(first).collect(),
             };
             for (option, found) in shapes.iter().zip(&mut found) {
-                let rates = ask(option, &asked, scv, stretch).unwrap_or_default();
-                for c in reached.iter().filter(|c| rates.get(**c).is_some_and(|r| *r > 0.0)) {
-                    found[*c] = rates[*c];
+                let able = ask(option, &asked, scv, stretch).unwrap_or_else(|_| nothing());
+                for c in reached.iter().filter(|c| able.rates[**c] > 0.0) {
+                    found.rates[*c] = able.rates[*c];
+                    found.watts = found.watts.max(able.watts);
                 }
             }
             let still = out_of_reach(&found);
@@ -354,15 +358,16 @@ pub fn candidates(
             }
         }
     }
-    for ((option, rates), answer) in shapes.into_iter().zip(found).zip(answers) {
+    for ((option, able), answer) in shapes.into_iter().zip(found).zip(answers) {
         let usd_per_hour = option.accelerator.usd_per_hour * f64::from(option.shape.gpus());
         match answer {
-            Err(why) if rates.iter().all(|r| *r <= 0.0) => set.rejected.push((Some(option.shape), why)),
+            Err(why) if able.rates.iter().all(|r| *r <= 0.0) => set.rejected.push((Some(option.shape), why)),
             _ => set.candidates.push(Candidate {
                 shape: option.shape,
                 quality: option.variant.quality,
-                rates,
+                rates: able.rates,
                 usd_per_hour,
+                watts: able.watts,
             }),
         }
     }
@@ -390,6 +395,24 @@ fn why_unusable(pool: &ModelPool, nodes: &[&NodeInfo]) -> String {
     } else {
         "cordoned, tainted or excluded by spec.placement".to_owned()
     }
+}
+
+/// What a replica of a shape is able to do.
+#[derive(Debug, Clone, PartialEq)]
+struct Able {
+    /// Rate of each class.
+    rates: Vec<f64>,
+    /// Most power at them, watts.
+    watts: f64,
+}
+
+/// What a shape is able to do, or why it is not.
+fn answer(model: &dyn Performance, cache: &ShapeCache, query: &Query<'_>) -> Result<Able, Rejection> {
+    let rates = rates(model, cache, query)?;
+    let most = query.accelerator.most_watts() * f64::from(query.shape.gpus());
+    let watts = cache.evaluate(model, query).as_ref().as_ref().map_or(f64::NAN, |e| e.watts);
+    // A figure that is none counts as full load.
+    Ok(Able { rates, watts: if watts.is_finite() { watts.clamp(0.0, most.max(0.0)) } else { most } })
 }
 
 /// Rates of each class, scaled so that the linear load line `Σ f/μ ≤ n` meets the mix's own load line exactly.

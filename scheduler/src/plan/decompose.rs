@@ -24,9 +24,7 @@ use super::inventory::{Cell, Eligibility};
 use super::master::Master;
 use super::options::{Counts, Options, Prices, Service};
 use super::parallel;
-use super::program::{
-    self, Answer, BudgetRow, Coupling, PoolAnswer, PoolProblem, Problem, relaxation, solve_whole,
-};
+use super::program::{self, Answer, Coupling, PoolAnswer, PoolProblem, Problem, relaxation, solve_whole};
 use super::residual::Remaining;
 use super::solver::{Limits, Solver};
 
@@ -403,7 +401,7 @@ fn only<'a>(problem: &Problem<'a>, p: usize, left: &Remaining<'_, '_>) -> Proble
     let mut alone = single(problem, p);
     alone.held = left.held();
     for (b, budget) in alone.budgets.iter_mut().enumerate() {
-        budget.usd_per_hour = (budget.usd_per_hour - left.spent(b)).max(0.0);
+        budget.left = left.left(b).max(0.0);
     }
     alone.allowed = Some(near(&alone));
     alone
@@ -421,20 +419,12 @@ fn single<'a>(problem: &Problem<'a>, p: usize) -> Problem<'a> {
                 zone: c.zone.clone(),
                 spot: c.spot,
                 usd_per_hour: c.usd_per_hour,
+                grid: c.grid,
                 slots: c.slots.clone(),
                 eligible: vec![c.eligible[p]],
             })
             .collect(),
-        budgets: problem
-            .budgets
-            .iter()
-            .map(|b| BudgetRow {
-                name: b.name.clone(),
-                usd_per_hour: b.usd_per_hour,
-                cap: b.cap,
-                covers: vec![b.covers[p]],
-            })
-            .collect(),
+        budgets: problem.budgets.iter().map(|b| b.of_pool(p)).collect(),
         cuts: problem.cuts.clone(),
         held: Vec::new(),
         hints: Vec::new(),
@@ -474,8 +464,6 @@ fn near(alone: &Problem<'_>) -> BTreeSet<(usize, usize)> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
     use crate::plan::prepare;
     use crate::plan::solver::BranchAndBound;
@@ -519,7 +507,8 @@ mod tests {
             let input = w.input();
             let drafts = prepare::drafts(&input, &model);
             let members: Vec<usize> = (0..drafts.len()).collect();
-            let problem = prepare::problem(&input, &drafts, &members, &Default::default(), &BTreeMap::new());
+            let problem =
+                prepare::problem(&input, &drafts, &members, &Default::default(), &Default::default());
             let options = Options::new(&problem);
             let search = Search::new(&problem, &options, &BranchAndBound, &limits);
             let answers = search.in_turn(search.alone.wishes.clone(), &Prices::default());
@@ -557,7 +546,8 @@ mod tests {
             let input = w.input();
             let drafts = prepare::drafts(&input, &model);
             let members: Vec<usize> = (0..drafts.len()).collect();
-            let problem = prepare::problem(&input, &drafts, &members, &Default::default(), &BTreeMap::new());
+            let problem =
+                prepare::problem(&input, &drafts, &members, &Default::default(), &Default::default());
             let a = by_prices(&problem, &BranchAndBound, &usual);
             let b = solve_whole(&problem, &greedy(&problem), &BranchAndBound, &exact);
             assert!(b.complete || !a.complete, "seed {seed}: what prices serve, the whole program serves");

@@ -63,6 +63,9 @@ impl Performance for EngineModel {
         let model = self.replica(q)?;
         let slos = |name: &str| q.slo(name);
         let mix = model.load_line(q.classes, &slos, q.arrival_scv, q.margin);
+        // Which of the classes come to this shape is not known yet: the most power that any of them, or all, ask for.
+        let watts = |classes: &[RequestClass], rps: f64| model.predict(classes, rps, q.arrival_scv).watts;
+        let mut most_watts = watts(q.classes, mix.rps);
         let mut rates = Vec::with_capacity(q.classes.len());
         let mut misses = Vec::with_capacity(q.classes.len());
         for class in q.classes {
@@ -80,9 +83,10 @@ impl Performance for EngineModel {
                 line.rps
             };
             misses.push(if rate > 0.0 { None } else { miss(q, &line) });
+            most_watts = most_watts.max(watts(std::slice::from_ref(class), rate));
             rates.push(rate);
         }
-        Ok(Evaluation { rates, mix_rps: mix.rps, misses })
+        Ok(Evaluation { rates, mix_rps: mix.rps, watts: most_watts, misses })
     }
 
     fn predict(&self, q: &Query<'_>, rps: f64) -> Option<Prediction> {

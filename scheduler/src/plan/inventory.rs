@@ -8,8 +8,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use plimsoll_engine::power::Grid;
 use plimsoll_fleet::pool::{SpotPolicy, Toleration};
-use plimsoll_fleet::{ClusterSnapshot, ModelPool, NodeInfo, NodeName, Shape};
+use plimsoll_fleet::{AcceleratorClass, ClusterSnapshot, ModelPool, NodeInfo, NodeName, Shape};
 
 /// What a pool may do with a cell's nodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -44,6 +45,8 @@ pub struct Cell {
     pub spot: bool,
     /// Price of one accelerator here.
     pub usd_per_hour: f64,
+    /// Where the electricity comes from.
+    pub grid: Grid,
     /// Nodes, in order of name; shared, because every pool looks at every cell.
     pub slots: Arc<[Slot]>,
     /// Each pool's eligibility, in the order the pools were given.
@@ -143,6 +146,16 @@ pub fn price(snapshot: &ClusterSnapshot, accelerator: &str, spot: bool) -> Optio
     (usd.is_finite() && usd >= 0.0).then_some(usd)
 }
 
+/// Where the electricity of a class's nodes in a zone comes from (an empty zone is not known). Figures that are none count as
+/// the highest allowed.
+pub fn grid(class: &AcceleratorClass, zone: &str) -> Grid {
+    let figure = |x: f64, most: f64| if x.is_finite() { x.clamp(0.0, most) } else { most };
+    Grid {
+        pue: figure(class.electricity.pue, 10.0),
+        grams_per_kwh: figure(class.electricity.intensity(zone), 10_000.0),
+    }
+}
+
 /// All of a node that [`eligibility`] depends on for some pools: those whose selectors name the labels listed.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct Look<'a> {
@@ -211,8 +224,9 @@ pub fn cells(
         .into_iter()
         .filter_map(|((accelerator, zone, spot, eligible), mut slots)| {
             let usd_per_hour = price(snapshot, &accelerator, spot)?;
+            let grid = grid(snapshot.accelerators.iter().find(|a| a.name == accelerator)?, &zone);
             slots.sort_by(|a, b| a.node.cmp(&b.node));
-            Some(Cell { accelerator, zone, spot, usd_per_hour, slots: slots.into(), eligible })
+            Some(Cell { accelerator, zone, spot, usd_per_hour, grid, slots: slots.into(), eligible })
         })
         .collect();
     for class in &snapshot.accelerators {
@@ -238,7 +252,16 @@ pub fn cells(
             slots.push(Slot { node: None, free: left % size, leaving: 0 });
         }
         let (accelerator, zone) = (class.name.clone(), String::new());
-        cells.push(Cell { accelerator, zone, spot: false, usd_per_hour, slots: slots.into(), eligible });
+        let grid = grid(class, &zone);
+        cells.push(Cell {
+            accelerator,
+            zone,
+            spot: false,
+            usd_per_hour,
+            grid,
+            slots: slots.into(),
+            eligible,
+        });
     }
     cells
 }

@@ -35,7 +35,7 @@ mod today;
 
 use std::collections::BTreeMap;
 
-use plimsoll_fleet::{ClusterSnapshot, DemandEstimate, Plan, PoolId};
+use plimsoll_fleet::{ClusterSnapshot, Consumption, DemandEstimate, Plan, PoolId};
 
 pub use config::PlannerConfig;
 pub use engine_model::EngineModel;
@@ -44,6 +44,7 @@ pub use performance::ShapeCache;
 use crate::place;
 use inventory::Reserved;
 use performance::Performance;
+use prepare::Spent;
 use program::{Answer, Cut, Problem};
 use solver::{BranchAndBound, Solver};
 
@@ -112,11 +113,14 @@ pub fn plan_with(input: &PlanInput<'_>, model: &dyn Performance, solver: &dyn So
         let group = solve_group(input, &drafts, members, &reserved, &spent, solver);
         for (at, member) in group.members.iter().enumerate() {
             for placed in group.placement.placed.iter().filter(|p| group.wants[p.want].pool == at) {
-                let shape = &group.wants[placed.want].shape;
-                reserved.add(shape, &placed.nodes);
-                let usd =
-                    group.problem.cells[group.wants[placed.want].cell].usd_per_hour * f64::from(shape.gpus());
-                prepare::spend(input.snapshot, &drafts[*member].pool.id, usd, &mut spent);
+                let want = &group.wants[placed.want];
+                reserved.add(&want.shape, &placed.nodes);
+                prepare::spend(
+                    input.snapshot,
+                    &drafts[*member].pool.id,
+                    &group.consumption(want),
+                    &mut spent,
+                );
             }
         }
         solved.push(group);
@@ -134,12 +138,21 @@ pub(crate) struct Group<'a> {
     pub(crate) placement: place::Placement,
 }
 
+impl Group<'_> {
+    /// What one replica of a want takes of budgets.
+    pub(crate) fn consumption(&self, want: &place::Want) -> Consumption {
+        let pool = &self.problem.pools[want.pool];
+        let k = pool.set.candidates.iter().position(|c| c.shape == want.shape);
+        k.map_or_else(Consumption::default, |k| pool.consumption(k, &self.problem.cells[want.cell]))
+    }
+}
+
 fn solve_group<'a>(
     input: &PlanInput<'_>,
     drafts: &'a [prepare::Draft<'a>],
     members: Vec<usize>,
     reserved: &Reserved,
-    spent: &BTreeMap<String, f64>,
+    spent: &Spent,
     solver: &dyn Solver,
 ) -> Group<'a> {
     let limits = input.config.limits();

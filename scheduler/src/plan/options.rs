@@ -283,7 +283,7 @@ impl<'p, 'a> Options<'p, 'a> {
                 let each = self.problem.takes(&Coupling::Budget(b), p, k, c);
                 (each > 0.0).then_some((k, s, each))
             };
-            found.extend(binding(segments().filter_map(takes).collect(), left.money(b)));
+            found.extend(binding(segments().filter_map(takes).collect(), left.left(b).max(0.0)));
         }
         found
     }

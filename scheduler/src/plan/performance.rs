@@ -45,6 +45,8 @@ pub struct Evaluation {
     pub rates: Vec<f64>,
     /// Highest rate of the whole mix, requests per second (0: not together).
     pub mix_rps: f64,
+    /// Most power that all its accelerators draw on average at one of these rates, watts.
+    pub watts: f64,
     /// For each class that cannot be served: the objective that fails.
     pub misses: Vec<Option<Miss>>,
 }
@@ -155,7 +157,9 @@ fn key(q: &Query<'_>) -> String {
     let mut key = String::with_capacity(512);
     let a = q.accelerator;
     // Prices and selectors do not enter the physics and change more often than it.
+    let power = (a.idle_watts, a.tdp_watts, a.power_cap_watts);
     let facts = (
+        power,
         &a.flops_per_second,
         a.memory_bytes,
         a.memory_bytes_per_second,

@@ -7,15 +7,16 @@ use plimsoll_fleet::budget::OnLimit;
 use plimsoll_fleet::pool::EngineKind;
 use plimsoll_fleet::rollout::Rollout;
 use plimsoll_fleet::{
-    Budget, ClusterSnapshot, DemandEstimate, ModelPool, NodeName, PoolId, PoolPlan, ReplicaId, ReplicaPhase,
+    Budget, BudgetUnit, ClusterSnapshot, Consumption, DemandEstimate, ModelPool, NodeName, PoolId, PoolPlan,
+    ReplicaId, ReplicaPhase,
 };
 
 use super::PlanInput;
 use super::candidates::{CandidateSet, candidates, prune};
 use super::greedy::answer_of;
-use super::inventory::{Eligibility, Reserved, cells, eligibility, gpus_by_node, price};
+use super::inventory::{Eligibility, Reserved, cells, eligibility, gpus_by_node, grid, price};
 use super::performance::Performance;
-use super::program::{Answer, BudgetRow, PoolProblem, Problem};
+use super::program::{Answer, BudgetRow, PoolProblem, Problem, grams_co2e_per_hour, row_unit};
 use super::provision;
 use crate::place::{Live, Placement, Want};
 
@@ -224,27 +225,44 @@ fn live(
     live
 }
 
-/// Cost of a live replica at today's prices, dollars per hour.
-pub(crate) fn live_usd(snapshot: &ClusterSnapshot, live: &Live) -> f64 {
-    let spot = live
-        .nodes
-        .first()
-        .and_then(|n| snapshot.nodes.iter().find(|node| &node.name == n))
-        .is_some_and(|n| n.spot);
-    price(snapshot, &live.shape.accelerator, spot).unwrap_or(0.0) * f64::from(live.shape.gpus())
+/// Power of a live replica's accelerators, watts: at its load line where that is known, else at full load.
+pub(crate) fn live_watts(snapshot: &ClusterSnapshot, draft: &Draft<'_>, live: &Live) -> f64 {
+    if let Some(candidate) = draft.all.candidates.iter().find(|c| c.shape == live.shape) {
+        return candidate.watts;
+    }
+    let class = snapshot.accelerators.iter().find(|a| a.name == live.shape.accelerator);
+    let watts = class.map_or(0.0, plimsoll_fleet::AcceleratorClass::most_watts);
+    if watts.is_finite() { watts.max(0.0) * f64::from(live.shape.gpus()) } else { 0.0 }
 }
 
-/// Speaks for what pools hold that cannot be planned; returns what they spend, by budget.
+/// What a live replica takes of budgets, at today's prices.
+pub(crate) fn live_consumption(snapshot: &ClusterSnapshot, draft: &Draft<'_>, live: &Live) -> Consumption {
+    let node = live.nodes.first().and_then(|n| snapshot.nodes.iter().find(|node| &node.name == n));
+    let class = snapshot.accelerators.iter().find(|a| a.name == live.shape.accelerator);
+    let each = price(snapshot, &live.shape.accelerator, node.is_some_and(|n| n.spot)).unwrap_or(0.0);
+    let watts = live_watts(snapshot, draft, live);
+    let zone = node.map_or("", |n| n.zone.as_str());
+    Consumption {
+        usd_per_hour: each * f64::from(live.shape.gpus()),
+        watts,
+        grams_co2e_per_hour: class.map_or(0.0, |c| grams_co2e_per_hour(watts, &grid(c, zone))),
+    }
+}
+
+/// What is taken of budgets, by name and unit of the cap.
+pub(crate) type Spent = BTreeMap<(String, BudgetUnit), f64>;
+
+/// Speaks for what pools hold that cannot be planned; returns what they take of budgets.
 pub(crate) fn reserve_fixed(
     snapshot: &ClusterSnapshot,
     drafts: &[Draft<'_>],
     reserved: &mut Reserved,
-) -> BTreeMap<String, f64> {
-    let mut spent = BTreeMap::new();
+) -> Spent {
+    let mut spent = Spent::new();
     for draft in drafts.iter().filter(|d| matches!(d.fate, Fate::Broken(_) | Fate::External)) {
         for l in &draft.live {
             reserved.add(&l.shape, &l.nodes);
-            spend(snapshot, &draft.pool.id, live_usd(snapshot, l), &mut spent);
+            spend(snapshot, &draft.pool.id, &live_consumption(snapshot, draft, l), &mut spent);
         }
     }
     spent
@@ -263,10 +281,12 @@ pub(crate) fn budgets_of<'a>(snapshot: &'a ClusterSnapshot, pool: &PoolId) -> BT
     names
 }
 
-/// Adds spending of a pool to all budgets it counts against.
-pub(crate) fn spend(snapshot: &ClusterSnapshot, pool: &PoolId, usd: f64, spent: &mut BTreeMap<String, f64>) {
+/// Adds what a pool's replicas take to all budgets it counts against.
+pub(crate) fn spend(snapshot: &ClusterSnapshot, pool: &PoolId, takes: &Consumption, spent: &mut Spent) {
     for name in budgets_of(snapshot, pool) {
-        *spent.entry(name.to_owned()).or_default() += usd;
+        for unit in BudgetUnit::ALL {
+            *spent.entry((name.to_owned(), unit)).or_default() += takes.of(unit);
+        }
     }
 }
 
@@ -275,10 +295,11 @@ pub(crate) fn budget_notes(snapshot: &ClusterSnapshot, pool: &PoolId) -> Vec<Str
     let mut notes = Vec::new();
     let names = budgets_of(snapshot, pool);
     for b in snapshot.budgets.iter().filter(|b| names.contains(b.name.as_str())) {
-        if b.effective_usd_per_hour().is_some_and(f64::is_nan) {
+        for unit in BudgetUnit::ALL.into_iter().filter(|u| b.cap(*u).is_some_and(f64::is_nan)) {
             notes.push(format!(
-                "budget {}: its cap is not a number and is not applied; set usdPerHour",
-                b.name
+                "budget {}: its cap is not a number and is not applied; set {}",
+                b.name,
+                unit.field()
             ));
         }
         let mut seen = BTreeSet::from([b.name.as_str()]);
@@ -304,28 +325,12 @@ pub(crate) fn problem<'a>(
     drafts: &'a [Draft<'a>],
     members: &[usize],
     reserved: &Reserved,
-    spent: &BTreeMap<String, f64>,
+    spent: &Spent,
 ) -> Problem<'a> {
     let snapshot = input.snapshot;
     let pools: Vec<&ModelPool> = members.iter().map(|i| drafts[*i].pool).collect();
     let cells = cells(snapshot, &pools, reserved, &leaving(snapshot, drafts));
-    let budgets = snapshot
-        .budgets
-        .iter()
-        .filter(|b| b.on_limit != OnLimit::Alert)
-        .filter_map(|b| {
-            let cap = b.effective_usd_per_hour().filter(|c| !c.is_nan())?;
-            let left = (cap - spent.get(&b.name).copied().unwrap_or(0.0)).max(0.0);
-            let covers: Vec<bool> =
-                pools.iter().map(|p| budgets_of(snapshot, &p.id).contains(b.name.as_str())).collect();
-            covers.iter().any(|c| *c).then(|| BudgetRow {
-                name: b.name.clone(),
-                usd_per_hour: left,
-                cap: cap.max(0.0),
-                covers,
-            })
-        })
-        .collect();
+    let budgets = budget_rows(snapshot, &pools, spent);
     let problems = members
         .iter()
         .enumerate()
@@ -369,6 +374,30 @@ pub(crate) fn problem<'a>(
         hints: Vec::new(),
         allowed: None,
     }
+}
+
+/// A row for each cap of each budget that counts some of these pools and limits them.
+fn budget_rows(snapshot: &ClusterSnapshot, pools: &[&ModelPool], spent: &Spent) -> Vec<BudgetRow> {
+    let mut rows = Vec::new();
+    let of_pools: Vec<BTreeSet<&str>> = pools.iter().map(|p| budgets_of(snapshot, &p.id)).collect();
+    for b in snapshot.budgets.iter().filter(|b| b.on_limit != OnLimit::Alert) {
+        let covers: Vec<bool> = of_pools.iter().map(|names| names.contains(b.name.as_str())).collect();
+        if !covers.contains(&true) {
+            continue;
+        }
+        for unit in BudgetUnit::ALL {
+            let Some(cap) = b.cap(unit).filter(|c| !c.is_nan()) else { continue };
+            let left = cap - spent.get(&(b.name.clone(), unit)).copied().unwrap_or(0.0);
+            rows.push(BudgetRow {
+                name: b.name.clone(),
+                unit,
+                left: left.max(0.0) / row_unit(unit),
+                cap: cap.max(0.0) / row_unit(unit),
+                covers: covers.clone(),
+            });
+        }
+    }
+    rows
 }
 
 /// The cell a live replica sits in, if its pool may keep it there.

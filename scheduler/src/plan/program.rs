@@ -12,7 +12,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use plimsoll_fleet::ModelPool;
+use plimsoll_engine::power::Grid;
+use plimsoll_fleet::{BudgetUnit, Consumption, ModelPool};
 
 use super::candidates::CandidateSet;
 use super::greedy::{answer_of, fill};
@@ -93,23 +94,62 @@ impl PoolProblem<'_> {
             + of(ZONE_WEIGHT, answer.zones_short, self.min_zones)
     }
 
+    /// What a replica of candidate `k` in a cell takes of budgets, at its load line.
+    pub fn consumption(&self, k: usize, cell: &Cell) -> Consumption {
+        let watts = self.set.candidates[k].watts;
+        Consumption {
+            usd_per_hour: self.usd(k, cell),
+            watts,
+            grams_co2e_per_hour: grams_co2e_per_hour(watts, &cell.grid),
+        }
+    }
+
     /// Most replicas of candidate `k` that could be of use.
     pub(crate) fn useful(&self, k: usize) -> f64 {
         self.load_of(k).max(f64::from(self.floor)).max(f64::from(self.min_zones)).max(1.0)
     }
 }
 
-/// A budget row.
+/// Emissions of accelerators that draw this much, grams of CO₂ equivalent per hour.
+pub fn grams_co2e_per_hour(watts: f64, grid: &Grid) -> f64 {
+    grid.grams(watts * 3600.0)
+}
+
+/// What one unit of a budget row is in its budget's unit: rows are in $/h, kW and kg of CO₂ equivalent per hour, all of
+/// about one size, so that one tolerance suits the solver for all.
+pub fn row_unit(unit: BudgetUnit) -> f64 {
+    match unit {
+        BudgetUnit::UsdPerHour => 1.0,
+        BudgetUnit::Watts | BudgetUnit::GramsCo2ePerHour => 1e3,
+    }
+}
+
+/// One cap of a budget. Amounts are in row units ([`row_unit`]).
 #[derive(Debug, Clone, PartialEq)]
 pub struct BudgetRow {
-    /// Name.
+    /// Name of the budget.
     pub name: String,
-    /// What may still be spent, dollars per hour.
-    pub usd_per_hour: f64,
-    /// The cap as declared, dollars per hour.
+    /// What it caps.
+    pub unit: BudgetUnit,
+    /// What may still be taken.
+    pub left: f64,
+    /// The cap as declared.
     pub cap: f64,
     /// Whether each pool counts against it.
     pub covers: Vec<bool>,
+}
+
+impl BudgetRow {
+    /// The row as one pool sees it.
+    pub fn of_pool(&self, p: usize) -> Self {
+        let (name, covers) = (self.name.clone(), vec![self.covers[p]]);
+        Self { name, unit: self.unit, left: self.left, cap: self.cap, covers }
+    }
+
+    /// An amount of it as people write it.
+    pub fn amount(&self, value: f64) -> String {
+        self.unit.amount(value * row_unit(self.unit))
+    }
 }
 
 /// A limit that placement found: at most so many groups of at least this size in a cell.
@@ -178,9 +218,15 @@ impl Problem<'_> {
             Coupling::Slots { cell: c, size } if *c == cell && shape.tensor_parallel >= *size => {
                 f64::from((shape.tensor_parallel / size) * shape.pipeline_parallel)
             }
-            Coupling::Budget(b) if self.budgets[*b].covers[p] => self.pools[p].usd(k, &self.cells[cell]),
+            Coupling::Budget(b) if self.budgets[*b].covers[p] => self.takes_of(*b, p, k, cell),
             Coupling::Slots { .. } | Coupling::Budget(_) => 0.0,
         }
+    }
+
+    /// What one replica of a shape of a pool that a budget row covers takes of it, in row units.
+    fn takes_of(&self, budget: usize, p: usize, k: usize, cell: usize) -> f64 {
+        let unit = self.budgets[budget].unit;
+        self.pools[p].consumption(k, &self.cells[cell]).of(unit) / row_unit(unit)
     }
 }
 
@@ -194,7 +240,7 @@ pub enum Coupling {
         /// Group size.
         size: u32,
     },
-    /// A budget.
+    /// A budget row.
     Budget(usize),
 }
 
@@ -236,7 +282,7 @@ pub struct Answer {
     pub bound: f64,
     /// Whether all demand is served and all bounds are met.
     pub complete: bool,
-    /// Shadow prices of the coupling rows that have one, dollars per hour per unit (positive: one more unit saves).
+    /// Shadow prices of the coupling rows that have one, dollars per hour per unit of the row (positive: one more unit saves).
     pub prices: Vec<(Coupling, f64)>,
 }
 
@@ -288,6 +334,10 @@ fn build(problem: &Problem<'_>) -> Built {
                 }
                 let usd = pool.usd(k, cell);
                 let cost = pool.cost(k, cell);
+                let takes: Vec<(usize, f64)> = (0..problem.budgets.len())
+                    .map(|b| (b, problem.takes(&Coupling::Budget(b), p, k, c)))
+                    .filter(|(_, takes)| *takes > 0.0)
+                    .collect();
                 let running = pool.running.get(&(k, c)).copied().unwrap_or(0);
                 let stop = pool.stop_factor * usd;
                 constant += f64::from(running) * stop;
@@ -296,10 +346,8 @@ fn build(problem: &Problem<'_>) -> Built {
                     by_candidate[k].push(v);
                     by_zone.entry(cell.zone.as_str()).or_default().push(v);
                     slots.entry(c).or_default().push((shape.tensor_parallel, shape.pipeline_parallel, v));
-                    for (b, budget) in problem.budgets.iter().enumerate() {
-                        if budget.covers[p] && usd > 0.0 {
-                            spend[b].push((v, usd));
-                        }
+                    for (b, takes) in &takes {
+                        spend[*b].push((v, *takes));
                     }
                     v
                 };
@@ -401,8 +449,8 @@ fn build(problem: &Problem<'_>) -> Built {
     }
     for (b, terms) in spend.into_iter().enumerate() {
         let most: f64 = terms.iter().map(|(v, a)| a * program.variables[*v].upper).sum();
-        if most > problem.budgets[b].usd_per_hour {
-            let row = program.row(terms, Comparison::AtMost, problem.budgets[b].usd_per_hour.max(0.0));
+        if most > problem.budgets[b].left {
+            let row = program.row(terms, Comparison::AtMost, problem.budgets[b].left.max(0.0));
             coupling.push((Coupling::Budget(b), row));
         }
     }
@@ -604,8 +652,8 @@ pub fn couplings(problem: &Problem<'_>) -> Vec<(Coupling, f64)> {
         }
     }
     for (b, most) in spend.iter().enumerate() {
-        if *most > problem.budgets[b].usd_per_hour {
-            rows.push((Coupling::Budget(b), problem.budgets[b].usd_per_hour.max(0.0)));
+        if *most > problem.budgets[b].left {
+            rows.push((Coupling::Budget(b), problem.budgets[b].left.max(0.0)));
         }
     }
     rows

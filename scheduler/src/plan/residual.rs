@@ -22,6 +22,7 @@ pub struct Remaining<'p, 'a> {
     cells: Vec<Groups>,
     /// Replicas taken: by cell, tensor-parallel degree and pipeline stages.
     shapes: BTreeMap<(usize, u32, u32), u32>,
+    /// By budget row, in its unit.
     spent: Vec<f64>,
 }
 
@@ -50,9 +51,17 @@ impl<'p, 'a> Remaining<'p, 'a> {
         Self { problem, cells, shapes: BTreeMap::new(), spent: vec![0.0; problem.budgets.len()] }
     }
 
-    /// What a budget's pools cost so far, dollars per hour.
-    pub fn spent(&self, budget: usize) -> f64 {
-        self.spent[budget]
+    /// What is left of a budget row, in its unit; less than nothing where it is overdrawn.
+    pub fn left(&self, budget: usize) -> f64 {
+        self.problem.budgets[budget].left - self.spent[budget]
+    }
+
+    /// Whether the budgets have room for a replica in cell `to` instead of `from`, where a kilowatt-hour may be dirtier.
+    pub fn may_move(&self, p: usize, k: usize, from: usize, to: usize) -> bool {
+        (0..self.spent.len()).all(|b| {
+            let takes = |c| self.problem.takes(&Coupling::Budget(b), p, k, c);
+            takes(to) <= takes(from) + 1e-12 || takes(to) - takes(from) <= self.left(b) + 1e-9
+        })
     }
 
     /// What is taken, as another problem's [`Held`].
@@ -73,11 +82,6 @@ impl<'p, 'a> Remaining<'p, 'a> {
         rows.map(|((size, most), taken)| (*size, most.saturating_sub(*taken)))
     }
 
-    /// What is left of a budget.
-    pub(crate) fn money(&self, budget: usize) -> f64 {
-        (self.problem.budgets[budget].usd_per_hour - self.spent[budget]).max(0.0)
-    }
-
     /// How many more replicas of pool `p`, candidate `k` find accelerators in cell `c`.
     pub fn slots(&self, p: usize, k: usize, c: usize) -> u32 {
         let shape = &self.problem.pools[p].set.candidates[k].shape;
@@ -95,10 +99,10 @@ impl<'p, 'a> Remaining<'p, 'a> {
     /// How many more replicas of pool `p`, candidate `k` fit cell `c` and every budget.
     pub fn room(&self, p: usize, k: usize, c: usize) -> u32 {
         let mut room = self.slots(p, k, c);
-        for (b, budget) in self.problem.budgets.iter().enumerate() {
+        for b in 0..self.spent.len() {
             let each = self.problem.takes(&Coupling::Budget(b), p, k, c);
             if each > 0.0 {
-                let left = (budget.usd_per_hour - self.spent[b] + 1e-9) / each;
+                let left = (self.left(b) + 1e-9) / each;
                 room = room.min(left.max(0.0).min(f64::from(u32::MAX)) as u32);
             }
         }
@@ -153,7 +157,7 @@ impl<'p, 'a> Remaining<'p, 'a> {
         };
         let afforded = |b: usize| {
             let more = paid(b);
-            more <= 0.0 || self.spent[b] + more <= self.problem.budgets[b].usd_per_hour + 1e-9
+            more <= 0.0 || more <= self.left(b) + 1e-9
         };
         counts.keys().all(|(_, c)| in_cell(*c)) && (0..self.spent.len()).all(afforded)
     }

@@ -70,7 +70,7 @@ fn best(
             let (starts_here, stopped_there) = (*n > running(*from), there < running(to));
             let allowed = stopped_there || b.eligible[p] == Eligibility::Open;
             let free = starts_here || stopped_there;
-            if allowed && free && left.has_slots(p, *k, to) {
+            if allowed && free && left.has_slots(p, *k, to) && left.may_move(p, *k, *from, to) {
                 let next = Move { k: *k, from: *from, to };
                 if found.is_none_or(|(g, m)| gain > g || (gain == g && next < m)) {
                     found = Some((gain, next));

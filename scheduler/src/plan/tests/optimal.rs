@@ -6,6 +6,7 @@ use plimsoll_fleet::plan::PoolOutcome;
 use plimsoll_fleet::pool::SpotPolicy;
 use plimsoll_fleet::*;
 use proptest::prelude::*;
+use rstest::rstest;
 
 use super::support::*;
 
@@ -17,8 +18,29 @@ struct Tiny {
     rates: [f64; 2],
     /// Demand and tier.
     pools: Vec<(f64, i32)>,
-    budget: Option<f64>,
+    /// Unit and cap: in dollars, or in hundreds of watts or grams.
+    budget: Option<(BudgetUnit, f64)>,
+    /// Power of one GPU of each class, watts.
+    watts: [f64; 2],
 }
+
+impl Tiny {
+    /// What one GPU of a class takes of a unit.
+    fn takes(&self, unit: BudgetUnit, class: usize) -> f64 {
+        match unit {
+            BudgetUnit::UsdPerHour => self.prices[class],
+            BudgetUnit::Watts => self.watts[class],
+            BudgetUnit::GramsCo2ePerHour => self.watts[class] * 1e-3 * 1.25 * INTENSITY[class],
+        }
+    }
+
+    fn cap(&self) -> Option<(BudgetUnit, f64)> {
+        self.budget.map(|(unit, cap)| (unit, cap * unit.step()))
+    }
+}
+
+/// Carbon intensity of each class's grid, grams per kilowatt-hour.
+const INTENSITY: [f64; 2] = [800.0, 50.0];
 
 const CLASSES: [&str; 2] = ["l4", "l40s"];
 
@@ -29,14 +51,16 @@ fn tiny() -> impl Strategy<Value = Tiny> {
         (1..40_u32, 1..40_u32),
         (1..30_u32, 1..30_u32),
         prop::collection::vec((0..60_u32, 0..2_i32), 1..=2),
-        prop::option::of(1..100_u32),
+        prop::option::of((prop::sample::select(&BudgetUnit::ALL[..]), 1..100_u32)),
+        (30..400_u32, 30..400_u32),
     )
-        .prop_map(|(nodes, prices, rates, pools, budget)| Tiny {
+        .prop_map(|(nodes, prices, rates, pools, budget, watts)| Tiny {
             nodes: [nodes.0, nodes.1],
             prices: [f64::from(prices.0) / 10.0, f64::from(prices.1) / 10.0],
             rates: [f64::from(rates.0) / 10.0, f64::from(rates.1) / 10.0],
             pools: pools.into_iter().map(|(d, t)| (f64::from(d) / 10.0, t)).collect(),
-            budget: budget.map(|b| f64::from(b) / 10.0),
+            budget: budget.map(|(unit, cap)| (unit, f64::from(cap) / 10.0)),
+            watts: [f64::from(watts.0), f64::from(watts.1)],
         })
 }
 
@@ -53,6 +77,9 @@ fn world(t: &Tiny) -> (World, Table) {
     for class in &mut w.snapshot.accelerators {
         let c = CLASSES.iter().position(|n| *n == class.name).unwrap();
         class.usd_per_hour = t.prices[c];
+        (class.idle_watts, class.tdp_watts) = (10.0, t.watts[c]);
+        class.electricity.pue = 1.25;
+        class.electricity.grams_co2e_per_kwh_by_zone.insert("a".to_owned(), INTENSITY[c]);
         class.link_domain_size = 8;
     }
     for (i, (rps, tier)) in t.pools.iter().enumerate() {
@@ -64,8 +91,8 @@ fn world(t: &Tiny) -> (World, Table) {
         let classes = if *rps > 0.0 { vec![class("c0", *rps, 100.0, 100.0)] } else { vec![] };
         w.add(p, demand(classes));
     }
-    if let Some(b) = t.budget {
-        w.snapshot.budgets.push(budget("b", b));
+    if let Some((unit, cap)) = t.cap() {
+        w.snapshot.budgets.push(capped("b", unit, cap));
     }
     (w, Table(CLASSES.iter().zip(&t.rates).map(|(n, r)| ((*n).to_owned(), vec![*r])).collect()))
 }
@@ -97,6 +124,13 @@ fn brute_force(t: &Tiny) -> (Vec<f64>, f64) {
     let usd = |f: &[u32; 4]| -> f64 {
         t.prices[0] * f64::from(f[0] + 2 * f[1]) + t.prices[1] * f64::from(f[2] + 2 * f[3])
     };
+    let within = |all: &[&[u32; 4]]| -> bool {
+        t.cap().is_none_or(|(unit, cap)| {
+            let gpus = |f: &[u32; 4], c: usize| f64::from(f[2 * c] + 2 * f[2 * c + 1]);
+            let takes = |f: &[u32; 4]| t.takes(unit, 0) * gpus(f, 0) + t.takes(unit, 1) * gpus(f, 1);
+            all.iter().map(|f| takes(f)).sum::<f64>() <= cap + 1e-6
+        })
+    };
     let capacity = |f: &[u32; 4]| -> f64 {
         let two = 2.0_f64.powf(0.9);
         t.rates[0] * (f64::from(f[0]) + two * f64::from(f[1]))
@@ -127,10 +161,7 @@ fn brute_force(t: &Tiny) -> (Vec<f64>, f64) {
     let mut best: Option<(Vec<f64>, f64)> = None;
     let mut consider = |all: &[&[u32; 4]]| {
         let s = score(all);
-        if fits(all)
-            && t.budget.is_none_or(|b| s.1 <= b + 1e-9)
-            && best.as_ref().is_none_or(|b| better(&s, b))
-        {
+        if fits(all) && within(all) && best.as_ref().is_none_or(|b| better(&s, b)) {
             best = Some(s);
         }
     };
@@ -284,8 +315,11 @@ fn higher_tiers_are_served_first_even_when_that_serves_fewer() {
     assert_eq!(plan.pool(&"low".parse().unwrap()).unwrap().outcome, PoolOutcome::CapacityLimited);
 }
 
-#[test]
-fn nested_budgets_bind_together() {
+#[rstest]
+#[case(BudgetUnit::UsdPerHour, 1.0)]
+#[case(BudgetUnit::Watts, 72.0)]
+#[case(BudgetUnit::GramsCo2ePerHour, 72e-3 * 1.2 * 473.0)]
+fn nested_budgets_bind_together(#[case] unit: BudgetUnit, #[case] each: f64) {
     let mut w = World::new(vec![node("a", "l4", 8, "a")]);
     w.snapshot.accelerators[0].usd_per_hour = 1.0;
     for name in ["team-a/x", "team-a/y", "team-b/z"] {
@@ -295,16 +329,16 @@ fn nested_budgets_bind_together() {
         p.scaling.min_replicas = 0;
         w.add(p, demand(vec![class("c0", 3.0, 100.0, 100.0)]));
     }
-    let scoped = |name: &str, usd: f64, namespace: &str, parent: Option<&str>| {
-        let mut b = budget(name, usd);
+    let scoped = |name: &str, replicas: f64, namespace: &str, parent: Option<&str>| {
+        let mut b = capped(name, unit, replicas * each);
         b.scope.namespaces = vec![namespace.to_owned()];
         b.parent = parent.map(str::to_owned);
         b
     };
-    let mut top = budget("top", 5.0);
+    let mut top = capped("top", unit, 5.0 * each + 1e-6);
     top.scope.tenants = vec!["nobody".to_owned()];
     w.snapshot.budgets =
-        vec![top, scoped("a", 4.0, "team-a", Some("top")), scoped("b", 4.0, "team-b", Some("top"))];
+        vec![top, scoped("a", 4.1, "team-a", Some("top")), scoped("b", 4.1, "team-b", Some("top"))];
     let model = Table(BTreeMap::from([("l4".to_owned(), vec![1.0])]));
     let plan = w.plan_with(&model).plan;
     let usd = |ns: &str| -> f64 {

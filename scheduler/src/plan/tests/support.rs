@@ -88,6 +88,13 @@ pub(crate) fn demand(classes: Vec<RequestClass>) -> DemandEstimate {
     DemandEstimate { classes, observed_rps: None, arrival_scv: 1.0, source: "test".to_owned() }
 }
 
+/// A budget of everything with one cap.
+pub(crate) fn capped(name: &str, unit: BudgetUnit, cap: f64) -> Budget {
+    let mut budget = Budget { usd_per_hour: None, ..budget(name, 0.0) };
+    budget.set_cap(unit, cap);
+    budget
+}
+
 pub(crate) fn budget(name: &str, usd_per_hour: f64) -> Budget {
     Budget {
         name: name.to_owned(),
@@ -262,13 +269,17 @@ impl World {
             assert!(g <= class.autoscalable_max);
         }
         for b in self.snapshot.budgets.iter().filter(|b| b.on_limit != OnLimit::Alert) {
-            let Some(cap) = b.effective_usd_per_hour().filter(|c| !c.is_nan()) else { continue };
             let covered = |p: &&PoolPlan| {
                 crate::plan::prepare::budgets_of(&self.snapshot, &p.pool).contains(b.name.as_str())
             };
             let planned = |p: &&PoolPlan| p.outcome != plan::PoolOutcome::Infeasible;
-            let usd: f64 = plan.pools.iter().filter(covered).filter(planned).map(|p| p.usd_per_hour).sum();
-            assert!(usd <= cap.max(0.0) + 1e-6, "budget {} exceeded: {usd} of {cap}", b.name);
+            for unit in BudgetUnit::ALL {
+                let Some(cap) = b.cap(unit).filter(|c| !c.is_nan()) else { continue };
+                let takes = |p: &PoolPlan| p.consumption().of(unit);
+                let taken: f64 = plan.pools.iter().filter(covered).filter(planned).map(takes).sum();
+                let slack = 1e-5 * unit.step();
+                assert!(taken <= cap.max(0.0) + slack, "budget {}: {taken} of {cap} {unit:?}", b.name);
+            }
         }
         assert!(plan.quality.objective.is_finite() && plan.quality.gap >= 0.0);
     }
@@ -293,7 +304,8 @@ impl Performance for Table {
         let work: f64 =
             q.classes.iter().zip(&all).map(|(c, r)| if *r > 0.0 { c.rps / r } else { f64::INFINITY }).sum();
         let mix_rps = if work.is_finite() && work > 0.0 { total / work } else { 0.0 };
-        Ok(Evaluation { misses: vec![None; all.len()], rates: all, mix_rps })
+        let watts = q.accelerator.tdp_watts * f64::from(q.shape.gpus());
+        Ok(Evaluation { misses: vec![None; all.len()], rates: all, mix_rps, watts })
     }
 
     fn predict(&self, _: &Query<'_>, _: f64) -> Option<plimsoll_fleet::plan::Prediction> {
