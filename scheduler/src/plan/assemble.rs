@@ -134,26 +134,8 @@ fn budget_uses(input: &PlanInput<'_>, pools: &[PoolPlan]) -> Vec<BudgetUse> {
 
 /// A coupling row as people read it.
 fn constraint(group: &Group<'_>, what: &Coupling, price: f64) -> BindingConstraint {
-    let (constraint, unit) = match what {
-        Coupling::Slots { cell, size: 1 } => {
-            (format!("inventory {}", group.problem.cells[*cell].label()), "GPU".to_owned())
-        }
-        Coupling::Slots { cell, size } => (
-            format!("inventory {} in groups of {size}", group.problem.cells[*cell].label()),
-            format!("group of {size} GPUs"),
-        ),
-        Coupling::Budget(b) => {
-            let row = &group.problem.budgets[*b];
-            let steps = row_unit(row.unit) / row.unit.step();
-            let constraint = format!("budget {}", row.name);
-            return BindingConstraint {
-                constraint,
-                unit: row.unit.step_text().to_owned(),
-                usd_per_hour_per_unit: price / steps,
-            };
-        }
-    };
-    BindingConstraint { constraint, unit, usd_per_hour_per_unit: price }
+    let (constraint, unit, steps) = group.problem.named(what);
+    BindingConstraint { constraint, unit, usd_per_hour_per_unit: price / steps }
 }
 
 /// What a group's answer leaves of the coupling rows.

@@ -72,6 +72,11 @@ fn by_prices(problem: &Problem<'_>, solver: &dyn Solver, limits: &Limits) -> Ans
     if best.is_complete() {
         return search.cheapest(best, &problem.hints);
     }
+    let (_, objective, answers) = best.current();
+    if problem.pools.len() > FEW_POOLS && problem.pools.iter().any(|p| p.headroom > 1.0) {
+        // Not all of it can be had with ease: then headroom is the first to go, and this answer with it.
+        return Answer { pools: answers, objective, bound: 0.0, complete: false, prices: Vec::new() };
+    }
     let (hints, prices) = search.serve_more(&mut best);
     if best.is_complete() {
         return search.cheapest(best, &hints);

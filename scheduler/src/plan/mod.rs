@@ -166,7 +166,9 @@ fn solve_group<'a>(
     if !answer.complete && problem.pools.iter().any(|p| p.headroom > 1.0) {
         // Headroom is for calm times: when something is short, size by demand alone.
         problem.pools.iter_mut().for_each(|p| p.headroom = 1.0);
-        problem.hints = answer.prices;
+        if !answer.prices.is_empty() {
+            problem.hints = answer.prices;
+        }
         answer = solve(&problem);
     }
     let mut wants = prepare::wants(drafts, &members, &problem, &answer);

@@ -7,8 +7,8 @@ use plimsoll_fleet::budget::OnLimit;
 use plimsoll_fleet::pool::EngineKind;
 use plimsoll_fleet::rollout::Rollout;
 use plimsoll_fleet::{
-    Budget, BudgetUnit, ClusterSnapshot, Consumption, DemandEstimate, ModelPool, NodeName, PoolId, PoolPlan,
-    ReplicaId, ReplicaPhase,
+    Budget, BudgetUnit, ClusterSnapshot, Consumption, DemandEstimate, ModelPool, NodeName, Plan, PoolId,
+    PoolPlan, ReplicaId, ReplicaPhase,
 };
 
 use super::PlanInput;
@@ -16,7 +16,9 @@ use super::candidates::{CandidateSet, candidates, prune};
 use super::greedy::answer_of;
 use super::inventory::{Eligibility, Reserved, cells, eligibility, gpus_by_node, grid, price};
 use super::performance::Performance;
-use super::program::{Answer, BudgetRow, PoolProblem, Problem, grams_co2e_per_hour, row_unit};
+use super::program::{
+    Answer, BudgetRow, Coupling, PoolProblem, Problem, couplings, grams_co2e_per_hour, row_unit,
+};
 use super::provision;
 use crate::place::{Live, Placement, Want};
 
@@ -365,7 +367,7 @@ pub(crate) fn problem<'a>(
             }
         })
         .collect();
-    Problem {
+    let mut problem = Problem {
         pools: problems,
         cells,
         budgets,
@@ -373,7 +375,25 @@ pub(crate) fn problem<'a>(
         held: Vec::new(),
         hints: Vec::new(),
         allowed: None,
-    }
+    };
+    problem.hints = hints(&problem, input.previous);
+    problem
+}
+
+/// Prices of the plan in force, to begin with.
+fn hints(problem: &Problem<'_>, previous: Option<&Plan>) -> Vec<(Coupling, f64)> {
+    let Some(previous) = previous.filter(|p| !p.binding.is_empty()) else { return Vec::new() };
+    let known: BTreeMap<(&str, &str), f64> = previous
+        .binding
+        .iter()
+        .map(|b| ((b.constraint.as_str(), b.unit.as_str()), b.usd_per_hour_per_unit))
+        .collect();
+    let hint = |(what, _): (Coupling, f64)| {
+        let (name, unit, steps) = problem.named(&what);
+        let price = known.get(&(name.as_str(), unit.as_str())).filter(|p| p.is_finite() && **p > 0.0)?;
+        Some((what, price * steps))
+    };
+    couplings(problem).into_iter().filter_map(hint).collect()
 }
 
 /// A row for each cap of each budget that counts some of these pools and limits them.

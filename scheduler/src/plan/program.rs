@@ -223,6 +223,24 @@ impl Problem<'_> {
         }
     }
 
+    /// A coupling row as people read it: its name, the unit it is priced by, and how many of those a row unit is.
+    pub(crate) fn named(&self, what: &Coupling) -> (String, String, f64) {
+        match what {
+            Coupling::Slots { cell, size: 1 } => {
+                (format!("inventory {}", self.cells[*cell].label()), "GPU".to_owned(), 1.0)
+            }
+            Coupling::Slots { cell, size } => {
+                let name = format!("inventory {} in groups of {size}", self.cells[*cell].label());
+                (name, format!("group of {size} GPUs"), 1.0)
+            }
+            Coupling::Budget(b) => {
+                let row = &self.budgets[*b];
+                let steps = row_unit(row.unit) / row.unit.step();
+                (format!("budget {}", row.name), row.unit.step_text().to_owned(), steps)
+            }
+        }
+    }
+
     /// What one replica of a shape of a pool that a budget row covers takes of it, in row units.
     fn takes_of(&self, budget: usize, p: usize, k: usize, cell: usize) -> f64 {
         let unit = self.budgets[budget].unit;
