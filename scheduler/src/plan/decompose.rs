@@ -46,7 +46,8 @@ pub fn solve(problem: &Problem<'_>, solver: &dyn Solver, limits: &Limits) -> Ans
     let by_prices = by_prices(problem, solver, limits);
     let prices = by_prices.prices.clone();
     let gap = (by_prices.objective - by_prices.bound) / by_prices.objective.abs().max(1e-9);
-    if (by_prices.complete && gap <= limits.gap) || program::size(problem) > WHOLE_VARIABLES {
+    let large = problem.pools.len() > WHOLE_VARIABLES || program::size(problem) > WHOLE_VARIABLES;
+    if (by_prices.complete && gap <= limits.gap) || large {
         return by_prices;
     }
     let fleet: Vec<Counts> = by_prices.pools.iter().map(|p| p.counts.clone()).collect();
@@ -58,6 +59,38 @@ pub fn solve(problem: &Problem<'_>, solver: &dyn Solver, limits: &Limits) -> Ans
     let bound = whole.bound.max(by_prices.bound);
     let best = if whole.objective <= by_prices.objective + 1e-9 { whole } else { by_prices };
     Answer { bound: bound.min(best.objective), prices, ..best }
+}
+
+/// Large problems: an answer in which only these pools chose anew, from what the others leave, and no less is served; `None`
+/// if that cannot be, or if the problem is small enough to be solved anew.
+pub(crate) fn repair(
+    problem: &Problem<'_>,
+    answer: &Answer,
+    pools: &BTreeSet<usize>,
+    solver: &dyn Solver,
+    limits: &Limits,
+) -> Option<Answer> {
+    if problem.pools.len() <= FEW_POOLS {
+        return None;
+    }
+    let limits = Limits { nodes: limits.nodes.min(POOL_NODES), ..*limits };
+    let options = Options::new(problem);
+    let mut left = Remaining::new(problem);
+    let mut repaired = answer.clone();
+    for (p, pool) in answer.pools.iter().enumerate().filter(|(p, _)| !pools.contains(p)) {
+        left.take_each(p, &pool.counts);
+    }
+    let prices = Prices::new(problem, &answer.prices);
+    for p in pools {
+        let again = one(&options, *p, &left, &prices, (solver, &limits));
+        if problem.pools[*p].undone(&again) > problem.pools[*p].undone(&answer.pools[*p]) + 1e-6 {
+            return None;
+        }
+        left.take_each(*p, &again.counts);
+        repaired.pools[*p] = again;
+    }
+    repaired.objective = repaired.pools.iter().enumerate().map(|(p, a)| options.cost(p, &a.counts)).sum();
+    Some(repaired)
 }
 
 fn by_prices(problem: &Problem<'_>, solver: &dyn Solver, limits: &Limits) -> Answer {
@@ -299,6 +332,10 @@ impl<'s, 'p, 'a> Search<'s, 'p, 'a> {
         answers
     }
 
+    fn one(&self, p: usize, left: &Remaining<'_, '_>, prices: &Prices) -> PoolAnswer {
+        one(self.options, p, left, prices, (self.solver, self.limits))
+    }
+
     /// A fleet from the master's mix: the surest pools first.
     fn rounded(&self, preferred: Vec<Option<(f64, Counts)>>, prices: &Prices) -> Vec<PoolAnswer> {
         let part = |p: usize| preferred[p].as_ref().map_or(0.0, |(part, _)| (part * 20.0).round());
@@ -336,24 +373,31 @@ impl<'s, 'p, 'a> Search<'s, 'p, 'a> {
             left.take_each(*p, &answers[*p].counts);
         }
     }
+}
 
-    /// One pool's best answer in what is left: all of it served, or as much as can be.
-    fn one(&self, p: usize, left: &Remaining<'_, '_>, prices: &Prices) -> PoolAnswer {
-        let pool = &self.problem.pools[p];
-        let usd = pool.set.candidates.iter().enumerate().map(|(k, of)| of.usd_per_hour * pool.load_of(k));
-        let most = usd.fold(1.0, f64::max);
-        for service in [Service::All, Service::Worth(1e3 * most)] {
-            if let Some(found) = self.options.within(p, service, prices, left, self.limits) {
-                let zoned = self.options.with_zones(p, found.counts.clone(), prices, Some(left));
-                let answer = answer_of(self.problem, p, &zoned.unwrap_or(found.counts));
-                if done(&answer) || service != Service::All {
-                    return answer;
-                }
+/// One pool's best answer in what is left: all of it served, or as much as can be.
+fn one(
+    options: &Options<'_, '_>,
+    p: usize,
+    left: &Remaining<'_, '_>,
+    prices: &Prices,
+    (solver, limits): (&dyn Solver, &Limits),
+) -> PoolAnswer {
+    let problem = options.problem();
+    let pool = &problem.pools[p];
+    let usd = pool.set.candidates.iter().enumerate().map(|(k, of)| of.usd_per_hour * pool.load_of(k));
+    let most = usd.fold(1.0, f64::max);
+    for service in [Service::All, Service::Worth(1e3 * most)] {
+        if let Some(found) = options.within(p, service, prices, left, limits) {
+            let zoned = options.with_zones(p, found.counts.clone(), prices, Some(left));
+            let answer = answer_of(problem, p, &zoned.unwrap_or(found.counts));
+            if done(&answer) || service != Service::All {
+                return answer;
             }
         }
-        let alone = only(self.problem, p, left);
-        solve_whole(&alone, &greedy(&alone), self.solver, self.limits).pools.pop().unwrap_or_default()
     }
+    let alone = only(problem, p, left);
+    solve_whole(&alone, &greedy(&alone), solver, limits).pools.pop().unwrap_or_default()
 }
 
 /// The best fleet so far.

@@ -190,7 +190,11 @@ fn solve_group<'a>(
                 .sum();
             problem.cuts.push(Cut { cell, size, groups });
         }
-        answer = solve(&problem);
+        let homeless = placement.unplaced.iter().map(|want| wants[*want].pool).collect();
+        answer = match decompose::repair(&problem, &answer, &homeless, solver, &limits) {
+            Some(repaired) => repaired,
+            None => solve(&problem),
+        };
         wants = prepare::wants(drafts, &members, &problem, &answer);
         placement = place::place(&problem.cells, &wants, place::Mode::Stay);
         if placement.unplaced.is_empty() {

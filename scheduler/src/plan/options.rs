@@ -91,14 +91,17 @@ impl<'p, 'a> Options<'p, 'a> {
         for (c, cell) in problem.cells.iter().enumerate() {
             by_class.entry(&cell.accelerator).or_default().push(c);
         }
-        let place = |p: usize, k: usize, c: usize| {
+        let mut groups: BTreeMap<(usize, u32), u32> = BTreeMap::new();
+        let mut place = |p: usize, k: usize, c: usize| {
             let (pool, cell) = (&problem.pools[p], &problem.cells[c]);
             if cell.eligible[p] == Eligibility::Closed {
                 return None;
             }
             let shape = &pool.set.candidates[k].shape;
             let usd = pool.usd(k, cell);
-            let room = problem.groups(c, shape.tensor_parallel) / shape.pipeline_parallel.max(1);
+            let tensor = shape.tensor_parallel;
+            let groups = *groups.entry((c, tensor)).or_insert_with(|| problem.groups(c, tensor));
+            let room = groups / shape.pipeline_parallel.max(1);
             Some(Place {
                 cell: c,
                 running: pool.running.get(&(k, c)).copied().unwrap_or(0),
@@ -108,18 +111,15 @@ impl<'p, 'a> Options<'p, 'a> {
                 stop: pool.stop_factor * usd,
             })
         };
-        let places = problem
-            .pools
-            .iter()
-            .enumerate()
-            .map(|(p, pool)| {
-                let of = |(k, candidate): (usize, &super::candidates::Candidate)| {
-                    let cells = by_class.get(candidate.shape.accelerator.as_str());
-                    cells.into_iter().flatten().filter_map(|c| place(p, k, *c)).collect()
-                };
-                pool.set.candidates.iter().enumerate().map(of).collect()
-            })
-            .collect();
+        let mut places = Vec::with_capacity(problem.pools.len());
+        for (p, pool) in problem.pools.iter().enumerate() {
+            let mut of_pool = Vec::with_capacity(pool.set.candidates.len());
+            for (k, candidate) in pool.set.candidates.iter().enumerate() {
+                let cells = by_class.get(candidate.shape.accelerator.as_str());
+                of_pool.push(cells.into_iter().flatten().filter_map(|c| place(p, k, *c)).collect());
+            }
+            places.push(of_pool);
+        }
         Self { problem, places }
     }
 

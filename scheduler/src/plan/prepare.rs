@@ -15,6 +15,7 @@ use super::PlanInput;
 use super::candidates::{CandidateSet, candidates, prune};
 use super::greedy::answer_of;
 use super::inventory::{Eligibility, Reserved, cells, eligibility, gpus_by_node, grid, price};
+use super::parallel;
 use super::performance::Performance;
 use super::program::{
     Answer, BudgetRow, Coupling, PoolProblem, Problem, couplings, grams_co2e_per_hour, row_unit,
@@ -65,7 +66,7 @@ pub(crate) fn drafts<'a>(input: &PlanInput<'a>, model: &dyn Performance) -> Vec<
     let mut pools: Vec<&ModelPool> = input.snapshot.pools.iter().collect();
     pools.sort_by(|a, b| a.id.cmp(&b.id));
     pools.dedup_by(|a, b| a.id == b.id);
-    pools.into_iter().map(|pool| draft(input, pool, model)).collect()
+    parallel::map(pools.len(), |i| draft(input, pools[i], model))
 }
 
 fn draft<'a>(input: &PlanInput<'a>, pool: &'a ModelPool, model: &dyn Performance) -> Draft<'a> {

@@ -679,18 +679,27 @@ pub fn couplings(problem: &Problem<'_>) -> Vec<(Coupling, f64)> {
 
 /// Calls `f(pool, candidate, cell, most)` for every place that a pool's replicas may be in.
 fn for_each_upper(problem: &Problem<'_>, mut f: impl FnMut(usize, usize, usize, f64)) {
+    let mut by_class: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+    for (c, cell) in problem.cells.iter().enumerate() {
+        by_class.entry(&cell.accelerator).or_default().push(c);
+    }
+    // Groups of a size in a cell: a sum over its nodes.
+    let mut groups: BTreeMap<(usize, u32), u32> = BTreeMap::new();
     for (p, pool) in problem.pools.iter().enumerate() {
         for (k, candidate) in pool.set.candidates.iter().enumerate() {
             let shape = &candidate.shape;
             let useful = pool.useful(k).min(f64::from(pool.ceiling));
-            for (c, cell) in problem.cells.iter().enumerate() {
-                if cell.accelerator != shape.accelerator || cell.eligible[p] == Eligibility::Closed {
+            for c in by_class.get(shape.accelerator.as_str()).into_iter().flatten().copied() {
+                let cell = &problem.cells[c];
+                if cell.eligible[p] == Eligibility::Closed {
                     continue;
                 }
                 let running = f64::from(pool.running.get(&(k, c)).copied().unwrap_or(0));
-                let room = f64::from(cell.groups(shape.tensor_parallel) / shape.pipeline_parallel.max(1));
-                let new =
-                    if cell.eligible[p] == Eligibility::Open && room >= 1.0 { room.min(useful) } else { 0.0 };
+                let tensor = shape.tensor_parallel;
+                let groups = *groups.entry((c, tensor)).or_insert_with(|| cell.groups(tensor));
+                let room = f64::from(groups / shape.pipeline_parallel.max(1));
+                let open = cell.eligible[p] == Eligibility::Open && room >= 1.0;
+                let new = if open { room.min(useful) } else { 0.0 };
                 if running + new > 0.0 {
                     f(p, k, c, running + new);
                 }

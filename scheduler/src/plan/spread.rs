@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use super::inventory::Eligibility;
+use super::inventory::{Cell, Eligibility};
 use super::program::{Answer, Problem};
 use super::residual::Remaining;
 
@@ -21,12 +21,11 @@ struct Move {
 pub(crate) fn over_zones(problem: &Problem<'_>, answer: &mut Answer) {
     let mut left = Remaining::new(problem);
     for (p, pool) in answer.pools.iter().enumerate() {
-        for ((k, c), n) in &pool.counts {
-            (0..*n).for_each(|_| left.take(p, *k, *c));
-        }
+        left.take_each(p, &pool.counts);
     }
+    let twins: Vec<Vec<usize>> = (0..problem.cells.len()).map(|c| twins(problem, c)).collect();
     for (p, pool) in answer.pools.iter_mut().enumerate() {
-        while let Some(next) = best(problem, &left, p, &pool.counts) {
+        while let Some(next) = best(problem, &twins, &left, p, &pool.counts) {
             left.release(p, next.k, next.from);
             left.take(p, next.k, next.to);
             *pool.counts.entry((next.k, next.to)).or_default() += 1;
@@ -38,9 +37,27 @@ pub(crate) fn over_zones(problem: &Problem<'_>, answer: &mut Answer) {
     }
 }
 
+/// Cells of the same accelerator class, capacity type and price in other zones.
+fn twins(problem: &Problem<'_>, cell: usize) -> Vec<usize> {
+    let a = &problem.cells[cell];
+    let alike = |b: &Cell| {
+        a.accelerator == b.accelerator
+            && a.spot == b.spot
+            && a.is_autoscaled() == b.is_autoscaled()
+            && a.usd_per_hour.total_cmp(&b.usd_per_hour).is_eq()
+            && !b.zone.is_empty()
+            && a.zone != b.zone
+    };
+    if a.zone.is_empty() {
+        return Vec::new();
+    }
+    (0..problem.cells.len()).filter(|c| alike(&problem.cells[*c])).collect()
+}
+
 /// The move that evens out most.
 fn best(
     problem: &Problem<'_>,
+    twins: &[Vec<usize>],
     left: &Remaining<'_, '_>,
     p: usize,
     counts: &BTreeMap<(usize, usize), u32>,
@@ -54,16 +71,12 @@ fn best(
     let in_zone = |c: usize| by_zone.get(zone(c)).copied().unwrap_or(0);
     let mut found: Option<(u32, Move)> = None;
     for ((k, from), n) in counts {
-        for to in 0..problem.cells.len() {
+        for to in twins[*from].iter().copied() {
             let gain = in_zone(*from).saturating_sub(in_zone(to));
-            let (a, b) = (&problem.cells[*from], &problem.cells[to]);
-            let twins = a.accelerator == b.accelerator
-                && a.spot == b.spot
-                && a.is_autoscaled() == b.is_autoscaled()
-                && a.usd_per_hour.total_cmp(&b.usd_per_hour).is_eq();
-            if gain < 2 || !twins || a.zone.is_empty() || b.zone.is_empty() {
+            if gain < 2 {
                 continue;
             }
+            let b = &problem.cells[to];
             let running = |c: usize| pool.running.get(&(*k, c)).copied().unwrap_or(0);
             let there = counts.get(&(*k, to)).copied().unwrap_or(0);
             // A replica less starts here or one more stops; one less stops there or one more starts.
