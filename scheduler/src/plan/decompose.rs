@@ -34,6 +34,10 @@ const WHOLE_VARIABLES: usize = 500;
 const FEW_POOLS: usize = 100;
 /// Times that pools which came away short may go first.
 const REORDERS: usize = 2;
+/// Most times that a fleet which leaves something undone is solved for cost.
+const COST_ROUNDS: usize = 3;
+/// Most times that all pools choose once more.
+const POLISHES: usize = 4;
 /// Nodes of the search for one pool's fleet.
 const POOL_NODES: u64 = 3_000;
 
@@ -114,16 +118,28 @@ fn by_prices(problem: &Problem<'_>, solver: &dyn Solver, limits: &Limits) -> Ans
     if best.is_complete() {
         return search.cheapest(best, &hints);
     }
-    // What is served stands; what it costs can still be less.
-    let (_, _, answers) = best.current();
-    let reduced = served(problem, &answers);
-    let options = Options::new(&reduced);
-    let search = Search::new(&reduced, &options, solver, &limits);
-    let mut best = Best { search: &search, found: None };
-    best.consider(search.of_fleets(&answers.into_iter().map(|a| a.counts).collect::<Vec<_>>()));
-    let cheapest = search.cheapest(best, &prices);
-    let pools = cheapest.pools.iter().enumerate().map(|(p, a)| answer_of(problem, p, &a.counts)).collect();
-    Answer { pools, complete: false, prices, ..cheapest }
+    // What is served stands; what it costs can still be less. That may leave room to serve more.
+    let mut found = None;
+    for _ in 0..COST_ROUNDS {
+        let (lost, _, answers) = best.current();
+        let reduced = served(problem, &answers);
+        let options = Options::new(&reduced);
+        let cheapest = {
+            let search = Search::new(&reduced, &options, solver, &limits);
+            let mut best = Best { search: &search, found: None };
+            best.consider(search.of_fleets(&answers.into_iter().map(|a| a.counts).collect::<Vec<_>>()));
+            search.cheapest(best, &prices)
+        };
+        let fleets: Vec<Counts> = cheapest.pools.iter().map(|a| a.counts.clone()).collect();
+        let pools = search.of_fleets(&fleets);
+        found = Some(Answer { pools: pools.clone(), complete: false, prices: prices.clone(), ..cheapest });
+        best.found = None;
+        best.consider(pools);
+        if best.current().0 >= 0.99 * lost {
+            break;
+        }
+    }
+    found.unwrap_or_default()
 }
 
 /// The problem in which only what these answers serve is asked for.
@@ -336,11 +352,12 @@ impl<'s, 'p, 'a> Search<'s, 'p, 'a> {
         one(self.options, p, left, prices, (self.solver, self.limits))
     }
 
-    /// A fleet from the master's mix: the surest pools first.
+    /// A fleet from the master's mix: the surest pools of each tier first.
     fn rounded(&self, preferred: Vec<Option<(f64, Counts)>>, prices: &Prices) -> Vec<PoolAnswer> {
         let part = |p: usize| preferred[p].as_ref().map_or(0.0, |(part, _)| (part * 20.0).round());
         let mut order = self.order.clone();
-        order.sort_by(|a, b| part(*b).total_cmp(&part(*a)));
+        let tier = |p: usize| Reverse(self.problem.pools[p].pool.priority);
+        order.sort_by(|a, b| tier(*a).cmp(&tier(*b)).then(part(*b).total_cmp(&part(*a))));
         let wishes: Vec<Option<Counts>> =
             preferred.iter().map(|p| p.as_ref().map(|(_, c)| c.clone())).collect();
         self.choose_in(&order, &wishes, prices)
@@ -348,7 +365,19 @@ impl<'s, 'p, 'a> Search<'s, 'p, 'a> {
 
     /// Each pool chooses once more at true cost, from what the others leave, and keeps the better of the two. One that costs
     /// no more than it would alone has no better choice.
+    ///
+    /// While something is left undone, all choose again as long as that serves more.
     fn polish(&self, answers: &mut [PoolAnswer]) {
+        for _ in 0..POLISHES {
+            let before = self.loss(answers);
+            self.polish_once(answers);
+            if self.loss(answers) >= 0.99 * before {
+                return;
+            }
+        }
+    }
+
+    fn polish_once(&self, answers: &mut [PoolAnswer]) {
         let mut left = Remaining::new(self.problem);
         for (p, answer) in answers.iter().enumerate() {
             left.take_each(p, &answer.counts);
@@ -413,8 +442,9 @@ impl Best<'_, '_, '_, '_> {
         self.search.polish(&mut answers);
         let cost = answers.iter().enumerate().map(|(p, a)| self.search.options.cost(p, &a.counts)).sum();
         let lost = self.search.loss(&answers);
-        // A hundredth of what is lost is not worth a change.
-        let better = |l: f64, c: f64| lost < 0.99 * l - 1e-9 || (lost < l / 0.99 + 1e-9 && cost < c - 1e-9);
+        // Where something runs, a twentieth of what is lost is not worth changing it.
+        let near = if self.search.problem.pools.iter().any(|p| !p.running.is_empty()) { 0.95 } else { 0.998 };
+        let better = |l: f64, c: f64| lost < near * l - 1e-9 || (lost < l / near + 1e-9 && cost < c - 1e-9);
         if self.found.as_ref().is_none_or(|(l, c, _)| better(*l, *c)) {
             self.found = Some((lost, cost, answers));
         }

@@ -222,27 +222,40 @@ impl<'c> Dive<'c> {
             // It passed all cuts and does not serve: the new cut asks for more.
             self.catch_up(at);
         }
-        let (most, cost) = (self.most(at, total), self.items[at].cost);
-        for count in (0..=most).rev() {
-            self.counts[at] = count;
+        let mut low = 0;
+        loop {
+            let most = self.most(at, total);
+            for count in (low..=most).rev() {
+                self.try_count(at, count, paid, total);
+            }
+            // Cuts that were found below may ask for more of this one.
+            self.counts[at] = 0;
             self.catch_up(at);
-            let (before, after) = self.missing.split_at_mut(at + 1);
-            let less = |(m, cut): (&f64, &Cut)| m - f64::from(count) * cut.brings[at];
-            after[0].clear();
-            after[0].extend(before[at].iter().zip(&self.cuts).map(less));
-            let paid = paid + f64::from(count) * cost;
-            let bound = self.bound(at + 1, paid);
-            if self.hopeless(bound) {
-                continue;
+            low = low.max(most + 1);
+            if self.most(at, total) < low {
+                return;
             }
-            if self.left == 0 {
-                self.proved = self.proved.min(bound);
-                continue;
-            }
-            self.left -= 1;
-            self.look(at + 1, paid, total + count);
         }
-        self.counts[at] = 0;
+    }
+
+    fn try_count(&mut self, at: usize, count: u32, paid: f64, total: u32) {
+        self.counts[at] = count;
+        self.catch_up(at);
+        let (before, after) = self.missing.split_at_mut(at + 1);
+        let less = |(m, cut): (&f64, &Cut)| m - f64::from(count) * cut.brings[at];
+        after[0].clear();
+        after[0].extend(before[at].iter().zip(&self.cuts).map(less));
+        let paid = paid + f64::from(count) * self.items[at].cost;
+        let bound = self.bound(at + 1, paid);
+        if self.hopeless(bound) {
+            return;
+        }
+        if self.left == 0 {
+            self.proved = self.proved.min(bound);
+            return;
+        }
+        self.left -= 1;
+        self.look(at + 1, paid, total + count);
     }
 
     /// What cuts that were added meanwhile miss before an item.
