@@ -38,8 +38,8 @@ const REORDERS: usize = 2;
 const COST_ROUNDS: usize = 3;
 /// Most times that all pools choose once more.
 const POLISHES: usize = 4;
-/// Nodes of the search for one pool's fleet.
-const POOL_NODES: u64 = 3_000;
+/// Branch-and-bound nodes of the programs that are solved on the way.
+const PROGRAM_NODES: u64 = 100;
 
 /// Solves a problem: serve tiers in order, then spend least. Never fails; always a bound.
 pub fn solve(problem: &Problem<'_>, solver: &dyn Solver, limits: &Limits) -> Answer {
@@ -77,7 +77,7 @@ pub(crate) fn repair(
     if problem.pools.len() <= FEW_POOLS {
         return None;
     }
-    let limits = Limits { nodes: limits.nodes.min(POOL_NODES), ..*limits };
+    let limits = Limits { nodes: limits.nodes.min(PROGRAM_NODES), ..*limits };
     let options = Options::new(problem);
     let mut left = Remaining::new(problem);
     let mut repaired = answer.clone();
@@ -98,7 +98,7 @@ pub(crate) fn repair(
 }
 
 fn by_prices(problem: &Problem<'_>, solver: &dyn Solver, limits: &Limits) -> Answer {
-    let limits = Limits { nodes: limits.nodes.min(POOL_NODES), gap: limits.gap, ..*limits };
+    let limits = Limits { nodes: limits.nodes.min(PROGRAM_NODES), ..*limits };
     let options = Options::new(problem);
     let search = Search::new(problem, &options, solver, &limits);
     let mut best = Best { search: &search, found: None };

@@ -8,6 +8,9 @@ use super::program::{Coupling, Problem, SHORT_WEIGHT};
 use super::residual::Remaining;
 use super::solver::Limits;
 
+/// Nodes of the search for one pool's fleet.
+const POOL_NODES: u64 = 3_000;
+
 /// Replicas by candidate and cell.
 pub(crate) type Counts = BTreeMap<(usize, usize), u32>;
 
@@ -184,7 +187,7 @@ impl<'p, 'a> Options<'p, 'a> {
         covering: &Covering,
         cells: &[Vec<usize>],
     ) -> Option<Response> {
-        let cover = covering.cheapest(limits.nodes, limits.gap)?;
+        let cover = covering.cheapest(POOL_NODES, limits.gap)?;
         let mut counts = Counts::new();
         for (k, n) in cover.counts.iter().enumerate() {
             let mut left = *n;
