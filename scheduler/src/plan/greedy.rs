@@ -250,7 +250,8 @@ pub fn greedy(problem: &Problem<'_>) -> Fleet {
         // Let go of what is not needed, dearest first.
         let mut members: Vec<(usize, usize)> = counts.keys().copied().collect();
         members.sort_by(|a, b| {
-            let usd = |m: &(usize, usize)| pool.usd(m.0, &problem.cells[m.1]);
+            let usd =
+                |m: &(usize, usize)| pool.usd(m.0, &problem.cells[m.1]) + problem.surcharge(p, m.0, m.1);
             usd(b).total_cmp(&usd(a)).then(a.cmp(b))
         });
         let unserved =

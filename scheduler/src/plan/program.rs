@@ -42,6 +42,11 @@ pub struct PoolProblem<'a> {
     pub start_factor: f64,
     /// The same for a stop.
     pub stop_factor: f64,
+    /// Seconds of a replica's work that an interruption of spot capacity costs: the start of another, and what was under way.
+    pub interruption_seconds: f64,
+    /// Price of a replica whose variant is below the wanted quality, in prices of the replica: far more than any that is not
+    /// could cost instead.
+    pub below_quality_factor: f64,
 }
 
 impl PoolProblem<'_> {
@@ -53,6 +58,25 @@ impl PoolProblem<'_> {
     /// Price of a replica of candidate `k` in a cell, dollars per hour.
     pub fn usd(&self, k: usize, cell: &Cell) -> f64 {
         cell.usd_per_hour * f64::from(self.set.candidates[k].shape.gpus())
+    }
+
+    /// Expected cost of interruptions of a replica of candidate `k` in a cell, dollars per hour: nothing on demand.
+    pub fn interruptions_usd(&self, k: usize, cell: &Cell) -> f64 {
+        cell.interruptions_per_hour * self.interruption_seconds / 3600.0 * self.usd(k, cell)
+    }
+
+    /// Whether the variant of candidate `k` is below the quality that the pool wants.
+    pub fn is_below_quality(&self, k: usize) -> bool {
+        self.set.candidates[k].quality < self.pool.min_quality
+    }
+
+    /// What an answer leaves undone, in the units of its tier: 1 is a wholly unserved pool.
+    pub fn undone(&self, answer: &PoolAnswer) -> f64 {
+        let total = self.total_rps();
+        let share: f64 = self.set.classes.iter().zip(&answer.unserved).map(|(c, u)| c.rps * u).sum();
+        let unserved = if total > 0.0 { share / total } else { 0.0 };
+        let short = SHORT_WEIGHT * f64::from(answer.short) / f64::from(self.floor.max(1));
+        unserved + short + ZONE_WEIGHT * f64::from(answer.zones_short) / f64::from(self.min_zones.max(1))
     }
 
     /// What a replica of candidate `k` in a cell takes of budgets, at its load line.
@@ -105,6 +129,8 @@ pub struct BudgetRow {
     pub left: f64,
     /// The cap as declared.
     pub cap: f64,
+    /// Whether it lets pools be served with variants below the wanted quality rather than not at all.
+    pub downgrades: bool,
     /// Whether each pool counts against it.
     pub covers: Vec<bool>,
 }
@@ -112,13 +138,14 @@ pub struct BudgetRow {
 impl BudgetRow {
     /// The row as one pool sees it.
     pub fn of_pool(&self, p: usize) -> Self {
-        let (name, covers) = (self.name.clone(), vec![self.covers[p]]);
-        Self { name, unit: self.unit, left: self.left, cap: self.cap, covers }
-    }
-
-    /// An amount of it as people write it.
-    pub fn amount(&self, value: f64) -> String {
-        self.unit.amount(value * row_unit(self.unit))
+        Self {
+            name: self.name.clone(),
+            unit: self.unit,
+            left: self.left,
+            cap: self.cap,
+            downgrades: self.downgrades,
+            covers: vec![self.covers[p]],
+        }
     }
 }
 
@@ -201,9 +228,17 @@ impl Problem<'_> {
         self.pools[p].consumption(k, &self.cells[cell]).of(unit) / row_unit(unit)
     }
 
-    /// What one replica of a shape pays in prices, dollars per hour.
+    /// What one replica of a shape costs besides its own price, dollars per hour: prices of coupling rows, expected
+    /// interruptions, and being of a variant below the wanted quality.
     pub fn surcharge(&self, p: usize, k: usize, cell: usize) -> f64 {
-        self.prices.iter().map(|(what, price)| price * self.takes(what, p, k, cell)).fold(0.0, |a, b| a + b)
+        let pool = &self.pools[p];
+        let below = if pool.is_below_quality(k) {
+            pool.below_quality_factor * (1.0 + pool.usd(k, &self.cells[cell]))
+        } else {
+            0.0
+        };
+        let prices = self.prices.iter().map(|(what, price)| price * self.takes(what, p, k, cell));
+        prices.fold(below + pool.interruptions_usd(k, &self.cells[cell]), |a, b| a + b)
     }
 }
 
