@@ -325,7 +325,8 @@ pub(crate) fn budget_notes(snapshot: &ClusterSnapshot, pool: &PoolId) -> Vec<Str
     notes
 }
 
-/// The program's input for some of the pools, with others' holdings already spoken for.
+/// [`problem_with`] no pool that may go below its quality.
+#[cfg(test)]
 pub(crate) fn problem<'a>(
     input: &PlanInput<'_>,
     drafts: &'a [Draft<'a>],
@@ -336,7 +337,8 @@ pub(crate) fn problem<'a>(
     problem_with(input, drafts, members, reserved, spent, &BTreeMap::new())
 }
 
-/// The same where the pools in `lowered` (by their place in `members`) may take variants below the wanted quality.
+/// The program's input for some of the pools, with others' holdings already spoken for. Pools in `lowered` (by their place in
+/// `members`) may take variants below the wanted quality.
 pub(crate) fn problem_with<'a>(
     input: &PlanInput<'_>,
     drafts: &'a [Draft<'a>],
