@@ -20,10 +20,7 @@ pub fn render(view: &FleetView, nodes: &[NodeFacts], title: &str, width: usize) 
         lines.push(String::new());
         lines.push(format!("last decision   plan {}: {}", plan.number, plan.trigger));
         for binding in plan.binding.iter().take(3) {
-            lines.push(format!(
-                "binding         {} (one more {} saves ${:.2}/h)",
-                binding.constraint, binding.unit, binding.usd_per_hour_per_unit
-            ));
+            lines.push(format!("binding         {binding}"));
         }
     }
     for line in &mut lines {

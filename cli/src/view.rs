@@ -102,6 +102,8 @@ fn document(view: &FleetView, nodes: &[NodeFacts]) -> Value {
                     "nodes": r.nodes.iter().map(ToString::to_string).collect::<Vec<_>>(),
                 })).collect::<Vec<_>>(),
                 "usd_per_hour": pool.usd_per_hour,
+                "watts": pool.watts,
+                "grams_co2e_per_hour": pool.grams_co2e_per_hour,
                 "demand_rps": pool.demand.total_rps(),
                 "rps": seen.map(|o| o.rps),
                 "ttft_ms": seen.and_then(|o| o.ttft_ms),
@@ -118,6 +120,8 @@ fn document(view: &FleetView, nodes: &[NodeFacts]) -> Value {
         "plan": view.plan.as_ref().map(|p| p.number),
         "trigger": view.plan.as_ref().map(|p| p.trigger.clone()),
         "usd_per_hour": view.plan.as_ref().map(|p| p.usd_per_hour),
+        "watts": view.plan.as_ref().map(|p| p.watts),
+        "grams_co2e_per_hour": view.plan.as_ref().map(|p| p.grams_co2e_per_hour),
         "gap": view.plan.as_ref().map(|p| p.quality.gap),
         "binding": view.plan.iter().flat_map(|p| &p.binding).map(|b| json!({
             "constraint": b.constraint, "unit": b.unit, "usd_per_hour": b.usd_per_hour_per_unit,

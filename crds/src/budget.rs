@@ -66,15 +66,16 @@ pub struct BudgetSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0.0, max = 1000000000000.0))]
     pub tokens_per_minute: Option<f64>,
-    /// Cap on electrical power, watts.
+    /// Cap on the power of replicas' accelerators, each at its load line, watts. Hosts, networks and cooling are not counted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0.0, max = 1000000000000.0))]
     pub watts: Option<f64>,
-    /// Cap on emissions, grams of CO₂ equivalent per hour.
+    /// Cap on emissions, grams of CO₂ equivalent per hour: that power × the `pue` and `gramsCO2ePerKwh` of the AcceleratorClass.
     #[serde(default, rename = "gramsCO2ePerHour", skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0.0, max = 1000000000000.0))]
     pub grams_co2e_per_hour: Option<f64>,
-    /// What happens to traffic when the cap binds.
+    /// What happens when a cap binds. Downgrade: pools may be served with variants below their minQuality rather than not at
+    /// all. Alert: nothing is limited; the plan says by how much the cap is exceeded.
     #[serde(default)]
     pub on_limit: OnLimit,
 }
@@ -128,9 +129,24 @@ pub struct BudgetStatus {
     /// Cost of the covered pools' wanted replicas, e.g. `9.20`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub planned_usd_per_hour: Option<String>,
-    /// `no`, or `yes` with the price of one more unit.
+    /// `no`, or `yes` with the price of one more unit, or by how much a cap that only alerts is exceeded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub binding: Option<String>,
+    /// What is planned of each cap.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub caps: Vec<CapStatus>,
+}
+
+/// What is planned of a cap.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq, Default)]
+#[serde(rename_all = "camelCase")]
+pub struct CapStatus {
+    /// Field of the spec, e.g. `watts`.
+    pub cap: String,
+    /// The cap, e.g. `5000 W`.
+    pub most: String,
+    /// What the covered pools' wanted replicas take, those of nested budgets included, e.g. `4200 W`.
+    pub planned: String,
 }
 
 impl Budget {

@@ -57,6 +57,9 @@ pub struct FleetPlanSpec {
     /// Constraints that bind, dearest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub binding: Vec<Binding>,
+    /// Budgets that the plan exceeds because they only alert, and by how much.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub exceeded: Vec<String>,
     /// Changes under way.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub changes: Vec<Change>,
@@ -76,6 +79,12 @@ pub struct Totals {
     pub accelerators: i32,
     /// Cost of all wanted replicas, e.g. `13.60`.
     pub usd_per_hour: String,
+    /// Power of their accelerators at the load line, watts, e.g. `4200`.
+    #[serde(default)]
+    pub watts: String,
+    /// Emissions at that power, grams of CO₂ equivalent per hour, e.g. `2384`.
+    #[serde(default, rename = "gramsCO2ePerHour")]
+    pub grams_co2e_per_hour: String,
     /// Proved distance from the optimum, e.g. `0.4 %`.
     pub gap: String,
     /// Time the solve took, milliseconds.
@@ -90,7 +99,7 @@ pub struct Totals {
 pub struct Binding {
     /// What binds, e.g. `inventory h100 zone-a` or `budget team-a`.
     pub constraint: String,
-    /// Unit of one step, e.g. `GPU`.
+    /// Unit of one step, e.g. `GPU`, `$/h` or `100 W`.
     pub unit: String,
     /// What one more unit would save, $/h.
     pub usd_per_hour_per_unit: f64,

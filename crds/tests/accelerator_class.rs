@@ -38,3 +38,28 @@ fn tolerations_are_checked_as_those_of_pools() {
     let problems = refused(json!({"tolerations": [{"key": "sku", "operator": "Is"}]}));
     assert_eq!(problems, ["spec.tolerations[0].operator: \"Is\" is not an operator; use Exists or Equal"]);
 }
+
+#[test]
+fn electricity_and_interruptions_have_defaults_and_limits() {
+    let plain = class(json!({})).to_fleet().unwrap();
+    assert_eq!((plain.electricity.pue, plain.electricity.grams_co2e_per_kwh), (1.2, 473.0));
+    assert_eq!(plain.spot_interruptions_per_hour, 0.05);
+    let given = class(json!({
+        "pue": 1.1, "gramsCO2ePerKwh": 300, "gramsCO2ePerKwhByZone": {"eu-north-1a": 20, "x": 700},
+        "spotInterruptionsPerHour": 0.2,
+    }))
+    .to_fleet()
+    .unwrap();
+    let grid = &given.electricity;
+    assert_eq!((grid.pue, given.spot_interruptions_per_hour), (1.1, 0.2));
+    let of = |zone: &str| grid.intensity(zone);
+    assert_eq!([of("eu-north-1a"), of("elsewhere"), of("")], [20.0, 300.0, 700.0], "unknown: the dirtiest");
+    let problems = refused(json!({
+        "pue": 0.9, "gramsCO2ePerKwh": -1, "gramsCO2ePerKwhByZone": {"a": 1e6}, "spotInterruptionsPerHour": -1,
+    }));
+    for field in
+        ["spec.spotInterruptionsPerHour", "spec.gramsCO2ePerKwhByZone.a", "spec.pue", "spec.gramsCO2ePerKwh:"]
+    {
+        assert!(problems.iter().any(|p| p.starts_with(field)), "{field}: {problems:?}");
+    }
+}

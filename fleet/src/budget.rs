@@ -173,3 +173,24 @@ impl Budget {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn amounts_read_as_people_write_them() {
+        let text = |unit: BudgetUnit, x: f64| unit.amount(x);
+        assert_eq!(text(BudgetUnit::UsdPerHour, 1.4), "$1.40/h");
+        assert_eq!(text(BudgetUnit::Watts, 349.6), "350 W");
+        assert_eq!(text(BudgetUnit::Watts, 2.25), "2.2 W");
+        assert_eq!(text(BudgetUnit::GramsCo2ePerHour, 900.0), "900 gCO2e/h");
+    }
+
+    #[test]
+    fn units_are_written_as_the_fields_of_a_budget() {
+        for unit in BudgetUnit::ALL {
+            assert_eq!(serde_json::to_value(unit).unwrap(), unit.field());
+        }
+    }
+}

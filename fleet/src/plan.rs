@@ -56,6 +56,17 @@ pub struct BindingConstraint {
     pub usd_per_hour_per_unit: f64,
 }
 
+impl fmt::Display for BindingConstraint {
+    /// `budget team-a (one more $/h saves $0.52/h)`, `budget green (100 W more saves $0.12/h)`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let more = match self.unit.starts_with(|c: char| c.is_ascii_digit()) {
+            true => format!("{} more", self.unit),
+            false => format!("one more {}", self.unit),
+        };
+        write!(f, "{} ({more} saves ${:.2}/h)", self.constraint, self.usd_per_hour_per_unit)
+    }
+}
+
 /// The best choice that was not taken.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RunnerUp {
@@ -337,4 +348,33 @@ pub struct ScalingRecord {
     pub replicas: (u32, u32),
     /// Why.
     pub reason: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn constraints_say_what_more_of_them_saves() {
+        let text = |constraint: &str, unit: &str, usd: f64| {
+            let (constraint, unit) = (constraint.to_owned(), unit.to_owned());
+            BindingConstraint { constraint, unit, usd_per_hour_per_unit: usd }.to_string()
+        };
+        assert_eq!(text("inventory h100 a", "GPU", 2.3), "inventory h100 a (one more GPU saves $2.30/h)");
+        assert_eq!(
+            text("budget green", BudgetUnit::Watts.step_text(), 0.12),
+            "budget green (100 W more saves $0.12/h)"
+        );
+    }
+
+    #[test]
+    fn a_cap_is_exceeded_only_by_more_than_rounding() {
+        let (budget, unit) = ("green".to_owned(), BudgetUnit::Watts);
+        let mut used =
+            BudgetUse { budget, unit, cap: 5000.0, planned: 5000.0 + 1e-5, on_limit: OnLimit::Alert };
+        assert_eq!(used.to_string(), "budget green: 5000 W of 5000 W planned");
+        used.planned = 5200.0;
+        assert_eq!(used.excess(), Some(200.0));
+        assert_eq!(used.to_string(), "budget green: 5200 W of 5000 W planned, 200 W too much");
+    }
 }

@@ -330,3 +330,45 @@ fn a_rollout_shows_its_progress_and_what_stops_it() {
     let events = notes(&case.resource, Some(&stuck), &done, at(3));
     assert_eq!(events.iter().map(|n| n.reason).collect::<Vec<_>>(), ["RolloutComplete"]);
 }
+
+#[test]
+fn a_budget_says_what_is_planned_of_each_cap_and_what_binds_or_is_exceeded() {
+    use plimsoll_crds::{Budget, BudgetSpec};
+    use plimsoll_fleet::BudgetUnit::{UsdPerHour, Watts};
+    use plimsoll_fleet::OnLimit;
+    use plimsoll_fleet::plan::{BindingConstraint, BudgetUse};
+    use plimsoll_operator::status::cluster::{budget, fleet_plan};
+    use plimsoll_operator::validate::Judged;
+    let spec = BudgetSpec { usd_per_hour: Some(20.0), watts: Some(1000.0), ..BudgetSpec::default() };
+    let resource = Budget::new("green", spec);
+    let judged = Judged { verdict: Ok(resource.to_fleet().unwrap()), resource };
+    let case = Case::new();
+    let mut plan = case.plan.clone().unwrap();
+    let used = |unit, cap, planned| BudgetUse {
+        budget: "green".to_owned(),
+        unit,
+        cap,
+        planned,
+        on_limit: OnLimit::Alert,
+    };
+    plan.budgets = vec![used(UsdPerHour, 20.0, 9.2), used(Watts, 1000.0, 1200.0)];
+    let status = budget(&judged, Some(&plan), at(0));
+    assert_eq!(status.planned_usd_per_hour.as_deref(), Some("9.20"));
+    let caps: Vec<String> =
+        status.caps.iter().map(|c| format!("{} {} {}", c.cap, c.planned, c.most)).collect();
+    assert_eq!(caps, ["usdPerHour $9.20/h $20.00/h", "watts 1200 W 1000 W"]);
+    assert_eq!(status.binding.as_deref(), Some("no, exceeded by 200 W"));
+    let limited = find(&status.conditions, "BudgetLimited").unwrap();
+    assert_eq!((limited.status.as_str(), limited.reason.as_str()), ("False", "Exceeded"));
+    assert_eq!(limited.message, "budget green: 1200 W of 1000 W planned, 200 W too much");
+    let shown = fleet_plan(&plan, &[]);
+    assert_eq!((shown.totals.watts.as_str(), shown.totals.grams_co2e_per_hour.as_str()), ("1200", "680"));
+    assert_eq!(shown.exceeded, ["budget green: 1200 W of 1000 W planned, 200 W too much"]);
+    plan.binding = vec![BindingConstraint {
+        constraint: "budget green".to_owned(),
+        unit: "100 W".to_owned(),
+        usd_per_hour_per_unit: 0.12,
+    }];
+    let status = budget(&judged, Some(&plan), at(0));
+    assert_eq!(status.binding.as_deref(), Some("yes, $0.12/h for 100 W"));
+}

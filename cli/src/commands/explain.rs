@@ -1,7 +1,7 @@
 //! `plimsoll explain`: why a pool, or the fleet, is as it is.
 
 use plimsoll_fleet::plan::ScalingRecord;
-use plimsoll_fleet::{Plan, PoolId, PoolPlan};
+use plimsoll_fleet::{BudgetUnit, Plan, PoolId, PoolPlan};
 use plimsoll_proto::document;
 use plimsoll_proto::v1::{CanaryStanding, ExplainRequest, Observations, PoolObservation};
 
@@ -58,9 +58,11 @@ fn render(plan: &Plan, history: &[ScalingRecord], observations: &Observations) -
     let mut lines = Vec::new();
     if plan.pools.len() != 1 {
         lines.push(format!(
-            "plan {}: ${:.2}/h for {} pools; made because {}; gap to the proved optimum {:.2} %.",
+            "plan {}: ${:.2}/h, {}, {} for {} pools; made because {}; gap to the proved optimum {:.2} %.",
             plan.number,
             plan.usd_per_hour,
+            BudgetUnit::Watts.amount(plan.watts),
+            BudgetUnit::GramsCo2ePerHour.amount(plan.grams_co2e_per_hour),
             plan.pools.len(),
             plan.trigger,
             100.0 * plan.quality.gap
@@ -108,10 +110,12 @@ fn pool_lines(plan: &Plan, pool: &PoolPlan, observed: Option<&PoolObservation>) 
     let load_lines: Vec<String> =
         pool.load_lines.iter().map(|(s, rps)| format!("{s} {rps:.1} rps")).collect();
     lines.push(format!(
-        "  plan {:<5} {}: ${:.2}/h, {}{}",
+        "  plan {:<5} {}: ${:.2}/h, {}, {}, {}{}",
         plan.number,
         pool.fleet_text(),
         pool.usd_per_hour,
+        BudgetUnit::Watts.amount(pool.watts),
+        BudgetUnit::GramsCo2ePerHour.amount(pool.grams_co2e_per_hour),
         pool.outcome,
         if load_lines.is_empty() {
             String::new()
@@ -161,10 +165,7 @@ fn pool_lines(plan: &Plan, pool: &PoolPlan, observed: Option<&PoolObservation>) 
     lines.extend(pool.comparison().map(|c| format!("  compared   {c}")));
     lines.push(format!("  why        {}", pool.why.summary));
     for binding in &pool.why.binding {
-        lines.push(format!(
-            "  binding    {} (one more {} saves ${:.2}/h)",
-            binding.constraint, binding.unit, binding.usd_per_hour_per_unit
-        ));
+        lines.push(format!("  binding    {binding}"));
     }
     if let Some(second) = &pool.why.runner_up {
         lines.push(format!(
@@ -174,6 +175,9 @@ fn pool_lines(plan: &Plan, pool: &PoolPlan, observed: Option<&PoolObservation>) 
             second.extra_usd_per_hour.abs(),
             second.because
         ));
+    }
+    for remark in &pool.why.remarks {
+        lines.push(format!("  note       {remark}"));
     }
     for help in &pool.why.would_help {
         lines.push(format!("  would help {help}"));

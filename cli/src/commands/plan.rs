@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use plimsoll_fleet::Plan;
+use plimsoll_fleet::{BudgetUnit, Plan};
 use plimsoll_proto::document;
 use plimsoll_proto::v1::WhatIfRequest;
 use plimsoll_scheduler::explain::{PoolDiff, diff};
@@ -22,7 +22,7 @@ pub struct Args {
     /// Nodes for an offline plan, as COUNTxGPUSxCLASS,…
     #[arg(long, default_value = "4x8xh100,2x4xl40s,2x1xl4", requires = "files")]
     nodes: NodeGroups,
-    /// A change to plan as well, e.g. `gpu/h100+4`, `budget/team-a=60`, `slo/default/chat.tpot=60ms`, `demand/chat*2`
+    /// A change to plan as well, e.g. `gpu/h100+4`, `budget/team-a=60`, `budget/green.watts=5000`, `slo/default/chat.tpot=60ms`, `demand/chat*2`
     #[arg(long = "what-if", value_name = "CHANGE")]
     what_if: Vec<String>,
     /// How to print
@@ -132,15 +132,17 @@ fn table(plan: &Plan) -> Vec<String> {
         ));
     }
     lines.push(format!(
-        "total ${:.2}/h; proved to be within {:.2} % of the optimum",
+        "total ${:.2}/h, {}, {}; proved to be within {:.2} % of the optimum",
         plan.usd_per_hour,
+        BudgetUnit::Watts.amount(plan.watts),
+        BudgetUnit::GramsCo2ePerHour.amount(plan.grams_co2e_per_hour),
         100.0 * plan.quality.gap
     ));
     for b in &plan.binding {
-        lines.push(format!(
-            "binding: {} (one more {} saves ${:.2}/h)",
-            b.constraint, b.unit, b.usd_per_hour_per_unit
-        ));
+        lines.push(format!("binding: {b}"));
+    }
+    for used in plan.budgets.iter().filter(|b| b.excess().is_some()) {
+        lines.push(format!("exceeded: {used}"));
     }
     lines
 }

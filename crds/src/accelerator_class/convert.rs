@@ -69,6 +69,9 @@ impl AcceleratorClass {
                 check.range(&format!("spec.{field}"), value, 0.0, 1e6);
             }
         }
+        if let Some(value) = spec.spot_interruptions_per_hour {
+            check.range("spec.spotInterruptionsPerHour", value, 0.0, 3600.0);
+        }
         let node_link = spec.node_link.as_ref().map(|n| {
             check.positive("spec.nodeLink.GBPerSecond", n.gb_per_second);
             let alpha_us = n.alpha_us.unwrap_or(NODE_LINK_ALPHA_US);
@@ -142,8 +145,10 @@ impl AcceleratorClass {
             tdp_watts: spec.tdp_watts.unwrap_or(base.tdp_watts),
             usd_per_hour: spec.usd_per_hour.unwrap_or(base.usd_per_hour),
             spot_usd_per_hour: spec.spot_usd_per_hour.or(base.spot_usd_per_hour),
-            spot_interruptions_per_hour: base.spot_interruptions_per_hour,
-            electricity: base.electricity,
+            spot_interruptions_per_hour: spec
+                .spot_interruptions_per_hour
+                .unwrap_or(base.spot_interruptions_per_hour),
+            electricity: electricity(&mut check, spec, base.electricity),
             node_selector: spec.node_selector.clone().unwrap_or(base.node_selector),
             autoscalable_max: autoscalable.unwrap_or(base.autoscalable_max),
             resource: resource.or(base.resource),
@@ -173,6 +178,32 @@ impl AcceleratorClass {
             );
         }
         check.finish(value)
+    }
+}
+
+fn electricity(
+    check: &mut Check,
+    spec: &AcceleratorClassSpec,
+    base: fleet::Electricity,
+) -> fleet::Electricity {
+    let mut range = |field: String, value: f64, least: f64, most: f64| {
+        check.range(&format!("spec.{field}"), value, least, most);
+        value
+    };
+    let by_zone = spec.grams_co2e_per_kwh_by_zone.iter().flatten().map(|(zone, grams)| {
+        (zone.clone(), range(format!("gramsCO2ePerKwhByZone.{zone}"), *grams, 0.0, 10_000.0))
+    });
+    let by_zone: BTreeMap<String, f64> = by_zone.collect();
+    let of = |value: Option<f64>, base: f64| value.unwrap_or(base);
+    fleet::Electricity {
+        pue: range("pue".to_owned(), of(spec.pue, base.pue), 1.0, 10.0),
+        grams_co2e_per_kwh: range(
+            "gramsCO2ePerKwh".to_owned(),
+            of(spec.grams_co2e_per_kwh, base.grams_co2e_per_kwh),
+            0.0,
+            10_000.0,
+        ),
+        grams_co2e_per_kwh_by_zone: by_zone,
     }
 }
 

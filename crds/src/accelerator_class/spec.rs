@@ -107,6 +107,23 @@ pub struct AcceleratorClassSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0.0, max = 1000000.0))]
     pub spot_usd_per_hour: Option<f64>,
+    /// How often a node of interruptible capacity is taken away, times per hour. Its expected cost decides whether spot is
+    /// worth its price. Left out: 0.05, once in 20 hours.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0.0, max = 3600.0))]
+    pub spot_interruptions_per_hour: Option<f64>,
+    /// Power usage effectiveness of the data centre: all its power over that of its machines. Left out: 1.2.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1.0, max = 10.0))]
+    pub pue: Option<f64>,
+    /// Carbon intensity of the grid, grams of CO₂ equivalent for a kilowatt-hour. Left out: 473, the world's average in 2024.
+    #[serde(default, rename = "gramsCO2ePerKwh", skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0.0, max = 10000.0))]
+    pub grams_co2e_per_kwh: Option<f64>,
+    /// The same in zones where it is another, by the nodes' `topology.kubernetes.io/zone`.
+    #[serde(default, rename = "gramsCO2ePerKwhByZone", skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("maxProperties" = 64))]
+    pub grams_co2e_per_kwh_by_zone: Option<BTreeMap<String, f64>>,
     /// Labels that mark a node as being of this class. Replaces the preset's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("maxProperties" = 32))]

@@ -2,6 +2,7 @@
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use plimsoll_crds::budget::CapStatus;
 use plimsoll_crds::conditions::{self, condition};
 use plimsoll_crds::fleet_plan::{Binding, Change, FleetPlanSpec, Totals};
 use plimsoll_crds::quantity::format_bytes;
@@ -10,8 +11,8 @@ use plimsoll_crds::{
     TenantStatus,
 };
 use plimsoll_fleet as fleet;
-use plimsoll_fleet::plan::PoolOutcome;
-use plimsoll_fleet::{ClusterSnapshot, Plan, ReplicaPhase, ReplicaStatus, Vendor};
+use plimsoll_fleet::plan::{BudgetUse, PoolOutcome};
+use plimsoll_fleet::{BudgetUnit, ClusterSnapshot, Plan, ReplicaPhase, ReplicaStatus, Vendor};
 
 use super::NONE;
 use crate::devices::{Devices, DynamicResources};
@@ -100,25 +101,46 @@ pub fn budget(judged: &Judged<Budget, fleet::Budget>, plan: Option<&Plan>, now: 
     let mut status = BudgetStatus { observed_generation: meta.generation, ..BudgetStatus::default() };
     if let Ok(budget) = &judged.verdict {
         status.cap_usd_per_hour = budget.effective_usd_per_hour().map(|cap| format!("{cap:.2}"));
+        let uses: Vec<&BudgetUse> =
+            plan.iter().flat_map(|p| &p.budgets).filter(|b| b.budget == budget.name).collect();
+        // With what nested budgets cover, which only the plan counts; its own scope where the plan knows of no such cap.
+        let dollars = uses.iter().find(|b| b.unit == BudgetUnit::UsdPerHour).map(|b| b.planned);
         let covered = |plan: &Plan| -> f64 {
             plan.pools.iter().filter(|p| budget.scope.covers(&p.pool)).map(|p| p.usd_per_hour).sum()
         };
-        status.planned_usd_per_hour = plan.map(|p| format!("{:.2}", covered(p)));
+        status.planned_usd_per_hour = plan.map(|p| format!("{:.2}", dollars.unwrap_or_else(|| covered(p))));
+        status.caps = uses
+            .iter()
+            .map(|b| CapStatus {
+                cap: b.unit.field().to_owned(),
+                most: b.unit.amount(b.cap),
+                planned: b.unit.amount(b.planned),
+            })
+            .collect();
+        let exceeded = uses.iter().find_map(|b| Some((b, b.excess()?)));
         let named = |constraint: &str| {
             let mut words = constraint.split_whitespace();
             words.next() == Some("budget") && words.next() == Some(budget.name.as_str())
         };
         let price = plan.and_then(|p| p.binding.iter().find(|b| named(&b.constraint)));
-        status.binding = plan.map(|_| match price {
-            Some(b) => format!("yes, ${:.2}/h a {}", b.usd_per_hour_per_unit, b.unit),
-            None => "no".to_owned(),
+        status.binding = plan.map(|_| match (price, exceeded) {
+            (Some(b), _) => {
+                let per = if b.unit.starts_with(|c: char| c.is_ascii_digit()) { "for" } else { "a" };
+                format!("yes, ${:.2}/h {per} {}", b.usd_per_hour_per_unit, b.unit)
+            }
+            (None, Some((b, excess))) => format!("no, exceeded by {}", b.unit.amount(excess)),
+            (None, None) => "no".to_owned(),
         });
         all.push(match (plan, price) {
             (None, _) => {
                 condition(conditions::BUDGET_LIMITED, None, "AwaitingPlan", "", meta.generation, now)
             }
             (Some(_), None) => {
-                condition(conditions::BUDGET_LIMITED, Some(false), "NotBinding", "", meta.generation, now)
+                let (reason, message) = match exceeded {
+                    Some((b, _)) => ("Exceeded", b.to_string()),
+                    None => ("NotBinding", String::new()),
+                };
+                condition(conditions::BUDGET_LIMITED, Some(false), reason, message, meta.generation, now)
             }
             (Some(_), Some(b)) => {
                 let message =
@@ -194,6 +216,8 @@ pub fn fleet_plan(plan: &Plan, replicas: &[ReplicaStatus]) -> FleetPlanSpec {
             replicas: plan.pools.iter().map(|p| p.replicas.len()).sum::<usize>() as i32,
             accelerators: plan.pools.iter().map(wanted).sum::<u32>() as i32,
             usd_per_hour: format!("{:.2}", plan.usd_per_hour),
+            watts: format!("{:.0}", plan.watts),
+            grams_co2e_per_hour: format!("{:.0}", plan.grams_co2e_per_hour),
             gap: format!("{:.1} %", 100.0 * plan.quality.gap),
             solve_ms: plan.quality.solve_ms,
             binding: plan.binding.first().map_or_else(|| NONE.to_owned(), |b| b.constraint.clone()),
@@ -207,6 +231,7 @@ pub fn fleet_plan(plan: &Plan, replicas: &[ReplicaStatus]) -> FleetPlanSpec {
                 usd_per_hour_per_unit: b.usd_per_hour_per_unit,
             })
             .collect(),
+        exceeded: plan.budgets.iter().filter(|b| b.excess().is_some()).map(ToString::to_string).collect(),
         changes,
     }
 }

@@ -473,17 +473,13 @@ fn why(facts: &Facts<'_>) -> Vec<String> {
         if p.pool.unserved_rps > 1e-9 {
             lines.push(format!("unserved: {:.2} requests/s ({})", p.pool.unserved_rps, p.pool.outcome));
         }
-        lines.extend(why.binding.iter().map(|b| {
-            format!(
-                "binding: {} (one more {} would save ${:.2}/h)",
-                b.constraint, b.unit, b.usd_per_hour_per_unit
-            )
-        }));
+        lines.extend(why.binding.iter().map(|b| format!("binding: {b}")));
         lines.extend(
             why.runner_up.iter().map(|r| {
                 format!("runner-up: {} at {:+.2} $/h, {}", r.fleet, r.extra_usd_per_hour, r.because)
             }),
         );
+        lines.extend(why.remarks.iter().cloned());
         lines.extend(why.would_help.iter().map(|w| format!("would help: {w}")));
         lines.extend(why.rejected.iter().map(|r| format!("cannot serve: {r}")));
     } else if facts.verdict.is_ok() {

@@ -5,6 +5,7 @@
 
 mod deepen;
 mod diff;
+pub(crate) mod remarks;
 pub mod what_if;
 
 pub use deepen::deepen;
@@ -63,6 +64,8 @@ pub(crate) struct Facts<'a> {
     pub(crate) limiting: &'a Limiting,
     pub(crate) binding: Vec<BindingConstraint>,
     pub(crate) notes: Vec<String>,
+    /// The budget on whose account variants below the wanted quality may serve.
+    pub(crate) lowered: Option<&'a str>,
 }
 
 /// Dollars per hour, signed as people write differences.
@@ -247,6 +250,11 @@ pub(crate) fn summarise(facts: &Facts<'_>) -> Why {
             )
         }
     };
+    let summary = match remarks::downgraded(facts) {
+        Some(downgraded) if *facts.limiting == Limiting::None => downgraded,
+        Some(downgraded) => format!("{summary}; {downgraded}"),
+        None => summary,
+    };
     let (remark, remedies) = out_of_reach(facts.all);
     would_help.extend(remedies);
     would_help.extend(facts.notes.iter().cloned());
@@ -259,7 +267,7 @@ pub(crate) fn summarise(facts: &Facts<'_>) -> Why {
         binding: facts.binding.clone(),
         runner_up,
         would_help,
-        remarks: Vec::new(),
+        remarks: remarks::spot(facts),
         rejected: rejected(facts.all),
     }
 }

@@ -10,7 +10,7 @@ use plimsoll_fleet::{
 };
 
 use super::performance::{Performance, Query};
-use super::prepare::{Draft, Fate, Spent, budget_notes, live_consumption, live_watts, spend};
+use super::prepare::{Draft, Fate, Spent, budget_notes, budgets_of, live_consumption, live_watts, spend};
 use super::program::{Coupling, PoolProblem, row_unit};
 use super::provision;
 use super::residual::Remaining;
@@ -96,7 +96,14 @@ pub(crate) fn assemble(
             planned.why.would_help.extend(remarks);
         }
     }
-    let pools: Vec<PoolPlan> = pools.into_values().collect();
+    let mut pools: Vec<PoolPlan> = pools.into_values().collect();
+    let budgets = budget_uses(input, &pools);
+    for (used, alert) in budgets.iter().filter_map(|used| Some((used, explain::remarks::alert(used)?))) {
+        let counted = |p: &&mut PoolPlan| {
+            budgets_of(input.snapshot, &p.pool).contains(used.budget.as_str()) && !p.replicas.is_empty()
+        };
+        pools.iter_mut().filter(counted).for_each(|p| p.why.remarks.push(alert.clone()));
+    }
     let mut takes = Consumption::default();
     pools.iter().for_each(|p| takes += p.consumption());
     let plan = Plan {
@@ -106,7 +113,7 @@ pub(crate) fn assemble(
         usd_per_hour: takes.usd_per_hour,
         watts: takes.watts,
         grams_co2e_per_hour: takes.grams_co2e_per_hour,
-        budgets: budget_uses(input, &pools),
+        budgets,
         pools,
         binding,
         quality,
@@ -265,6 +272,7 @@ fn planned(
         limiting: &limiting,
         binding,
         notes,
+        lowered: group.lowered.get(&at).map(String::as_str),
     });
     PoolPlan {
         pool: draft.pool.id.clone(),

@@ -499,6 +499,7 @@ fn single<'a>(problem: &Problem<'a>, p: usize) -> Problem<'a> {
                 spot: c.spot,
                 usd_per_hour: c.usd_per_hour,
                 grid: c.grid,
+                interruptions_per_hour: c.interruptions_per_hour,
                 slots: c.slots.clone(),
                 eligible: vec![c.eligible[p]],
             })

@@ -7,7 +7,7 @@ use plimsoll_fleet::RequestClass;
 
 use super::covering;
 use super::inventory::Eligibility;
-use super::program::{Fleet, PoolAnswer, PoolProblem, Problem, TIE_USD};
+use super::program::{Fleet, PoolAnswer, PoolProblem, Problem};
 use super::residual::Remaining;
 
 /// Serves a pool's classes with given replicas: as many requests as can be; among equals, all classes in step.
@@ -153,7 +153,7 @@ pub fn greedy(problem: &Problem<'_>) -> Fleet {
                     {
                         continue;
                     }
-                    let usd = pool.usd(k, cell) + TIE_USD * f64::from(candidate.shape.gpus());
+                    let usd = pool.cost(k, cell);
                     let score = if unserved { usd / gain } else { usd };
                     if best.is_none_or(|(s, _, _)| score < s - 1e-12) {
                         best = Some((score, k, c));
@@ -168,7 +168,7 @@ pub fn greedy(problem: &Problem<'_>) -> Fleet {
         // Let go of what is not needed, dearest first.
         let mut members: Vec<(usize, usize)> = counts.keys().copied().collect();
         members.sort_by(|a, b| {
-            let usd = |m: &(usize, usize)| pool.usd(m.0, &problem.cells[m.1]);
+            let usd = |m: &(usize, usize)| pool.cost(m.0, &problem.cells[m.1]);
             usd(b).total_cmp(&usd(a)).then(a.cmp(b))
         });
         let unserved =

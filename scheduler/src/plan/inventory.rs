@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use plimsoll_engine::power::Grid;
+use plimsoll_fleet::accelerator::SPOT_INTERRUPTIONS_PER_HOUR;
 use plimsoll_fleet::pool::{SpotPolicy, Toleration};
 use plimsoll_fleet::{AcceleratorClass, ClusterSnapshot, ModelPool, NodeInfo, NodeName, Shape};
 
@@ -47,6 +48,8 @@ pub struct Cell {
     pub usd_per_hour: f64,
     /// Where the electricity comes from.
     pub grid: Grid,
+    /// How often a node here is taken away, times per hour (0 on demand).
+    pub interruptions_per_hour: f64,
     /// Nodes, in order of name; shared, because every pool looks at every cell.
     pub slots: Arc<[Slot]>,
     /// Each pool's eligibility, in the order the pools were given.
@@ -156,6 +159,11 @@ pub fn grid(class: &AcceleratorClass, zone: &str) -> Grid {
     }
 }
 
+fn interruptions_per_hour(class: &AcceleratorClass) -> f64 {
+    let rate = class.spot_interruptions_per_hour;
+    if rate.is_finite() { rate.clamp(0.0, 3600.0) } else { SPOT_INTERRUPTIONS_PER_HOUR }
+}
+
 /// All of a node that [`eligibility`] depends on for some pools: those whose selectors name the labels listed.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct Look<'a> {
@@ -224,9 +232,21 @@ pub fn cells(
         .into_iter()
         .filter_map(|((accelerator, zone, spot, eligible), mut slots)| {
             let usd_per_hour = price(snapshot, &accelerator, spot)?;
-            let grid = grid(snapshot.accelerators.iter().find(|a| a.name == accelerator)?, &zone);
+            let class = snapshot.accelerators.iter().find(|a| a.name == accelerator)?;
+            let interruptions_per_hour = if spot { interruptions_per_hour(class) } else { 0.0 };
+            let grid = grid(class, &zone);
             slots.sort_by(|a, b| a.node.cmp(&b.node));
-            Some(Cell { accelerator, zone, spot, usd_per_hour, grid, slots: slots.into(), eligible })
+            let slots = slots.into();
+            Some(Cell {
+                accelerator,
+                zone,
+                spot,
+                usd_per_hour,
+                grid,
+                interruptions_per_hour,
+                slots,
+                eligible,
+            })
         })
         .collect();
     for class in &snapshot.accelerators {
@@ -257,6 +277,7 @@ pub fn cells(
             accelerator,
             zone,
             spot: false,
+            interruptions_per_hour: 0.0,
             usd_per_hour,
             grid,
             slots: slots.into(),

@@ -17,6 +17,7 @@ mod config;
 mod covering;
 mod decompose;
 mod dive;
+mod downgrade;
 mod engine_model;
 mod greedy;
 pub mod inventory;
@@ -136,6 +137,8 @@ pub(crate) struct Group<'a> {
     pub(crate) answer: Answer,
     pub(crate) wants: Vec<place::Want>,
     pub(crate) placement: place::Placement,
+    /// The pools that may be served with variants below the wanted quality, each with the budget that binds.
+    pub(crate) lowered: BTreeMap<usize, String>,
 }
 
 impl Group<'_> {
@@ -161,20 +164,17 @@ fn solve_group<'a>(
         spread::over_zones(problem, &mut answer);
         answer
     };
-    let mut problem = prepare::problem(input, drafts, &members, reserved, spent);
-    let mut answer = solve(&problem);
-    if !answer.complete && problem.pools.iter().any(|p| p.headroom > 1.0) {
-        // Headroom is for calm times: when something is short, size by demand alone.
-        problem.pools.iter_mut().for_each(|p| p.headroom = 1.0);
-        if !answer.prices.is_empty() {
-            problem.hints = answer.prices;
-        }
-        answer = solve(&problem);
-    }
+    let problem_of = |lowered: &BTreeMap<usize, String>| {
+        prepare::problem_with(input, drafts, &members, reserved, spent, lowered)
+    };
+    let below = downgrade::served_below(drafts, &members);
+    let more = 1.0 + input.config.scale_down_headroom.clamp(0.0, 10.0);
+    let downgrade::Sized { mut problem, mut answer, lowered } =
+        downgrade::size(&problem_of, &solve, &below, more, &|p| drafts[members[p]].lowered.is_some());
     let mut wants = prepare::wants(drafts, &members, &problem, &answer);
     let mut placement = place::place(&problem.cells, &wants, place::Mode::Stay);
     if placement.unplaced.is_empty() {
-        return Group { members, problem, answer, wants, placement };
+        return Group { members, problem, answer, wants, placement, lowered };
     }
     // Running replicas leave gaps that are too small: look for a fleet that fits around them.
     let uncut = (answer.clone(), wants.clone());
@@ -213,7 +213,7 @@ fn solve_group<'a>(
     if !placement.unplaced.is_empty() {
         prepare::drop_unplaced(&problem, &mut answer, &wants, &placement);
     }
-    Group { members, problem, answer, wants, placement }
+    Group { members, problem, answer, wants, placement, lowered }
 }
 
 #[cfg(test)]

@@ -7,11 +7,10 @@ use plimsoll_fleet::budget::OnLimit;
 use plimsoll_fleet::pool::EngineKind;
 use plimsoll_fleet::rollout::Rollout;
 use plimsoll_fleet::{
-    Budget, BudgetUnit, ClusterSnapshot, Consumption, DemandEstimate, ModelPool, NodeName, Plan, PoolId,
-    PoolPlan, ReplicaId, ReplicaPhase,
+    Budget, BudgetUnit, ClusterSnapshot, Consumption, DemandEstimate, ModelPool, NodeName, Objective, Plan,
+    PoolId, PoolPlan, ReplicaId, ReplicaPhase, RequestClass,
 };
 
-use super::PlanInput;
 use super::candidates::{CandidateSet, candidates, prune};
 use super::greedy::answer_of;
 use super::inventory::{Eligibility, Reserved, cells, eligibility, gpus_by_node, grid, price};
@@ -21,6 +20,7 @@ use super::program::{
     Answer, BudgetRow, Coupling, PoolProblem, Problem, couplings, grams_co2e_per_hour, row_unit,
 };
 use super::provision;
+use super::{PlanInput, downgrade};
 use crate::place::{Live, Placement, Want};
 
 /// What becomes of a pool before anything is solved.
@@ -45,6 +45,8 @@ pub(crate) struct Draft<'a> {
     pub(crate) all: CandidateSet,
     /// Candidates without those that others make pointless.
     pub(crate) set: CandidateSet,
+    /// Those and candidates of variants below the wanted quality, where a budget allows them when it binds.
+    pub(crate) lowered: Option<CandidateSet>,
     pub(crate) live: Vec<Live>,
     /// Replicas that are not kept although they serve: successors take their places.
     pub(crate) outgoing: BTreeSet<ReplicaId>,
@@ -90,6 +92,7 @@ fn draft<'a>(input: &PlanInput<'a>, pool: &'a ModelPool, model: &dyn Performance
         demand,
         all: CandidateSet::default(),
         set: CandidateSet::default(),
+        lowered: None,
         live,
         outgoing: BTreeSet::new(),
         floor: 0,
@@ -144,19 +147,22 @@ fn draft<'a>(input: &PlanInput<'a>, pool: &'a ModelPool, model: &dyn Performance
     let ceiling = scaling.max_replicas;
     let mut set = all.clone();
     prune(&mut set, pool, &|shape| live.iter().any(|l| &l.shape == shape));
+    let lowered = downgrade::lowered(input, pool, &demand, &set, &live, model);
     // Only a pool that is planned rolls out: elsewhere what runs stays, and nothing would name successors.
     let mut live = live;
     let mut outgoing = BTreeSet::new();
     if let Some(rollout) = rollout {
         // What no candidate can replace would go without a successor.
-        let replaceable =
-            |l: &Live| rollout.next.contains(&l.id) && set.candidates.iter().any(|c| c.shape == l.shape);
+        let replaceable = |l: &Live| {
+            let known = lowered.as_ref().unwrap_or(&set);
+            rollout.next.contains(&l.id) && known.candidates.iter().any(|c| c.shape == l.shape)
+        };
         outgoing = live.iter().filter(|l| replaceable(l)).map(|l| l.id.clone()).collect();
         outgoing.extend(rollout.replacing);
         live.retain(|l| !outgoing.contains(&l.id));
     }
     let floor = floor.min(ceiling);
-    Draft { pool, demand, all, set, live, outgoing, floor, ceiling, fate: Fate::Planned, notes }
+    Draft { pool, demand, all, set, lowered, live, outgoing, floor, ceiling, fate: Fate::Planned, notes }
 }
 
 /// Age at which a replica that failed before it ever served is given up and another made in its place, seconds: as long
@@ -322,13 +328,27 @@ pub(crate) fn budget_notes(snapshot: &ClusterSnapshot, pool: &PoolId) -> Vec<Str
     notes
 }
 
-/// The program's input for some of the pools, with others' holdings already spoken for.
+/// [`problem_with`] no pool that may go below its quality.
+#[cfg(test)]
 pub(crate) fn problem<'a>(
     input: &PlanInput<'_>,
     drafts: &'a [Draft<'a>],
     members: &[usize],
     reserved: &Reserved,
     spent: &Spent,
+) -> Problem<'a> {
+    problem_with(input, drafts, members, reserved, spent, &BTreeMap::new())
+}
+
+/// The program's input for some of the pools, with others' holdings already spoken for. Pools in `lowered` (by their place in
+/// `members`) may take variants below the wanted quality.
+pub(crate) fn problem_with<'a>(
+    input: &PlanInput<'_>,
+    drafts: &'a [Draft<'a>],
+    members: &[usize],
+    reserved: &Reserved,
+    spent: &Spent,
+    lowered: &BTreeMap<usize, String>,
 ) -> Problem<'a> {
     let snapshot = input.snapshot;
     let pools: Vec<&ModelPool> = members.iter().map(|i| drafts[*i].pool).collect();
@@ -339,9 +359,10 @@ pub(crate) fn problem<'a>(
         .enumerate()
         .map(|(p, i)| {
             let d = &drafts[*i];
+            let set = d.lowered.as_ref().filter(|_| lowered.contains_key(&p)).unwrap_or(&d.set);
             let mut running: BTreeMap<(usize, usize), u32> = BTreeMap::new();
             for l in &d.live {
-                let Some(k) = d.set.candidates.iter().position(|c| c.shape == l.shape) else { continue };
+                let Some(k) = set.candidates.iter().position(|c| c.shape == l.shape) else { continue };
                 if let Some(c) = cell_of(&cells, p, l) {
                     *running.entry((k, c)).or_default() += 1;
                 }
@@ -350,14 +371,14 @@ pub(crate) fn problem<'a>(
             // Capacity of what runs, in units of today's demand.
             let capacity: f64 = running
                 .iter()
-                .map(|((k, _), n)| f64::from(*n) / d.set.candidates[*k].replicas_for(&d.set.classes))
+                .map(|((k, _), n)| f64::from(*n) / set.candidates[*k].replicas_for(&set.classes))
                 .filter(|x| x.is_finite())
                 .sum();
             let headroom =
                 (capacity * (1.0 - 1e-6)).clamp(1.0, 1.0 + input.config.scale_down_headroom.clamp(0.0, 10.0));
             PoolProblem {
                 pool: d.pool,
-                set: Arc::new(d.set.clone()),
+                set: Arc::new(set.clone()),
                 floor: d.floor,
                 ceiling: d.ceiling,
                 min_zones: d.pool.scaling.min_zones,
@@ -365,6 +386,8 @@ pub(crate) fn problem<'a>(
                 running,
                 start_factor,
                 stop_factor: start_factor * input.config.stop_share.clamp(0.0, 1.0),
+                interruption_seconds: interruption_seconds(d.pool, &set.classes),
+                below_quality_factor: downgrade::factor(d.pool, &pools),
             }
         })
         .collect();
@@ -397,6 +420,25 @@ fn hints(problem: &Problem<'_>, previous: Option<&Plan>) -> Vec<(Coupling, f64)>
     couplings(problem).into_iter().filter_map(hint).collect()
 }
 
+/// Seconds of a replica's work that an interruption costs: another replica's start, and half of what a request may take,
+/// because those under way are half done on average and begin anew elsewhere.
+fn interruption_seconds(pool: &ModelPool, classes: &[RequestClass]) -> f64 {
+    let may_take_ms = |c: &RequestClass| -> f64 {
+        let slo = pool.slo_class(&c.slo_class).map(|s| s.slo).unwrap_or_default();
+        let limit = |o: Option<Objective>| o.map(|o| o.ms);
+        let parts = limit(slo.ttft).unwrap_or(0.0) + limit(slo.tpot).unwrap_or(0.0) * c.output_tokens;
+        limit(slo.e2e).map_or(parts, |whole| if parts > 0.0 { whole.min(parts) } else { whole })
+    };
+    let rps: f64 = classes.iter().map(|c| c.rps).sum();
+    let mean_ms = if rps > 0.0 {
+        classes.iter().map(|c| c.rps / rps * may_take_ms(c)).sum()
+    } else {
+        classes.first().map_or(0.0, may_take_ms)
+    };
+    let seconds = |x: f64, most: f64| if x.is_finite() { x.clamp(0.0, most) } else { 0.0 };
+    seconds(pool.engine.cold_start_seconds, 86_400.0) + seconds(0.5e-3 * mean_ms, 3600.0)
+}
+
 /// A row for each cap of each budget that counts some of these pools and limits them.
 fn budget_rows(snapshot: &ClusterSnapshot, pools: &[&ModelPool], spent: &Spent) -> Vec<BudgetRow> {
     let mut rows = Vec::new();
@@ -414,6 +456,7 @@ fn budget_rows(snapshot: &ClusterSnapshot, pools: &[&ModelPool], spent: &Spent) 
                 unit,
                 left: left.max(0.0) / row_unit(unit),
                 cap: cap.max(0.0) / row_unit(unit),
+                downgrades: b.on_limit == OnLimit::Downgrade,
                 covers: covers.clone(),
             });
         }

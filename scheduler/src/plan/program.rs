@@ -43,6 +43,11 @@ pub struct PoolProblem<'a> {
     pub start_factor: f64,
     /// The same for a stop.
     pub stop_factor: f64,
+    /// Seconds of a replica's work that an interruption of spot capacity costs: the start of another, and what was under way.
+    pub interruption_seconds: f64,
+    /// Price of a replica whose variant is below the wanted quality, in prices of the replica: far more than any that is not
+    /// could cost instead.
+    pub below_quality_factor: f64,
 }
 
 impl PoolProblem<'_> {
@@ -56,14 +61,16 @@ impl PoolProblem<'_> {
         cell.usd_per_hour * f64::from(self.set.candidates[k].shape.gpus())
     }
 
-    /// Price of a replica with what breaks ties, dollars per hour: among equals, the better variant, and more small replicas
-    /// rather than fewer large ones, because losing a node then costs less.
+    /// Price of a replica in the objective, dollars per hour: with expected interruptions, with what keeps variants below the wanted
+    /// quality for need, and with what breaks ties: among equals, the better variant, and more small replicas rather than fewer
+    /// large ones, because losing a node then costs less.
     pub fn cost(&self, k: usize, cell: &Cell) -> f64 {
         let (usd, candidate) = (self.usd(k, cell), &self.set.candidates[k]);
         let size = f64::from(candidate.shape.gpus());
         let tie = TIE_USD * (size * (1.0 + 0.1 * size.log2()) + (1.0 - candidate.quality.clamp(0.0, 1.0)));
         let preferred = self.pool.placement.spot == plimsoll_fleet::pool::SpotPolicy::Preferred && !cell.spot;
-        usd + tie + if preferred { 0.01 * usd } else { 0.0 }
+        let below = if self.is_below_quality(k) { self.below_quality_factor * (1.0 + usd) } else { 0.0 };
+        usd + tie + if preferred { 0.01 * usd } else { 0.0 } + below + self.interruptions_usd(k, cell)
     }
 
     /// Replicas (not whole) of candidate `k` that all of each class (by index) would take, headroom included; infinite where it
@@ -82,16 +89,23 @@ impl PoolProblem<'_> {
         (served.map(|(c, r)| c.rps / r).sum::<f64>() * self.headroom).ceil().max(1.0)
     }
 
+    /// Expected cost of interruptions of a replica of candidate `k` in a cell, dollars per hour: nothing on demand.
+    pub fn interruptions_usd(&self, k: usize, cell: &Cell) -> f64 {
+        cell.interruptions_per_hour * self.interruption_seconds / 3600.0 * self.usd(k, cell)
+    }
+
+    /// Whether the variant of candidate `k` is below the quality that the pool wants.
+    pub fn is_below_quality(&self, k: usize) -> bool {
+        self.set.candidates[k].quality < self.pool.min_quality
+    }
+
     /// What an answer leaves undone, in the units of its tier: 1 is a wholly unserved pool.
-    pub(crate) fn undone(&self, answer: &PoolAnswer) -> f64 {
+    pub fn undone(&self, answer: &PoolAnswer) -> f64 {
         let total = self.total_rps();
-        let unserved: f64 = self.set.classes.iter().zip(&answer.unserved).map(|(c, u)| c.rps * u).sum();
-        let of = |weight: f64, short: u32, all: u32| {
-            if short > 0 { weight * f64::from(short) / f64::from(all.max(1)) } else { 0.0 }
-        };
-        (if unserved > 0.0 { unserved / total } else { 0.0 })
-            + of(SHORT_WEIGHT, answer.short, self.floor)
-            + of(ZONE_WEIGHT, answer.zones_short, self.min_zones)
+        let share: f64 = self.set.classes.iter().zip(&answer.unserved).map(|(c, u)| c.rps * u).sum();
+        let unserved = if total > 0.0 { share / total } else { 0.0 };
+        let short = SHORT_WEIGHT * f64::from(answer.short) / f64::from(self.floor.max(1));
+        unserved + short + ZONE_WEIGHT * f64::from(answer.zones_short) / f64::from(self.min_zones.max(1))
     }
 
     /// What a replica of candidate `k` in a cell takes of budgets, at its load line.
@@ -135,6 +149,8 @@ pub struct BudgetRow {
     pub left: f64,
     /// The cap as declared.
     pub cap: f64,
+    /// Whether it lets pools be served with variants below the wanted quality rather than not at all.
+    pub downgrades: bool,
     /// Whether each pool counts against it.
     pub covers: Vec<bool>,
 }
@@ -142,13 +158,14 @@ pub struct BudgetRow {
 impl BudgetRow {
     /// The row as one pool sees it.
     pub fn of_pool(&self, p: usize) -> Self {
-        let (name, covers) = (self.name.clone(), vec![self.covers[p]]);
-        Self { name, unit: self.unit, left: self.left, cap: self.cap, covers }
-    }
-
-    /// An amount of it as people write it.
-    pub fn amount(&self, value: f64) -> String {
-        self.unit.amount(value * row_unit(self.unit))
+        Self {
+            name: self.name.clone(),
+            unit: self.unit,
+            left: self.left,
+            cap: self.cap,
+            downgrades: self.downgrades,
+            covers: vec![self.covers[p]],
+        }
     }
 }
 

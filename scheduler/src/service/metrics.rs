@@ -18,6 +18,12 @@ struct PoolLabel {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct BudgetLabels {
+    budget: String,
+    unit: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct AdviceLabels {
     pool: String,
     accelerator: String,
@@ -38,6 +44,12 @@ pub struct SchedulerMetrics {
     plan_gap: Gauge<f64, AtomicU64>,
     /// Cost of the plan in force.
     plan_usd_per_hour: Gauge<f64, AtomicU64>,
+    /// Power of the plan in force.
+    plan_watts: Gauge<f64, AtomicU64>,
+    /// Emissions of the plan in force.
+    plan_grams_co2e_per_hour: Gauge<f64, AtomicU64>,
+    budget_cap: Family<BudgetLabels, Gauge<f64, AtomicU64>>,
+    budget_planned: Family<BudgetLabels, Gauge<f64, AtomicU64>>,
     /// Changes by the fast loop.
     pub(crate) fast_changes: Counter,
     /// Version of the route table in force.
@@ -61,6 +73,8 @@ pub struct SchedulerMetrics {
     planned_rps: Family<PoolLabel, Gauge<f64, AtomicU64>>,
     wanted_replicas: Family<PoolLabel, Gauge>,
     pool_usd_per_hour: Family<PoolLabel, Gauge<f64, AtomicU64>>,
+    pool_watts: Family<PoolLabel, Gauge<f64, AtomicU64>>,
+    pool_grams_co2e_per_hour: Family<PoolLabel, Gauge<f64, AtomicU64>>,
     advised_replicas: Family<AdviceLabels, Gauge>,
     advised: Advised,
 }
@@ -75,6 +89,10 @@ impl SchedulerMetrics {
             plan_number: Gauge::default(),
             plan_gap: Gauge::default(),
             plan_usd_per_hour: Gauge::default(),
+            plan_watts: Gauge::default(),
+            plan_grams_co2e_per_hour: Gauge::default(),
+            budget_cap: Family::default(),
+            budget_planned: Family::default(),
             fast_changes: Counter::default(),
             route_version: Gauge::default(),
             leader: Gauge::default(),
@@ -88,6 +106,8 @@ impl SchedulerMetrics {
             planned_rps: Family::default(),
             wanted_replicas: Family::default(),
             pool_usd_per_hour: Family::default(),
+            pool_watts: Family::default(),
+            pool_grams_co2e_per_hour: Family::default(),
             advised_replicas: Family::default(),
             advised: Advised::default(),
         };
@@ -111,6 +131,22 @@ impl SchedulerMetrics {
             "Cost of the plan in force, dollars an hour",
             m.plan_usd_per_hour.clone(),
         );
+        r.register(
+            "plan_watts",
+            "Power of the accelerators of the plan in force at their load lines, watts",
+            m.plan_watts.clone(),
+        );
+        r.register(
+            "plan_grams_co2e_per_hour",
+            "Emissions of the plan in force, grams of CO2 equivalent an hour",
+            m.plan_grams_co2e_per_hour.clone(),
+        );
+        r.register("budget_cap", "Cap of a budget, in the unit of its label", m.budget_cap.clone());
+        r.register(
+            "budget_planned",
+            "What the plan in force takes of a budget, in the unit of its label",
+            m.budget_planned.clone(),
+        );
         r.register("fast_changes", "Replicas added or removed by the fast loop", m.fast_changes.clone());
         r.register("route_version", "Version of the route table in force", m.route_version.clone());
         r.register("leader", "1 while this scheduler leads, 0 while it stands by", m.leader.clone());
@@ -132,6 +168,16 @@ impl SchedulerMetrics {
             "Cost of the replicas the plan wants, dollars an hour",
             m.pool_usd_per_hour.clone(),
         );
+        r.register(
+            "pool_watts",
+            "Power of the accelerators the plan wants at their load lines, watts",
+            m.pool_watts.clone(),
+        );
+        r.register(
+            "pool_grams_co2e_per_hour",
+            "Emissions of the replicas the plan wants, grams of CO2 equivalent an hour",
+            m.pool_grams_co2e_per_hour.clone(),
+        );
         m
     }
 
@@ -152,6 +198,8 @@ impl SchedulerMetrics {
         self.plan_number.set(0);
         self.plan_gap.set(0.0);
         self.plan_usd_per_hour.set(0.0);
+        self.plan_watts.set(0.0);
+        self.plan_grams_co2e_per_hour.set(0.0);
         self.advised.forget();
         self.forget_pools();
     }
@@ -161,13 +209,22 @@ impl SchedulerMetrics {
         self.plan_number.set(i64::try_from(plan.number).unwrap_or(i64::MAX));
         self.plan_gap.set(plan.quality.gap);
         self.plan_usd_per_hour.set(plan.usd_per_hour);
+        self.plan_watts.set(plan.watts);
+        self.plan_grams_co2e_per_hour.set(plan.grams_co2e_per_hour);
         self.forget_pools();
         self.advised.show(plan);
+        for used in &plan.budgets {
+            let labels = BudgetLabels { budget: used.budget.clone(), unit: used.unit.field().to_owned() };
+            self.budget_cap.get_or_create(&labels).set(used.cap);
+            self.budget_planned.get_or_create(&labels).set(used.planned);
+        }
         let label = |id: &PoolId| PoolLabel { pool: id.to_string() };
         for pool in &plan.pools {
             self.planned_rps.get_or_create(&label(&pool.pool)).set(pool.demand.total_rps());
             self.wanted_replicas.get_or_create(&label(&pool.pool)).set(pool.replicas.len() as i64);
             self.pool_usd_per_hour.get_or_create(&label(&pool.pool)).set(pool.usd_per_hour);
+            self.pool_watts.get_or_create(&label(&pool.pool)).set(pool.watts);
+            self.pool_grams_co2e_per_hour.get_or_create(&label(&pool.pool)).set(pool.grams_co2e_per_hour);
             let advise = |accelerator: &str, n: u32| {
                 let labels =
                     AdviceLabels { pool: pool.pool.to_string(), accelerator: accelerator.to_owned() };
@@ -185,6 +242,10 @@ impl SchedulerMetrics {
         self.planned_rps.clear();
         self.wanted_replicas.clear();
         self.pool_usd_per_hour.clear();
+        self.pool_watts.clear();
+        self.pool_grams_co2e_per_hour.clear();
+        self.budget_cap.clear();
+        self.budget_planned.clear();
         self.advised_replicas.clear();
     }
 }
