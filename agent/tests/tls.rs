@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use certs::{AGENT, Authority};
 use plimsoll_agent::{Agent, AgentConfig, AgentTls, Clients, StartError};
-use plimsoll_proto::tls::{Mutual, Public};
+use plimsoll_proto::tls::{Mutual, Names, Public};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use support::*;
@@ -24,7 +24,8 @@ const GATEWAY: &str = "plimsoll-gateway.plimsoll.svc";
 /// Mutual TLS of a part with this name; agents must be [`AGENT`].
 fn tls(authority: &Authority, name: &str, permissive: bool) -> AgentTls {
     let folder = authority.folder(name);
-    let mutual = Mutual::open(folder.path(), &[GATEWAY.to_owned(), AGENT.to_owned()], permissive).unwrap();
+    let allowed = Names::new(&[GATEWAY.to_owned(), AGENT.to_owned()]).unwrap();
+    let mutual = Mutual::open(folder.path(), &allowed, permissive).unwrap();
     let scheduler = mutual.client(Some("plimsoll-scheduler.plimsoll.svc")).unwrap();
     AgentTls { scheduler, agents: mutual.client(Some(AGENT)).unwrap(), mutual }
 }

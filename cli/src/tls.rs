@@ -2,7 +2,12 @@
 
 use std::path::PathBuf;
 
-use plimsoll_proto::tls::{ClientTls, Mutual, TlsError};
+use plimsoll_proto::tls::{ClientTls, Credentials as _, Mutual, Names, Public, TlsError};
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric as _};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Registry;
 
 use crate::failure::Failure;
 
@@ -35,8 +40,7 @@ impl TlsArgs {
         let Some(dir) = self.tls_dir.as_deref().filter(|dir| !dir.as_os_str().is_empty()) else {
             return Ok(None);
         };
-        let allowed: Vec<String> = allowed.iter().filter(|name| !name.is_empty()).cloned().collect();
-        Mutual::open(dir, &allowed, self.tls_permissive).map(Some).map_err(unusable)
+        Mutual::open(dir, &names(allowed)?, self.tls_permissive).map(Some).map_err(unusable)
     }
 
     /// The way to the scheduler.
@@ -48,10 +52,56 @@ impl TlsArgs {
     }
 }
 
+/// Names of peers.
+///
+/// # Errors
+/// If one is none.
+pub fn names(given: &[String]) -> Result<Names, Failure> {
+    let given: Vec<String> = given.iter().filter(|name| !name.is_empty()).cloned().collect();
+    Names::new(&given).map_err(unusable)
+}
+
+/// Shows among a part's metrics when its certificates end.
+pub fn show(registry: &mut Registry, mutual: Option<&Mutual>, public: Option<&Public>) {
+    registry.register_collector(Box::new(Ends { mutual: mutual.cloned(), public: public.cloned() }));
+}
+
+/// The end of each certificate in use, whichever that is when asked.
+#[derive(Debug)]
+struct Ends {
+    mutual: Option<Mutual>,
+    public: Option<Public>,
+}
+
+impl Collector for Ends {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let ends = [
+            ("parts", self.mutual.as_ref().map(|m| m.credentials().current().ends_at())),
+            ("clients", self.public.as_ref().map(|p| p.credentials().current().ends_at())),
+        ];
+        let mut metric = encoder.encode_descriptor(
+            "plimsoll_tls_certificate_ends_timestamp_seconds",
+            "When the certificate ends that is shown to other parts, or to clients",
+            None,
+            MetricType::Gauge,
+        )?;
+        for (whom, ends_at) in ends {
+            if let Some(ends_at) = ends_at {
+                ConstGauge::new(ends_at.as_second()).encode(metric.encode_family(&[("to", whom)])?)?;
+            }
+        }
+        Ok(())
+    }
+}
+
 /// A failure of `--tls-dir` and its like.
 pub fn unusable(error: TlsError) -> Failure {
     Failure::caused("there is no TLS to be had", error)
 }
+
+#[cfg(test)]
+#[path = "../../proto/tests/tls/certs.rs"]
+mod certs;
 
 #[cfg(test)]
 mod tests {
@@ -66,5 +116,31 @@ mod tests {
         let args = TlsArgs { tls_dir: Some(folder.path().to_owned()), ..TlsArgs::default() };
         let failure = args.mutual(&[]).unwrap_err().to_string();
         assert!(failure.contains("ca.crt") && failure.contains("tls.key"), "{failure}");
+    }
+
+    #[test]
+    fn metrics_say_when_the_certificate_in_use_ends() {
+        let authority = certs::Authority::new("ours");
+        let folder = tempfile::tempdir().unwrap();
+        let fill = |year| {
+            let (cert, key) = authority.issue(certs::AGENT, (2020, year));
+            certs::write(folder.path(), &authority.pem(), &cert, &key);
+        };
+        fill(2100);
+        let args = TlsArgs { tls_dir: Some(folder.path().to_owned()), ..TlsArgs::default() };
+        let mutual = args.mutual(&[]).unwrap().unwrap();
+        let mut registry = Registry::default();
+        show(&mut registry, Some(&mutual), None);
+        let text = || {
+            let mut text = String::new();
+            prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+            text
+        };
+        let line = "plimsoll_tls_certificate_ends_timestamp_seconds{to=\"parts\"}";
+        assert!(text().contains(&format!("{line} 4102444800\n")), "{}", text());
+        fill(2099);
+        mutual.credentials().reload().unwrap();
+        assert!(text().contains(&format!("{line} 4070908800\n")), "{}", text());
+        assert!(!text().contains("to=\"clients\""), "{}", text());
     }
 }

@@ -83,6 +83,11 @@ true
 - name: PLIMSOLL_TLS_ALLOW
   value: {{ join "," $names }}
 {{- end }}
+{{- if eq $component "scheduler" }}
+# Who may say what the cluster has. Schedulers hand on what an operator says.
+- name: PLIMSOLL_TLS_OPERATORS
+  value: {{ include "plimsoll.tls.name" (list $root "operator") }},{{ include "plimsoll.tls.name" (list $root "scheduler") }}
+{{- end }}
 {{- if include "plimsoll.tls.permissive" $root }}
 - name: PLIMSOLL_TLS_PERMISSIVE
   value: "true"

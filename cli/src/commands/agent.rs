@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::failure::{Failure, Outcome};
 use crate::health::{Health, Opinion, Watched, keep_asking, own_address};
 use crate::signals;
-use crate::tls::{TlsArgs, given, unusable};
+use crate::tls::{TlsArgs, given, show, unusable};
 
 /// Run an agent: beside the engines of a node (--node), or as a gateway
 #[derive(Debug, clap::Args)]
@@ -113,6 +113,10 @@ pub async fn run(args: &Args) -> Outcome {
     signals::cancel_on_signal(stop.clone());
     let mut registry = Registry::default();
     let metrics = AgentMetrics::register(&mut registry);
+    let (tls, public) = (args.tls.mutual()?, args.tls.public()?);
+    if tls.is_some() || public.is_some() {
+        show(&mut registry, tls.as_ref().map(|tls| &tls.mutual), public.as_ref());
+    }
     let config = AgentConfig {
         node,
         listen: args.listen,
@@ -120,8 +124,8 @@ pub async fn run(args: &Args) -> Outcome {
         scheduler: Some(args.scheduler.clone()),
         state_dir: args.state.clone(),
         time_scale: args.speed,
-        tls: args.tls.mutual()?,
-        public: args.tls.public()?,
+        tls,
+        public,
         clients: if args.tls.peers_only { Clients::Peers } else { Clients::Everybody },
         metrics: metrics.clone(),
         limits: ProxyLimits {

@@ -15,7 +15,7 @@ use crate::commands::operator_health::{LeaseWatch, OperatorMetrics, SeenBrain};
 use crate::failure::{Failure, Outcome};
 use crate::health::Health;
 use crate::signals;
-use crate::tls::TlsArgs;
+use crate::tls::{TlsArgs, show};
 
 /// Run the operator
 #[derive(Debug, clap::Args)]
@@ -140,6 +140,9 @@ pub async fn run(args: &Args) -> Outcome {
         return Ok(());
     };
     let mut registry = Registry::default();
+    if let Some(mutual) = &mutual {
+        show(&mut registry, Some(mutual), None);
+    }
     let metrics = OperatorMetrics::register(&mut registry);
     let brain = SeenBrain::new(brain, metrics.clone());
     let lease = LeaseWatch::start(client.clone(), &config, metrics, stop.clone());

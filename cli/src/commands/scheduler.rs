@@ -21,7 +21,7 @@ use crate::failure::{Failure, Outcome};
 use crate::health::{Health, Opinion, Watched, keep_asking, own_address};
 use crate::scheduler_client::Caller;
 use crate::signals;
-use crate::tls::TlsArgs;
+use crate::tls::{TlsArgs, names, show};
 
 /// Run the scheduler
 #[derive(Debug, clap::Args)]
@@ -44,6 +44,10 @@ pub struct Args {
     /// authority will do]
     #[arg(long, env = "PLIMSOLL_TLS_ALLOW", value_delimiter = ',')]
     pub tls_allow: Vec<String>,
+    /// DNS names, separated by commas, of which a certificate must have one to say what the cluster has: the operator's, and
+    /// the schedulers' own where there are several [default: any]
+    #[arg(long, env = "PLIMSOLL_TLS_OPERATORS", value_delimiter = ',')]
+    pub tls_operators: Vec<String>,
     /// Longest time between plans, seconds
     #[arg(long, default_value_t = 60.0)]
     pub replan_seconds: f64,
@@ -142,9 +146,16 @@ pub async fn run(args: &Args) -> Outcome {
     let metrics = SchedulerMetrics::new(&mut registry);
     let advised = metrics.advised();
     let tls = match args.tls.mutual(&args.tls_allow)? {
-        Some(mutual) => Some(SchedulerTls { leader: args.tls.scheduler(&mutual)?, mutual }),
+        Some(mutual) => Some(SchedulerTls {
+            leader: args.tls.scheduler(&mutual)?,
+            operators: names(&args.tls_operators)?,
+            mutual,
+        }),
         None => None,
     };
+    if let Some(tls) = &tls {
+        show(&mut registry, Some(&tls.mutual), None);
+    }
     let own_tls = tls.as_ref().map(|tls| tls.leader.clone());
     let config = SchedulerConfig {
         tls,

@@ -25,6 +25,29 @@ use super::{CA, CERTIFICATE, KEY};
 /// The end of the time that certificates can name: when asked then, a verifier tells until when they are valid.
 const END_OF_TIME: Duration = Duration::from_secs(253_402_300_799);
 
+/// Names of which a peer's certificate must have one; empty: any certificate of the authority will do.
+#[derive(Debug, Clone, Default)]
+pub struct Names(Vec<ServerName<'static>>);
+
+impl Names {
+    /// From DNS names.
+    ///
+    /// # Errors
+    /// [`TlsError::Name`] if one is none.
+    pub fn new(names: &[String]) -> Result<Self, TlsError> {
+        names.iter().map(|name| dns_name(name)).collect::<Result<_, _>>().map(Self)
+    }
+
+    /// Whether a certificate will do.
+    pub(super) fn fit(&self, certificate: &CertificateDer<'_>) -> bool {
+        if self.0.is_empty() {
+            return true;
+        }
+        let Ok(parsed) = ParsedCertificate::try_from(certificate) else { return false };
+        self.0.iter().any(|name| verify_server_name(&parsed, name).is_ok())
+    }
+}
+
 /// What every kind of credentials has.
 pub trait Credentials: Send + Sync + 'static {
     /// When its certificate ends.
@@ -59,15 +82,11 @@ impl Credentials for PublicCredentials {
 }
 
 impl PeerCredentials {
-    /// From the three files. Clients need one of the `allowed` names, where there are some.
+    /// From the three files. Clients need one of the `allowed` names.
     ///
     /// # Errors
     /// [`TlsError`] says which file can't be used, and why.
-    pub fn new(
-        contents: &Contents,
-        allowed: &[ServerName<'static>],
-        now: Timestamp,
-    ) -> Result<Self, TlsError> {
+    pub fn new(contents: &Contents, allowed: &Names, now: Timestamp) -> Result<Self, TlsError> {
         let provider = Arc::new(default_provider());
         let ca = contents.path(CA);
         let roots = Arc::new(roots(ca.clone(), contents.of(CA))?);
@@ -87,7 +106,7 @@ impl PeerCredentials {
 
         // Between parts of one release there is no reason for older versions.
         let versions = &[&rustls::version::TLS13];
-        let verifier = Arc::new(Named { inner: clients, allowed: allowed.to_vec() });
+        let verifier = Arc::new(Named { inner: clients, allowed: allowed.clone() });
         let mut server = ServerConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(versions)
             .map_err(unusable)?
@@ -263,7 +282,7 @@ fn end(verify: impl Fn(UnixTime) -> Result<(), Error>, contents: &Contents) -> R
 #[derive(Debug)]
 struct Named {
     inner: Arc<dyn ClientCertVerifier>,
-    allowed: Vec<ServerName<'static>>,
+    allowed: Names,
 }
 
 impl ClientCertVerifier for Named {
@@ -278,11 +297,7 @@ impl ClientCertVerifier for Named {
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
         let verified = self.inner.verify_client_cert(end_entity, intermediates, now)?;
-        if self.allowed.is_empty() {
-            return Ok(verified);
-        }
-        let parsed = ParsedCertificate::try_from(end_entity)?;
-        if self.allowed.iter().any(|name| verify_server_name(&parsed, name).is_ok()) {
+        if self.allowed.fit(end_entity) {
             Ok(verified)
         } else {
             Err(Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure))

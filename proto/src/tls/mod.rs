@@ -21,11 +21,11 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 pub use client::{Alpn, ClientTls, ConnectError, Connector, connect, endpoint, lazy};
-pub use credentials::{Credentials, PeerCredentials, PublicCredentials};
+pub use credentials::{Credentials, Names, PeerCredentials, PublicCredentials};
 pub use error::TlsError;
 pub use folder::{Contents, Folder};
 pub use server::{Accepted, ServerTls, incoming};
-pub use stream::Stream;
+pub use stream::{Peer, Stream};
 
 /// Certificate authority of a folder.
 pub const CA: &str = "ca.crt";
@@ -45,14 +45,12 @@ pub struct Mutual {
 }
 
 impl Mutual {
-    /// From a folder. With `allowed`, a server takes only clients whose certificate has one of these DNS names; without,
-    /// every client with a certificate of the authority.
+    /// From a folder. A server takes only clients with one of the `allowed` names in their certificate.
     ///
     /// # Errors
     /// [`TlsError`] if the folder's files can't be used.
-    pub fn open(dir: &Path, allowed: &[String], permissive: bool) -> Result<Self, TlsError> {
-        let allowed =
-            allowed.iter().map(|name| credentials::dns_name(name)).collect::<Result<Vec<_>, _>>()?;
+    pub fn open(dir: &Path, allowed: &Names, permissive: bool) -> Result<Self, TlsError> {
+        let allowed = allowed.clone();
         let read = move |contents: &Contents, now| PeerCredentials::new(contents, &allowed, now);
         Ok(Self { credentials: Folder::open(dir, &[CA, CERTIFICATE, KEY], read)?, permissive })
     }

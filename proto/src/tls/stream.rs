@@ -5,10 +5,12 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use hyper_util::client::legacy::connect::{Connected, Connection};
+use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsStream;
-use tonic::transport::server::TcpConnectInfo;
+
+use super::credentials::Names;
 
 /// A connection, of either side.
 #[derive(Debug)]
@@ -85,11 +87,29 @@ impl Connection for Stream {
     }
 }
 
+/// Who is at the other end of a server's connection: tonic puts it into the extensions of each request.
+#[derive(Debug, Clone)]
+pub struct Peer {
+    certificate: Option<CertificateDer<'static>>,
+}
+
+impl Peer {
+    /// Whether it has one of these names. Where parts without TLS are put up with, whoever has shown no certificate may
+    /// be anybody.
+    pub fn is_one_of(&self, names: &Names) -> bool {
+        self.certificate.as_ref().is_none_or(|certificate| names.fit(certificate))
+    }
+}
+
 /// What tonic's server asks of one.
 impl tonic::transport::server::Connected for Stream {
-    type ConnectInfo = TcpConnectInfo;
+    type ConnectInfo = Peer;
 
     fn connect_info(&self) -> Self::ConnectInfo {
-        self.tcp().connect_info()
+        let certificate = match self {
+            Self::Plain(_) => None,
+            Self::Tls(tls) => tls.get_ref().1.peer_certificates().and_then(<[_]>::first).cloned(),
+        };
+        Peer { certificate: certificate.map(CertificateDer::into_owned) }
     }
 }

@@ -1,6 +1,6 @@
 //! What a folder may hold, and what is said of one that can't be used.
 
-use plimsoll_proto::tls::{Credentials as _, Mutual, Public, TlsError};
+use plimsoll_proto::tls::{Credentials as _, Mutual, Names, Public, TlsError};
 use rcgen::ExtendedKeyUsagePurpose::{ClientAuth, ServerAuth};
 
 use crate::certs::{AGENT, Authority, write};
@@ -9,7 +9,7 @@ use crate::certs::{AGENT, Authority, write};
 fn said(ca: &str, cert: &str, key: &str) -> (TlsError, String) {
     let dir = tempfile::tempdir().unwrap();
     write(dir.path(), ca, cert, key);
-    let error = Mutual::open(dir.path(), &[], false).unwrap_err();
+    let error = Mutual::open(dir.path(), &Names::default(), false).unwrap_err();
     let text = error.to_string();
     (error, text)
 }
@@ -20,7 +20,7 @@ fn a_good_folder_says_when_it_ends() {
     let dir = tempfile::tempdir().unwrap();
     let (cert, key) = ours.issue(AGENT, (2020, 2099));
     write(dir.path(), &ours.pem(), &cert, &key);
-    let mutual = Mutual::open(dir.path(), &[], false).unwrap();
+    let mutual = Mutual::open(dir.path(), &Names::default(), false).unwrap();
     assert_eq!(mutual.credentials().current().ends_at(), "2099-01-01T00:00:00Z".parse().unwrap());
     let public = Public::open(dir.path()).unwrap();
     assert_eq!(public.credentials().current().ends_at(), "2099-01-01T00:00:00Z".parse().unwrap());
@@ -33,7 +33,7 @@ fn every_error_names_the_file_what_is_wrong_and_what_to_do() {
     let (cert, key) = ours.issue(AGENT, (2020, 2099));
 
     let dir = tempfile::tempdir().unwrap();
-    let error = Mutual::open(dir.path(), &[], false).unwrap_err();
+    let error = Mutual::open(dir.path(), &Names::default(), false).unwrap_err();
     assert!(matches!(&error, TlsError::Read { file, .. } if file.ends_with("ca.crt")), "{error}");
     assert!(error.to_string().contains("the folder needs ca.crt, tls.crt and tls.key"), "{error}");
 
@@ -74,7 +74,7 @@ fn every_error_names_the_file_what_is_wrong_and_what_to_do() {
         assert!(text.contains("server and client authentication"), "{text}");
     }
 
-    let name = Mutual::open(ours.folder(AGENT).path(), &["not a name".to_owned()], false).unwrap_err();
+    let name = Names::new(&["not a name".to_owned()]).unwrap_err();
     assert!(matches!(&name, TlsError::Name { name } if name == "not a name"), "{name}");
 }
 
@@ -104,7 +104,7 @@ fn a_public_certificate_needs_no_authority_but_must_be_valid() {
 fn a_change_that_cannot_be_used_is_told_once_and_changes_nothing() {
     let ours = Authority::new("ours");
     let dir = ours.folder(AGENT);
-    let folder = Mutual::open(dir.path(), &[], false).unwrap().credentials().clone();
+    let folder = Mutual::open(dir.path(), &Names::default(), false).unwrap().credentials().clone();
     let first = folder.current();
     assert!(!folder.reload().unwrap(), "nothing has changed");
 
@@ -128,7 +128,7 @@ fn a_change_that_cannot_be_used_is_told_once_and_changes_nothing() {
     for file in ["ca.crt", "tls.crt", "tls.key"] {
         std::os::unix::fs::symlink(format!("..data/{file}"), volume.path().join(file)).unwrap();
     }
-    let folder = Mutual::open(volume.path(), &[], false).unwrap().credentials().clone();
+    let folder = Mutual::open(volume.path(), &Names::default(), false).unwrap().credentials().clone();
     std::os::unix::fs::symlink(two.path(), volume.path().join("..data_tmp")).unwrap();
     std::fs::rename(volume.path().join("..data_tmp"), volume.path().join("..data")).unwrap();
     assert!(folder.reload().unwrap());

@@ -12,7 +12,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use certs::{AGENT, Authority, SCHEDULER};
-use plimsoll_proto::tls::{self, ClientTls, Mutual};
+use plimsoll_proto::tls::{self, ClientTls, Mutual, Names};
 use plimsoll_proto::v1::ExplainRequest;
 use plimsoll_proto::v1::plan_service_client::PlanServiceClient;
 use rustls::pki_types::ServerName;
@@ -72,7 +72,7 @@ fn causes(error: &dyn std::error::Error) -> String {
 }
 
 fn open(dir: &tempfile::TempDir) -> Mutual {
-    Mutual::open(dir.path(), &[], false).unwrap()
+    Mutual::open(dir.path(), &Names::default(), false).unwrap()
 }
 
 fn to_scheduler(mutual: &Mutual) -> ClientTls {
@@ -82,7 +82,9 @@ fn to_scheduler(mutual: &Mutual) -> ClientTls {
 #[tokio::test]
 async fn a_peer_is_served_and_whoever_is_none_is_not() {
     let (ours, foreign) = (Authority::new("ours"), Authority::new("foreign"));
-    let server = Mutual::open(ours.folder(SCHEDULER).path(), &[AGENT.to_owned()], false).unwrap();
+    let server =
+        Mutual::open(ours.folder(SCHEDULER).path(), &Names::new(&[AGENT.to_owned()]).unwrap(), false)
+            .unwrap();
     let addr = serve(Some(&server)).await;
 
     let agent = open(&ours.folder(AGENT));
@@ -185,7 +187,7 @@ async fn renewed_certificates_and_a_new_authority_are_taken_up_without_a_restart
 #[tokio::test]
 async fn a_permissive_part_speaks_with_parts_that_know_no_tls_and_a_strict_one_does_not() {
     let ours = Authority::new("ours");
-    let permissive = |name: &str| Mutual::open(ours.folder(name).path(), &[], true).unwrap();
+    let permissive = |name: &str| Mutual::open(ours.folder(name).path(), &Names::default(), true).unwrap();
     let server = permissive(SCHEDULER);
     let addr = serve(Some(&server)).await;
     assert_eq!(call(addr, None).await, Ok(()), "before it was upgraded");

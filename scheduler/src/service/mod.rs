@@ -10,6 +10,7 @@
 mod brain;
 mod dispatch;
 mod forward;
+mod guard;
 mod lead;
 mod metrics;
 mod observe;
@@ -24,7 +25,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use plimsoll_proto::tls::{self, ClientTls, Mutual};
+use plimsoll_proto::tls::{self, ClientTls, Mutual, Names};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -43,6 +44,7 @@ use crate::fast::FastConfig;
 use crate::planner::Planner;
 use crate::store::etcd::{Election, EtcdConfig, Leader};
 use crate::store::{FileStore, MemoryStore, Store, StoreError};
+use guard::Guarded;
 use lead::{Services, Term};
 
 /// How to run the scheduler.
@@ -92,6 +94,8 @@ pub struct SchedulerTls {
     pub mutual: Mutual,
     /// The way to the scheduler that leads.
     pub leader: ClientTls,
+    /// Who may say what the cluster has: operators, and schedulers that hand on what one of them says.
+    pub operators: Names,
 }
 
 impl SchedulerConfig {
@@ -251,9 +255,10 @@ async fn run(
         .http2_keepalive_timeout(Some(Duration::from_secs(10)));
     let end = shutdown.clone().cancelled_owned();
     let served = match tls {
-        Some(SchedulerTls { mutual, .. }) => {
+        Some(SchedulerTls { mutual, operators, .. }) => {
             mutual.keep_current(tls::LOOK_EVERY, shutdown.clone());
             let incoming = tls::incoming(listener, mutual.server(), mutual.permissive());
+            let services = Guarded::new(services, operators);
             server.serve_with_incoming_shutdown(services, incoming, end).await
         }
         None => server.serve_with_incoming_shutdown(services, TcpIncoming::from(listener), end).await,
