@@ -4,13 +4,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use plimsoll_fleet::RouteTable;
+use plimsoll_proto::tls;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::AgentConfig;
+use crate::config::{AgentConfig, Clients};
 use crate::proxy::handler::Proxy;
-use crate::proxy::server;
+use crate::proxy::server::{self, Door};
 use crate::proxy::upstream::Upstream;
 use crate::shared::Shared;
 use crate::{engines, persist, session};
@@ -37,6 +38,9 @@ pub enum StartError {
     /// The scheduler's address is no URL.
     #[error("scheduler address {0:?} is not a URL; use one such as http://plimsoll-scheduler:7443")]
     Scheduler(String),
+    /// Nobody could come.
+    #[error("only peers may send requests, and there is no certificate to know them by; give the agent one")]
+    NoCertificate,
 }
 
 /// An agent: proxy, admission and telemetry for one node, or a gateway without one.
@@ -55,16 +59,25 @@ impl Agent {
             return Err(StartError::TimeScale(config.time_scale));
         }
         if let Some(scheduler) = &config.scheduler
-            && tonic::transport::Endpoint::from_shared(scheduler.clone()).is_err()
+            && tls::endpoint(scheduler, config.tls.as_ref().map(|tls| &tls.scheduler)).is_err()
         {
             return Err(StartError::Scheduler(scheduler.clone()));
+        }
+        if config.clients == Clients::Peers && config.tls.is_none() {
+            return Err(StartError::NoCertificate);
         }
         let fail = |source| StartError::Listen { agent: config.name.clone(), address: config.listen, source };
         let listener = TcpListener::bind(config.listen).await.map_err(fail)?;
         let address = listener.local_addr().map_err(fail)?;
         let advertised = config.advertise.clone().unwrap_or_else(|| address.to_string());
         let limits = &config.limits;
-        let upstream = Upstream::new(limits.connect_timeout, limits.first_byte_timeout, limits.idle_timeout);
+        let upstream = Upstream::new(
+            limits.connect_timeout,
+            limits.first_byte_timeout,
+            limits.idle_timeout,
+            config.tls.as_ref().map(|tls| tls.agents.clone()),
+        );
+        let door = Door::new(&config);
         // Microseconds since 1970: grows from start to start.
         let incarnation = jiff::Timestamp::now().as_microsecond().unsigned_abs();
         let shared = Arc::new(Shared::new(config, advertised, incarnation));
@@ -82,6 +95,12 @@ impl Agent {
         // Probes and reports go on while requests finish, so that a drain is still seen.
         let finished = CancellationToken::new();
         let mut tasks = JoinSet::new();
+        if let Some(tls) = &shared.config.tls {
+            tls.mutual.keep_current(tls::LOOK_EVERY, finished.clone());
+        }
+        if let Some(public) = &shared.config.public {
+            public.keep_current(tls::LOOK_EVERY, finished.clone());
+        }
         tasks.spawn(engines::run(shared.clone(), upstream.clone(), finished.clone()));
         if let Some(scheduler) = shared.config.scheduler.clone() {
             tasks.spawn(session::run(shared.clone(), scheduler, finished.clone()));
@@ -90,7 +109,7 @@ impl Agent {
         let serving = {
             let (stop, finished) = (stop.clone(), finished.clone());
             tokio::spawn(async move {
-                server::serve(listener, proxy, stop).await;
+                server::serve(listener, door, proxy, stop).await;
                 finished.cancel();
                 while tasks.join_next().await.is_some() {}
             })

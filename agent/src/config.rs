@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use plimsoll_fleet::NodeName;
+use plimsoll_proto::tls::{ClientTls, Mutual, Public};
 
 use crate::metrics::AgentMetrics;
 
@@ -28,6 +29,12 @@ pub struct AgentConfig {
     pub time_scale: f64,
     /// Limits.
     pub limits: ProxyLimits,
+    /// What the scheduler and other agents must show, and are shown (`None`: no TLS among them).
+    pub tls: Option<AgentTls>,
+    /// A certificate for clients (`None`: they speak plain HTTP).
+    pub public: Option<Public>,
+    /// Whom it takes requests from.
+    pub clients: Clients,
     /// Metrics, registered by the caller.
     pub metrics: AgentMetrics,
 }
@@ -44,9 +51,32 @@ impl AgentConfig {
             state_dir: None,
             time_scale: 1.0,
             limits: ProxyLimits::default(),
+            tls: None,
+            public: None,
+            clients: Clients::Everybody,
             metrics: AgentMetrics::default(),
         }
     }
+}
+
+/// Mutual TLS of an agent.
+#[derive(Debug, Clone)]
+pub struct AgentTls {
+    /// Its own side.
+    pub mutual: Mutual,
+    /// The way to the scheduler.
+    pub scheduler: ClientTls,
+    /// The way to other agents.
+    pub agents: ClientTls,
+}
+
+/// Whom an agent takes requests from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Clients {
+    /// Everybody who can reach it.
+    Everybody,
+    /// Gateways and other agents, by their certificates.
+    Peers,
 }
 
 /// Bounds of the request path.
@@ -84,6 +114,8 @@ pub struct ProxyLimits {
     pub drain_settle: Duration,
     /// How long a shutdown waits for requests to finish.
     pub shutdown_grace: Duration,
+    /// Whether engines of other nodes are asked without the agent beside them, where that is gone. They speak plain HTTP.
+    pub ask_engines_directly: bool,
     /// Shared secret between agents. When set, a request counts as internal only with it.
     pub hop_secret: Option<String>,
 }
@@ -107,6 +139,7 @@ impl Default for ProxyLimits {
             report_interval: Duration::from_secs(1),
             drain_settle: Duration::from_secs(1),
             shutdown_grace: Duration::from_secs(30),
+            ask_engines_directly: true,
             hop_secret: None,
         }
     }

@@ -39,5 +39,5 @@ pub mod telemetry;
 mod trial;
 
 pub use agent::{Agent, AgentHandle, StartError};
-pub use config::{AgentConfig, ProxyLimits};
+pub use config::{AgentConfig, AgentTls, Clients, ProxyLimits};
 pub use metrics::AgentMetrics;

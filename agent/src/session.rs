@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use plimsoll_fleet::telemetry::AgentReport;
 use plimsoll_fleet::{ReplicaId, RouteTable};
 use plimsoll_proto::convert::apply_route_delta;
+use plimsoll_proto::tls;
 use plimsoll_proto::v1;
 use plimsoll_proto::v1::agent_service_client::AgentServiceClient;
 use plimsoll_proto::v1::scheduler_message::Message;
@@ -20,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::engines;
 use crate::metrics::AgentLabels;
+use crate::proxy::upstream::chain;
 use crate::shared::Shared;
 use crate::telemetry::Outbox;
 
@@ -34,8 +36,10 @@ const REPORT_GAP: Duration = Duration::from_millis(20);
 /// Why a stream ended.
 #[derive(Debug, thiserror::Error)]
 enum SessionEnd {
-    #[error("cannot connect: {0}")]
+    #[error("cannot connect: {}", chain(.0))]
     Connect(#[from] tonic::transport::Error),
+    #[error("{0}")]
+    Address(#[from] tls::TlsError),
     #[error("{0}")]
     Status(#[from] tonic::Status),
     #[error("the scheduler closed the stream")]
@@ -99,14 +103,14 @@ async fn converse(
     cut_at: &mut Instant,
     full_table: bool,
 ) -> Result<(), SessionEnd> {
-    let channel = tonic::transport::Endpoint::from_shared(scheduler.to_owned())?
+    let tls = shared.config.tls.as_ref().map(|tls| &tls.scheduler);
+    let endpoint = tls::endpoint(scheduler, tls)?
         .connect_timeout(Duration::from_secs(3))
         .http2_keep_alive_interval(Duration::from_secs(10))
         .keep_alive_timeout(Duration::from_secs(5))
         .keep_alive_while_idle(true)
-        .tcp_nodelay(true)
-        .connect()
-        .await?;
+        .tcp_nodelay(true);
+    let channel = tls::connect(&endpoint, tls).await?;
     let mut client = AgentServiceClient::new(channel).max_decoding_message_size(256 << 20);
     let (tx, rx) = mpsc::channel::<v1::AgentMessage>(32);
     let hello = {

@@ -10,7 +10,7 @@ use http::{HeaderMap, HeaderValue, Method, header};
 use http_body_util::{Either, Full};
 use serde_json::{Value, json};
 
-use crate::proxy::upstream::{Upstream, UpstreamError};
+use crate::proxy::upstream::{Upstream, UpstreamError, Whom};
 
 /// Longest time for one token. Where the first request compiles kernels for longer, a later one is the first to be answered.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -54,7 +54,8 @@ pub(crate) async fn ask(upstream: &Upstream, address: &str, model: &str) -> Outc
         HeaderMap::from_iter([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))]);
     let whole = async {
         let body = Either::Left(Full::new(Bytes::from(body)));
-        let response = upstream.send(address, "/v1/completions", Method::POST, headers, body).await?;
+        let response =
+            upstream.send(Whom::Engine, address, "/v1/completions", Method::POST, headers, body).await?;
         let status = response.status().as_u16();
         let mut body = response.into_body();
         let first = upstream.part(address, &mut body, PATIENCE).await?.unwrap_or_default();

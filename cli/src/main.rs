@@ -16,6 +16,7 @@ mod scheduler_client;
 mod screen;
 mod signals;
 mod terminal;
+mod tls;
 mod view;
 mod watch;
 

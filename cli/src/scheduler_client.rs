@@ -2,11 +2,13 @@
 
 use std::path::PathBuf;
 
+use plimsoll_proto::tls;
 use plimsoll_proto::v1::plan_service_client::PlanServiceClient;
 use tonic::transport::Channel;
 
 use crate::endpoints::Endpoints;
 use crate::failure::Failure;
+use crate::tls::{TlsArgs, unusable};
 use crate::watch::MAX_MESSAGE_BYTES;
 
 /// Where the scheduler is.
@@ -18,6 +20,8 @@ pub struct SchedulerArgs {
     /// Folder of a running `plimsoll up`
     #[arg(long, env = "PLIMSOLL_DIR", default_value = ".plimsoll")]
     pub dir: PathBuf,
+    #[command(flatten)]
+    pub tls: TlsArgs,
 }
 
 impl SchedulerArgs {
@@ -37,17 +41,58 @@ impl SchedulerArgs {
         })
     }
 
+    /// How to call the scheduler at `url`.
+    ///
+    /// # Errors
+    /// If the certificates can't be used.
+    pub fn caller(&self, url: String) -> Result<Caller, Failure> {
+        let tls = match self.tls.mutual(&[])? {
+            Some(mutual) => Some(self.tls.scheduler(&mutual)?),
+            None => None,
+        };
+        tls::endpoint(&url, tls.as_ref()).map_err(unusable)?;
+        Ok(Caller { url, tls })
+    }
+
     /// Connects.
     ///
     /// # Errors
     /// If the scheduler does not answer.
     pub async fn connect(&self) -> Result<PlanServiceClient<Channel>, Failure> {
         let url = self.url()?;
-        let client = PlanServiceClient::connect(url.clone()).await.map_err(|e| {
-            Failure::caused(format!("the scheduler at {url} does not answer"), e)
-                .hint("is it running? `plimsoll up` starts one")
+        let caller = self.caller(url)?;
+        let channel = caller.connect().await.map_err(|e| {
+            Failure::caused(format!("the scheduler at {} does not answer", caller.url), e)
+                .hint("is it running, and does it want TLS (--tls-dir)? `plimsoll up` starts one without")
         })?;
-        Ok(client.max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES))
+        Ok(PlanServiceClient::new(channel)
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES))
+    }
+}
+
+/// The way to a scheduler.
+#[derive(Debug, Clone)]
+pub struct Caller {
+    /// Its address.
+    pub url: String,
+    /// What to show it (`None`: it is called without TLS).
+    pub tls: Option<tls::ClientTls>,
+}
+
+impl Caller {
+    /// Without TLS.
+    pub fn plain(url: String) -> Self {
+        Self { url, tls: None }
+    }
+
+    /// A channel that is connected.
+    ///
+    /// # Errors
+    /// If it can't be.
+    pub async fn connect(&self) -> Result<Channel, Box<dyn std::error::Error + Send + Sync>> {
+        let tls = self.tls.as_ref();
+        Ok(tls::connect(&tls::endpoint(&self.url, tls)?, tls).await?)
     }
 }
 

@@ -10,6 +10,8 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
+use crate::scheduler_client::Caller;
+
 /// Largest message taken from the scheduler: a plan of thousands of pools.
 pub const MAX_MESSAGE_BYTES: usize = 256 << 20;
 
@@ -24,14 +26,14 @@ pub struct FleetView {
     pub connected: bool,
 }
 
-/// Follows the scheduler at `url` until cancelled, reconnecting forever.
-pub fn follow(url: String, stop: CancellationToken) -> watch::Receiver<FleetView> {
+/// Follows the scheduler until cancelled, reconnecting forever.
+pub fn follow(scheduler: Caller, stop: CancellationToken) -> watch::Receiver<FleetView> {
     let (tx, rx) = watch::channel(FleetView::default());
     tokio::spawn(async move {
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
-                result = session(&url, &tx) => {
+                result = session(&scheduler, &tx) => {
                     if let Err(error) = result {
                         debug!(%error, "the fleet watch ended");
                     }
@@ -48,11 +50,11 @@ pub fn follow(url: String, stop: CancellationToken) -> watch::Receiver<FleetView
 }
 
 async fn session(
-    url: &str,
+    scheduler: &Caller,
     tx: &watch::Sender<FleetView>,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let mut client =
-        PlanServiceClient::connect(url.to_owned()).await?.max_decoding_message_size(MAX_MESSAGE_BYTES);
+        PlanServiceClient::new(scheduler.connect().await?).max_decoding_message_size(MAX_MESSAGE_BYTES);
     let mut updates = client.watch_fleet(WatchFleetRequest { plans_only: false }).await?.into_inner();
     while let Some(update) = updates.message().await? {
         match update.update {

@@ -2,7 +2,7 @@
 //! DaemonSets is a process here ([`Pod`]) with an address of its own and the arguments and environment of its template;
 //! each Service a [`Relay`] to the ready ones. Deployments roll with one pod more, or all at once where they say Recreate.
 //!
-//! Left out: volumes other than folders, and whatever a container's isolation is.
+//! Left out: volumes other than folders and Secrets, and whatever a container's isolation is.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use parking_lot::Mutex;
 use serde_json::Value;
 
@@ -67,6 +69,7 @@ impl Release {
     /// If the objects cannot be read, or a part does not become ready in time.
     pub async fn sync(&self, kubectl: &Kubectl) -> Result<(), Error> {
         self.sync_services(kubectl).await?;
+        self.sync_secrets(kubectl).await?;
         let workloads = self.workloads(kubectl).await?;
         for pod in self.staying(|_| true) {
             if !workloads.iter().any(|w| w.component == pod.spec().component) {
@@ -274,6 +277,26 @@ impl Release {
         Ok(())
     }
 
+    /// Keeps a folder for each Secret, for the pods that mount it.
+    async fn sync_secrets(&self, kubectl: &Kubectl) -> Result<(), Error> {
+        let list = kubectl.json(&["-n", &self.namespace, "get", "secrets"]).await?;
+        for object in items(&list) {
+            let folder = self.secret(object["metadata"]["name"].as_str().unwrap_or_default());
+            std::fs::create_dir_all(&folder)?;
+            for (file, data) in object["data"].as_object().into_iter().flatten() {
+                let bytes = BASE64_STANDARD.decode(data.as_str().unwrap_or_default())?;
+                if std::fs::read(folder.join(file)).ok().as_ref() != Some(&bytes) {
+                    std::fs::write(folder.join(file), bytes)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn secret(&self, name: &str) -> PathBuf {
+        self.folder.join("secrets").join(name)
+    }
+
     async fn sync_services(&self, kubectl: &Kubectl) -> Result<(), Error> {
         let list = kubectl.json(&["-n", &self.namespace, "get", "services"]).await?;
         let mut services = self.services.lock().await;
@@ -394,6 +417,14 @@ impl Values<'_> {
             Some(claim) => self.release.folder.join("claims").join(claim),
             None if volume["emptyDir"].is_object() => {
                 self.folder.join("volumes").join(name.as_str().unwrap_or_default())
+            }
+            None if volume["secret"].is_object() => {
+                let name = volume["secret"]["secretName"].as_str().unwrap_or_default();
+                let folder = self.release.secret(name);
+                if !folder.is_dir() {
+                    return Err(format!("{}: no Secret {name}", self.name).into());
+                }
+                folder
             }
             None => {
                 return Err(format!("{}: a volume of a kind that is no folder: {volume}", self.name).into());

@@ -7,9 +7,10 @@ use futures::StreamExt;
 use futures::stream::BoxStream;
 use plimsoll_fleet::canary::Standing;
 use plimsoll_fleet::{ClusterSnapshot, Plan, PoolId, ReplicaId};
+use plimsoll_proto::tls::{self, ClientTls};
 use plimsoll_proto::v1::plan_service_client::PlanServiceClient;
 use plimsoll_proto::{document, v1};
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 use tracing::warn;
 
 use crate::brain::{Brain, BrainError, CanaryReport, FleetUpdate, Observations, PoolObservation};
@@ -29,17 +30,15 @@ impl GrpcBrain {
     ///
     /// # Errors
     /// [`BrainError::Unreachable`] if the address is not a URI.
-    pub fn new(address: &str, identity: &str) -> Result<Self, BrainError> {
-        let endpoint = Endpoint::from_shared(address.to_owned())
-            .map_err(|e| {
-                BrainError::Unreachable(format!("{address:?} is not an address ({e}); use http://host:port"))
-            })?
+    pub fn new(address: &str, identity: &str, tls: Option<&ClientTls>) -> Result<Self, BrainError> {
+        let endpoint = tls::endpoint(address, tls)
+            .map_err(|e| BrainError::Unreachable(e.to_string()))?
             .connect_timeout(Duration::from_secs(5))
             // Dead peers are noticed although the stream of updates may be quiet.
             .http2_keep_alive_interval(Duration::from_secs(10))
             .keep_alive_timeout(Duration::from_secs(10))
             .keep_alive_while_idle(true);
-        Ok(Self::over(endpoint.connect_lazy(), identity))
+        Ok(Self::over(tls::lazy(&endpoint, tls), identity))
     }
 
     /// A scheduler behind a channel that exists.

@@ -71,7 +71,7 @@ impl Operator {
         config: OperatorConfig,
         stop: CancellationToken,
     ) -> Result<(), OperatorError> {
-        let brain = GrpcBrain::new(&scheduler, &config.identity)?;
+        let brain = GrpcBrain::new(&scheduler, &config.identity, None)?;
         Self::run_with(client, brain, config, stop).await;
         Ok(())
     }

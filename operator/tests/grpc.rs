@@ -64,7 +64,7 @@ async fn serve(scheduler: Scheduler) -> GrpcBrain {
     let service = PlanServiceServer::new(scheduler);
     let incoming = TcpListenerStream::new(listener);
     tokio::spawn(tonic::transport::Server::builder().serve_with_incoming(service, incoming));
-    GrpcBrain::new(&address, "me").unwrap()
+    GrpcBrain::new(&address, "me", None).unwrap()
 }
 
 fn update(update: v1::fleet_update::Update) -> v1::FleetUpdate {
@@ -119,9 +119,9 @@ async fn a_scheduler_that_is_away_is_an_error_not_a_hang() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = format!("http://{}", listener.local_addr().unwrap());
     drop(listener);
-    let brain = GrpcBrain::new(&address, "me").unwrap();
+    let brain = GrpcBrain::new(&address, "me", None).unwrap();
     assert!(matches!(brain.push(Arc::default(), 1).await, Err(BrainError::Unreachable(_))));
     assert!(matches!(brain.watch().await, Err(BrainError::Unreachable(_))));
-    let wrong = GrpcBrain::new("not an address", "me").unwrap_err();
+    let wrong = GrpcBrain::new("not an address", "me", None).unwrap_err();
     assert!(wrong.to_string().contains("http://host:port"), "{wrong}");
 }

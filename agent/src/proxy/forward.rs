@@ -15,7 +15,7 @@ use super::headers::{self as names, positive, text};
 use super::hop::Hop;
 use super::relay::{AnswerBody, Relay};
 use super::resumption::Resumption;
-use super::upstream::UpstreamError;
+use super::upstream::{UpstreamError, Whom};
 use crate::admit::{Ask, Refusal, RefusalReason};
 use crate::body::{self, Api, Parsed};
 use crate::local::{self, LocalEngine};
@@ -124,7 +124,7 @@ impl Proxy {
                     .await
                     .map_err(Missed::Refused)?;
                 let place = Place::Here(permit);
-                self.send(&endpoint.engine_address, path, headers, out(), place, replica, api)
+                self.send(Whom::Engine, &endpoint.engine_address, path, headers, out(), place, replica, api)
                     .await
                     .map_err(reached)
             }
@@ -135,7 +135,9 @@ impl Proxy {
                 if let Some(agent) = agent {
                     let mut hop_headers = headers.clone();
                     self.hop_headers(&mut hop_headers, &hop, routed.deadline_ms)?;
-                    let missed = match self.send(agent, path, hop_headers, out(), place(), replica, api).await
+                    let missed = match self
+                        .send(Whom::Agent, agent, path, hop_headers, out(), place(), replica, api)
+                        .await
                     {
                         Ok(reply) => return Ok(Reply { through_agent: true, ..reply }),
                         Err(missed) => missed,
@@ -151,15 +153,23 @@ impl Proxy {
                         }
                         _ => return Err(reached(missed)),
                     };
-                    tracing::warn!(replica = %replica.id, agent, how, "the agent is gone, its engine is asked directly");
-                    self.count_reason(&shared.config.metrics.bypasses, how);
+                    if shared.config.limits.ask_engines_directly {
+                        tracing::warn!(replica = %replica.id, agent, how, "the agent is gone, its engine is asked directly");
+                        self.count_reason(&shared.config.metrics.bypasses, how);
+                    }
                     replica.agent_lost(shared.clock.now_ms() + shared.clock.model_ms(AGENT_GONE));
                     if how == "reset" {
                         // The engine may not have seen yet that whoever asked has gone: names must differ.
                         names::rename_request(&mut headers, "direct");
                     }
                 }
-                self.send(&endpoint.engine_address, path, headers, out(), place(), replica, api)
+                if !shared.config.limits.ask_engines_directly {
+                    return Err(Missed::Refused(Refusal {
+                        reason: RefusalReason::EngineDown,
+                        retry_after_ms: shared.clock.model_ms(AGENT_GONE),
+                    }));
+                }
+                self.send(Whom::Engine, &endpoint.engine_address, path, headers, out(), place(), replica, api)
                     .await
                     .map_err(reached)
             }
@@ -239,6 +249,7 @@ impl Proxy {
     /// Sends a request and waits for the first byte of its answer, or for all of it if it does not stream.
     pub(super) async fn send(
         &self,
+        whom: Whom,
         address: &str,
         path: &str,
         headers: HeaderMap,
@@ -250,7 +261,7 @@ impl Proxy {
         let shared = &self.shared;
         let response = self
             .upstream
-            .send(address, path, Method::POST, headers, body)
+            .send(whom, address, path, Method::POST, headers, body)
             .await
             .map_err(Missed::Unreached)?;
         let (head, mut body) = response.into_parts();
@@ -406,7 +417,8 @@ impl Proxy {
         }
         let out = Either::Right(Limited::new(body, shared.config.limits.max_body_bytes + 4096));
         let address = &local.endpoint.engine_address;
-        let sent = self.send(address, path, headers, out, Place::Here(permit), &local.replica, api).await;
+        let place = Place::Here(permit);
+        let sent = self.send(Whom::Engine, address, path, headers, out, place, &local.replica, api).await;
         match sent.map_err(|missed| self.reached(&local.replica, missed)) {
             Ok(reply) => {
                 let mut headers = names::forward_response(&reply.head.headers);

@@ -16,6 +16,7 @@ use super::hop::Hop;
 use super::relay::AnswerBody;
 use super::upstream::Upstream;
 use crate::body::Api;
+use crate::config::Clients;
 use crate::openai::ApiError;
 use crate::shared::{Pool, Shared};
 
@@ -26,14 +27,26 @@ pub(crate) struct Proxy {
     pub(crate) upstream: Upstream,
 }
 
+/// What the sender of a request may do, by the connection it came on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Rights {
+    /// Send what a gateway or agent has chosen an engine for.
+    pub(crate) hop: bool,
+    /// Use the API.
+    pub(crate) api: bool,
+}
+
 pub(super) type Answer = Response<AnswerBody>;
+
+/// What anybody may ask: probes come without certificates.
+const HEALTH: [&str; 3] = ["/health", "/healthz", "/readyz"];
 
 /// When to ask again a gateway that has only just started.
 const ROUTES_SOON: std::time::Duration = std::time::Duration::from_secs(2);
 
 impl Proxy {
     /// Answers one request. Never fails: errors become answers in OpenAI's shape.
-    pub(crate) async fn handle(self, request: Request<Incoming>) -> Answer {
+    pub(crate) async fn handle(self, request: Request<Incoming>, rights: Rights) -> Answer {
         let (parts, body) = request.into_parts();
         let request_id = parts
             .headers
@@ -47,7 +60,7 @@ impl Proxy {
             model = tracing::field::Empty, pool = tracing::field::Empty, replica = tracing::field::Empty,
             class = tracing::field::Empty,
         );
-        let result = self.dispatch(parts, body, &request_id).instrument(span.clone()).await;
+        let result = self.dispatch(parts, body, &request_id, rights).instrument(span.clone()).await;
         let mut answer = result.unwrap_or_else(|error| {
             span.in_scope(
                 || tracing::debug!(status = error.status.as_u16(), message = %error.message, "refused"),
@@ -56,6 +69,18 @@ impl Proxy {
         });
         answer.headers_mut().insert(names::REQUEST_ID, request_id);
         answer
+    }
+
+    /// An answer to whom this port does not serve on such a connection.
+    fn wrong_door(&self, is_hop: bool) -> ApiError {
+        let message = if is_hop {
+            "x-plimsoll-hop is for agents among themselves, which show a certificate; send the request without it"
+        } else if self.shared.config.clients == Clients::Peers {
+            "this agent takes requests from gateways and other agents alone; send the request to a gateway"
+        } else {
+            "this port speaks TLS; use https"
+        };
+        ApiError::invalid(StatusCode::FORBIDDEN, "wrong_door", message)
     }
 
     fn new_request_id(&self) -> HeaderValue {
@@ -68,6 +93,7 @@ impl Proxy {
         parts: http::request::Parts,
         body: Incoming,
         request_id: &HeaderValue,
+        rights: Rights,
     ) -> Result<Answer, ApiError> {
         let limits = &self.shared.config.limits;
         let header_bytes: usize = parts.headers.iter().map(|(n, v)| n.as_str().len() + v.len() + 4).sum();
@@ -83,6 +109,10 @@ impl Proxy {
             ));
         }
         let path = parts.uri.path();
+        let is_hop = parts.headers.contains_key(names::HOP);
+        if !(if is_hop { rights.hop } else { rights.api || HEALTH.contains(&path) }) {
+            return Err(self.wrong_door(is_hop));
+        }
         let Some(api) = Api::from_path(path) else {
             return self.other(&parts.method, path);
         };
@@ -109,7 +139,7 @@ impl Proxy {
 
     /// Everything that is not an inference request.
     fn other(&self, method: &Method, path: &str) -> Result<Answer, ApiError> {
-        let known = matches!(path, "/v1/models" | "/health" | "/healthz" | "/readyz");
+        let known = path == "/v1/models" || HEALTH.contains(&path);
         let model = path.strip_prefix("/v1/models/");
         if !known && model.is_none() {
             return Err(ApiError::invalid(

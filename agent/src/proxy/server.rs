@@ -1,4 +1,4 @@
-//! Accepting connections: HTTP/1.1 and HTTP/2 without TLS on one port.
+//! Accepting connections: HTTP/1.1 and HTTP/2 on one port, with TLS for those who speak it where there is a certificate.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -9,14 +9,49 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
-use tokio::net::TcpListener;
+use plimsoll_proto::tls::{Accepted, ServerTls, Stream};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use super::handler::Proxy;
+use super::handler::{Proxy, Rights};
+use crate::config::{AgentConfig, Clients};
+
+/// Who may come in, and what for.
+#[derive(Debug, Clone)]
+pub(crate) struct Door {
+    /// `None`: nobody speaks TLS here.
+    tls: Option<ServerTls>,
+    plain: Rights,
+    public: Rights,
+}
+
+impl Door {
+    /// As an agent is configured.
+    pub(crate) fn new(config: &AgentConfig) -> Self {
+        let mutual = config.tls.as_ref().map(|tls| &tls.mutual);
+        let everybody = config.clients == Clients::Everybody;
+        // Without certificates among agents there is nothing to know them by.
+        let plain =
+            Rights { hop: mutual.is_none_or(|m| m.permissive()), api: everybody && config.public.is_none() };
+        let public = Rights { hop: mutual.is_none(), api: everybody };
+        let tls = (mutual.is_some() || config.public.is_some())
+            .then(|| ServerTls::of(mutual, config.public.as_ref()));
+        Self { tls, plain, public }
+    }
+
+    async fn open(&self, tcp: TcpStream) -> std::io::Result<(Stream, Rights)> {
+        let Some(tls) = &self.tls else { return Ok((Stream::Plain(tcp), self.plain)) };
+        Ok(match tls.accept(tcp).await? {
+            Accepted::Plain(tcp) => (Stream::Plain(tcp), self.plain),
+            Accepted::Peer(stream) => (stream, Rights { hop: true, api: true }),
+            Accepted::Public(stream) => (stream, self.public),
+        })
+    }
+}
 
 /// Serves until cancelled, then finishes what is under way for as long as the limits allow.
-pub(crate) async fn serve(listener: TcpListener, proxy: Proxy, stop: CancellationToken) {
+pub(crate) async fn serve(listener: TcpListener, door: Door, proxy: Proxy, stop: CancellationToken) {
     let limits = proxy.shared.config.limits.clone();
     let slots = Arc::new(Semaphore::new(limits.max_connections));
     let graceful = GracefulShutdown::new();
@@ -40,7 +75,7 @@ pub(crate) async fn serve(listener: TcpListener, proxy: Proxy, stop: Cancellatio
             () = stop.cancelled() => break,
             slot = slots.clone().acquire_owned() => match slot { Ok(slot) => slot, Err(_) => break },
         };
-        let (stream, _) = tokio::select! {
+        let (stream, from) = tokio::select! {
             biased;
             () = stop.cancelled() => break,
             accepted = listener.accept() => match accepted {
@@ -54,14 +89,28 @@ pub(crate) async fn serve(listener: TcpListener, proxy: Proxy, stop: Cancellatio
             },
         };
         let _ = stream.set_nodelay(true);
-        let proxy = proxy.clone();
-        let service = service_fn(move |request| {
-            let proxy = proxy.clone();
-            async move { Ok::<_, Infallible>(proxy.handle(request).await) }
-        });
-        let connection = graceful.watch(builder.serve_connection(TokioIo::new(stream), service).into_owned());
-        let abort = abort.clone();
+        let (proxy, door, builder) = (proxy.clone(), door.clone(), builder.clone());
+        let (watcher, stop, abort) = (graceful.watcher(), stop.clone(), abort.clone());
         tokio::spawn(async move {
+            // Nothing has been asked on a connection that is not open yet.
+            let opened = tokio::select! {
+                biased;
+                opened = door.open(stream) => opened,
+                () = stop.cancelled() => return,
+            };
+            let (stream, rights) = match opened {
+                Ok(opened) => opened,
+                Err(error) => {
+                    tracing::debug!(%from, %error, "a connection came to nothing");
+                    return;
+                }
+            };
+            let service = service_fn(move |request| {
+                let proxy = proxy.clone();
+                async move { Ok::<_, Infallible>(proxy.handle(request, rights).await) }
+            });
+            let connection =
+                watcher.watch(builder.serve_connection(TokioIo::new(stream), service).into_owned());
             tokio::select! {
                 result = connection => {
                     if let Err(error) = result {

@@ -1,4 +1,4 @@
-//! Requests to engines and other agents over pooled HTTP/1.1.
+//! Requests to engines and other agents over pooled HTTP/1.1: to engines as it is, to agents over TLS where there is any.
 
 use std::time::Duration;
 
@@ -9,6 +9,7 @@ use hyper::body::Incoming;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+use plimsoll_proto::tls::{ClientTls, ConnectError, Connector};
 use tokio::net::TcpStream;
 
 /// How long an unused connection is kept: less than the 5 s after which uvicorn, under vLLM and SGLang, closes it, so that
@@ -26,6 +27,8 @@ pub(crate) type OutBody = Either<Full<Bytes>, Limited<Incoming>>;
 pub(crate) enum UpstreamError {
     #[error("cannot connect to {address}: {detail}")]
     Connect { address: String, detail: String, timed_out: bool },
+    #[error("{address} is not trusted, or does not trust this agent: {detail}")]
+    Tls { address: String, detail: String },
     #[error("{address} did not begin to answer within {after:?}")]
     FirstByte { address: String, after: Duration },
     #[error("{address} sent nothing for {after:?}")]
@@ -38,16 +41,33 @@ pub(crate) enum UpstreamError {
     Address(String),
 }
 
+/// Who is at an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Whom {
+    /// An engine, which speaks plain HTTP.
+    Engine,
+    /// An agent.
+    Agent,
+}
+
 /// The client side of the proxy.
 #[derive(Debug, Clone)]
 pub(crate) struct Upstream {
-    client: Client<HttpConnector, OutBody>,
+    client: Client<Connector, OutBody>,
+    /// The scheme of agents' addresses.
+    agents: &'static str,
     pub(crate) first_byte: Duration,
     pub(crate) idle: Duration,
 }
 
 impl Upstream {
-    pub(crate) fn new(connect: Duration, first_byte: Duration, idle: Duration) -> Self {
+    pub(crate) fn new(
+        connect: Duration,
+        first_byte: Duration,
+        idle: Duration,
+        tls: Option<ClientTls>,
+    ) -> Self {
+        let agents = if tls.is_some() { "https" } else { "http" };
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
         connector.set_connect_timeout(Some(connect));
@@ -57,14 +77,15 @@ impl Upstream {
             .timer(TokioTimer::new())
             .pool_idle_timeout(POOL_IDLE)
             .pool_max_idle_per_host(1024)
-            .build(connector);
-        Self { client, first_byte, idle }
+            .build(Connector::peers(connector, tls));
+        Self { client, agents, first_byte, idle }
     }
 
     /// Sends a request and waits for the head of the answer. Dropping the future closes the connection, and with it the
     /// engine's work.
     pub(crate) async fn send(
         &self,
+        whom: Whom,
         address: &str,
         path: &str,
         method: http::Method,
@@ -72,7 +93,7 @@ impl Upstream {
         body: OutBody,
     ) -> Result<Response<Incoming>, UpstreamError> {
         let uri = http::Uri::builder()
-            .scheme("http")
+            .scheme(if whom == Whom::Agent { self.agents } else { "http" })
             .authority(address)
             .path_and_query(path)
             .build()
@@ -83,6 +104,9 @@ impl Upstream {
         *request.headers_mut() = headers;
         match tokio::time::timeout(self.first_byte, self.client.request(request)).await {
             Ok(Ok(response)) => Ok(response),
+            Ok(Err(e)) if e.is_connect() && distrust(&e) => {
+                Err(UpstreamError::Tls { address: address.to_owned(), detail: chain(&e) })
+            }
             Ok(Err(e)) if e.is_connect() => Err(UpstreamError::Connect {
                 address: address.to_owned(),
                 detail: chain(&e),
@@ -149,7 +173,9 @@ impl Upstream {
     ) -> Result<(u16, Bytes), UpstreamError> {
         let whole = async {
             let body = Either::Left(Full::new(Bytes::new()));
-            let response = self.send(address, path, http::Method::GET, http::HeaderMap::new(), body).await?;
+            let response = self
+                .send(Whom::Engine, address, path, http::Method::GET, http::HeaderMap::new(), body)
+                .await?;
             let status = response.status().as_u16();
             let mut body = response.into_body();
             match self.part(address, &mut body, within).await? {
@@ -163,8 +189,21 @@ impl Upstream {
     }
 }
 
-fn timed_out(error: &(dyn std::error::Error + 'static)) -> bool {
+/// Whether a connection failed because the peers do not trust each other: the agent there is not gone.
+fn distrust(error: &(dyn std::error::Error + 'static)) -> bool {
+    causes(error)
+        .filter_map(|e| e.downcast_ref::<ConnectError>())
+        .any(|e| matches!(e, ConnectError::NoTls | ConnectError::Refused(_) | ConnectError::Name(_)))
+}
+
+fn causes<'a>(
+    error: &'a (dyn std::error::Error + 'static),
+) -> impl Iterator<Item = &'a (dyn std::error::Error + 'static)> {
     std::iter::successors(Some(error), |e| e.source())
+}
+
+fn timed_out(error: &(dyn std::error::Error + 'static)) -> bool {
+    causes(error)
         .filter_map(|e| e.downcast_ref::<std::io::Error>())
         .any(|e| e.kind() == std::io::ErrorKind::TimedOut)
 }

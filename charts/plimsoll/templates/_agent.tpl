@@ -1,3 +1,9 @@
+{{- /* Whether a component has a certificate for clients. Takes (list root component). */ -}}
+{{- define "plimsoll.publicTls" -}}
+{{- $root := index . 0 -}}
+{{- if and (eq (index . 1) "gateway") $root.Values.gateway.tlsSecretName }}true{{ end -}}
+{{- end -}}
+
 {{- /* The container of an agent: beside engines or as a gateway. Takes (list root component values). */ -}}
 {{- define "plimsoll.agentContainer" -}}
 {{- $root := index . 0 }}{{ $component := index . 1 }}{{ $v := index . 2 -}}
@@ -8,6 +14,17 @@ args:
   - --http-listen={{ $root.Values.listenAddress }}:9091
   - --state=/var/lib/plimsoll
   - --shutdown-grace-seconds={{ int $v.shutdownGraceSeconds }}
+  {{- if ne $root.Values.tls.mode "none" }}
+  {{- if and (eq $component "agent") $root.Values.gateway.enabled (not (include "plimsoll.tls.permissive" $root)) }}
+  - --peers-only
+  {{- end }}
+  {{- if not $root.Values.tls.directToEngines }}
+  {{- if not $root.Values.agent.enabled }}
+  {{- fail "tls.directToEngines is false and agent.enabled too: there would be no way to any engine" }}
+  {{- end }}
+  - --no-direct
+  {{- end }}
+  {{- end }}
   {{- range $v.extraArgs }}
   - {{ . | quote }}
   {{- end }}
@@ -15,6 +32,13 @@ env:
   {{- include "plimsoll.env" (list $root $v) | nindent 2 }}
   - name: PLIMSOLL_SCHEDULER
     value: {{ include "plimsoll.scheduler.url" $root }}
+  {{- with include "plimsoll.tls.env" (list $root $component) }}
+  {{- . | nindent 2 }}
+  {{- end }}
+  {{- if eq (include "plimsoll.publicTls" (list $root $component)) "true" }}
+  - name: PLIMSOLL_SERVE_TLS_DIR
+    value: /etc/plimsoll/public
+  {{- end }}
   # Where others reach it.
   - name: POD_IP
     valueFrom:
@@ -56,6 +80,14 @@ readinessProbe:
 volumeMounts:
   - name: state
     mountPath: /var/lib/plimsoll
+  {{- with include "plimsoll.tls.mount" (list $root) }}
+  {{- . | nindent 2 }}
+  {{- end }}
+  {{- if eq (include "plimsoll.publicTls" (list $root $component)) "true" }}
+  - name: public
+    mountPath: /etc/plimsoll/public
+    readOnly: true
+  {{- end }}
   {{- with $v.extraVolumeMounts }}
   {{- toYaml . | nindent 2 }}
   {{- end }}

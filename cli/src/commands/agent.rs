@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use plimsoll_agent::metrics::{AgentLabels, AgentMetrics};
-use plimsoll_agent::{Agent, AgentConfig, ProxyLimits};
+use plimsoll_agent::{Agent, AgentConfig, AgentTls, Clients, ProxyLimits};
 use plimsoll_fleet::NodeName;
+use plimsoll_proto::tls::Public;
 use prometheus_client::registry::Registry;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -15,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::failure::{Failure, Outcome};
 use crate::health::{Health, Opinion, Watched, keep_asking, own_address};
 use crate::signals;
+use crate::tls::{TlsArgs, given, show, unusable};
 
 /// Run an agent: beside the engines of a node (--node), or as a gateway
 #[derive(Debug, clap::Args)]
@@ -40,6 +42,8 @@ pub struct Args {
     /// The scheduler's gRPC address
     #[arg(long, env = "PLIMSOLL_SCHEDULER", default_value = "http://127.0.0.1:9090")]
     pub scheduler: String,
+    #[command(flatten)]
+    pub tls: AgentTlsArgs,
     /// Folder for the last route table, so that a restart needs no scheduler
     #[arg(long)]
     pub state: Option<PathBuf>,
@@ -49,6 +53,44 @@ pub struct Args {
     /// Engines run this much faster than the clock
     #[arg(long, default_value_t = 1.0)]
     pub speed: f64,
+}
+
+/// TLS with peers, and with clients.
+#[derive(Debug, clap::Args)]
+pub struct AgentTlsArgs {
+    #[command(flatten)]
+    pub peers: TlsArgs,
+    /// DNS name that other agents' certificate must have [default: the host that is called]
+    #[arg(long, env = "PLIMSOLL_TLS_AGENT_NAME")]
+    pub tls_agent_name: Option<String>,
+    /// DNS names, separated by commas, of which the certificate of a gateway or another agent must have one [default: any
+    /// certificate of the authority will do]
+    #[arg(long, env = "PLIMSOLL_TLS_ALLOW", value_delimiter = ',')]
+    pub tls_allow: Vec<String>,
+    /// Take requests from gateways and other agents alone, by their certificates
+    #[arg(long)]
+    pub peers_only: bool,
+    /// Never ask an engine of another node when the agent beside it is gone: engines speak plain HTTP
+    #[arg(long)]
+    pub no_direct: bool,
+    /// Folder with tls.crt and tls.key for the OpenAI API: clients must use https. Files that change are taken up
+    /// [default: HTTP]
+    #[arg(long, env = "PLIMSOLL_SERVE_TLS_DIR")]
+    pub serve_tls_dir: Option<PathBuf>,
+}
+
+impl AgentTlsArgs {
+    fn mutual(&self) -> Result<Option<AgentTls>, Failure> {
+        let Some(mutual) = self.peers.mutual(&self.tls_allow)? else { return Ok(None) };
+        let scheduler = self.peers.scheduler(&mutual)?;
+        let agents = mutual.client(given(self.tls_agent_name.as_deref())).map_err(unusable)?;
+        Ok(Some(AgentTls { mutual, scheduler, agents }))
+    }
+
+    fn public(&self) -> Result<Option<Public>, Failure> {
+        let dir = self.serve_tls_dir.as_deref().filter(|dir| !dir.as_os_str().is_empty());
+        dir.map(Public::open).transpose().map_err(unusable)
+    }
 }
 
 /// Runs it until a signal.
@@ -71,6 +113,10 @@ pub async fn run(args: &Args) -> Outcome {
     signals::cancel_on_signal(stop.clone());
     let mut registry = Registry::default();
     let metrics = AgentMetrics::register(&mut registry);
+    let (tls, public) = (args.tls.mutual()?, args.tls.public()?);
+    if tls.is_some() || public.is_some() {
+        show(&mut registry, tls.as_ref().map(|tls| &tls.mutual), public.as_ref());
+    }
     let config = AgentConfig {
         node,
         listen: args.listen,
@@ -78,9 +124,13 @@ pub async fn run(args: &Args) -> Outcome {
         scheduler: Some(args.scheduler.clone()),
         state_dir: args.state.clone(),
         time_scale: args.speed,
+        tls,
+        public,
+        clients: if args.tls.peers_only { Clients::Peers } else { Clients::Everybody },
         metrics: metrics.clone(),
         limits: ProxyLimits {
             shutdown_grace: Duration::from_secs(args.shutdown_grace_seconds),
+            ask_engines_directly: !args.tls.no_direct,
             ..ProxyLimits::default()
         },
         ..AgentConfig::new(name.clone())

@@ -6,6 +6,7 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use plimsoll_operator::grpc::GrpcBrain;
 use plimsoll_operator::inference_pool::{InferencePools, Picker};
 use plimsoll_operator::{EngineImages, FaultCondition, Groups, Operator, OperatorConfig};
+use plimsoll_proto::tls::LOOK_EVERY;
 use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
@@ -14,6 +15,7 @@ use crate::commands::operator_health::{LeaseWatch, OperatorMetrics, SeenBrain};
 use crate::failure::{Failure, Outcome};
 use crate::health::Health;
 use crate::signals;
+use crate::tls::{TlsArgs, show};
 
 /// Run the operator
 #[derive(Debug, clap::Args)]
@@ -53,6 +55,8 @@ pub struct Args {
     /// Let ModelPools, and so their namespaces, be deleted at once: nothing waits for their replicas to drain
     #[arg(long)]
     pub no_finalizers: bool,
+    #[command(flatten)]
+    pub tls: TlsArgs,
     #[command(flatten)]
     pub images: Images,
 }
@@ -123,7 +127,12 @@ pub async fn run(args: &Args) -> Outcome {
     config.inference_pools = args
         .inference_pools
         .then(|| InferencePools { picker: args.inference_picker.clone(), ..InferencePools::default() });
-    let brain = GrpcBrain::new(&args.scheduler, &config.identity)
+    let mutual = args.tls.mutual(&[])?;
+    if let Some(mutual) = &mutual {
+        mutual.keep_current(LOOK_EVERY, stop.clone());
+    }
+    let tls = mutual.as_ref().map(|mutual| args.tls.scheduler(mutual)).transpose()?;
+    let brain = GrpcBrain::new(&args.scheduler, &config.identity, tls.as_ref())
         .map_err(|e| Failure::caused("--scheduler is not usable", e))?;
     info!(scheduler = %args.scheduler, "operator starts");
     let Some(listen) = args.http_listen else {
@@ -131,6 +140,9 @@ pub async fn run(args: &Args) -> Outcome {
         return Ok(());
     };
     let mut registry = Registry::default();
+    if let Some(mutual) = &mutual {
+        show(&mut registry, Some(mutual), None);
+    }
     let metrics = OperatorMetrics::register(&mut registry);
     let brain = SeenBrain::new(brain, metrics.clone());
     let lease = LeaseWatch::start(client.clone(), &config, metrics, stop.clone());

@@ -4,11 +4,12 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use plimsoll_proto::tls::ClientTls;
 use plimsoll_proto::v1::ExplainRequest;
 use plimsoll_proto::v1::plan_service_client::PlanServiceClient;
 use plimsoll_scheduler::planner::EnginePlanner;
 use plimsoll_scheduler::service::{
-    Candidate, FORWARDED, STANDBY, Scheduler, SchedulerConfig, SchedulerMetrics, Standing,
+    Candidate, FORWARDED, STANDBY, Scheduler, SchedulerConfig, SchedulerMetrics, SchedulerTls, Standing,
 };
 use plimsoll_scheduler::store::etcd::EtcdConfig;
 use prometheus_client::registry::Registry;
@@ -18,7 +19,9 @@ use tonic::metadata::MetadataValue;
 use crate::advice;
 use crate::failure::{Failure, Outcome};
 use crate::health::{Health, Opinion, Watched, keep_asking, own_address};
+use crate::scheduler_client::Caller;
 use crate::signals;
+use crate::tls::{TlsArgs, names, show};
 
 /// Run the scheduler
 #[derive(Debug, clap::Args)]
@@ -35,6 +38,16 @@ pub struct Args {
     pub data: Option<PathBuf>,
     #[command(flatten)]
     pub etcd: EtcdArgs,
+    #[command(flatten)]
+    pub tls: TlsArgs,
+    /// DNS names, separated by commas, of which a client's certificate must have one [default: any certificate of the
+    /// authority will do]
+    #[arg(long, env = "PLIMSOLL_TLS_ALLOW", value_delimiter = ',')]
+    pub tls_allow: Vec<String>,
+    /// DNS names, separated by commas, of which a certificate must have one to say what the cluster has: the operator's, and
+    /// the schedulers' own where there are several [default: any]
+    #[arg(long, env = "PLIMSOLL_TLS_OPERATORS", value_delimiter = ',')]
+    pub tls_operators: Vec<String>,
     /// Longest time between plans, seconds
     #[arg(long, default_value_t = 60.0)]
     pub replan_seconds: f64,
@@ -132,7 +145,20 @@ pub async fn run(args: &Args) -> Outcome {
     let password = std::env::var("PLIMSOLL_ETCD_PASSWORD").ok();
     let metrics = SchedulerMetrics::new(&mut registry);
     let advised = metrics.advised();
+    let tls = match args.tls.mutual(&args.tls_allow)? {
+        Some(mutual) => Some(SchedulerTls {
+            leader: args.tls.scheduler(&mutual)?,
+            operators: names(&args.tls_operators)?,
+            mutual,
+        }),
+        None => None,
+    };
+    if let Some(tls) = &tls {
+        show(&mut registry, Some(&tls.mutual), None);
+    }
+    let own_tls = tls.as_ref().map(|tls| tls.leader.clone());
     let config = SchedulerConfig {
+        tls,
         etcd: args.etcd.candidate(args.listen, password)?,
         metrics,
         listen: args.listen,
@@ -148,7 +174,7 @@ pub async fn run(args: &Args) -> Outcome {
     if let Some(listen) = args.http_listen {
         let grpc = Watched::shut("it has not been called yet");
         let addr = handle.addr();
-        tokio::spawn(keep_asking(grpc.clone(), stop.clone(), move || call(addr)));
+        tokio::spawn(keep_asking(grpc.clone(), stop.clone(), move || call(addr, own_tls.clone())));
         let (again, standing) = (grpc.clone(), handle.standing());
         Health::new(registry, stop)
             .live("grpc", move || again.get())
@@ -167,10 +193,9 @@ pub async fn run(args: &Args) -> Outcome {
 
 /// Asks the service what needs its state but costs nothing: a pool whose name cannot be. A refusal is an answer; that it
 /// stands by is one too. What it asks goes no further: whether the leader answers is not this scheduler's health.
-async fn call(addr: SocketAddr) -> Opinion {
-    let mut client = PlanServiceClient::connect(format!("http://{}", own_address(addr)))
-        .await
-        .map_err(|e| e.to_string())?;
+async fn call(addr: SocketAddr, tls: Option<ClientTls>) -> Opinion {
+    let caller = Caller { url: format!("http://{}", own_address(addr)), tls };
+    let mut client = PlanServiceClient::new(caller.connect().await.map_err(|e| causes(e.as_ref()))?);
     let mut request = tonic::Request::new(ExplainRequest { pool: "?".to_owned() });
     request.metadata_mut().insert(FORWARDED, MetadataValue::from_static("true"));
     match client.explain(request).await {
@@ -184,6 +209,11 @@ async fn call(addr: SocketAddr) -> Opinion {
         }
         _ => Ok(()),
     }
+}
+
+/// An error with its causes.
+fn causes(error: &dyn std::error::Error) -> String {
+    std::iter::successors(Some(error), |e| e.source()).map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 #[cfg(test)]

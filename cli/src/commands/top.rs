@@ -25,11 +25,11 @@ pub struct Args {
 /// # Errors
 /// If there is no scheduler to watch.
 pub async fn run(args: &Args) -> Outcome {
-    let url = args.scheduler.url()?;
+    let caller = args.scheduler.caller(args.scheduler.url()?)?;
     // Fails at once, with a reason, if nobody answers; afterwards the watch reconnects by itself.
     drop(args.scheduler.connect().await?);
     let stop = CancellationToken::new();
-    let mut views = watch::follow(url, stop.clone());
+    let mut views = watch::follow(caller, stop.clone());
     if args.once || !std::io::stdout().is_terminal() {
         let wait = views.wait_for(|v| v.plan.is_some() && v.observations.is_some());
         let _ = tokio::time::timeout(Duration::from_secs(5), wait).await;

@@ -23,6 +23,7 @@ use crate::commands::devcluster::ClusterArgs;
 use crate::endpoints::Endpoints;
 use crate::failure::{Failure, Outcome};
 use crate::logging::{self, LogArgs};
+use crate::scheduler_client::Caller;
 use crate::terminal::Terminal;
 use crate::view::{self, ViewState};
 use crate::watch::{self, FleetView};
@@ -172,7 +173,7 @@ async fn start(
         );
     }
 
-    let fleet = watch::follow(scheduler_url.clone(), stop.child_token());
+    let fleet = watch::follow(Caller::plain(scheduler_url.clone()), stop.child_token());
     let view = view::start(
         args.view_listen,
         ViewState { fleet: fleet.clone(), nodes: Arc::new(nodes), metrics: Arc::clone(metrics) },

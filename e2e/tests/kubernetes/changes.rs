@@ -27,7 +27,45 @@ pub async fn upgrade<L: Lane>(suite: &mut Suite<L>) -> Result<(), Error> {
     });
     let after = suite.engines().await?;
     suite.check(engines == after, || format!("helm upgrade: engines were {engines:?}, are {after:?}"));
+    tls_throughout(suite).await
+}
+
+/// The chart before spoke no TLS: the upgrade from it puts up with plaintext, and the same upgrade again does no more.
+async fn tls_throughout<L: Lane>(suite: &mut Suite<L>) -> Result<(), Error> {
+    let (permissive, _) = tls(suite).await?;
+    suite.check(permissive, || "the parts were made to refuse those of before the upgrade".to_owned());
+    suite
+        .disturbed("helm upgrade that refuses plaintext", Cost::Nothing, async |suite: &Suite<L>| {
+            let chart = ["upgrade", "plimsoll", "charts/plimsoll", "-n", "plimsoll"];
+            let change = ["-f", "e2e/lanes/values.yaml", "--set", "log.filter=info"];
+            suite.lane.helm(&[&chart[..], &change[..]].concat()).await?;
+            suite.settled("helm upgrade that refuses plaintext", 2).await
+        })
+        .await?;
+    let (permissive, peers_only) = tls(suite).await?;
+    suite.check(!permissive && peers_only, || {
+        format!("after the second upgrade: permissive {permissive}, agents for peers only {peers_only}")
+    });
     Ok(())
+}
+
+/// Whether some part puts up with plaintext, and whether agents take requests from peers alone.
+async fn tls<L: Lane>(suite: &Suite<L>) -> Result<(bool, bool), Error> {
+    let list = suite.json(&["-n", "plimsoll", "get", "deployments,daemonsets"]).await?;
+    let containers: Vec<&Value> =
+        items(&list).iter().map(|o| &o["spec"]["template"]["spec"]["containers"][0]).collect();
+    let has = |list: &Value, wanted: &str| {
+        list.as_array().is_some_and(|all| all.iter().any(|one| one == wanted || one["name"] == wanted))
+    };
+    for container in &containers {
+        if !has(&container["env"], "PLIMSOLL_TLS_DIR") {
+            return Err(format!("{} speaks no TLS", container["name"]).into());
+        }
+    }
+    Ok((
+        containers.iter().any(|c| has(&c["env"], "PLIMSOLL_TLS_PERMISSIVE")),
+        containers.iter().any(|c| has(&c["args"], "--peers-only")),
+    ))
 }
 
 pub async fn scale<L: Lane>(suite: &mut Suite<L>) -> Result<(), Error> {

@@ -6,11 +6,12 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http_body::{Frame, SizeHint};
+use plimsoll_proto::tls::{self, ClientTls};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::{Service, http};
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 
 /// Header of a request that was handed on once: never twice.
 pub const FORWARDED: &str = "plimsoll-forwarded";
@@ -36,16 +37,15 @@ impl Forward {
     ///
     /// # Errors
     /// Why the address cannot be called.
-    pub fn new(address: &str, ended: CancellationToken) -> Result<Self, String> {
-        let channel = Endpoint::from_shared(format!("http://{address}"))
-            .map_err(|e| format!("the leader's address {address:?} is not usable: {e}"))?
+    pub fn new(address: &str, tls: Option<&ClientTls>, ended: CancellationToken) -> Result<Self, String> {
+        let endpoint = tls::endpoint(&format!("http://{address}"), tls)
+            .map_err(|e| format!("the leader's address is not usable: {e}"))?
             .connect_timeout(Duration::from_secs(2))
             .http2_keep_alive_interval(Duration::from_secs(5))
             .keep_alive_timeout(Duration::from_secs(5))
             .keep_alive_while_idle(true)
-            .tcp_nodelay(true)
-            .connect_lazy();
-        Ok(Self { channel, ended })
+            .tcp_nodelay(true);
+        Ok(Self { channel: tls::lazy(&endpoint, tls), ended })
     }
 
     /// Hands a request on.

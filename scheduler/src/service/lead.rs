@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use parking_lot::Mutex;
+use plimsoll_proto::tls::ClientTls;
 use plimsoll_proto::v1::agent_service_server::AgentServiceServer;
 use plimsoll_proto::v1::plan_service_server::PlanServiceServer;
 use tokio::runtime::Handle;
@@ -170,7 +171,8 @@ pub async fn stand(
     shutdown: CancellationToken,
 ) -> Result<(), SchedulerError> {
     loop {
-        let Some(seat) = campaign(&election, &services, &shutdown).await else { break };
+        let tls = config.tls.as_ref().map(|tls| &tls.leader);
+        let Some(seat) = campaign(&election, &services, tls, &shutdown).await else { break };
         tracing::info!(term = seat.term, "elected: this scheduler leads");
         services.vacate("the one just elected is taking up its state; try again".to_owned());
         let (lost, outcome) = serve(&config, &election, &seat, &services, &shutdown).await;
@@ -195,7 +197,12 @@ pub async fn stand(
 }
 
 /// Waits to be elected; `None` at shutdown. Meanwhile requests go to whoever leads.
-async fn campaign(election: &Election, services: &Services, shutdown: &CancellationToken) -> Option<Seat> {
+async fn campaign(
+    election: &Election,
+    services: &Services,
+    tls: Option<&ClientTls>,
+    shutdown: &CancellationToken,
+) -> Option<Seat> {
     let mut known: Option<Seen> = None;
     let mut ended = CancellationToken::new();
     let campaign = election.campaign(|seen| {
@@ -207,7 +214,7 @@ async fn campaign(election: &Election, services: &Services, shutdown: &Cancellat
         match &seen {
             Seen::Leader(leader) => {
                 tracing::info!(leader = leader.identity, address = leader.address, "another scheduler leads");
-                match Forward::new(&leader.address, ended.clone()) {
+                match Forward::new(&leader.address, tls, ended.clone()) {
                     Ok(forward) => services.follow(leader.address.clone(), forward),
                     Err(why) => services.vacate(why),
                 }

@@ -10,6 +10,7 @@
 mod brain;
 mod dispatch;
 mod forward;
+mod guard;
 mod lead;
 mod metrics;
 mod observe;
@@ -24,6 +25,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
+use plimsoll_proto::tls::{self, ClientTls, Mutual, Names};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -42,6 +44,7 @@ use crate::fast::FastConfig;
 use crate::planner::Planner;
 use crate::store::etcd::{Election, EtcdConfig, Leader};
 use crate::store::{FileStore, MemoryStore, Store, StoreError};
+use guard::Guarded;
 use lead::{Services, Term};
 
 /// How to run the scheduler.
@@ -53,6 +56,8 @@ pub struct SchedulerConfig {
     pub data_dir: Option<PathBuf>,
     /// A store in etcd instead, and election of one among several schedulers.
     pub etcd: Option<Candidate>,
+    /// What operator, agents and other schedulers must show, and are shown (`None`: it listens without TLS).
+    pub tls: Option<SchedulerTls>,
     /// Virtual seconds per wall second: 1 on real clusters, more with simulated engines that run faster.
     pub time_scale: f64,
     /// Virtual time between plans when nothing material changes.
@@ -82,6 +87,17 @@ pub struct Candidate {
     pub advertise: Option<String>,
 }
 
+/// Mutual TLS of a scheduler.
+#[derive(Debug, Clone)]
+pub struct SchedulerTls {
+    /// Its own side.
+    pub mutual: Mutual,
+    /// The way to the scheduler that leads.
+    pub leader: ClientTls,
+    /// Who may say what the cluster has: operators, and schedulers that hand on what one of them says.
+    pub operators: Names,
+}
+
 impl SchedulerConfig {
     /// Defaults around a planner: a free port on the loopback interface, real time, nothing kept.
     pub fn new(planner: Arc<dyn Planner>) -> Self {
@@ -89,6 +105,7 @@ impl SchedulerConfig {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             data_dir: None,
             etcd: None,
+            tls: None,
             time_scale: 1.0,
             replan_interval: Duration::from_secs(60),
             debounce: Duration::from_millis(200),
@@ -221,7 +238,7 @@ impl Scheduler {
             (listener, addr, tokio::spawn(life.instrument(span.clone())))
         };
         tracing::info!(%addr, scale = config.time_scale, "scheduler listens");
-        let task = tokio::spawn(run(services, terms, listener, shutdown).instrument(span));
+        let task = tokio::spawn(run(services, terms, listener, config.tls, shutdown).instrument(span));
         Ok(SchedulerHandle { addr, standing, task })
     }
 }
@@ -230,18 +247,23 @@ async fn run(
     services: Services,
     terms: JoinHandle<Result<(), SchedulerError>>,
     listener: TcpListener,
+    tls: Option<SchedulerTls>,
     shutdown: CancellationToken,
 ) -> Result<(), SchedulerError> {
-    let served = Server::builder()
+    let server = Server::builder()
         .http2_keepalive_interval(Some(Duration::from_secs(10)))
-        .http2_keepalive_timeout(Some(Duration::from_secs(10)))
-        .serve_with_incoming_shutdown(
-            services,
-            TcpIncoming::from(listener),
-            shutdown.clone().cancelled_owned(),
-        )
-        .await
-        .map_err(SchedulerError::Serve);
+        .http2_keepalive_timeout(Some(Duration::from_secs(10)));
+    let end = shutdown.clone().cancelled_owned();
+    let served = match tls {
+        Some(SchedulerTls { mutual, operators, .. }) => {
+            mutual.keep_current(tls::LOOK_EVERY, shutdown.clone());
+            let incoming = tls::incoming(listener, mutual.server(), mutual.permissive());
+            let services = Guarded::new(services, operators);
+            server.serve_with_incoming_shutdown(services, incoming, end).await
+        }
+        None => server.serve_with_incoming_shutdown(services, TcpIncoming::from(listener), end).await,
+    }
+    .map_err(SchedulerError::Serve);
     // Terms end with the server, whichever way it ends.
     shutdown.cancel();
     terms.await.map_err(SchedulerError::Task)??;

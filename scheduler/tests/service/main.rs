@@ -10,6 +10,8 @@ mod rollouts;
 mod standby;
 #[cfg(test)]
 mod support;
+#[cfg(test)]
+mod tls;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
