@@ -126,12 +126,21 @@ pub fn on_update(kind: &str, object: &mut Value, before: &Value) {
 
 /// A Job's selector and the labels that it selects, unless the Job brings its own.
 fn own_selector(object: &mut Value) {
-    if object["spec"]["manualSelector"] == true || !object["spec"]["selector"].is_null() {
+    let (uid, name) = (object["metadata"]["uid"].clone(), object["metadata"]["name"].clone());
+    let labels = &object["spec"]["template"]["metadata"]["labels"];
+    let other = |label: &str, value: &Value| !labels[label].is_null() && labels[label] != *value;
+    let taken = ["", "batch.kubernetes.io/"].iter().any(|prefix| {
+        other(&format!("{prefix}job-name"), &name) || other(&format!("{prefix}controller-uid"), &uid)
+    });
+    if object["spec"]["manualSelector"] == true || taken {
         return;
     }
-    let (uid, name) = (object["metadata"]["uid"].clone(), object["metadata"]["name"].clone());
     with(object, "spec", |spec| {
-        set(spec, "selector", json!({"matchLabels": {"batch.kubernetes.io/controller-uid": uid}}));
+        make(spec, "selector", |selector| {
+            make(selector, "matchLabels", |labels| {
+                set(labels, "batch.kubernetes.io/controller-uid", uid.clone());
+            });
+        });
         with(spec, "template", |template| {
             make(template, "metadata", |meta| {
                 make(meta, "labels", |labels| {

@@ -58,11 +58,14 @@ impl Cluster {
         }
         match resource.kind.as_str() {
             "Pod" => self.give_account(resource, namespace, object),
-            "Service" => {
-                self.give_addresses(object);
-                Ok(())
-            }
             _ => Ok(()),
+        }
+    }
+
+    /// Gives a new object, once it is known to be good, what there is only one of.
+    pub(super) fn allocate(&self, resource: &Resource, object: &mut Value) {
+        if resource.custom.is_none() && resource.kind == "Service" {
+            self.give_addresses(object);
         }
     }
 

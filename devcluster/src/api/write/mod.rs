@@ -90,7 +90,7 @@ impl Cluster {
         if resource_version(&object).is_some_and(|v| v != 0) {
             return Err(ApiError::version_on_create());
         }
-        let name = name_of(&mut object)?;
+        let name = name_of(&mut object);
         self.check_namespace(resource, namespace, &name)?;
         self.check_definition(resource)?;
         let meta = object_meta(&mut object)?;
@@ -120,7 +120,9 @@ impl Cluster {
     ) -> Result<Written, ApiError> {
         self.complete(resource, namespace, &mut object)?;
         let key = ObjectKey::new(resource.storage.clone(), namespace, name);
-        let object = to_storage(resource, object);
+        let mut object = to_storage(resource, object);
+        refuse(resource, name, self.faults(resource, &object, None, None))?;
+        self.allocate(resource, &mut object);
         if options.dry_run {
             if self.store.get(&key).is_some() {
                 return Err(ApiError::already_exists(&resource.group_resource(), name));
@@ -254,6 +256,7 @@ impl Cluster {
         match &resource.custom {
             Some(custom) => {
                 custom.schema.default(&mut object);
+                causes.extend(validate::custom_metadata(&object["metadata"], before.is_some()));
                 causes.extend(custom.schema.validate(&object, before).iter().map(Cause::from));
                 if let Some(text) = &custom.deprecation {
                     warnings.push(text.clone());
@@ -265,23 +268,17 @@ impl Cluster {
                     if let Some(mismatch) = decoded.mismatch {
                         return Err(undecodable(resource, &mismatch));
                     }
-                    causes.extend(decoded.required);
                 }
                 defaults::apply(&resource.kind, &mut object);
                 if let Some(before) = before {
                     defaults::on_update(&resource.kind, &mut object, before);
-                }
-                if subresource.is_none() {
-                    causes.extend(validate::check(&resource.kind, &object, before));
+                    let stored = |object: &Value| to_storage(resource, object.clone());
+                    let (new, old) = (stored(&object), stored(before));
+                    causes.extend(self.faults(resource, &new, Some(&old), subresource));
                 }
             }
         }
-        if before.is_none() {
-            causes.extend(validate::metadata(&resource.kind, &object["metadata"]));
-        }
-        if !causes.is_empty() {
-            return Err(ApiError::invalid(&resource.group_kind(), &name, causes));
-        }
+        refuse(resource, &name, causes)?;
         if resource.kind == "CustomResourceDefinition" && subresource.is_none() {
             self.registry
                 .check(&object)
@@ -298,6 +295,27 @@ impl Cluster {
         Ok(object)
     }
 
+    /// What is wrong with an object of a built-in kind, as it would be stored.
+    fn faults(
+        &self,
+        resource: &Resource,
+        new: &Value,
+        old: Option<&Value>,
+        subresource: Option<&str>,
+    ) -> Vec<Cause> {
+        if resource.custom.is_some() {
+            return Vec::new();
+        }
+        let api_version = resource.api_version();
+        validate::check(&validate::Write {
+            kind: &resource.kind,
+            api_version: &api_version,
+            new,
+            old,
+            subresource,
+        })
+    }
+
     fn after_write(&self, resource: &Resource, stored: &Stored) {
         if resource.kind == "CustomResourceDefinition"
             && stored.meta("deletionTimestamp").is_none()
@@ -306,6 +324,14 @@ impl Cluster {
             // It was checked before it was stored.
             tracing::error!(?causes, "a checked definition was refused");
         }
+    }
+}
+
+/// 422 if anything is wrong.
+fn refuse(resource: &Resource, name: &str, causes: Vec<Cause>) -> Result<(), ApiError> {
+    match causes.is_empty() {
+        true => Ok(()),
+        false => Err(ApiError::invalid(&resource.group_kind(), name, causes)),
     }
 }
 

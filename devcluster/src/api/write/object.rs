@@ -5,9 +5,8 @@ use rand::Rng as _;
 use serde_json::{Map, Value, json};
 
 use crate::builtin::events;
-use crate::gvk::GroupKind;
 use crate::resources::Resource;
-use crate::server::status::{ApiError, Cause};
+use crate::server::status::ApiError;
 use crate::store::GroupResource;
 
 /// Whether a create starts without status: nodes alone register with theirs.
@@ -158,21 +157,18 @@ pub(in crate::api) fn object_meta(object: &mut Value) -> Result<&mut Map<String,
     object["metadata"].as_object_mut().ok_or_else(|| ApiError::bad_request("metadata is not an object"))
 }
 
-pub(super) fn name_of(object: &mut Value) -> Result<String, ApiError> {
+/// An object's name, made from its prefix if it has none; empty if it has neither.
+pub(super) fn name_of(object: &mut Value) -> String {
     if let Some(name) = object["metadata"]["name"].as_str().filter(|n| !n.is_empty()) {
-        return Ok(name.to_owned());
+        return name.to_owned();
     }
     let Some(prefix) = object["metadata"]["generateName"].as_str().filter(|n| !n.is_empty()) else {
-        let cause = Cause::required("metadata.name", "name or generateName is required");
-        let version = object["apiVersion"].as_str().unwrap_or_default();
-        let group = version.split_once('/').map_or("", |(group, _)| group);
-        let kind = GroupKind::new(group, object["kind"].as_str().unwrap_or_default());
-        return Err(ApiError::invalid(&kind, "", vec![cause]));
+        return String::new();
     };
     let prefix: String = prefix.chars().take(58).collect();
     let name = format!("{prefix}{}", random_suffix());
     object["metadata"]["name"] = name.clone().into();
-    Ok(name)
+    name
 }
 
 /// Five letters that make a generated name unlike others.
