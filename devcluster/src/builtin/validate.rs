@@ -92,16 +92,16 @@ pub fn custom_metadata(metadata: &Value, updated: bool) -> Vec<Cause> {
     faults.into_causes()
 }
 
-/// Why `name` is no RFC 1123 label; the first reason.
-pub fn dns_label(name: &str) -> Option<String> {
-    names::dns_label(name).into_iter().next()
+/// Why a text is no value of a label; the first reason.
+pub fn label_value(text: &str) -> Option<String> {
+    names::label_value(text).into_iter().next()
 }
 
 fn status(kind: &str, new: &Value, old: &Value, faults: &mut Faults) {
     if kind == "Pod" {
         return pod::status(new, old, faults);
     }
-    meta::updated(&new["metadata"], faults);
+    meta::updated(kind, &new["metadata"], faults);
     match kind {
         "Deployment" | "ReplicaSet" | "StatefulSet" | "DaemonSet" | "ReplicationController" => {
             workloads::status(kind, new, faults);
@@ -132,7 +132,7 @@ fn whole(write: &Write<'_>, faults: &mut Faults) {
     match old {
         None => meta::created(kind, &new["metadata"], faults),
         Some(_) => {
-            meta::updated(&new["metadata"], faults);
+            meta::updated(kind, &new["metadata"], faults);
             if CHECKED_AS_NEW.contains(&kind) {
                 meta::created(kind, &new["metadata"], faults);
             }
@@ -187,7 +187,7 @@ fn whole(write: &Write<'_>, faults: &mut Faults) {
         "NetworkPolicy" => networking::policy(new, faults),
         "Endpoints" => networking::endpoints(new, old, faults),
         "EndpointSlice" => networking::slice(new, old, faults),
-        "HorizontalPodAutoscaler" => autoscaling::autoscaler(new, faults),
+        "HorizontalPodAutoscaler" => autoscaling::autoscaler(new, old, faults),
         "PodDisruptionBudget" => policy::budget(new, faults),
         "PriorityClass" => match old {
             None => policy::priority_class(new, faults),

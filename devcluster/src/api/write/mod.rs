@@ -11,14 +11,14 @@ use serde_json::Value;
 use super::Cluster;
 use crate::apply;
 use crate::builtin::{decode, defaults, validate};
-use crate::resources::{CRD_FINALIZER, Resource};
+use crate::resources::Resource;
 use crate::server::status::{ApiError, Cause};
 use crate::store::{CommitError, Expected, ObjectKey, Stored, bump_generation, resource_version};
 use checks::{check_finalizers, check_name, check_uid, needs_version, undecodable};
 pub(crate) use object::new_uid;
 pub use object::present;
 use object::{
-    confine, crd_status, drops_status, ends, keep_system_fields, name_of, same_but_version, spec_of, stamp,
+    confine, counts_metadata, crd_status, drops_status, ends, keep_system_fields, name_of, same_but_version, spec_of, stamp,
     to_storage,
 };
 pub(super) use object::{counts_generations, object_meta};
@@ -191,25 +191,32 @@ impl Cluster {
         if before["kind"] != object["kind"] && !object["kind"].is_null() {
             return Err(ApiError::bad_request("an object's kind cannot change"));
         }
+        let asked_labels = object["metadata"].get("labels").cloned();
         confine(resource, subresource, &before, &mut object);
         keep_system_fields(&before, &mut object);
         let mut warnings = Vec::new();
         let mut object = self.admit(resource, object, Some(&before), subresource, options, &mut warnings)?;
         if subresource != Some("status")
-            && spec_of(&object) != spec_of(&before)
+            && (spec_of(&object) != spec_of(&before) || counts_metadata(resource, &object, &before))
             && counts_generations(resource)
         {
             bump_generation(&mut object);
         }
         if matches!(tracked, Tracked::No) {
-            object = apply::track_update(
-                Some(&before),
-                &object,
-                &options.manager,
-                subresource,
-                options.now,
-                &resource.typing,
-            );
+            let track = |object: &Value| {
+                let (manager, now) = (&options.manager, options.now);
+                apply::track_update(Some(&before), object, manager, subresource, now, &resource.typing)
+            };
+            // A real server puts labels on record that `/status` of a custom resource was asked to set, and does not set.
+            match asked_labels.filter(|_| resource.custom.is_some() && subresource == Some("status")) {
+                Some(labels) => {
+                    let mut asked = object.clone();
+                    asked["metadata"]["labels"] = labels;
+                    let managed = track(&asked)["metadata"]["managedFields"].take();
+                    object_meta(&mut object)?.insert("managedFields".into(), managed);
+                }
+                None => object = track(&object),
+            }
         }
         check_finalizers(resource, &key.name, &before, &object)?;
         let object = to_storage(resource, object);
@@ -258,9 +265,6 @@ impl Cluster {
                 custom.schema.default(&mut object);
                 causes.extend(validate::custom_metadata(&object["metadata"], before.is_some()));
                 causes.extend(custom.schema.validate(&object, before).iter().map(Cause::from));
-                if let Some(text) = &custom.deprecation {
-                    warnings.push(text.clone());
-                }
             }
             None => {
                 if let Some(definition) = &resource.definition {
@@ -270,6 +274,9 @@ impl Cluster {
                     }
                 }
                 defaults::apply(&resource.kind, &mut object);
+                if before.is_none() && resource.kind == "DaemonSet" {
+                    defaults::count_template(&mut object, None);
+                }
                 if let Some(before) = before {
                     defaults::on_update(&resource.kind, &mut object, before);
                     let stored = |object: &Value| to_storage(resource, object.clone());
@@ -283,13 +290,6 @@ impl Cluster {
             self.registry
                 .check(&object)
                 .map_err(|causes| ApiError::invalid(&resource.group_kind(), &name, causes))?;
-            if before.is_none() {
-                let finalizers = object["metadata"]["finalizers"].as_array().cloned().unwrap_or_default();
-                if !finalizers.iter().any(|f| f == CRD_FINALIZER) {
-                    object["metadata"]["finalizers"] =
-                        finalizers.into_iter().chain([CRD_FINALIZER.into()]).collect();
-                }
-            }
             crd_status(&mut object, options.now);
         }
         Ok(object)

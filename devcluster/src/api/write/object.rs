@@ -48,13 +48,25 @@ pub(in crate::api) fn counts_generations(resource: &Resource) -> bool {
         )
 }
 
+/// Whether a change of metadata counts for a kind.
+pub(super) fn counts_metadata(resource: &Resource, object: &Value, before: &Value) -> bool {
+    let changed = |field: &str| object["metadata"].get(field) != before["metadata"].get(field);
+    match resource.kind.as_str() {
+        _ if resource.custom.is_some() => false,
+        "Deployment" => changed("annotations"),
+        "EndpointSlice" => changed("labels"),
+        _ => false,
+    }
+}
+
 /// Gives a new object what the server alone says of it.
 pub(super) fn stamp(resource: &Resource, meta: &mut Map<String, Value>, now: Timestamp) {
     meta.insert("uid".into(), new_uid().into());
     meta.insert("creationTimestamp".into(), now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string().into());
     match counts_generations(resource) {
         true => meta.insert("generation".into(), 1.into()),
-        false => meta.remove("generation"),
+        // Kinds that do not count keep what they are given.
+        false => meta.get("generation").cloned(),
     };
 }
 

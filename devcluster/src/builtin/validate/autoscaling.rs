@@ -19,7 +19,7 @@ const METRICS: &[(&str, &str)] = &[
 const METRIC_TYPES: &[&str] = &["ContainerResource", "External", "Object", "Pods", "Resource"];
 
 /// Checks a HorizontalPodAutoscaler.
-pub(super) fn autoscaler(new: &Value, faults: &mut Faults) {
+pub(super) fn autoscaler(new: &Value, old: Option<&Value>, faults: &mut Faults) {
     let (spec, at) = (&new["spec"], At::root("spec"));
     let (least, most) = (spec["minReplicas"].as_i64(), spec["maxReplicas"].as_i64().unwrap_or(0));
     if let Some(least) = least.filter(|n| *n < 1) {
@@ -33,7 +33,14 @@ pub(super) fn autoscaler(new: &Value, faults: &mut Faults) {
         let why = "must be greater than or equal to `minReplicas`";
         faults.invalid(&at.child("maxReplicas"), most, why);
     }
-    reference(&spec["scaleTargetRef"], &at.child("scaleTargetRef"), faults);
+    let (target, target_at) = (&spec["scaleTargetRef"], at.child("scaleTargetRef"));
+    reference(target, &target_at, faults);
+    // What was without a group before may stay so.
+    let grouped = |object: &Value| text(&object["spec"]["scaleTargetRef"]["apiVersion"]).contains('/');
+    if !grouped(new) && old.is_none_or(grouped) {
+        let version = text(&target["apiVersion"]);
+        faults.invalid(&target_at.child("apiVersion"), version, "apiVersion must specify API group");
+    }
     for (i, metric) in items(&spec["metrics"]).enumerate() {
         self::metric(metric, &at.child("metrics").index(i), faults);
     }

@@ -6,6 +6,8 @@ use serde_json::{Map, Value};
 
 use crate::server::status::Cause;
 
+pub(super) use crate::builtin::in_order;
+
 /// What a field says that must stay as it is.
 pub(super) const IMMUTABLE: &str = "field is immutable";
 /// What a server says of a number below zero.
@@ -219,25 +221,6 @@ pub(super) fn same(a: &Value, b: &Value) -> bool {
         (Value::Array(x), Value::Array(y)) => x.len() == y.len() && x.iter().zip(y).all(|(x, y)| same(x, y)),
         (Value::Null, Value::Array(list)) | (Value::Array(list), Value::Null) => list.is_empty(),
         _ => a == b,
-    }
-}
-
-/// JSON with an object's fields in the order in which a server writes them; nested objects likewise.
-pub(super) fn in_order(value: &Value, order: &[&str]) -> String {
-    match value {
-        Value::Object(map) => {
-            let place = |key: &str| order.iter().position(|o| *o == key).unwrap_or(usize::MAX);
-            let mut keys: Vec<&String> = map.keys().collect();
-            keys.sort_by_key(|key| place(key));
-            let fields = keys.iter().map(|key| {
-                format!("{}:{}", Value::from(key.as_str()), in_order(&map[key.as_str()], order))
-            });
-            format!("{{{}}}", fields.collect::<Vec<_>>().join(","))
-        }
-        Value::Array(list) => {
-            format!("[{}]", list.iter().map(|item| in_order(item, order)).collect::<Vec<_>>().join(","))
-        }
-        scalar => scalar.to_string(),
     }
 }
 

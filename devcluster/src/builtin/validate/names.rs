@@ -20,6 +20,11 @@ fn at_most(characters: usize) -> String {
     format!("must be no more than {characters} characters")
 }
 
+/// As newer rules say it.
+fn at_most_bytes(bytes: usize) -> String {
+    format!("must be no more than {bytes} bytes")
+}
+
 fn lower_or_digit(c: char) -> bool {
     c.is_ascii_lowercase() || c.is_ascii_digit()
 }
@@ -157,7 +162,7 @@ pub fn qualified_name(text: &str) -> Vec<String> {
             if prefix.is_empty() {
                 out.push("prefix part must be non-empty".to_owned());
             } else {
-                out.extend(dns_subdomain(prefix).into_iter().map(|why| format!("prefix part {why}")));
+                out.extend(dns_subdomain(prefix).into_iter().map(|why| format!("prefix part {}", why.replace("253 characters", "253 bytes"))));
             }
             *name
         }
@@ -172,7 +177,7 @@ pub fn qualified_name(text: &str) -> Vec<String> {
     if name.is_empty() {
         out.push("name part must be non-empty".to_owned());
     } else if name.len() > MAX_LABEL {
-        out.push(format!("name part {}", at_most(MAX_LABEL)));
+        out.push(format!("name part {}", at_most_bytes(MAX_LABEL)));
     }
     if !is_name_part(name) {
         out.push(format!("name part {}", part()));
@@ -184,7 +189,7 @@ pub fn qualified_name(text: &str) -> Vec<String> {
 pub fn label_value(text: &str) -> Vec<String> {
     let mut out = Vec::new();
     if text.len() > MAX_LABEL {
-        out.push(at_most(MAX_LABEL));
+        out.push(at_most_bytes(MAX_LABEL));
     }
     if !text.is_empty() && !is_name_part(text) {
         out.push(shown(
@@ -311,7 +316,7 @@ mod tests {
     fn long_names_say_how_long_they_may_be() {
         assert_eq!(dns_label(&"a".repeat(64)), ["must be no more than 63 characters"]);
         assert_eq!(dns_subdomain(&"a".repeat(254)), ["must be no more than 253 characters"]);
-        assert_eq!(qualified_name(&"a".repeat(64)), ["name part must be no more than 63 characters"]);
-        assert_eq!(label_value(&"a".repeat(64)), ["must be no more than 63 characters"]);
+        assert_eq!(qualified_name(&"a".repeat(64)), ["name part must be no more than 63 bytes"]);
+        assert_eq!(label_value(&"a".repeat(64)), ["must be no more than 63 bytes"]);
     }
 }

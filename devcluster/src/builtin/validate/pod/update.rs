@@ -12,7 +12,7 @@ const NOTHING_ELSE: &str = "pod updates may not change fields other than `spec.c
 
 /// Checks a changed pod.
 pub(in super::super) fn updated(new: &Value, old: &Value, faults: &mut Faults) {
-    meta::updated(&new["metadata"], faults);
+    meta::updated("Pod", &new["metadata"], faults);
     whole(new, faults);
     let (spec, before, at) = (&new["spec"], &old["spec"], At::root("spec"));
     for list in ["containers", "initContainers"] {
@@ -114,7 +114,7 @@ fn fixed(spec: &Value, before: &Value, gated: bool) -> Value {
 
 /// Checks a pod's changed status.
 pub(in super::super) fn status(new: &Value, old: &Value, faults: &mut Faults) {
-    meta::updated(&new["metadata"], faults);
+    meta::updated("Pod", &new["metadata"], faults);
     let (status, before, at) = (&new["status"], &old["status"], At::root("status"));
     for (i, condition) in items(&status["conditions"]).enumerate() {
         let kind = text(&condition["type"]);
