@@ -7,12 +7,15 @@ use std::sync::Arc;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
+use crate::builtin::defaults::{CLAIM_FINALIZER, VOLUME_FINALIZER};
 use crate::resources::{CRD_FINALIZER, Registry};
 use crate::store::{CommitError, Expected, GroupResource, ObjectKey, Store, Stored};
 
+/// Resources whose objects wait for others, and are looked at again whenever anything ends.
+const WAITING: &[&str] = &["customresourcedefinitions", "persistentvolumeclaims"];
+
 /// Runs until `stop`.
 pub async fn run(store: Arc<Store>, registry: Arc<Registry>, stop: CancellationToken) {
-    // Definitions that wait for their last object: looked at again whenever anything ends.
     let mut waiting = std::collections::BTreeSet::new();
     loop {
         let dirty = tokio::select! {
@@ -28,7 +31,7 @@ pub async fn run(store: Arc<Store>, registry: Arc<Registry>, stop: CancellationT
         }
         for key in again {
             collect(&store, &registry, &key);
-            if key.resource.resource == "customresourcedefinitions"
+            if WAITING.contains(&key.resource.resource.as_str())
                 && store.get(&key).is_some_and(|c| c.meta("deletionTimestamp").is_some())
             {
                 waiting.insert(key);
@@ -81,6 +84,14 @@ fn collect(store: &Store, registry: &Registry, key: &ObjectKey) {
         end_definition(store, registry, key, value);
         return;
     }
+    let unused = match finalizers.as_slice() {
+        [CLAIM_FINALIZER] if !in_use(store, key) => Some(CLAIM_FINALIZER),
+        [VOLUME_FINALIZER] if value["status"]["phase"] != "Bound" => Some(VOLUME_FINALIZER),
+        _ => None,
+    };
+    if let Some(finalizer) = unused {
+        return remove_finalizer(store, key, finalizer);
+    }
     if !finalizers.is_empty() {
         return;
     }
@@ -90,6 +101,16 @@ fn collect(store: &Store, registry: &Registry, key: &ObjectKey) {
         return;
     }
     remove(store, registry, key, current.revision);
+}
+
+/// Whether a pod that has not ended uses a claim.
+fn in_use(store: &Store, claim: &ObjectKey) -> bool {
+    let (pods, _) = store.list(&GroupResource::new("", "pods"), Some(&claim.namespace));
+    pods.iter().any(|pod| {
+        let ended = matches!(pod.value["status"]["phase"].as_str(), Some("Succeeded" | "Failed"));
+        let mut volumes = pod.value["spec"]["volumes"].as_array().into_iter().flatten();
+        !ended && volumes.any(|v| v["persistentVolumeClaim"]["claimName"] == claim.name.as_str())
+    })
 }
 
 /// Deletes an object that is left without owners, or drops those that are gone.

@@ -5,9 +5,11 @@ mod tests;
 
 use serde_json::Value;
 
+use crate::builtin::validate;
+
 /// Why a selector does not parse (HTTP 400).
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("unable to parse requirement: {0}")]
+#[error("{0}")]
 pub struct SelectorError(pub String);
 
 /// A parsed label selector; the empty one matches everything.
@@ -29,6 +31,8 @@ enum Op {
     NotIn(Vec<String>),
     Exists,
     Absent,
+    Above(i64),
+    Below(i64),
 }
 
 /// A parsed field selector: `path=value` and `path!=value` terms joined by commas.
@@ -52,7 +56,8 @@ impl Labels {
                 break;
             }
             if !p.eat(",") {
-                return Err(SelectorError(format!("found '{}', expected: ',' or 'end of string'", p.rest)));
+                let why = format!("found '{}', expected: ',' or 'end of string'", p.token());
+                return Err(SelectorError(why));
             }
             p.skip();
             if p.rest.is_empty() {
@@ -116,6 +121,8 @@ impl Labels {
                 Op::NotIn(values) => !have.is_some_and(|h| values.iter().any(|v| v == h)),
                 Op::Exists => have.is_some(),
                 Op::Absent => have.is_none(),
+                Op::Above(least) => have.and_then(|h| h.parse().ok()).is_some_and(|n: i64| n > *least),
+                Op::Below(most) => have.and_then(|h| h.parse().ok()).is_some_and(|n: i64| n < *most),
             }
         })
     }
@@ -145,6 +152,15 @@ impl<'a> Parser<'a> {
         }
     }
 
+    /// What comes next, for a message.
+    fn token(&mut self) -> &'a str {
+        let mut ahead = Parser { rest: self.rest };
+        match ahead.word() {
+            "" => ahead.rest.char_indices().nth(1).map_or(ahead.rest, |(end, _)| &ahead.rest[..end]),
+            word => word,
+        }
+    }
+
     fn word(&mut self) -> &'a str {
         self.skip();
         let end = self
@@ -161,10 +177,7 @@ impl<'a> Parser<'a> {
         let key = self.word();
         let name = key.rsplit('/').next().unwrap_or_default();
         if !valid_name(name) || key.matches('/').count() > 1 {
-            return Err(SelectorError(format!(
-                "{:?}: invalid label key",
-                if key.is_empty() { start } else { key }
-            )));
+            return Err(unparsed(&format!("{:?}: invalid label key", if key.is_empty() { start } else { key })));
         }
         Ok(key.to_owned())
     }
@@ -180,50 +193,71 @@ impl<'a> Parser<'a> {
             return Ok(Requirement { key, op: Op::Exists });
         }
         if self.eat("!=") {
-            return Ok(Requirement { key, op: Op::NotIn(vec![self.value()?]) });
+            let value = self.value(&key, 0)?;
+            return Ok(Requirement { key, op: Op::NotIn(vec![value]) });
         }
         if self.eat("==") || self.eat("=") {
-            return Ok(Requirement { key, op: Op::In(vec![self.value()?]) });
+            let value = self.value(&key, 0)?;
+            return Ok(Requirement { key, op: Op::In(vec![value]) });
+        }
+        if self.eat(">") {
+            let least = self.number(&key)?;
+            return Ok(Requirement { key, op: Op::Above(least) });
+        }
+        if self.eat("<") {
+            let most = self.number(&key)?;
+            return Ok(Requirement { key, op: Op::Below(most) });
         }
         let operator = self.word();
         let values = match operator {
-            "in" | "notin" => self.values()?,
+            "in" | "notin" => self.values(&key)?,
             _ => {
-                return Err(SelectorError(format!(
-                    "found '{operator}{}', expected: in, notin, =, ==, !=, or ','",
-                    self.rest
-                )));
+                let found = if operator.is_empty() { self.token() } else { operator };
+                return Err(unparsed(&format!("found '{found}', expected: in, notin, =, ==, !=, gt, lt")));
             }
         };
         Ok(Requirement { key, op: if operator == "in" { Op::In(values) } else { Op::NotIn(values) } })
     }
 
-    fn value(&mut self) -> Result<String, SelectorError> {
+    /// The value of a key; `at` is its place among the key's values.
+    fn value(&mut self, key: &str, at: usize) -> Result<String, SelectorError> {
         let value = self.word();
-        if value.is_empty() || valid_name(value) {
-            Ok(value.to_owned())
-        } else {
-            Err(SelectorError(format!("{value:?}: invalid label value")))
+        match validate::label_value(value) {
+            None => Ok(value.to_owned()),
+            Some(why) => Err(unparsed(&format!("values[{at}][{key}]: Invalid value: {value:?}: {why}"))),
         }
     }
 
-    fn values(&mut self) -> Result<Vec<String>, SelectorError> {
+    fn number(&mut self, key: &str) -> Result<i64, SelectorError> {
+        let value = self.word();
+        value.parse().map_err(|_| {
+            unparsed(&format!(
+                "values[0][{key}]: Invalid value: {value:?}: for 'Gt', 'Lt' operators, the value must be an integer"
+            ))
+        })
+    }
+
+    fn values(&mut self, key: &str) -> Result<Vec<String>, SelectorError> {
         self.skip();
         if !self.eat("(") {
-            return Err(SelectorError(format!("found '{}', expected: '('", self.rest)));
+            return Err(unparsed(&format!("found '{}' expected: '('", self.token())));
         }
         let mut values = Vec::new();
         loop {
-            values.push(self.value()?);
+            values.push(self.value(key, values.len())?);
             self.skip();
             if self.eat(")") {
                 return Ok(values);
             }
             if !self.eat(",") {
-                return Err(SelectorError(format!("found '{}', expected: ',' or ')'", self.rest)));
+                return Err(unparsed(&format!("found '{}', expected: ',' or ')'", self.token())));
             }
         }
     }
+}
+
+fn unparsed(why: &str) -> SelectorError {
+    SelectorError(format!("unable to parse requirement: {why}"))
 }
 
 /// A qualified name's last part, or a label value: at most 63 of `[A-Za-z0-9-_.]`, alphanumeric at both ends.

@@ -438,6 +438,27 @@ impl Store {
     pub fn update(
         &self,
         key: &ObjectKey,
+        change: impl FnMut(&mut Value) -> bool,
+    ) -> Result<Arc<Stored>, CommitError> {
+        self.change(key, true, change)
+    }
+
+    /// Changes an object as [`update`](Self::update) does, and leaves its generation as it is.
+    ///
+    /// # Errors
+    /// Those of [`update`](Self::update).
+    pub fn update_uncounted(
+        &self,
+        key: &ObjectKey,
+        change: impl FnMut(&mut Value) -> bool,
+    ) -> Result<Arc<Stored>, CommitError> {
+        self.change(key, false, change)
+    }
+
+    fn change(
+        &self,
+        key: &ObjectKey,
+        counted: bool,
         mut change: impl FnMut(&mut Value) -> bool,
     ) -> Result<Arc<Stored>, CommitError> {
         loop {
@@ -446,7 +467,7 @@ impl Store {
             if !change(&mut value) || value == current.value {
                 return Ok(current);
             }
-            let counts = value["metadata"]["generation"].is_i64();
+            let counts = counted && value["metadata"]["generation"].is_i64();
             if counts && value.get("spec") != current.value.get("spec") {
                 bump_generation(&mut value);
             }

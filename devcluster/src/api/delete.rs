@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::Cluster;
 use super::write::{counts_generations, object_meta};
-use crate::resources::Resource;
+use crate::resources::{CRD_FINALIZER, Resource};
 use crate::server::status::ApiError;
 use crate::store::{CommitError, Expected, GroupResource, ObjectKey, bump_generation};
 
@@ -38,7 +38,13 @@ impl Cluster {
         now: Timestamp,
     ) -> Result<Deletion, ApiError> {
         let gone = || ApiError::not_found(&resource.group_resource(), &key.name);
-        let policy = policy(options);
+        // The pods of a job are kept, for a look at them, unless it is said otherwise.
+        let policy = policy(options).or_else(|| {
+            let silent = options["propagationPolicy"].is_null() && options["orphanDependents"].is_null();
+            let job = resource.custom.is_none() && resource.kind == "Job";
+            (silent && job).then_some(Policy::Orphan)
+        });
+        let definition = resource.kind == "CustomResourceDefinition" && resource.custom.is_none();
         // A real server names the kind here where it names the resource elsewhere.
         let by_kind = GroupResource::new(&resource.group, &resource.kind);
         if resource.kind == "Namespace" && IMMORTAL.contains(&key.name.as_str()) {
@@ -71,6 +77,10 @@ impl Cluster {
             let grace = grace_seconds(resource, &value, options);
             let before: Vec<Value> = value["metadata"]["finalizers"].as_array().cloned().unwrap_or_default();
             let mut finalizers = before.clone();
+            let cleanup = Value::from(CRD_FINALIZER);
+            if definition && !finalizers.contains(&cleanup) {
+                finalizers.push(cleanup);
+            }
             if let Some(policy) = policy {
                 // The collector's own finalizers follow the policy asked for last.
                 let wanted = match policy {
@@ -92,7 +102,9 @@ impl Cluster {
             let held = !finalizers.is_empty() || grace > 0 || namespace_held;
             let next = if held {
                 let marked = !value["metadata"]["deletionTimestamp"].is_null();
-                let left = value["metadata"]["deletionGracePeriodSeconds"].as_i64().unwrap_or(i64::MAX);
+                let without = namespace_held || definition;
+                let none = if without { 0 } else { i64::MAX };
+                let left = value["metadata"]["deletionGracePeriodSeconds"].as_i64().unwrap_or(none);
                 if marked && grace >= left && before == finalizers {
                     return Ok(Deletion::Marked(current.value.clone()));
                 }
@@ -103,13 +115,15 @@ impl Cluster {
                         "deletionTimestamp".into(),
                         at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string().into(),
                     );
-                    meta.insert("deletionGracePeriodSeconds".into(), grace.into());
+                    if !namespace_held && !definition {
+                        meta.insert("deletionGracePeriodSeconds".into(), grace.into());
+                    }
                 }
                 match finalizers.is_empty() {
                     true => meta.remove("finalizers"),
                     false => meta.insert("finalizers".into(), finalizers.into()),
                 };
-                if !marked && counts_generations(resource) {
+                if !marked && counts_generations(resource) && !definition {
                     bump_generation(&mut value);
                 }
                 if namespace_held {

@@ -40,6 +40,9 @@ pub const VERSION: &str = "v1.35.0";
 
 /// Largest request body, as on a real API server.
 const MAX_BODY_BYTES: usize = 3 << 20;
+/// What clients of `v1` Endpoints are told.
+const ENDPOINTS_DEPRECATED: &str =
+    "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice";
 const APPLY: &str = "application/apply-patch+yaml";
 const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
 /// How much of a body that is too large is still read.
@@ -61,7 +64,8 @@ impl Cluster {
     pub async fn handle(self: Arc<Self>, request: http::Request<Body>) -> Response {
         let method = request.method().clone();
         let path = request.uri().path().to_owned();
-        match self.route(request).await {
+        let deprecation = self.deprecation(&path);
+        let mut response = match self.route(request).await {
             Ok(response) => response,
             Err(error) => {
                 if error.code >= 500 {
@@ -69,7 +73,21 @@ impl Cluster {
                 }
                 error_response(&error)
             }
+        };
+        if let Some(text) = deprecation {
+            add_warning(&mut response, &text);
         }
+        response
+    }
+
+    /// What clients are told of the version that a path names.
+    fn deprecation(&self, path: &str) -> Option<String> {
+        let target = request::target(path)?;
+        if target.group.is_empty() && target.version == "v1" && target.plural == "endpoints" {
+            return Some(ENDPOINTS_DEPRECATED.to_owned());
+        }
+        let served = self.registry.served();
+        served.find(&target.group, &target.version, &target.plural)?.custom.as_ref()?.deprecation.clone()
     }
 
     async fn route(self: &Arc<Self>, request: http::Request<Body>) -> Result<Response, ApiError> {
@@ -336,6 +354,10 @@ fn returns_deleted(resource: &Resource) -> bool {
             | "ResourceQuota"
             | "PersistentVolume"
             | "PersistentVolumeClaim"
+            | "CSIDriver"
+            | "CSINode"
+            | "StorageClass"
+            | "VolumeAttachment"
     ) && resource.custom.is_none()
 }
 
@@ -466,13 +488,15 @@ fn answer_as(code: u16, value: &Value, kind: &'static str) -> Response {
 
 fn answer(code: u16, value: Value, warnings: &[String]) -> Response {
     let mut response = answer_as(code, &value, "application/json");
-    for warning in warnings {
-        let quoted = warning.replace('\\', "\\\\").replace('"', "\\\"");
-        if let Ok(header) = HeaderValue::from_bytes(format!("299 - \"{quoted}\"").as_bytes()) {
-            response.headers_mut().append(header::WARNING, header);
-        }
-    }
+    warnings.iter().for_each(|warning| add_warning(&mut response, warning));
     response
+}
+
+fn add_warning(response: &mut Response, warning: &str) {
+    let quoted = warning.replace('\\', "\\\\").replace('"', "\\\"");
+    if let Ok(header) = HeaderValue::from_bytes(format!("299 - \"{quoted}\"").as_bytes()) {
+        response.headers_mut().append(header::WARNING, header);
+    }
 }
 
 fn error_response(error: &ApiError) -> Response {

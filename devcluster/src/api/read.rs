@@ -356,7 +356,7 @@ fn event_line(kind: &str, object: Value) -> Bytes {
 }
 
 fn bookmark(resource: &Resource, form: Form, revision: u64, initial_end: bool) -> Bytes {
-    let mut meta = json!({"resourceVersion": revision.to_string(), "creationTimestamp": null});
+    let mut meta = json!({"resourceVersion": revision.to_string()});
     if initial_end {
         meta["annotations"] = json!({"k8s.io/initial-events-end": "true"});
     }

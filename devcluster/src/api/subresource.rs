@@ -11,12 +11,30 @@ use super::read::Showing;
 use super::request::{Query, Target};
 use super::write::{PatchKind, WriteOptions, present};
 use super::{Cluster, answer, review, unsupported_patch};
+use crate::builtin::decode::json_type;
+use crate::builtin::in_order;
 use crate::gvk::GroupKind;
 use crate::patch;
 use crate::resources::{Resource, ScalePaths};
 use crate::selector::Labels;
 use crate::server::status::{ApiError, Cause};
 use crate::store::{GroupResource, ObjectKey};
+
+/// The fields of a Scale in the order in which a server writes them.
+const SCALE_ORDER: &[&str] = &[
+    "apiVersion",
+    "kind",
+    "metadata",
+    "name",
+    "namespace",
+    "uid",
+    "resourceVersion",
+    "creationTimestamp",
+    "spec",
+    "status",
+    "replicas",
+    "selector",
+];
 
 impl Cluster {
     /// Answers a request to a subresource that the resource has, with a verb it allows.
@@ -52,14 +70,15 @@ impl Cluster {
             ("binding", _) => self.bind(resource, &key, &body, options),
             ("eviction", _) => {
                 let delete = body.get("deleteOptions").cloned().unwrap_or_else(|| json!({}));
+                let named = body["metadata"]["name"].as_str().unwrap_or_default();
+                if !named.is_empty() && named != key.name {
+                    return Err(ApiError::bad_request("name in URL does not match name in Eviction object"));
+                }
                 self.check_budgets(&current.value)?;
                 let dry_run = options.dry_run || delete["dryRun"] == json!(["All"]);
                 self.delete(resource, &key, &delete, dry_run, now)?;
-                Ok(answer(
-                    201,
-                    json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"}),
-                    &[],
-                ))
+                let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201});
+                Ok(answer(201, status, &[]))
             }
             ("finalize", _) => {
                 if options.dry_run {
@@ -86,15 +105,14 @@ impl Cluster {
                     None if verb == "patch" => return Err(unsupported_patch()),
                     None => body,
                 };
+                check_scale(&wanted, verb == "patch")?;
                 let asked = wanted["metadata"]["resourceVersion"].as_str().filter(|v| !v.is_empty());
                 if asked.is_some_and(|v| v != current.revision.to_string()) {
                     return Err(ApiError::modified(&resource.group_resource(), &key.name));
                 }
                 let replicas = match &wanted["spec"]["replicas"] {
                     Value::Null => 0,
-                    value => value.as_i64().ok_or_else(|| {
-                        ApiError::bad_request(format!("spec.replicas must be a whole number, not {value}"))
-                    })?,
+                    value => value.as_i64().unwrap_or_default(),
                 };
                 if replicas < 0 {
                     let why = "must be greater than or equal to 0";
@@ -158,8 +176,7 @@ impl Cluster {
         if !containers.contains(&container) {
             return Err(ApiError::bad_request(format!("container {container} is not valid for pod {name}")));
         }
-        let tail = query.number("tailLines")?;
-        let limit = query.number("limitBytes")?;
+        let (tail, limit) = log_limits(query, name)?;
         let Some(log) = self.logs.read().read(namespace, name) else {
             let statuses = || pod["status"]["containerStatuses"].as_array().into_iter().flatten();
             let state = statuses().find(|s| s["name"] == container).map_or(&Value::Null, |s| &s["state"]);
@@ -249,7 +266,7 @@ impl Cluster {
         let node = body["target"]["name"]
             .as_str()
             .filter(|n| !n.is_empty())
-            .ok_or_else(|| ApiError::bad_request("binding needs target.name"))?;
+            .ok_or_else(|| ApiError::unexpected("target.name: Required value"))?;
         let at = options.now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
         let mut bound_to = None;
         let current =
@@ -263,7 +280,7 @@ impl Cluster {
             return Ok(answer(201, status, &[]));
         }
         self.store
-            .update(key, |pod| {
+            .update_uncounted(key, |pod| {
                 if let Some(already) = pod["spec"]["nodeName"].as_str().filter(|n| !n.is_empty()) {
                     bound_to = Some(already.to_owned());
                     return false;
@@ -293,6 +310,28 @@ impl Cluster {
                 &[],
             )),
         }
+    }
+}
+
+/// How much of a log is asked for: lines, bytes.
+fn log_limits(query: &Query, pod: &str) -> Result<(Option<u64>, Option<u64>), ApiError> {
+    let mut causes = Vec::new();
+    let mut limit = |field: &str, least: i64, why: &str| -> Result<Option<u64>, ApiError> {
+        let Some(text) = query.get(field) else { return Ok(None) };
+        match text.parse::<i64>() {
+            Ok(number) if number >= least => Ok(u64::try_from(number).ok()),
+            Ok(number) => {
+                causes.push(Cause::invalid(field, &number.into(), why));
+                Ok(None)
+            }
+            Err(_) => query.number(field),
+        }
+    };
+    let tail = limit("tailLines", 0, "must be greater than or equal to 0")?;
+    let bytes = limit("limitBytes", 1, "must be greater than 0")?;
+    match causes.is_empty() {
+        true => Ok((tail, bytes)),
+        false => Err(ApiError::invalid(&GroupKind::new("", "PodLogOptions"), pod, causes)),
     }
 }
 
@@ -363,6 +402,36 @@ fn selector_text(selector: &Value) -> Option<String> {
     }
     terms.sort();
     selector.is_object().then(|| terms.into_iter().map(|(_, text)| text).collect::<Vec<_>>().join(","))
+}
+
+/// Whether what was sent, or what a patch made, is a Scale.
+fn check_scale(wanted: &Value, patched: bool) -> Result<(), ApiError> {
+    let replicas = &wanted["spec"]["replicas"];
+    if !replicas.is_null() && !replicas.is_i64() {
+        let why = format!(
+            "json: cannot unmarshal {} into Go struct field ScaleSpec.spec.replicas of type int32",
+            json_type(replicas)
+        );
+        if patched {
+            let shown = in_order(wanted, SCALE_ORDER);
+            let cause = Cause::invalid("patch", &shown.into(), &why);
+            return Err(ApiError::invalid(&GroupKind::new("", ""), "", vec![cause]));
+        }
+        let whole = format!("Scale in version \"v1\" cannot be handled as a Scale: {why}");
+        return Err(ApiError::bad_request(whole));
+    }
+    let (version, kind) = (&wanted["apiVersion"], &wanted["kind"]);
+    if (!kind.is_null() && kind != "Scale") || (!version.is_null() && version != "autoscaling/v1") {
+        let (group, version) = match version.as_str().unwrap_or_default().split_once('/') {
+            Some((group, version)) => (group.to_owned(), version.to_owned()),
+            None => (String::new(), version.as_str().unwrap_or_default().to_owned()),
+        };
+        let kind = kind.as_str().unwrap_or_default();
+        return Err(ApiError::bad_request(format!(
+            "{kind} in version {version:?} cannot be handled as a Scale: converting ({group}.{kind}) to (autoscaling.Scale): unknown conversion"
+        )));
+    }
+    Ok(())
 }
 
 fn scale_of(resource: &Resource, object: &Value) -> Result<Value, ApiError> {

@@ -99,6 +99,11 @@ fn walk(schema: &Value, name: Option<&str>, owner: &str, value: &mut Value, at: 
                     let (schema, name) = DEFINITIONS.resolve(&properties[field]);
                     walk(schema, name, name_or(name, owner), item, &child(at, field), out);
                 }
+                // A list or map of nothing is as good as none, where it may be absent.
+                let needed = |field: &str| {
+                    schema["required"].as_array().is_some_and(|all| all.iter().any(|f| f == field))
+                };
+                map.retain(|field, item| needed(field) || !holds_nothing(&properties[field], item));
                 if !at.in_status {
                     for field in schema["required"].as_array().into_iter().flatten() {
                         let Some(field) = field.as_str().filter(|f| !map.contains_key(*f)) else { continue };
@@ -150,6 +155,18 @@ fn walk(schema: &Value, name: Option<&str>, owner: &str, value: &mut Value, at: 
             let go = go_type(schema, name);
             mismatch(out, owner, at, json_type(other), &go);
         }
+    }
+}
+
+/// Whether a value is an empty list or an empty map of a schema's.
+fn holds_nothing(schema: &Value, value: &Value) -> bool {
+    let (schema, name) = DEFINITIONS.resolve(schema);
+    match value {
+        Value::Array(items) => items.is_empty() && name.is_none() && schema["type"] == "array",
+        Value::Object(map) => {
+            map.is_empty() && name.is_none() && schema.get("additionalProperties").is_some_and(Value::is_object)
+        }
+        _ => false,
     }
 }
 
@@ -219,6 +236,18 @@ mod tests {
         let container = &object["spec"]["template"]["spec"]["containers"][0];
         assert_eq!(*container, json!({"name": "a", "resources": {"limits": {"cpu": "2"}}}));
         assert_eq!(object["metadata"], json!({"name": "x"}));
+    }
+
+    #[test]
+    fn what_holds_nothing_is_dropped_where_it_may_be_absent() {
+        let mut object = json!({"metadata": {"labels": {}, "finalizers": [], "annotations": {"a": ""}},
+            "spec": {"template": {"spec": {"nodeSelector": {}, "containers": [], "volumes": [{"name": "v", "emptyDir": {}}]}}}});
+        decode(DEPLOYMENT, &mut object);
+        assert_eq!(object["metadata"], json!({"annotations": {"a": ""}}));
+        assert_eq!(
+            object["spec"]["template"]["spec"],
+            json!({"containers": [], "volumes": [{"name": "v", "emptyDir": {}}]})
+        );
     }
 
     #[test]

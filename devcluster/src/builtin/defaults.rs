@@ -2,21 +2,30 @@
 
 use serde_json::{Value, json};
 
+/// What holds a claim while pods use it, and a volume while it is bound.
+pub(crate) const CLAIM_FINALIZER: &str = "kubernetes.io/pvc-protection";
+pub(crate) const VOLUME_FINALIZER: &str = "kubernetes.io/pv-protection";
+/// The number of a daemon set's template, as it was counted before generations were.
+const TEMPLATE_GENERATION: &str = "deprecated.daemonset.template.generation";
+
 /// Fills in defaults of `kind` (in its storage version). Fields that hold further fields are only made where a default of the
 /// server's own goes into them: an object without `spec.template` comes out without one.
 pub fn apply(kind: &str, object: &mut Value) {
+    with(object, "status", |status| times(kind, status));
     match kind {
         "Pod" => pod(object),
         "Deployment" => with(object, "spec", deployment),
-        "ReplicaSet" | "ReplicationController" => with(object, "spec", |spec| {
+        "ReplicaSet" => with(object, "spec", |spec| {
             set(spec, "replicas", 1);
             with(spec, "template", template);
         }),
+        "ReplicationController" => replication_controller(object),
+        "PodTemplate" => with(object, "template", template),
         "StatefulSet" => with(object, "spec", stateful_set),
         "DaemonSet" => with(object, "spec", daemon_set),
         "Job" => with(object, "spec", job),
         "CronJob" => with(object, "spec", cron_job),
-        "HorizontalPodAutoscaler" => with(object, "spec", |spec| set(spec, "minReplicas", 1)),
+        "HorizontalPodAutoscaler" => with(object, "spec", autoscaler),
         "Service" => service(object),
         "Secret" => secret(object),
         "Namespace" => namespace(object),
@@ -28,10 +37,23 @@ pub fn apply(kind: &str, object: &mut Value) {
             with(object, "spec", |spec| {
                 set(spec, "volumeMode", "Filesystem");
                 set(spec, "persistentVolumeReclaimPolicy", "Retain");
+                with(spec, "hostPath", |path| set(path, "type", ""));
             });
             make(object, "status", |status| set(status, "phase", "Pending"));
         }
-        "NetworkPolicy" => with(object, "spec", network_policy),
+        "NetworkPolicy" => make(object, "spec", network_policy),
+        "Lease" | "ResourceQuota" => set(object, "spec", json!({})),
+        "LimitRange" => with(object, "spec", |spec| {
+            list_of(spec, "limits").for_each(limit);
+            nothing(spec, "limits");
+        }),
+        "Role" | "ClusterRole" => nothing(object, "rules"),
+        "CSINode" => with(object, "spec", |spec| nothing(spec, "drivers")),
+        "CSIDriver" => make(object, "spec", csi_driver),
+        "APIService" => with(object, "spec", |spec| {
+            with(spec, "service", |service| set(service, "port", 443));
+        }),
+        "Event" => event(object),
         "RoleBinding" | "ClusterRoleBinding" => {
             with(object, "roleRef", |role| set(role, "apiGroup", "rbac.authorization.k8s.io"));
             for subject in list_of(object, "subjects") {
@@ -46,6 +68,7 @@ pub fn apply(kind: &str, object: &mut Value) {
         }
         "PriorityClass" => set(object, "preemptionPolicy", "PreemptLowerPriority"),
         "EndpointSlice" => {
+            list_of(object, "endpoints").for_each(|endpoint| set(endpoint, "conditions", json!({})));
             for port in list_of(object, "ports") {
                 set(port, "name", "");
                 set(port, "protocol", "TCP");
@@ -66,15 +89,56 @@ pub fn apply(kind: &str, object: &mut Value) {
     }
 }
 
+/// Times that conditions and states always have, if only as `null`.
+fn times(kind: &str, status: &mut Value) {
+    let times: &[&str] = match kind {
+        "Pod" | "Job" | "PersistentVolumeClaim" => &["lastProbeTime", "lastTransitionTime"],
+        "Deployment" => &["lastUpdateTime", "lastTransitionTime"],
+        "Node" => &["lastHeartbeatTime", "lastTransitionTime"],
+        "ReplicaSet" | "StatefulSet" | "DaemonSet" | "ReplicationController" | "HorizontalPodAutoscaler" => {
+            &["lastTransitionTime"]
+        }
+        _ => return,
+    };
+    for condition in list_of(status, "conditions").filter(|c| c.is_object()) {
+        times.iter().for_each(|time| set(condition, time, Value::Null));
+    }
+    if kind != "Pod" {
+        return;
+    }
+    for list in ["containerStatuses", "initContainerStatuses"] {
+        for container in list_of(status, list).filter(|c| c.is_object()) {
+            for state in ["state", "lastState"] {
+                set(container, state, json!({}));
+                with(container, state, |state| {
+                    with(state, "running", |running| set(running, "startedAt", Value::Null));
+                    with(state, "terminated", |ended| {
+                        set(ended, "startedAt", Value::Null);
+                        set(ended, "finishedAt", Value::Null);
+                    });
+                });
+            }
+        }
+    }
+}
+
 /// What the server makes up when an object of `kind` is created, once its UID is known.
 pub fn on_create(kind: &str, object: &mut Value) {
     match kind {
         "Pod" => {
             with(object, "spec", admit_pod_spec);
             let class = qos_class(object);
+            let gated = object["spec"]["schedulingGates"].as_array().is_some_and(|g| !g.is_empty());
+            let now = object["metadata"]["creationTimestamp"].clone();
             make(object, "status", |status| {
                 set(status, "phase", "Pending");
                 set(status, "qosClass", class);
+                if gated {
+                    let why = "Scheduling is blocked due to non-empty scheduling gates";
+                    let condition = json!({"type": "PodScheduled", "status": "False", "reason": "SchedulingGated",
+                        "message": why, "lastProbeTime": null, "lastTransitionTime": now});
+                    set(status, "conditions", json!([condition]));
+                }
             });
         }
         "Job" => {
@@ -86,6 +150,12 @@ pub fn on_create(kind: &str, object: &mut Value) {
                 object["metadata"]["labels"] = labels;
             }
         }
+        "PersistentVolumeClaim" => protect(object, CLAIM_FINALIZER),
+        "PersistentVolume" => {
+            protect(object, VOLUME_FINALIZER);
+            let now = object["metadata"]["creationTimestamp"].clone();
+            make(object, "status", |status| set(status, "lastPhaseTransitionTime", now));
+        }
         "Namespace" => {
             object["spec"] = json!({"finalizers": ["kubernetes"]});
             object["status"] = json!({"phase": "Active"});
@@ -94,10 +164,23 @@ pub fn on_create(kind: &str, object: &mut Value) {
     }
 }
 
+/// Holds an object until what uses it is gone.
+fn protect(object: &mut Value, finalizer: &str) {
+    with(object, "metadata", |meta| {
+        set(meta, "finalizers", json!([]));
+        if let Some(all) = meta["finalizers"].as_array_mut()
+            && !all.iter().any(|f| f == finalizer)
+        {
+            all.push(finalizer.into());
+        }
+    });
+}
+
 /// What an update of `kind` need not repeat of the object as it was.
 pub fn on_update(kind: &str, object: &mut Value, before: &Value) {
     match kind {
         "Pod" => with(object, "spec", admit_pod_spec),
+        "DaemonSet" => count_template(object, Some(before)),
         "Namespace" => object["spec"] = before["spec"].clone(),
         "Service" if object["spec"]["type"] != "ExternalName" => {
             let old = &before["spec"];
@@ -124,14 +207,34 @@ pub fn on_update(kind: &str, object: &mut Value, before: &Value) {
     }
 }
 
+/// Counts a daemon set's templates, as its old versions did.
+pub fn count_template(object: &mut Value, before: Option<&Value>) {
+    let counted = before.and_then(|b| b["metadata"]["annotations"][TEMPLATE_GENERATION].as_str());
+    let number: i64 = counted.and_then(|n| n.parse().ok()).unwrap_or(0);
+    let changed = before.is_none_or(|b| b["spec"]["template"] != object["spec"]["template"]);
+    let number = number + i64::from(changed);
+    with(object, "metadata", |meta| {
+        make(meta, "annotations", |all| all[TEMPLATE_GENERATION] = number.to_string().into());
+    });
+}
+
 /// A Job's selector and the labels that it selects, unless the Job brings its own.
 fn own_selector(object: &mut Value) {
-    if object["spec"]["manualSelector"] == true || !object["spec"]["selector"].is_null() {
+    let (uid, name) = (object["metadata"]["uid"].clone(), object["metadata"]["name"].clone());
+    let labels = &object["spec"]["template"]["metadata"]["labels"];
+    let other = |label: &str, value: &Value| !labels[label].is_null() && labels[label] != *value;
+    let taken = ["", "batch.kubernetes.io/"].iter().any(|prefix| {
+        other(&format!("{prefix}job-name"), &name) || other(&format!("{prefix}controller-uid"), &uid)
+    });
+    if object["spec"]["manualSelector"] == true || taken {
         return;
     }
-    let (uid, name) = (object["metadata"]["uid"].clone(), object["metadata"]["name"].clone());
     with(object, "spec", |spec| {
-        set(spec, "selector", json!({"matchLabels": {"batch.kubernetes.io/controller-uid": uid}}));
+        make(spec, "selector", |selector| {
+            make(selector, "matchLabels", |labels| {
+                set(labels, "batch.kubernetes.io/controller-uid", uid.clone());
+            });
+        });
         with(spec, "template", |template| {
             make(template, "metadata", |meta| {
                 make(meta, "labels", |labels| {
@@ -250,7 +353,94 @@ fn qos_class(pod: &Value) -> &'static str {
 }
 
 fn template(template: &mut Value) {
+    set(template, "metadata", json!({}));
     with(template, "spec", pod_spec);
+}
+
+/// A list that holds nothing is written as none at all.
+fn nothing(object: &mut Value, field: &str) {
+    if let Some(map) = object.as_object_mut()
+        && map.get(field).is_none_or(|list| list.as_array().is_some_and(Vec::is_empty))
+    {
+        map.insert(field.to_owned(), Value::Null);
+    }
+}
+
+/// Selects, and is labelled, as its pods are.
+fn replication_controller(object: &mut Value) {
+    let labels = object["spec"]["template"]["metadata"]["labels"].clone();
+    if labels.is_object() {
+        let own = object["metadata"]["labels"].as_object();
+        if object["metadata"].is_object() && own.is_none_or(serde_json::Map::is_empty) {
+            object["metadata"]["labels"] = labels.clone();
+        }
+        with(object, "spec", |spec| set(spec, "selector", labels));
+    }
+    with(object, "spec", |spec| {
+        set(spec, "replicas", 1);
+        with(spec, "template", template);
+    });
+}
+
+fn autoscaler(spec: &mut Value) {
+    set(spec, "minReplicas", 1);
+    if spec["metrics"].as_array().is_none_or(Vec::is_empty) {
+        spec["metrics"] = json!([{"type": "Resource",
+            "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 80}}}]);
+    }
+    with(spec, "behavior", |behavior| {
+        let percent = json!({"type": "Percent", "value": 100, "periodSeconds": 15});
+        let pods = json!({"type": "Pods", "value": 4, "periodSeconds": 15});
+        make(behavior, "scaleUp", |rules| {
+            set(rules, "selectPolicy", "Max");
+            set(rules, "stabilizationWindowSeconds", 0);
+            set(rules, "policies", json!([pods, percent]));
+        });
+        make(behavior, "scaleDown", |rules| {
+            set(rules, "selectPolicy", "Max");
+            set(rules, "policies", json!([percent]));
+        });
+    });
+}
+
+/// What containers get by default follows from what they may have at most and at least.
+fn limit(limit: &mut Value) {
+    if limit["type"] != "Container" {
+        return;
+    }
+    for (from, to) in [("max", "default"), ("default", "defaultRequest"), ("min", "defaultRequest")] {
+        for (resource, amount) in limit[from].as_object().cloned().into_iter().flatten() {
+            make(limit, to, |amounts| set(amounts, &resource, amount));
+        }
+    }
+}
+
+fn csi_driver(spec: &mut Value) {
+    set(spec, "attachRequired", true);
+    set(spec, "fsGroupPolicy", "ReadWriteOnceWithFSType");
+    set(spec, "volumeLifecycleModes", json!(["Persistent"]));
+    for field in ["podInfoOnMount", "requiresRepublish", "seLinuxMount", "storageCapacity"] {
+        set(spec, field, false);
+    }
+}
+
+/// Fields that an event always has, by the names that its version gives them.
+fn event(object: &mut Value) {
+    let core = object["apiVersion"] == "v1";
+    let named = |core_name: &'static str, new: &'static str| if core { core_name } else { new };
+    for (field, value) in [
+        ("eventTime", Value::Null),
+        (named("firstTimestamp", "deprecatedFirstTimestamp"), Value::Null),
+        (named("lastTimestamp", "deprecatedLastTimestamp"), Value::Null),
+        (named("source", "deprecatedSource"), json!({})),
+    ] {
+        set(object, field, value);
+    }
+    if core {
+        for field in ["reportingComponent", "reportingInstance"] {
+            set(object, field, "");
+        }
+    }
 }
 
 fn pod_spec(spec: &mut Value) {
@@ -259,6 +449,10 @@ fn pod_spec(spec: &mut Value) {
     set(spec, "schedulerName", "default-scheduler");
     set(spec, "securityContext", json!({}));
     set(spec, "terminationGracePeriodSeconds", 30);
+    // A negative period counts as the shortest one.
+    if spec["terminationGracePeriodSeconds"].as_i64().is_some_and(|s| s < 0) {
+        spec["terminationGracePeriodSeconds"] = 1.into();
+    }
     // The old name of a field that is served under both.
     if let Some(account) = spec.get("serviceAccountName").filter(|a| a.is_string()).cloned() {
         set(spec, "serviceAccount", account);
@@ -315,6 +509,7 @@ fn pod_spec(spec: &mut Value) {
         });
         with(volume, "ephemeral", |ephemeral| {
             with(ephemeral, "volumeClaimTemplate", |claim| {
+                set(claim, "metadata", json!({}));
                 with(claim, "spec", |spec| set(spec, "volumeMode", "Filesystem"));
             });
         });
@@ -416,7 +611,10 @@ fn cron_job(spec: &mut Value) {
     set(spec, "failedJobsHistoryLimit", 1);
     set(spec, "successfulJobsHistoryLimit", 3);
     set(spec, "suspend", false);
-    with(spec, "jobTemplate", |job| with(job, "spec", |spec| with(spec, "template", template)));
+    with(spec, "jobTemplate", |job| {
+        set(job, "metadata", json!({}));
+        with(job, "spec", |spec| with(spec, "template", template));
+    });
 }
 
 fn service(object: &mut Value) {

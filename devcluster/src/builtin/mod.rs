@@ -4,6 +4,9 @@ pub mod decode;
 pub mod defaults;
 pub mod definitions;
 pub mod events;
+mod ordered;
 pub mod quantity;
 pub mod validate;
 pub mod zero;
+
+pub use ordered::in_order;

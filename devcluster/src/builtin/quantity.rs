@@ -4,7 +4,7 @@ const MALFORMED: &str = "quantities must match the regular expression \
      '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'";
 const BAD_SUFFIX: &str = "unable to parse quantity's suffix";
 /// Billionths in one: no finer value is kept.
-const NANO: i128 = 1_000_000_000;
+pub(super) const NANO: i128 = 1_000_000_000;
 /// The largest value, in units; what is larger counts as this.
 const MAX: i128 = i64::MAX as i128;
 const DECIMAL: [(i32, &str); 10] =
@@ -45,6 +45,11 @@ pub fn canonical(text: &str) -> Option<String> {
     }
     let suffix = DECIMAL.iter().find(|(e, _)| *e == exponent).map(|(_, s)| *s)?;
     Some(format!("{value}{suffix}"))
+}
+
+/// A quantity in billionths; `None` if it is malformed.
+pub(super) fn nanos(text: &str) -> Option<i128> {
+    parse(text.trim()).map(|(nanos, _)| nanos)
 }
 
 /// What a server says of a quantity that cannot be read.

@@ -1,351 +1,217 @@
-//! Checks of built-in kinds beyond their schemas: the ones a person meets.
+//! Checks of built-in kinds beyond their schemas, as `k8s.io/kubernetes/pkg/apis` has them: every fault names its field, in a
+//! server's own words and order. What applies to many kinds is checked in one place: names in [`names`], metadata in
+//! [`meta`], selectors in [`selectors`], amounts in [`resources`], addresses in [`addresses`].
 
+mod addresses;
+mod autoscaling;
+mod cluster;
+mod config;
+mod cron;
+mod field;
+mod jobs;
+mod meta;
+mod names;
+mod networking;
+mod pod;
+mod policy;
+mod rbac;
+mod resources;
+mod selectors;
+mod service;
+mod storage;
+#[cfg(test)]
+mod tests;
 mod workloads;
 
 use serde_json::Value;
 
 use crate::server::status::Cause;
+use field::{At, Faults};
 
-/// Checks an object of a built-in `kind`; `old` is its present state on update.
-pub fn check(kind: &str, new: &Value, old: Option<&Value>) -> Vec<Cause> {
-    let mut causes = Vec::new();
+/// What is written.
+#[derive(Debug, Clone, Copy)]
+pub struct Write<'a> {
+    /// Kind of the object.
+    pub kind: &'a str,
+    /// Its API version, as it was asked for.
+    pub api_version: &'a str,
+    /// The object as it is to be stored.
+    pub new: &'a Value,
+    /// Its present state; `None` if it is new.
+    pub old: Option<&'a Value>,
+    /// The part of it that is written, such as `status`; `None` for all.
+    pub subresource: Option<&'a str>,
+}
+
+/// Kinds whose changed objects have their metadata checked once more as that of new ones.
+const CHECKED_AS_NEW: &[&str] = &[
+    "ConfigMap",
+    "Secret",
+    "ServiceAccount",
+    "PersistentVolume",
+    "PersistentVolumeClaim",
+    "Endpoints",
+    "EndpointSlice",
+    "Ingress",
+    "IngressClass",
+    "NetworkPolicy",
+    "ControllerRevision",
+    "Node",
+    "Namespace",
+    "LimitRange",
+    "Role",
+    "ClusterRole",
+    "RoleBinding",
+    "ClusterRoleBinding",
+    "StorageClass",
+    "CSINode",
+    "CSIStorageCapacity",
+    "VolumeAttachment",
+    "RuntimeClass",
+    "Job",
+    "APIService",
+];
+
+/// Checks an object of a built-in kind.
+pub fn check(write: &Write<'_>) -> Vec<Cause> {
+    let mut faults = Faults::default();
+    match (write.subresource, write.old) {
+        (Some("status"), Some(old)) => status(write.kind, write.new, old, &mut faults),
+        _ => whole(write, &mut faults),
+    }
+    if faults.count() == 0 && field::text(&write.new["metadata"]["name"]).is_empty() {
+        faults.required(&At::root("metadata").child("name"), "name or generateName is required");
+    }
+    faults.into_causes()
+}
+
+/// Checks the metadata of an object of a kind that a definition made; `updated` is whether it is not new.
+pub fn custom_metadata(metadata: &Value, updated: bool) -> Vec<Cause> {
+    let mut faults = Faults::default();
+    meta::custom(metadata, updated, &mut faults);
+    faults.into_causes()
+}
+
+/// Why a text is no value of a label; the first reason.
+pub fn label_value(text: &str) -> Option<String> {
+    names::label_value(text).into_iter().next()
+}
+
+fn status(kind: &str, new: &Value, old: &Value, faults: &mut Faults) {
+    if kind == "Pod" {
+        return pod::status(new, old, faults);
+    }
+    meta::updated(kind, &new["metadata"], faults);
     match kind {
-        "Pod" => {
-            pod_spec(&new["spec"], "spec", &mut causes);
-            if let Some(old) = old {
-                immutable_pod(new, old, &mut causes);
-            }
+        "Deployment" | "ReplicaSet" | "StatefulSet" | "DaemonSet" | "ReplicationController" => {
+            workloads::status(kind, new, faults);
         }
-        "Deployment" | "ReplicaSet" | "StatefulSet" | "DaemonSet" => {
-            workloads::workload(kind, new, old, &mut causes);
-        }
-        "Job" => workloads::job(new, old, &mut causes),
-        "CronJob" => workloads::cron_job(new, &mut causes),
-        "Service" => service(new, old, &mut causes),
-        "Secret" | "ConfigMap" => {
-            if let Some(old) = old.filter(|o| o["immutable"] == true)
-                && let Some(changed) = ["immutable", "data", "binaryData"]
-                    .iter()
-                    .find(|field| old.get(**field) != new.get(**field))
-            {
-                causes.push(Cause::forbidden(*changed, "field is immutable when `immutable` is set"));
-            }
-            if kind == "Secret"
-                && let Some(old) = old
-                && old["type"] != new["type"]
-            {
-                causes.push(Cause::invalid("type", &new["type"], "field is immutable"));
-            }
-        }
-        "RoleBinding" | "ClusterRoleBinding" => {
-            if let Some(old) = old
-                && old["roleRef"] != new["roleRef"]
-            {
-                causes.push(Cause::invalid("roleRef", &new["roleRef"], "cannot change roleRef"));
-            }
-        }
-        "CustomResourceDefinition" => {
-            // What identifies the kind to clients and to stored objects stays as it was established.
-            for (field, pointer) in [
-                ("spec.group", "/spec/group"),
-                ("spec.names.plural", "/spec/names/plural"),
-                ("spec.scope", "/spec/scope"),
-                ("spec.names.kind", "/spec/names/kind"),
-            ] {
-                let now = new.pointer(pointer).unwrap_or(&Value::Null);
-                if old.is_some_and(|old| old.pointer(pointer) != Some(now)) {
-                    causes.push(Cause::invalid(field, now, "field is immutable"));
-                }
-            }
-        }
-        "Lease" => {
-            let duration = &new["spec"]["leaseDurationSeconds"];
-            if duration.as_i64().is_some_and(|d| d <= 0) {
-                causes.push(Cause::invalid("spec.leaseDurationSeconds", duration, "must be greater than 0"));
-            }
-        }
-        "PodDisruptionBudget"
-            if !new["spec"]["minAvailable"].is_null() && !new["spec"]["maxUnavailable"].is_null() =>
-        {
-            causes.push(Cause::invalid(
-                "spec",
-                &new["spec"],
-                "minAvailable and maxUnavailable cannot be both set",
-            ));
-        }
-        "PersistentVolumeClaim" => {
-            if let Some(old) = old
-                && claim_spec(new, old) != claim_spec(old, old)
-            {
-                causes.push(Cause::forbidden(
-                    "spec",
-                    "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims",
-                ));
-            }
-        }
-        "PriorityClass" => {
-            if let Some(old) = old {
-                if old["value"] != new["value"] {
-                    causes.push(Cause::forbidden("value", "may not be changed in an update."));
-                }
-                immutable(new, old, "", &["preemptionPolicy"], &mut causes);
-            }
-        }
-        "StorageClass" => {
-            if let Some(old) = old {
-                for field in ["parameters", "provisioner"] {
-                    if old.get(field) != new.get(field) {
-                        let why = format!("updates to {field} are forbidden.");
-                        causes.push(Cause::forbidden(field, &why));
-                    }
-                }
-                immutable(new, old, "", &["reclaimPolicy", "volumeBindingMode"], &mut causes);
+        "Job" => jobs::status(new, old, faults),
+        "HorizontalPodAutoscaler" => autoscaling::status(new, faults),
+        "PodDisruptionBudget" => policy::budget_status(new, faults),
+        "Namespace" => cluster::namespace_status(new, faults),
+        "Node" => cluster::node_kept(new, old, faults),
+        _ => {}
+    }
+}
+
+fn whole(write: &Write<'_>, faults: &mut Faults) {
+    let Write { kind, api_version, new, old, .. } = *write;
+    match (kind, old) {
+        ("Pod", None) => return pod::created(new, faults),
+        ("Pod", Some(old)) => return pod::updated(new, old, faults),
+        // Events of `v1` have no rules for their metadata.
+        ("Event", _) => {
+            cluster::event(new, api_version != "v1", faults);
+            if api_version == "v1" {
+                return;
             }
         }
         _ => {}
     }
-    causes
-}
-
-/// Fields at `at` that must stay as they are.
-fn immutable(new: &Value, old: &Value, at: &str, fields: &[&str], causes: &mut Vec<Cause>) {
-    for field in fields {
-        if new[*field] != old[*field] {
-            causes.push(Cause::invalid(format!("{at}{field}"), &new[*field], "field is immutable"));
-        }
-    }
-}
-
-/// What of a claim must stay as it is in `old`: binding sets the volume once, and a claim may ask for more.
-fn claim_spec(claim: &Value, old: &Value) -> Value {
-    let mut spec = claim["spec"].clone();
-    if let Some(fields) = spec.as_object_mut() {
-        fields.remove("volumeAttributesClassName");
-        if old["spec"]["volumeName"].as_str().is_none_or(str::is_empty) {
-            fields.remove("volumeName");
-        }
-        if let Some(resources) = fields.get_mut("resources").and_then(Value::as_object_mut) {
-            resources.remove("requests");
-        }
-    }
-    spec
-}
-
-fn pod_spec(spec: &Value, path: &str, causes: &mut Vec<Cause>) {
-    if spec["containers"].as_array().is_some_and(Vec::is_empty) {
-        causes.push(Cause::required(format!("{path}.containers"), ""));
-    }
-    let mut names: Vec<&str> = Vec::new();
-    let volumes: Vec<&str> =
-        spec["volumes"].as_array().into_iter().flatten().filter_map(|v| v["name"].as_str()).collect();
-    for list in ["initContainers", "containers"] {
-        for (i, container) in spec[list].as_array().into_iter().flatten().enumerate() {
-            let at = format!("{path}.{list}[{i}]");
-            let name = container["name"].as_str().unwrap_or_default();
-            if name.is_empty() {
-                causes.push(Cause::required(format!("{at}.name"), ""));
-            } else if let Some(why) = dns_label(name) {
-                causes.push(Cause::invalid(format!("{at}.name"), &container["name"], &why));
-            }
-            if names.contains(&name) && !name.is_empty() {
-                causes.push(Cause {
-                    reason: "FieldValueDuplicate".into(),
-                    message: format!("Duplicate value: {name:?}"),
-                    field: format!("{at}.name"),
-                });
-            }
-            names.push(name);
-            if container["image"].as_str().unwrap_or_default().is_empty() && path == "spec" {
-                causes.push(Cause::required(format!("{at}.image"), ""));
-            }
-            for (p, port) in container["ports"].as_array().into_iter().flatten().enumerate() {
-                if !port["containerPort"].as_i64().is_some_and(|n| (1..=65535).contains(&n)) {
-                    causes.push(Cause::invalid(
-                        format!("{at}.ports[{p}].containerPort"),
-                        &port["containerPort"],
-                        "must be between 1 and 65535, inclusive",
-                    ));
-                }
-            }
-            for (m, mount) in container["volumeMounts"].as_array().into_iter().flatten().enumerate() {
-                if !mount["name"].as_str().is_some_and(|n| volumes.contains(&n)) {
-                    causes.push(Cause {
-                        reason: "FieldValueNotFound".into(),
-                        message: format!("Not found: {}", mount["name"]),
-                        field: format!("{at}.volumeMounts[{m}].name"),
-                    });
-                }
+    match old {
+        None => meta::created(kind, &new["metadata"], faults),
+        Some(_) => {
+            meta::updated(kind, &new["metadata"], faults);
+            if CHECKED_AS_NEW.contains(&kind) {
+                meta::created(kind, &new["metadata"], faults);
             }
         }
     }
-    let policy = &spec["restartPolicy"];
-    if !policy.is_null() && !["Always", "OnFailure", "Never"].iter().any(|p| policy == p) {
-        causes.push(Cause::not_supported(
-            format!("{path}.restartPolicy"),
-            policy,
-            &["Always", "OnFailure", "Never"],
-        ));
+    match kind {
+        "Deployment" => workloads::deployment(new, old, faults),
+        "ReplicaSet" => workloads::replica_set(new, old, faults),
+        "StatefulSet" => workloads::stateful_set(new, old, faults),
+        "DaemonSet" => workloads::daemon_set(new, old, faults),
+        "ReplicationController" => workloads::replication_controller(new, faults),
+        "PodTemplate" => pod::template(&new["template"], &At::root("template"), faults),
+        "Job" => match old {
+            None => jobs::created(new, faults),
+            Some(old) => jobs::updated(new, old, faults),
+        },
+        "CronJob" => jobs::cron_job(new, old, faults),
+        "Service" => service::service(new, old, faults),
+        "ConfigMap" => {
+            kept(new, old, config::config_map_kept, faults);
+            config::config_map(new, faults);
+        }
+        "Secret" => {
+            kept(new, old, config::secret_kept, faults);
+            config::secret(new, faults);
+        }
+        "PersistentVolumeClaim" => {
+            storage::claim_spec(&new["spec"], &At::root("spec"), faults);
+            kept(new, old, storage::claim_kept, faults);
+        }
+        "PersistentVolume" => {
+            storage::volume(new, faults);
+            kept(new, old, storage::volume_kept, faults);
+        }
+        "StorageClass" => {
+            storage::class(new, faults);
+            kept(new, old, storage::class_kept, faults);
+        }
+        "CSIDriver" => {
+            storage::csi_driver(new, faults);
+            kept(new, old, storage::csi_driver_kept, faults);
+        }
+        "CSINode" => storage::csi_node(new, faults),
+        "CSIStorageCapacity" => storage::csi_capacity(new, old, faults),
+        "VolumeAttachment" => storage::attachment(new, old, faults),
+        "Role" => rbac::role(new, true, faults),
+        "ClusterRole" => rbac::role(new, false, faults),
+        "RoleBinding" => rbac::binding(new, old, true, faults),
+        "ClusterRoleBinding" => rbac::binding(new, old, false, faults),
+        "Ingress" => networking::ingress(new, old.is_some(), faults),
+        "IngressClass" => networking::ingress_class(new, old, faults),
+        "NetworkPolicy" => networking::policy(new, faults),
+        "Endpoints" => networking::endpoints(new, old, faults),
+        "EndpointSlice" => networking::slice(new, old, faults),
+        "HorizontalPodAutoscaler" => autoscaling::autoscaler(new, old, faults),
+        "PodDisruptionBudget" => policy::budget(new, faults),
+        "PriorityClass" => match old {
+            None => policy::priority_class(new, faults),
+            Some(old) => policy::priority_class_kept(new, old, faults),
+        },
+        "LimitRange" => policy::limits(new, faults),
+        "ResourceQuota" => policy::quota(new, old, faults),
+        "Node" => {
+            cluster::node(new, faults);
+            kept(new, old, cluster::node_kept, faults);
+        }
+        "Lease" => cluster::lease(new, faults),
+        "RuntimeClass" => cluster::runtime_class(new, old, faults),
+        "Event" if old.is_none() => cluster::new_event(new, faults),
+        "ControllerRevision" => cluster::revision(new, old, faults),
+        "APIService" => cluster::api_service(new, faults),
+        "CustomResourceDefinition" => kept(new, old, cluster::definition_kept, faults),
+        _ => {}
     }
 }
 
-fn immutable_pod(new: &Value, old: &Value, causes: &mut Vec<Cause>) {
-    let strip = |pod: &Value| {
-        let mut spec = pod["spec"].clone();
-        if let Some(map) = spec.as_object_mut() {
-            for field in
-                ["activeDeadlineSeconds", "terminationGracePeriodSeconds", "tolerations", "schedulingGates"]
-            {
-                map.remove(field);
-            }
-            // Only the scheduler's first assignment may set it; that goes through the binding subresource.
-            for list in ["containers", "initContainers"] {
-                for container in map.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten() {
-                    if let Some(c) = container.as_object_mut() {
-                        c.remove("image");
-                    }
-                }
-            }
-        }
-        spec
-    };
-    if strip(new) != strip(old) {
-        causes.push(Cause::forbidden(
-            "spec",
-            "pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,\
-             `spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),\
-             `spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)",
-        ));
+/// What an update must keep.
+fn kept(new: &Value, old: Option<&Value>, check: fn(&Value, &Value, &mut Faults), faults: &mut Faults) {
+    if let Some(old) = old {
+        check(new, old, faults);
     }
-}
-
-fn service(new: &Value, old: Option<&Value>, causes: &mut Vec<Cause>) {
-    let spec = &new["spec"];
-    let headless = spec["clusterIP"] == "None";
-    if spec["type"] != "ExternalName" && !headless && spec["ports"].as_array().is_none_or(Vec::is_empty) {
-        causes.push(Cause::required("spec.ports", ""));
-    }
-    for (i, port) in spec["ports"].as_array().into_iter().flatten().enumerate() {
-        if !port["port"].as_i64().is_some_and(|n| (1..=65535).contains(&n)) {
-            causes.push(Cause::invalid(
-                format!("spec.ports[{i}].port"),
-                &port["port"],
-                "must be between 1 and 65535, inclusive",
-            ));
-        }
-        if spec["ports"].as_array().is_some_and(|p| p.len() > 1) && port["name"].is_null() {
-            causes.push(Cause::required(format!("spec.ports[{i}].name"), ""));
-        }
-    }
-    if let Some(old) = old
-        && old["spec"]["type"] == spec["type"]
-        && old["spec"]["clusterIP"].is_string()
-        && old["spec"]["clusterIP"] != spec["clusterIP"]
-    {
-        causes.push(Cause::invalid("spec.clusterIP", &spec["clusterIP"], "field is immutable"));
-    }
-}
-
-/// Why `name` is no RFC 1123 label.
-pub fn dns_label(name: &str) -> Option<String> {
-    if name.len() > 63 {
-        return Some("must be no more than 63 characters".into());
-    }
-    let ok = !name.is_empty()
-        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
-        && !name.starts_with('-')
-        && !name.ends_with('-');
-    (!ok).then(|| {
-        "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and end with an \
-         alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?')"
-            .into()
-    })
-}
-
-/// Why `name` is no RFC 1123 subdomain.
-pub fn dns_subdomain(name: &str) -> Option<String> {
-    if name.len() > 253 {
-        return Some("must be no more than 253 characters".into());
-    }
-    let ok = !name.is_empty()
-        && name.split('.').all(|part| {
-            !part.is_empty()
-                && part.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
-                && !part.starts_with('-')
-                && !part.ends_with('-')
-        });
-    (!ok).then(|| {
-        "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end \
-         with an alphanumeric character (e.g. 'example.com', regex used for validation is \
-         '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')"
-            .into()
-    })
-}
-
-/// Checks the metadata that a client may set.
-pub fn metadata(kind: &str, meta: &Value) -> Vec<Cause> {
-    let mut causes = Vec::new();
-    let name = meta["name"].as_str().unwrap_or_default();
-    let why = match kind {
-        // RBAC names may be any path segment: `system:node`.
-        "Role" | "ClusterRole" | "RoleBinding" | "ClusterRoleBinding" => {
-            (name.contains('/') || name.contains('%') || name == "." || name == "..")
-                .then(|| "may not contain '/' or '%'".to_owned())
-        }
-        "Namespace" | "Service" => dns_label(name),
-        _ => dns_subdomain(name),
-    };
-    if let Some(why) = why {
-        causes.push(Cause::invalid("metadata.name", &meta["name"], &why));
-    }
-    for (key, value) in meta["labels"].as_object().into_iter().flatten() {
-        if !qualified_name(key) {
-            causes.push(Cause::invalid(
-                "metadata.labels",
-                &key.as_str().into(),
-                "name part must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric \
-                 character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')",
-            ));
-        }
-        if !value.as_str().is_some_and(|v| v.is_empty() || name_part(v)) {
-            causes.push(Cause::invalid(
-                "metadata.labels",
-                value,
-                "a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', and must start and \
-                 end with an alphanumeric character (e.g. 'MyValue',  or 'my_value',  or '12345', regex used for validation is '(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?')",
-            ));
-        }
-    }
-    for (i, owner) in meta["ownerReferences"].as_array().into_iter().flatten().enumerate() {
-        for field in ["apiVersion", "kind", "name", "uid"] {
-            if owner[field].as_str().unwrap_or_default().is_empty() {
-                causes.push(Cause::invalid(
-                    format!("metadata.ownerReferences[{i}].{field}"),
-                    &"".into(),
-                    &format!("{field} must not be empty"),
-                ));
-            }
-        }
-    }
-    for finalizer in meta["finalizers"].as_array().into_iter().flatten() {
-        let text = finalizer.as_str().unwrap_or_default();
-        if !qualified_name(text) {
-            causes.push(Cause::invalid("metadata.finalizers", finalizer, "name part must be non-empty"));
-        }
-    }
-    causes
-}
-
-fn qualified_name(text: &str) -> bool {
-    match text.split_once('/') {
-        Some((prefix, name)) => dns_subdomain(prefix).is_none() && name_part(name),
-        None => name_part(text),
-    }
-}
-
-fn name_part(text: &str) -> bool {
-    let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
-    text.len() <= 63
-        && edge(text.chars().next())
-        && edge(text.chars().last())
-        && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
 }

@@ -39,7 +39,12 @@ pub fn object(kind: &str) -> Value {
             "spec": {},
             "status": {"disruptionsAllowed": 0, "currentHealthy": 0, "desiredHealthy": 0, "expectedPods": 0},
         }),
-        "ResourceQuota" | "PersistentVolume" | "Namespace" | "Node" | "VolumeAttachment" | "APIService" => {
+        "VolumeAttachment" => json!({
+            "spec": {"attacher": "", "nodeName": "", "source": {}}, "status": {"attached": false},
+        }),
+        "CSINode" => json!({"spec": {"drivers": null}}),
+        "CustomResourceDefinition" => json!({"spec": {}}),
+        "ResourceQuota" | "PersistentVolume" | "Namespace" | "Node" | "APIService" => {
             json!({"spec": {}, "status": {}})
         }
         "LimitRange" => json!({"spec": {"limits": null}}),

@@ -90,7 +90,13 @@ pub(super) fn compile(crd: &Value) -> Result<Vec<Resource>, Vec<Cause>> {
         }
         let deprecation = (version["deprecated"] == true).then(|| {
             version["deprecationWarning"].as_str().map_or_else(
-                || format!("{}/{} {} is deprecated", group, text(&version["name"]), kind.kind),
+                || {
+                    let named = |version: &str| format!("{group}/{version} {}", kind.kind);
+                    let instead = preferred(spec).filter(|other| *other != version["name"]);
+                    let instead =
+                        instead.map_or_else(String::new, |other| format!("; use {}", named(other)));
+                    format!("{} is deprecated{instead}", named(&text(&version["name"])))
+                },
                 str::to_owned,
             )
         });
@@ -127,6 +133,13 @@ pub(super) fn compile(crd: &Value) -> Result<Vec<Resource>, Vec<Cause>> {
         });
     }
     if causes.is_empty() { Ok(out) } else { Err(causes) }
+}
+
+/// The newest version that is served and not deprecated.
+fn preferred(spec: &Value) -> Option<&str> {
+    let versions = spec["versions"].as_array()?.iter();
+    let good = versions.filter(|v| v["served"] == true && v["deprecated"] != true);
+    good.filter_map(|v| v["name"].as_str()).min_by_key(|version| super::version_rank(version))
 }
 
 /// Checks the definition itself.

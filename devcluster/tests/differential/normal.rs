@@ -19,7 +19,15 @@ static TEXTS: LazyLock<Vec<(Regex, &str)>> = LazyLock::new(|| {
         // A cluster's own bundle.
         (r"(?s)-----BEGIN CERTIFICATE-----.*-----END CERTIFICATE-----\s*", "<bundle>"),
         (r"kube-api-access-[a-z0-9]{5}", "kube-api-access-<random>"),
-        (r#"(resourceVersion"?: ?"?)\d+"#, "$1<version>"),
+        (r#"(resourceVersion[\\"]*: ?[\\"]*)\d+"#, "$1<version>"),
+        // As `kubectl describe` and a precondition's refusal write it.
+        (r"(Resource Version:\s+)\d+", "$1<version>"),
+        (r"(ResourceVersion in record \()\d+", "$1<version>"),
+        // A dump of Go's own structures, fields that the API does not have included.
+        (r"(?s)(allow it to be set to 1 if it was previously negative\)).*$", "$1<dump>"),
+        (r"(is immutable after creation[^\n]*)\n.*$", "$1<dump>"),
+        // A name that was made from a bad prefix.
+        (r"\bGen_[a-z0-9]{5}\b", "Gen_<random>"),
         (r"current: \d+", "current: <version>"),
         (r"too old resource version: (\d+) \(\d+\)", "too old resource version: $1 (<version>)"),
         // Ages; a table's columns move with their width.

@@ -42,6 +42,8 @@ impl Cluster {
         }
         if resource.kind == "Pod" {
             self.give_priority(resource, object)?;
+            let (ranges, _) = self.store.list(&GroupResource::new("", "limitranges"), Some(namespace));
+            ranges.iter().for_each(|range| give_limits(&range.value, object));
         }
         defaults::on_create(&resource.kind, object);
         if let (Value::Object(status), true) =
@@ -58,18 +60,33 @@ impl Cluster {
         }
         match resource.kind.as_str() {
             "Pod" => self.give_account(resource, namespace, object),
-            "Service" => {
-                self.give_addresses(object);
-                Ok(())
-            }
             _ => Ok(()),
+        }
+    }
+
+    /// Gives a new object, once it is known to be good, what there is only one of.
+    pub(super) fn allocate(&self, resource: &Resource, object: &mut Value) {
+        if resource.custom.is_none() && resource.kind == "Service" {
+            self.give_addresses(object);
         }
     }
 
     /// Gives a pod the number of its priority class.
     fn give_priority(&self, resource: &Resource, pod: &mut Value) -> Result<(), ApiError> {
+        let name = pod["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+        let asked = pod["spec"]["priority"].as_i64();
+        let agreed = |value: i64| match asked {
+            Some(asked) if asked != value => {
+                let why = format!(
+                    "the integer value of priority ({asked}) must not be provided in pod spec; priority admission controller \
+                     computed {value} from the given PriorityClass name"
+                );
+                Err(ApiError::forbidden(&resource.group_resource(), &name, &why))
+            }
+            _ => Ok(()),
+        };
         let Some(class) = pod["spec"]["priorityClassName"].as_str().filter(|c| !c.is_empty()) else {
-            return Ok(());
+            return agreed(0);
         };
         let own =
             SYSTEM_CLASSES.iter().find(|(name, _)| *name == class).map(|(_, value)| json!({"value": value}));
@@ -77,9 +94,9 @@ impl Cluster {
         let found = own.or_else(|| self.store.get(&key).map(|stored| stored.value.clone()));
         let Some(found) = found else {
             let why = format!("no PriorityClass with name {class} was found");
-            let name = pod["metadata"]["name"].as_str().unwrap_or_default();
-            return Err(ApiError::forbidden(&resource.group_resource(), name, &why));
+            return Err(ApiError::forbidden(&resource.group_resource(), &name, &why));
         };
+        agreed(found["value"].as_i64().unwrap_or(0))?;
         pod["spec"]["priority"] = found["value"].clone();
         if let Some(policy) = found["preemptionPolicy"].as_str() {
             pod["spec"]["preemptionPolicy"] = policy.into();
@@ -172,6 +189,37 @@ impl Cluster {
     }
 }
 
+/// Gives a pod's containers what a LimitRange says that they get, and notes it.
+fn give_limits(range: &Value, pod: &mut Value) {
+    let mut notes = Vec::new();
+    let limits = range["spec"]["limits"].as_array().into_iter().flatten();
+    for limit in limits.filter(|limit| limit["type"] == "Container") {
+        for (list, what) in [("initContainers", "init container"), ("containers", "container")] {
+            for container in pod["spec"].get_mut(list).and_then(Value::as_array_mut).into_iter().flatten() {
+                for (from, to, part) in
+                    [("defaultRequest", "requests", "request"), ("default", "limits", "limit")]
+                {
+                    let mut given = Vec::new();
+                    for (resource, amount) in limit[from].as_object().into_iter().flatten() {
+                        if container["resources"][to][resource].is_null() {
+                            container["resources"][to][resource] = amount.clone();
+                            given.push(resource.as_str());
+                        }
+                    }
+                    if !given.is_empty() {
+                        let name = container["name"].as_str().unwrap_or_default();
+                        notes.push(format!("{} {part} for {what} {name}", given.join(", ")));
+                    }
+                }
+            }
+        }
+    }
+    if !notes.is_empty() {
+        let note = format!("LimitRanger plugin set: {}", notes.join("; "));
+        pod["metadata"]["annotations"]["kubernetes.io/limit-ranger"] = note.into();
+    }
+}
+
 /// Mounts the account's token, bundle and namespace into every container that has nothing at that path.
 fn mount_token(spec: &mut Value) {
     let volumes = spec["volumes"].as_array().cloned().unwrap_or_default();
@@ -205,6 +253,24 @@ fn mount_token(spec: &mut Value) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn containers_get_what_a_limit_range_says() {
+        let range = json!({"spec": {"limits": [
+            {"type": "Container", "default": {"cpu": "2"}, "defaultRequest": {"cpu": "1"}}]}});
+        let mut pod = json!({"metadata": {}, "spec": {"containers": [
+            {"name": "a"}, {"name": "b", "resources": {"requests": {"cpu": "3"}, "limits": {"cpu": "3"}}}]}});
+        give_limits(&range, &mut pod);
+        assert_eq!(
+            pod["spec"]["containers"][0]["resources"],
+            json!({"requests": {"cpu": "1"}, "limits": {"cpu": "2"}})
+        );
+        assert_eq!(pod["spec"]["containers"][1]["resources"]["limits"]["cpu"], "3");
+        assert_eq!(
+            pod["metadata"]["annotations"]["kubernetes.io/limit-ranger"],
+            "LimitRanger plugin set: cpu request for container a; cpu limit for container a"
+        );
+    }
 
     #[test]
     fn containers_get_a_token_once() {

@@ -11,14 +11,14 @@ use serde_json::Value;
 use super::Cluster;
 use crate::apply;
 use crate::builtin::{decode, defaults, validate};
-use crate::resources::{CRD_FINALIZER, Resource};
+use crate::resources::Resource;
 use crate::server::status::{ApiError, Cause};
 use crate::store::{CommitError, Expected, ObjectKey, Stored, bump_generation, resource_version};
 use checks::{check_finalizers, check_name, check_uid, needs_version, undecodable};
 pub(crate) use object::new_uid;
 pub use object::present;
 use object::{
-    confine, crd_status, drops_status, ends, keep_system_fields, name_of, same_but_version, spec_of, stamp,
+    confine, counts_metadata, crd_status, drops_status, ends, keep_system_fields, name_of, same_but_version, spec_of, stamp,
     to_storage,
 };
 pub(super) use object::{counts_generations, object_meta};
@@ -90,7 +90,7 @@ impl Cluster {
         if resource_version(&object).is_some_and(|v| v != 0) {
             return Err(ApiError::version_on_create());
         }
-        let name = name_of(&mut object)?;
+        let name = name_of(&mut object);
         self.check_namespace(resource, namespace, &name)?;
         self.check_definition(resource)?;
         let meta = object_meta(&mut object)?;
@@ -120,7 +120,9 @@ impl Cluster {
     ) -> Result<Written, ApiError> {
         self.complete(resource, namespace, &mut object)?;
         let key = ObjectKey::new(resource.storage.clone(), namespace, name);
-        let object = to_storage(resource, object);
+        let mut object = to_storage(resource, object);
+        refuse(resource, name, self.faults(resource, &object, None, None))?;
+        self.allocate(resource, &mut object);
         if options.dry_run {
             if self.store.get(&key).is_some() {
                 return Err(ApiError::already_exists(&resource.group_resource(), name));
@@ -189,25 +191,32 @@ impl Cluster {
         if before["kind"] != object["kind"] && !object["kind"].is_null() {
             return Err(ApiError::bad_request("an object's kind cannot change"));
         }
+        let asked_labels = object["metadata"].get("labels").cloned();
         confine(resource, subresource, &before, &mut object);
         keep_system_fields(&before, &mut object);
         let mut warnings = Vec::new();
         let mut object = self.admit(resource, object, Some(&before), subresource, options, &mut warnings)?;
         if subresource != Some("status")
-            && spec_of(&object) != spec_of(&before)
+            && (spec_of(&object) != spec_of(&before) || counts_metadata(resource, &object, &before))
             && counts_generations(resource)
         {
             bump_generation(&mut object);
         }
         if matches!(tracked, Tracked::No) {
-            object = apply::track_update(
-                Some(&before),
-                &object,
-                &options.manager,
-                subresource,
-                options.now,
-                &resource.typing,
-            );
+            let track = |object: &Value| {
+                let (manager, now) = (&options.manager, options.now);
+                apply::track_update(Some(&before), object, manager, subresource, now, &resource.typing)
+            };
+            // A real server puts labels on record that `/status` of a custom resource was asked to set, and does not set.
+            match asked_labels.filter(|_| resource.custom.is_some() && subresource == Some("status")) {
+                Some(labels) => {
+                    let mut asked = object.clone();
+                    asked["metadata"]["labels"] = labels;
+                    let managed = track(&asked)["metadata"]["managedFields"].take();
+                    object_meta(&mut object)?.insert("managedFields".into(), managed);
+                }
+                None => object = track(&object),
+            }
         }
         check_finalizers(resource, &key.name, &before, &object)?;
         let object = to_storage(resource, object);
@@ -254,10 +263,8 @@ impl Cluster {
         match &resource.custom {
             Some(custom) => {
                 custom.schema.default(&mut object);
+                causes.extend(validate::custom_metadata(&object["metadata"], before.is_some()));
                 causes.extend(custom.schema.validate(&object, before).iter().map(Cause::from));
-                if let Some(text) = &custom.deprecation {
-                    warnings.push(text.clone());
-                }
             }
             None => {
                 if let Some(definition) = &resource.definition {
@@ -265,37 +272,48 @@ impl Cluster {
                     if let Some(mismatch) = decoded.mismatch {
                         return Err(undecodable(resource, &mismatch));
                     }
-                    causes.extend(decoded.required);
                 }
                 defaults::apply(&resource.kind, &mut object);
+                if before.is_none() && resource.kind == "DaemonSet" {
+                    defaults::count_template(&mut object, None);
+                }
                 if let Some(before) = before {
                     defaults::on_update(&resource.kind, &mut object, before);
-                }
-                if subresource.is_none() {
-                    causes.extend(validate::check(&resource.kind, &object, before));
+                    let stored = |object: &Value| to_storage(resource, object.clone());
+                    let (new, old) = (stored(&object), stored(before));
+                    causes.extend(self.faults(resource, &new, Some(&old), subresource));
                 }
             }
         }
-        if before.is_none() {
-            causes.extend(validate::metadata(&resource.kind, &object["metadata"]));
-        }
-        if !causes.is_empty() {
-            return Err(ApiError::invalid(&resource.group_kind(), &name, causes));
-        }
+        refuse(resource, &name, causes)?;
         if resource.kind == "CustomResourceDefinition" && subresource.is_none() {
             self.registry
                 .check(&object)
                 .map_err(|causes| ApiError::invalid(&resource.group_kind(), &name, causes))?;
-            if before.is_none() {
-                let finalizers = object["metadata"]["finalizers"].as_array().cloned().unwrap_or_default();
-                if !finalizers.iter().any(|f| f == CRD_FINALIZER) {
-                    object["metadata"]["finalizers"] =
-                        finalizers.into_iter().chain([CRD_FINALIZER.into()]).collect();
-                }
-            }
             crd_status(&mut object, options.now);
         }
         Ok(object)
+    }
+
+    /// What is wrong with an object of a built-in kind, as it would be stored.
+    fn faults(
+        &self,
+        resource: &Resource,
+        new: &Value,
+        old: Option<&Value>,
+        subresource: Option<&str>,
+    ) -> Vec<Cause> {
+        if resource.custom.is_some() {
+            return Vec::new();
+        }
+        let api_version = resource.api_version();
+        validate::check(&validate::Write {
+            kind: &resource.kind,
+            api_version: &api_version,
+            new,
+            old,
+            subresource,
+        })
     }
 
     fn after_write(&self, resource: &Resource, stored: &Stored) {
@@ -306,6 +324,14 @@ impl Cluster {
             // It was checked before it was stored.
             tracing::error!(?causes, "a checked definition was refused");
         }
+    }
+}
+
+/// 422 if anything is wrong.
+fn refuse(resource: &Resource, name: &str, causes: Vec<Cause>) -> Result<(), ApiError> {
+    match causes.is_empty() {
+        true => Ok(()),
+        false => Err(ApiError::invalid(&resource.group_kind(), name, causes)),
     }
 }
 

@@ -5,9 +5,8 @@ use rand::Rng as _;
 use serde_json::{Map, Value, json};
 
 use crate::builtin::events;
-use crate::gvk::GroupKind;
 use crate::resources::Resource;
-use crate::server::status::{ApiError, Cause};
+use crate::server::status::ApiError;
 use crate::store::GroupResource;
 
 /// Whether a create starts without status: nodes alone register with theirs.
@@ -49,13 +48,25 @@ pub(in crate::api) fn counts_generations(resource: &Resource) -> bool {
         )
 }
 
+/// Whether a change of metadata counts for a kind.
+pub(super) fn counts_metadata(resource: &Resource, object: &Value, before: &Value) -> bool {
+    let changed = |field: &str| object["metadata"].get(field) != before["metadata"].get(field);
+    match resource.kind.as_str() {
+        _ if resource.custom.is_some() => false,
+        "Deployment" => changed("annotations"),
+        "EndpointSlice" => changed("labels"),
+        _ => false,
+    }
+}
+
 /// Gives a new object what the server alone says of it.
 pub(super) fn stamp(resource: &Resource, meta: &mut Map<String, Value>, now: Timestamp) {
     meta.insert("uid".into(), new_uid().into());
     meta.insert("creationTimestamp".into(), now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string().into());
     match counts_generations(resource) {
         true => meta.insert("generation".into(), 1.into()),
-        false => meta.remove("generation"),
+        // Kinds that do not count keep what they are given.
+        false => meta.get("generation").cloned(),
     };
 }
 
@@ -158,21 +169,18 @@ pub(in crate::api) fn object_meta(object: &mut Value) -> Result<&mut Map<String,
     object["metadata"].as_object_mut().ok_or_else(|| ApiError::bad_request("metadata is not an object"))
 }
 
-pub(super) fn name_of(object: &mut Value) -> Result<String, ApiError> {
+/// An object's name, made from its prefix if it has none; empty if it has neither.
+pub(super) fn name_of(object: &mut Value) -> String {
     if let Some(name) = object["metadata"]["name"].as_str().filter(|n| !n.is_empty()) {
-        return Ok(name.to_owned());
+        return name.to_owned();
     }
     let Some(prefix) = object["metadata"]["generateName"].as_str().filter(|n| !n.is_empty()) else {
-        let cause = Cause::required("metadata.name", "name or generateName is required");
-        let version = object["apiVersion"].as_str().unwrap_or_default();
-        let group = version.split_once('/').map_or("", |(group, _)| group);
-        let kind = GroupKind::new(group, object["kind"].as_str().unwrap_or_default());
-        return Err(ApiError::invalid(&kind, "", vec![cause]));
+        return String::new();
     };
     let prefix: String = prefix.chars().take(58).collect();
     let name = format!("{prefix}{}", random_suffix());
     object["metadata"]["name"] = name.clone().into();
-    Ok(name)
+    name
 }
 
 /// Five letters that make a generated name unlike others.

@@ -1,12 +1,10 @@
-//! Checks of the kinds that make pods, with the API server's own words
-//! (`k8s.io/kubernetes/pkg/apis/{apps,batch}/validation`).
+//! The kinds that keep pods running: Deployment, ReplicaSet, StatefulSet, DaemonSet, ReplicationController.
 
 use serde_json::{Map, Value, json};
 
-use super::{immutable, pod_spec};
-use crate::server::status::Cause;
+use super::field::{At, Faults, IMMUTABLE, entries, inner, is_empty, items, same, text};
+use super::{meta, names, pod, selectors, storage};
 
-const RESTART_POLICY: &str = "spec.template.spec.restartPolicy";
 /// Fields of a stateful set's spec that may change.
 const STATEFUL_SET_MUTABLE: &[&str] = &[
     "replicas",
@@ -17,218 +15,385 @@ const STATEFUL_SET_MUTABLE: &[&str] = &[
     "persistentVolumeClaimRetentionPolicy",
     "minReadySeconds",
 ];
-/// Fields of a job's spec that may not.
-const JOB_IMMUTABLE: &[&str] = &[
-    "selector",
-    "template",
-    "completionMode",
-    "podFailurePolicy",
-    "backoffLimitPerIndex",
-    "managedBy",
-    "successPolicy",
-];
+const NO_MATCH: &str = "`selector` does not match template `labels`";
 
-/// Checks a Deployment, ReplicaSet, StatefulSet or DaemonSet.
-pub(super) fn workload(kind: &str, new: &Value, old: Option<&Value>, causes: &mut Vec<Cause>) {
-    let spec = &new["spec"];
-    if spec["replicas"].as_i64().is_some_and(|n| n < 0) {
-        causes.push(Cause::invalid("spec.replicas", &spec["replicas"], "must be greater than or equal to 0"));
+/// Checks the spec of a Deployment.
+pub(super) fn deployment(new: &Value, old: Option<&Value>, faults: &mut Faults) {
+    let (spec, at) = (&new["spec"], At::root("spec"));
+    faults.not_negative(&at.child("replicas"), &spec["replicas"]);
+    selected_template(spec, &at, faults);
+    deployment_strategy(&spec["strategy"], &at.child("strategy"), faults);
+    for field in ["minReadySeconds", "revisionHistoryLimit", "progressDeadlineSeconds"] {
+        faults.not_negative(&at.child(field), &spec[field]);
     }
-    let selector = &spec["selector"];
-    let empty = |field: &str| {
-        selector[field].as_object().is_none_or(Map::is_empty)
-            && selector[field].as_array().is_none_or(Vec::is_empty)
-    };
-    if selector.is_object() && empty("matchLabels") && empty("matchExpressions") {
-        let kind = match kind {
-            "StatefulSet" => "statefulset",
-            "DaemonSet" => "daemonset",
-            // A real server says so of replica sets too.
-            _ => "deployment",
-        };
-        let why = format!("empty selector is invalid for {kind}");
-        causes.push(Cause::invalid("spec.selector", selector, &why));
-    } else if let Ok(labels) = crate::selector::Labels::from_label_selector(selector)
-        && selector.is_object()
-        && !labels.matches(&spec["template"])
+    let (deadline, ready) = (&spec["progressDeadlineSeconds"], spec["minReadySeconds"].as_i64().unwrap_or(0));
+    if deadline.as_i64().is_some_and(|d| d <= ready) {
+        let why = "must be greater than minReadySeconds";
+        faults.invalid(&at.child("progressDeadlineSeconds"), deadline.clone(), why);
+    }
+    same_selector(spec, old, faults);
+}
+
+/// Checks the spec of a ReplicaSet.
+pub(super) fn replica_set(new: &Value, old: Option<&Value>, faults: &mut Faults) {
+    let (spec, at) = (&new["spec"], At::root("spec"));
+    for field in ["replicas", "minReadySeconds"] {
+        faults.not_negative(&at.child(field), &spec[field]);
+    }
+    selected_template(spec, &at, faults);
+    same_selector(spec, old, faults);
+}
+
+fn same_selector(spec: &Value, old: Option<&Value>, faults: &mut Faults) {
+    if let Some(old) = old
+        && !same(&spec["selector"], &old["spec"]["selector"])
     {
-        causes.push(Cause::invalid(
-            "spec.template.metadata.labels",
-            &spec["template"]["metadata"]["labels"],
-            "`selector` does not match template `labels`",
-        ));
+        let at = At::root("spec").child("selector");
+        faults.invalid_as(&at, &selectors::shown(&spec["selector"]), IMMUTABLE);
     }
-    let mut pods = spec["template"]["spec"].clone();
-    // A stateful set's claims are volumes of its pods.
-    if let Some(claims) =
-        spec["volumeClaimTemplates"].as_array().filter(|_| kind == "StatefulSet" && pods.is_object())
-    {
-        let claims = claims.iter().map(|claim| json!({"name": claim["metadata"]["name"]}));
-        let volumes = pods["volumes"].as_array().cloned().unwrap_or_default();
-        pods["volumes"] = volumes.into_iter().chain(claims).collect();
+}
+
+/// The selector and the template that it must select.
+fn selected_template(spec: &Value, at: &At, faults: &mut Faults) {
+    let (selector, own) = (&spec["selector"], at.child("selector"));
+    required_selector(selector, &own, "deployment", faults);
+    if !selectors::readable(selector) {
+        return faults.invalid_as(&own, &selectors::shown(selector), "invalid label selector");
     }
-    pod_spec(&pods, "spec.template.spec", causes);
-    let policy = &spec["template"]["spec"]["restartPolicy"];
-    if policy == "OnFailure" || policy == "Never" {
-        causes.push(Cause::not_supported(RESTART_POLICY, policy, &["Always"]));
+    let (template, at) = (&spec["template"], at.child("template"));
+    let labels = &template["metadata"]["labels"];
+    // A selector that is absent selects nothing; one of no terms, everything.
+    if (selector.is_null() || !selectors::selects_all(selector)) && !selectors::selects(selector, template) {
+        faults.invalid(&at.child("metadata").child("labels"), labels.clone(), NO_MATCH);
     }
-    match (kind, old) {
-        ("StatefulSet", Some(old)) => {
-            let fixed = |spec: &Value| {
-                let mut fields = spec.as_object().cloned().unwrap_or_default();
-                fields.retain(|field, _| !STATEFUL_SET_MUTABLE.contains(&field.as_str()));
-                fields
-            };
-            if fixed(spec) != fixed(&old["spec"]) {
-                causes.push(Cause::forbidden(
-                    "spec",
-                    "updates to statefulset spec for fields other than 'replicas', 'ordinals', 'template', 'updateStrategy', \
-                     'revisionHistoryLimit', 'persistentVolumeClaimRetentionPolicy' and 'minReadySeconds' are forbidden",
-                ));
+    pod::template(template, &at, faults);
+    always_running(template, &at, "ReplicaSet", faults);
+}
+
+/// Checks a selector that must be there and select something. `of` is what a server says it is of.
+fn required_selector(selector: &Value, at: &At, of: &str, faults: &mut Faults) {
+    if selector.is_null() {
+        return faults.required(at, "");
+    }
+    selectors::labels(selector, at, faults);
+    if selectors::selects_all(selector) {
+        let why = format!("empty selector is invalid for {of}");
+        faults.invalid_as(at, &selectors::shown(selector), &why);
+    }
+}
+
+/// Pods that are kept running have no end.
+fn always_running(template: &Value, at: &At, kind: &str, faults: &mut Faults) {
+    let (spec, at) = (&template["spec"], at.child("spec"));
+    let policy = text(&spec["restartPolicy"]);
+    if !matches!(policy, "" | "Always") {
+        faults.not_supported(&at.child("restartPolicy"), policy, &["Always"]);
+    }
+    if !spec["activeDeadlineSeconds"].is_null() {
+        let why = format!("activeDeadlineSeconds in {kind} is not Supported");
+        faults.forbidden(&at.child("activeDeadlineSeconds"), &why);
+    }
+}
+
+fn deployment_strategy(strategy: &Value, at: &At, faults: &mut Faults) {
+    let (update, own) = (&strategy["rollingUpdate"], at.child("rollingUpdate"));
+    match text(&strategy["type"]) {
+        "Recreate" => {
+            if !update.is_null() {
+                faults.forbidden(&own, "may not be specified when strategy `type` is 'Recreate'");
             }
         }
-        (_, Some(old)) => immutable(spec, &old["spec"], "spec.", &["selector"], causes),
-        (_, None) => {}
+        "" | "RollingUpdate" => {
+            let (gone, more) = (&update["maxUnavailable"], &update["maxSurge"]);
+            share(gone, &own.child("maxUnavailable"), faults);
+            share(more, &own.child("maxSurge"), faults);
+            if !update.is_null() && share_value(gone) == 0 && share_value(more) == 0 {
+                let why = "may not be 0 when `maxSurge` is 0";
+                faults.invalid(&own.child("maxUnavailable"), gone.clone(), why);
+            }
+            not_above_all(gone, &own.child("maxUnavailable"), faults);
+        }
+        _ => faults.not_supported_as(
+            at,
+            &inner(strategy, &["type", "rollingUpdate"]),
+            &["Recreate", "RollingUpdate"],
+        ),
     }
 }
 
-/// Checks a Job.
-pub(super) fn job(new: &Value, old: Option<&Value>, causes: &mut Vec<Cause>) {
-    let spec = &new["spec"];
-    for field in ["parallelism", "completions", "backoffLimit", "activeDeadlineSeconds"] {
-        if spec[field].as_i64().is_some_and(|n| n < 0) {
-            let why = "must be greater than or equal to 0";
-            causes.push(Cause::invalid(format!("spec.{field}"), &spec[field], why));
+/// Checks a number of pods or a share of them.
+pub(super) fn share(value: &Value, at: &At, faults: &mut Faults) {
+    match value.as_str() {
+        Some(percent) => faults.invalid_for(at, percent, names::percent(percent)),
+        None => faults.not_negative(at, value),
+    }
+}
+
+/// Checks that a share is at most all.
+pub(super) fn not_above_all(value: &Value, at: &At, faults: &mut Faults) {
+    let percent = value.as_str().filter(|p| names::percent(p).is_empty());
+    if percent.is_some_and(|p| p.trim_end_matches('%').parse().unwrap_or(i64::MAX) > 100) {
+        faults.invalid(at, value.clone(), "must not be greater than 100%");
+    }
+}
+
+/// The number in a number or a share.
+fn share_value(value: &Value) -> i64 {
+    match value.as_str() {
+        Some(text) => text.trim_end_matches('%').parse().unwrap_or(0),
+        None => value.as_i64().unwrap_or(0),
+    }
+}
+
+/// Checks the spec of a StatefulSet.
+pub(super) fn stateful_set(new: &Value, old: Option<&Value>, faults: &mut Faults) {
+    let (spec, at) = (&new["spec"], At::root("spec"));
+    let policy = text(&spec["podManagementPolicy"]);
+    if !matches!(policy, "" | "OrderedReady" | "Parallel") {
+        let why = "must be 'OrderedReady' or 'Parallel'";
+        faults.invalid(&at.child("podManagementPolicy"), policy, why);
+    }
+    stateful_strategy(&spec["updateStrategy"], &at.child("updateStrategy"), faults);
+    let retention = &spec["persistentVolumeClaimRetentionPolicy"];
+    for field in ["whenDeleted", "whenScaled"] {
+        let at = at.child("persistentVolumeClaimRetentionPolicy").child(field);
+        faults.one_of(&at, &retention[field], &["Retain", "Delete"]);
+    }
+    if old.is_none() {
+        for (i, claim) in items(&spec["volumeClaimTemplates"]).enumerate() {
+            let at = at.child("volumeClaimTemplates").index(i).child("spec");
+            storage::claim_spec(&claim["spec"], &at, faults);
         }
     }
-    job_template(&spec["template"], "spec.template.spec", causes);
-    let Some(old) = old else { return };
-    if spec["selector"].is_null() {
-        causes.push(Cause::required("spec.selector", ""));
+    for field in ["replicas", "minReadySeconds"] {
+        faults.not_negative(&at.child(field), &spec[field]);
     }
-    let old = &old["spec"];
-    if spec["completionMode"] != "Indexed" {
-        immutable(spec, old, "spec.", &["completions"], causes);
-    } else if spec["completions"] != old["completions"] && spec["completions"] != spec["parallelism"] {
-        causes.push(Cause::invalid(
-            "spec.completions",
-            &spec["completions"],
-            "can only be modified in tandem with spec.parallelism",
-        ));
+    faults.not_negative(&at.child("ordinals.start"), &spec["ordinals"]["start"]);
+    let service = text(&spec["serviceName"]);
+    if old.is_none() && !service.is_empty() {
+        faults.invalid_for(&at.child("serviceName"), service, names::dns_label(service));
     }
-    immutable(spec, old, "spec.", JOB_IMMUTABLE, causes);
-}
-
-/// Checks a CronJob.
-pub(super) fn cron_job(new: &Value, causes: &mut Vec<Cause>) {
-    job_template(
-        &new["spec"]["jobTemplate"]["spec"]["template"],
-        "spec.jobTemplate.spec.template.spec",
-        causes,
-    );
-}
-
-fn job_template(template: &Value, at: &str, causes: &mut Vec<Cause>) {
-    let spec = &template["spec"];
-    pod_spec(spec, at, causes);
-    // The policy of pods that nobody chose one for restarts for ever.
-    if spec.is_object() && (spec["restartPolicy"] == "Always" || spec["restartPolicy"].is_null()) {
-        let why = "valid values: \"OnFailure\", \"Never\"";
-        causes.push(Cause::required(format!("{at}.restartPolicy"), why));
+    let (selector, own) = (&spec["selector"], at.child("selector"));
+    required_selector(selector, &own, "statefulset", faults);
+    let template_at = at.child("template");
+    if selectors::readable(selector) {
+        let template = with_claims(spec);
+        let labels = &template["metadata"]["labels"];
+        if (selector.is_null() || !selectors::selects_all(selector))
+            && !selectors::selects(selector, &template)
+        {
+            faults.invalid(&template_at.child("metadata").child("labels"), labels.clone(), NO_MATCH);
+        }
+        pod::template(&template, &template_at, faults);
+        meta::labels(labels, &template_at.child("labels"), faults);
+        let annotations = &template["metadata"]["annotations"];
+        meta::annotations(annotations, &template_at.child("annotations"), faults);
+    } else {
+        faults.invalid_as(&own, &selectors::shown(selector), "");
     }
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use crate::builtin::defaults;
-    use crate::server::status::Cause;
-
-    fn template(restart: &str) -> serde_json::Value {
-        json!({"metadata": {"labels": {"a": "b"}},
-            "spec": {"restartPolicy": restart, "containers": [{"name": "c", "image": "i"}]}})
-    }
-
-    fn check(kind: &str, new: &serde_json::Value, old: Option<&serde_json::Value>) -> Vec<String> {
-        let (mut new, old) = (
-            new.clone(),
-            old.cloned().map(|mut old| {
-                defaults::apply(kind, &mut old);
-                old
-            }),
-        );
-        defaults::apply(kind, &mut new);
-        let text = |cause: Cause| format!("{}: {}", cause.field, cause.message);
-        super::super::check(kind, &new, old.as_ref()).into_iter().map(text).collect()
-    }
-
-    #[test]
-    fn the_claims_of_a_stateful_set_are_volumes_of_its_pods() {
-        let unknown = |kind: &str, mount: &str| {
-            let mut template = template("Always");
-            template["spec"]["containers"][0]["volumeMounts"] = json!([{"name": mount, "mountPath": "/d"}]);
-            let object = json!({"spec": {"selector": {"matchLabels": {"a": "b"}}, "serviceName": "a",
-                "volumeClaimTemplates": [{"metadata": {"name": "data"}}], "template": template}});
-            check(kind, &object, None).iter().any(|cause| cause.contains("volumeMounts[0].name"))
+    always_running(&spec["template"], &template_at, "StatefulSet", faults);
+    if let Some(old) = old {
+        let fixed = |spec: &Value| -> Map<String, Value> {
+            entries(spec)
+                .filter(|(field, _)| !STATEFUL_SET_MUTABLE.contains(&field.as_str()))
+                .map(|(field, value)| (field.clone(), value.clone()))
+                .collect()
         };
-        assert!(!unknown("StatefulSet", "data"));
-        assert!(unknown("StatefulSet", "other") && unknown("Deployment", "data"));
+        if !same(&fixed(spec).into(), &fixed(&old["spec"]).into()) {
+            faults.forbidden(
+                &at,
+                "updates to statefulset spec for fields other than 'replicas', 'ordinals', 'template', 'updateStrategy', \
+                 'revisionHistoryLimit', 'persistentVolumeClaimRetentionPolicy' and 'minReadySeconds' are forbidden",
+            );
+        }
     }
+}
 
-    #[test]
-    fn stateful_sets_change_only_what_may_change() {
-        let set = json!({"spec": {"serviceName": "s", "selector": {"matchLabels": {"a": "b"}}, "template": template("Always")}});
-        assert_eq!(check("StatefulSet", &set, Some(&set)), [""; 0]);
-        let mut other = set.clone();
-        other["spec"]["replicas"] = 4.into();
-        assert_eq!(check("StatefulSet", &other, Some(&set)), [""; 0]);
-        other["spec"]["serviceName"] = "t".into();
-        let said = check("StatefulSet", &other, Some(&set));
-        assert!(said[0].starts_with("spec: Forbidden: updates to statefulset spec"), "{said:?}");
+/// A stateful set's template as its controller uses it: claims are volumes, the names of pods are the controller's.
+fn with_claims(spec: &Value) -> Value {
+    let mut template = spec["template"].clone();
+    let claims: Vec<Value> = items(&spec["volumeClaimTemplates"])
+        .map(|claim| {
+            let name = text(&claim["metadata"]["name"]);
+            json!({"name": name, "persistentVolumeClaim": {"claimName": name}})
+        })
+        .collect();
+    if let Some(pod) = template.get_mut("spec").and_then(Value::as_object_mut) {
+        pod.remove("hostname");
+        pod.remove("subdomain");
+        if !claims.is_empty() {
+            let named = |volume: &&Value| claims.iter().any(|claim| claim["name"] == volume["name"]);
+            let own: Vec<Value> =
+                items(&spec["template"]["spec"]["volumes"]).filter(|v| !named(v)).cloned().collect();
+            pod.insert("volumes".into(), claims.iter().cloned().chain(own).collect());
+        }
     }
+    template
+}
 
-    #[test]
-    fn restart_policies_fit_the_kind() {
-        let set = json!({"spec": {"selector": {"matchLabels": {"a": "b"}}, "template": template("Never")}});
-        assert_eq!(
-            check("DaemonSet", &set, None),
-            [r#"spec.template.spec.restartPolicy: Unsupported value: "Never": supported values: "Always""#]
-        );
-        let job = json!({"spec": {"template": template("Always")}});
-        assert_eq!(
-            check("Job", &job, None),
-            [r#"spec.template.spec.restartPolicy: Required value: valid values: "OnFailure", "Never""#]
-        );
-        let cron = json!({"spec": {"jobTemplate": {"spec": {"template": template("Never")}}}});
-        assert_eq!(check("CronJob", &cron, None), [""; 0]);
+fn stateful_strategy(strategy: &Value, at: &At, faults: &mut Faults) {
+    let (update, own) = (&strategy["rollingUpdate"], at.child("rollingUpdate"));
+    match text(&strategy["type"]) {
+        "OnDelete" => {
+            if !update.is_null() {
+                let shown = inner(update, &["partition", "maxUnavailable"]);
+                faults.invalid_as(&own, &shown, "only allowed for updateStrategy 'RollingUpdate'");
+            }
+        }
+        "" | "RollingUpdate" => {
+            faults.not_negative(&own.child("partition"), &update["partition"]);
+            let gone = &update["maxUnavailable"];
+            if !gone.is_null() {
+                let at = own.child("maxUnavailable");
+                share(gone, &at, faults);
+                if share_value(gone) == 0 {
+                    faults.invalid(&at, gone.clone(), "cannot be 0");
+                }
+                not_above_all(gone, &at, faults);
+            }
+        }
+        _ => {
+            let shown = inner(strategy, &["type", "rollingUpdate"]);
+            faults.invalid_as(at, &shown, "must be 'RollingUpdate' or 'OnDelete'");
+        }
     }
+}
 
-    #[test]
-    fn a_job_keeps_its_template() {
-        let job = json!({"spec": {"selector": {"matchLabels": {"a": "b"}}, "template": template("Never")}});
-        let mut other = job.clone();
-        other["spec"]["parallelism"] = 2.into();
-        other["spec"]["completions"] = 1.into();
-        assert_eq!(check("Job", &other, Some(&job)), [""; 0]);
-        other["spec"]["template"]["spec"]["containers"][0]["image"] = "j".into();
-        let said = check("Job", &other, Some(&job));
-        assert!(said.len() == 1 && said[0].ends_with("field is immutable"), "{said:?}");
+/// Checks the spec of a DaemonSet.
+pub(super) fn daemon_set(new: &Value, old: Option<&Value>, faults: &mut Faults) {
+    let (spec, at) = (&new["spec"], At::root("spec"));
+    same_selector(spec, old, faults);
+    let (selector, template) = (&spec["selector"], &spec["template"]);
+    let (own, template_at) = (at.child("selector"), at.child("template"));
+    selectors::labels(selector, &own, faults);
+    let all = selector.is_object() && selectors::selects_all(selector);
+    if selectors::readable(selector) && !all && !selectors::selects(selector, template) {
+        let labels = template["metadata"]["labels"].clone();
+        faults.invalid(&template_at.child("metadata").child("labels"), labels, NO_MATCH);
     }
+    if all {
+        let why = "empty selector is invalid for daemonset";
+        faults.invalid_as(&own, &selectors::shown(selector), why);
+    }
+    pod::template(template, &template_at, faults);
+    always_running(template, &template_at, "DaemonSet", faults);
+    faults.not_negative(&at.child("minReadySeconds"), &spec["minReadySeconds"]);
+    daemon_strategy(&spec["updateStrategy"], &at.child("updateStrategy"), faults);
+    faults.not_negative(&at.child("revisionHistoryLimit"), &spec["revisionHistoryLimit"]);
+}
 
-    #[test]
-    fn claims_and_classes_keep_what_they_are() {
-        let claim = json!({"spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}});
-        let mut more = claim.clone();
-        more["spec"]["resources"]["requests"]["storage"] = "2Gi".into();
-        more["spec"]["volumeName"] = "v".into();
-        assert_eq!(check("PersistentVolumeClaim", &more, Some(&claim)), [""; 0]);
-        more["spec"]["accessModes"] = json!(["ReadWriteMany"]);
-        assert_eq!(check("PersistentVolumeClaim", &more, Some(&claim)).len(), 1);
-        let class = |value: i64| json!({"value": value});
-        assert_eq!(
-            check("PriorityClass", &class(2), Some(&class(1))),
-            ["value: Forbidden: may not be changed in an update."]
-        );
+fn daemon_strategy(strategy: &Value, at: &At, faults: &mut Faults) {
+    match text(&strategy["type"]) {
+        "OnDelete" => {}
+        "" | "RollingUpdate" => {
+            let (update, at) = (&strategy["rollingUpdate"], at.child("rollingUpdate"));
+            if update.is_null() {
+                return;
+            }
+            let (gone, more) = (&update["maxUnavailable"], &update["maxSurge"]);
+            share(gone, &at.child("maxUnavailable"), faults);
+            share(more, &at.child("maxSurge"), faults);
+            not_above_all(gone, &at.child("maxUnavailable"), faults);
+            not_above_all(more, &at.child("maxSurge"), faults);
+            match (share_value(gone) != 0, share_value(more) != 0) {
+                (true, true) => {
+                    let why = "may not be set when maxUnavailable is non-zero";
+                    faults.invalid(&at.child("maxSurge"), more.clone(), why);
+                }
+                (false, false) => {
+                    faults.required(&at.child("maxUnavailable"), "cannot be 0 when maxSurge is 0");
+                }
+                _ => {}
+            }
+        }
+        _ => faults.not_supported_as(
+            at,
+            &inner(strategy, &["type", "rollingUpdate"]),
+            &["RollingUpdate", "OnDelete"],
+        ),
+    }
+}
+
+/// Checks the spec of a ReplicationController.
+pub(super) fn replication_controller(new: &Value, faults: &mut Faults) {
+    let (spec, at) = (&new["spec"], At::root("spec"));
+    faults.not_negative(&at.child("minReadySeconds"), &spec["minReadySeconds"]);
+    let selector = &spec["selector"];
+    if is_empty(selector) {
+        faults.required(&at.child("selector"), "");
+    }
+    faults.not_negative(&at.child("replicas"), &spec["replicas"]);
+    let (template, at) = (&spec["template"], at.child("template"));
+    if template.is_null() {
+        return faults.required(&at, "");
+    }
+    let labels = &template["metadata"]["labels"];
+    if entries(selector).any(|(key, value)| labels.get(key) != Some(value)) {
+        faults.invalid(&at.child("metadata").child("labels"), labels.clone(), NO_MATCH);
+    }
+    pod::template(template, &at, faults);
+    always_running(template, &at, "ReplicationController", faults);
+}
+
+/// Checks the status of a kind that counts its pods.
+pub(super) fn status(kind: &str, new: &Value, faults: &mut Faults) {
+    let (status, at) = (&new["status"], At::root("status"));
+    let counts: &[&str] = match kind {
+        "Deployment" => &[
+            "observedGeneration",
+            "replicas",
+            "updatedReplicas",
+            "readyReplicas",
+            "availableReplicas",
+            "unavailableReplicas",
+            "terminatingReplicas",
+            "collisionCount",
+        ],
+        "StatefulSet" => &[
+            "replicas",
+            "readyReplicas",
+            "currentReplicas",
+            "updatedReplicas",
+            "availableReplicas",
+            "observedGeneration",
+            "collisionCount",
+        ],
+        "DaemonSet" => &[
+            "currentNumberScheduled",
+            "numberMisscheduled",
+            "desiredNumberScheduled",
+            "numberReady",
+            "observedGeneration",
+            "updatedNumberScheduled",
+            "numberAvailable",
+            "numberUnavailable",
+            "collisionCount",
+        ],
+        _ => &[
+            "replicas",
+            "fullyLabeledReplicas",
+            "readyReplicas",
+            "availableReplicas",
+            "observedGeneration",
+            "terminatingReplicas",
+        ],
+    };
+    for field in counts {
+        faults.not_negative(&at.child(field), &status[*field]);
+    }
+    let parts: &[&str] = match kind {
+        "DaemonSet" => return,
+        "Deployment" => &["updatedReplicas", "readyReplicas", "availableReplicas"],
+        "StatefulSet" => &["readyReplicas", "currentReplicas", "updatedReplicas", "availableReplicas"],
+        _ => &["fullyLabeledReplicas", "readyReplicas", "availableReplicas"],
+    };
+    let count = |field: &str| status[field].as_i64().unwrap_or(0);
+    for field in parts.iter().filter(|field| count(field) > count("replicas")) {
+        faults.invalid(&at.child(field), count(field), "cannot be greater than status.replicas");
+    }
+    if count("availableReplicas") > count("readyReplicas") {
+        let whole = if kind == "StatefulSet" { "status.readyReplicas" } else { "readyReplicas" };
+        let why = format!("cannot be greater than {whole}");
+        faults.invalid(&at.child("availableReplicas"), count("availableReplicas"), &why);
     }
 }
