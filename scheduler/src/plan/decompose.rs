@@ -24,7 +24,7 @@ use super::inventory::{Cell, Eligibility};
 use super::master::Master;
 use super::options::{Counts, Options, Prices, Service};
 use super::parallel;
-use super::program::{self, Answer, Coupling, PoolAnswer, PoolProblem, Problem, relaxation, solve_whole};
+use super::program::{self, Answer, Coupling, PoolAnswer, PoolProblem, Problem, solve_whole};
 use super::residual::Remaining;
 use super::solver::{Limits, Solver};
 
@@ -43,10 +43,6 @@ const PROGRAM_NODES: u64 = 100;
 
 /// Solves a problem: serve tiers in order, then spend least. Never fails; always a bound.
 pub fn solve(problem: &Problem<'_>, solver: &dyn Solver, limits: &Limits) -> Answer {
-    if problem.pools.len() <= 1 {
-        let (prices, _) = relaxation(problem, solver);
-        return Answer { prices, ..solve_whole(problem, &greedy(problem), solver, limits) };
-    }
     let by_prices = by_prices(problem, solver, limits);
     let prices = by_prices.prices.clone();
     let gap = (by_prices.objective - by_prices.bound) / by_prices.objective.abs().max(1e-9);
@@ -437,8 +433,13 @@ struct Best<'b, 's, 'p, 'a> {
 }
 
 impl Best<'_, '_, '_, '_> {
-    /// Polishes a fleet and keeps it if it is better.
+    /// Polishes a fleet and keeps it if it is better. One that does not fit is none.
     fn consider(&mut self, mut answers: Vec<PoolAnswer>) {
+        let mut left = Remaining::new(self.search.problem);
+        answers.iter().enumerate().for_each(|(p, a)| left.take_each(p, &a.counts));
+        if left.is_overdrawn() && self.found.is_some() {
+            return;
+        }
         self.search.polish(&mut answers);
         let cost = answers.iter().enumerate().map(|(p, a)| self.search.options.cost(p, &a.counts)).sum();
         let lost = self.search.loss(&answers);

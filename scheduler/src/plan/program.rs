@@ -658,7 +658,8 @@ pub fn bound_given(problem: &Problem<'_>, fleet: &Fleet, solver: &dyn Solver) ->
     solver.relax(&built.program).map_or(0.0, |r| r.objective + built.constant)
 }
 
-/// The coupling rows that could bind, with what each offers: those that all that is of use would not fit into.
+/// The coupling rows that could bind, with what each offers: those that all that is of use to the pools would not fit into,
+/// were there room for it.
 pub fn couplings(problem: &Problem<'_>) -> Vec<(Coupling, f64)> {
     let mut wanted: Vec<BTreeMap<(u32, u32), f64>> = vec![BTreeMap::new(); problem.cells.len()];
     let mut spend = vec![0.0; problem.budgets.len()];
@@ -694,7 +695,7 @@ pub fn couplings(problem: &Problem<'_>) -> Vec<(Coupling, f64)> {
     rows
 }
 
-/// Calls `f(pool, candidate, cell, most)` for every place that a pool's replicas may be in.
+/// Calls `f(pool, candidate, cell, useful)` for every place that a pool's replicas may be in.
 fn for_each_upper(problem: &Problem<'_>, mut f: impl FnMut(usize, usize, usize, f64)) {
     let mut by_class: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
     for (c, cell) in problem.cells.iter().enumerate() {
@@ -716,7 +717,8 @@ fn for_each_upper(problem: &Problem<'_>, mut f: impl FnMut(usize, usize, usize, 
                 let groups = *groups.entry((c, tensor)).or_insert_with(|| cell.groups(tensor));
                 let room = f64::from(groups / shape.pipeline_parallel.max(1));
                 let open = cell.eligible[p] == Eligibility::Open && room >= 1.0;
-                let new = if open { room.min(useful) } else { 0.0 };
+                // Not bounded by the room: a pool that answers by prices does not look at it.
+                let new = if open { useful } else { 0.0 };
                 if running + new > 0.0 {
                     f(p, k, c, running + new);
                 }

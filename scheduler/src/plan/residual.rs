@@ -134,6 +134,13 @@ impl<'p, 'a> Remaining<'p, 'a> {
         }
     }
 
+    /// Whether more is taken than there is.
+    pub(crate) fn is_overdrawn(&self) -> bool {
+        let over = |cell: &Groups| cell.most.iter().zip(&cell.taken).any(|(most, taken)| taken > most);
+        let spent = |b: usize| self.left(b) < -1e-6 * (1.0 + self.problem.budgets[b].left.abs());
+        self.cells.iter().any(over) || (0..self.spent.len()).any(spent)
+    }
+
     /// Whether these replicas fit together.
     pub fn fits_all(&self, p: usize, counts: &BTreeMap<(usize, usize), u32>) -> bool {
         let shape = |k: usize| &self.problem.pools[p].set.candidates[k].shape;
