@@ -35,8 +35,11 @@ impl Door {
         let plain =
             Rights { hop: mutual.is_none_or(|m| m.permissive()), api: everybody && config.public.is_none() };
         let public = Rights { hop: mutual.is_none(), api: everybody };
-        let tls = (mutual.is_some() || config.public.is_some())
-            .then(|| ServerTls::of(mutual, config.public.as_ref()));
+        // Nobody hands a request to a gateway. Its clients may take their time with the first byte, which must otherwise be
+        // seen before anything else.
+        let served = mutual.filter(|_| config.node.is_some());
+        let tls = (served.is_some() || config.public.is_some())
+            .then(|| ServerTls::of(served, config.public.as_ref()));
         Self { tls, plain, public }
     }
 

@@ -81,7 +81,7 @@ pub enum TlsError {
         name: String,
     },
     /// A server's address is none.
-    #[error("{url:?} is no address ({problem}); use http://HOST:PORT, or https with certificates")]
+    #[error("{url:?} is no address ({problem}); use http://host:port, or https with certificates")]
     Url {
         /// What was given.
         url: String,
