@@ -1,5 +1,6 @@
 //! Which resources are served: Kubernetes' own, and those that CustomResourceDefinitions declare.
 
+mod checks;
 mod declared;
 
 use std::collections::BTreeMap;

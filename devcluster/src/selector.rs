@@ -177,7 +177,10 @@ impl<'a> Parser<'a> {
         let key = self.word();
         let name = key.rsplit('/').next().unwrap_or_default();
         if !valid_name(name) || key.matches('/').count() > 1 {
-            return Err(unparsed(&format!("{:?}: invalid label key", if key.is_empty() { start } else { key })));
+            return Err(unparsed(&format!(
+                "{:?}: invalid label key",
+                if key.is_empty() { start } else { key }
+            )));
         }
         Ok(key.to_owned())
     }

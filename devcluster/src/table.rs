@@ -3,6 +3,7 @@
 mod age;
 mod builtin;
 mod jsonpath;
+mod more;
 #[cfg(test)]
 mod tests;
 mod workloads;
@@ -120,8 +121,12 @@ pub fn render(columns: &[Column], objects: &[Value], include: IncludeObject, now
     let rows = objects.iter().map(|object| {
         let cells = columns.iter().map(|column| cell(column, object, now));
         let mut row = json!({"cells": cells.collect::<Vec<_>>()});
+        if let Some((reason, message)) = builtin::completed(object) {
+            row["conditions"] =
+                json!([{"type": "Completed", "status": "True", "reason": reason, "message": message}]);
+        }
         match include {
-            IncludeObject::None => {}
+            IncludeObject::None => row["object"] = Value::Null,
             IncludeObject::Metadata => {
                 row["object"] = json!({
                     "kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1",

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use super::Cluster;
-use super::write::{counts_generations, object_meta};
+use super::write::{counts_generations, crd_ending, object_meta};
 use crate::resources::{CRD_FINALIZER, Resource};
 use crate::server::status::ApiError;
 use crate::store::{CommitError, Expected, GroupResource, ObjectKey, bump_generation};
@@ -125,6 +125,9 @@ impl Cluster {
                 };
                 if !marked && counts_generations(resource) && !definition {
                     bump_generation(&mut value);
+                }
+                if definition && !marked {
+                    crd_ending(&mut value, now);
                 }
                 if namespace_held {
                     value["status"]["phase"] = "Terminating".into();

@@ -24,6 +24,8 @@ use serde_json::{Value, json};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 
+use crate::apply;
+use crate::builtin::decode;
 use crate::nodes::PodLogs;
 use crate::resources::{Registry, Resource};
 use crate::server::status::{self, ApiError};
@@ -58,6 +60,10 @@ pub struct Cluster {
     pub(crate) address: String,
     pub(crate) documents: openapi::Cache,
 }
+
+const JOB_KEEPS_PODS: &str = "child pods are preserved by default when jobs are deleted; set \
+     propagationPolicy=Background to remove them or set propagationPolicy=Orphan to suppress this warning";
+const DELETE_OPTIONS: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions";
 
 impl Cluster {
     /// Answers one request.
@@ -132,7 +138,7 @@ impl Cluster {
             let apply = (verb == "patch").then(|| content_type(&parts.headers) == APPLY);
             request::check_write_options(&query, verb, apply)?;
         }
-        let showing = Showing::new(form, &query);
+        let showing = Showing::new(form, &query)?;
         if !target.subresource.is_empty() {
             let absent = || match (resource.storage.resource.as_str(), target.subresource.as_str()) {
                 ("pods", "exec" | "attach" | "portforward" | "proxy" | "ephemeralcontainers") => {
@@ -141,6 +147,9 @@ impl Cluster {
                          reach what they serve at their pod IP",
                         target.subresource
                     ))
+                }
+                _ if resource.custom.is_some() => {
+                    ApiError::not_found(&resource.group_resource(), &target.name)
                 }
                 _ => ApiError::no_resource(),
             };
@@ -151,7 +160,7 @@ impl Cluster {
             let body = if matches!(verb, "get") {
                 Value::Null
             } else {
-                read_body(body, &parts.headers, verb).await?.0
+                read_body(body, &parts.headers, verb, &resource.kind).await?.0
             };
             return self.subresource(
                 &resource,
@@ -196,44 +205,51 @@ impl Cluster {
                 Ok(response)
             }
             "create" => {
-                let (body, _) = read_body(body, &parts.headers, verb).await?;
+                let (body, _) = read_body(body, &parts.headers, verb, &resource.kind).await?;
                 self.post(&resource, &target, body, &options, showing, now)
             }
             "update" => {
-                let (body, _) = read_body(body, &parts.headers, verb).await?;
+                let (body, _) = read_body(body, &parts.headers, verb, &resource.kind).await?;
                 let written = self.replace(&resource, &key, None, body, &options)?;
                 Ok(self.written(&resource, &written, showing, now))
             }
             "patch" => {
-                let (body, kind) = read_body(body, &parts.headers, verb).await?;
+                let (body, kind) = read_body(body, &parts.headers, verb, &resource.kind).await?;
                 let kind = kind.ok_or_else(unsupported_patch)?;
                 let written = self.patch(&resource, &key, None, &kind, &body, &options)?;
                 Ok(self.written(&resource, &written, showing, now))
             }
             "delete" => {
-                let (body, _) = read_body(body, &parts.headers, verb).await?;
+                let (body, _) = read_body(body, &parts.headers, verb, &resource.kind).await?;
                 let delete = delete_options(&body, &query)?;
                 let dry_run = delete["dryRun"] == json!(["All"]);
+                let silent = delete["propagationPolicy"].is_null() && delete["orphanDependents"].is_null();
+                let warnings: &[String] = match resource.custom.is_none() && resource.kind == "Job" && silent
+                {
+                    true => &[JOB_KEEPS_PODS.to_owned()],
+                    false => &[],
+                };
                 match self.delete(&resource, &key, &delete, dry_run, now)? {
                     // Some kinds answer with what was deleted, most with a `Status`.
                     Deletion::Gone(last) if returns_deleted(&resource) => {
-                        Ok(answer(200, showing.one(&resource, present(&resource, &last), now), &[]))
+                        Ok(answer(200, showing.one(&resource, present(&resource, &last), now), warnings))
                     }
                     Deletion::Gone(last) => {
                         let uid = last["metadata"]["uid"].as_str().unwrap_or_default();
-                        Ok(answer(200, status::deleted(&resource.group_resource(), &key.name, uid), &[]))
+                        let status = status::deleted(&resource.group_resource(), &key.name, uid);
+                        Ok(answer(200, status, warnings))
                     }
                     Deletion::Marked(object) => {
-                        Ok(answer(200, showing.one(&resource, present(&resource, &object), now), &[]))
+                        Ok(answer(200, showing.one(&resource, present(&resource, &object), now), warnings))
                     }
                 }
             }
             _ => {
-                let (body, _) = read_body(body, &parts.headers, verb).await?;
+                let (body, _) = read_body(body, &parts.headers, verb, &resource.kind).await?;
                 let delete = delete_options(&body, &query)?;
                 let selection = Selection::new(&resource, &target.namespace, "", &query)?;
                 let list =
-                    self.list(&resource, &selection, Showing::new(Form::Object, &query), &query, now)?;
+                    self.list(&resource, &selection, Showing::new(Form::Object, &query)?, &query, now)?;
                 for item in list["items"].as_array().into_iter().flatten() {
                     let meta = &item["metadata"];
                     let key = ObjectKey::new(
@@ -267,13 +283,21 @@ impl Cluster {
         showing: Showing,
         now: Timestamp,
     ) -> Result<Response, ApiError> {
-        if !body.is_object() {
-            return Err(ApiError::bad_request("the body is not an object"));
-        }
+        let body = object(resource, body)?;
         if let Some(status) = review::status(&resource.kind) {
+            review::check(&resource.kind, &body, &target.namespace)?;
             let mut review = body;
             review["kind"] = resource.kind.clone().into();
             review["apiVersion"] = resource.api_version().into();
+            if resource.kind.ends_with("AccessReview") {
+                if !review["metadata"].is_object() {
+                    review["metadata"] = json!({});
+                }
+                if resource.namespaced {
+                    review["metadata"]["namespace"] = target.namespace.as_str().into();
+                }
+                review = apply::track_update(None, &review, &options.manager, None, now, &resource.typing);
+            }
             review["status"] = status;
             return Ok(answer(201, review, &[]));
         }
@@ -373,6 +397,16 @@ fn unsupported_patch() -> ApiError {
 /// Delete options from the body, or from the query where there is no body.
 fn delete_options(body: &Value, query: &Query) -> Result<Value, ApiError> {
     if body.is_object() {
+        let (kind, version) = (body["kind"].as_str(), body["apiVersion"].as_str().unwrap_or_default());
+        if let Some(kind) = kind.filter(|kind| !matches!(*kind, "" | "DeleteOptions")) {
+            return Err(ApiError::bad_request(format!(
+                "no kind {kind:?} is registered for version {version:?} in scheme \"pkg/runtime/scheme.go:111\""
+            )));
+        }
+        let decoded = decode::decode(DELETE_OPTIONS, &mut body.clone());
+        if let Some(mismatch) = decoded.mismatch {
+            return Err(ApiError::bad_request(mismatch));
+        }
         request::check_delete_options(body)?;
         return Ok(body.clone());
     }
@@ -420,6 +454,7 @@ async fn read_body(
     body: Body,
     headers: &http::HeaderMap,
     verb: &str,
+    kind: &str,
 ) -> Result<(Value, Option<PatchKind>), ApiError> {
     let bytes = collect(body).await?;
     let media = content_type(headers);
@@ -429,7 +464,13 @@ async fn read_body(
         "application/strategic-merge-patch+json" => Some(PatchKind::Strategic),
         APPLY => Some(PatchKind::Apply),
         "" | "application/json" | "application/yaml" | "*/*" | PROTOBUF => None,
-        _ => return Err(ApiError::unsupported_media_type(&["application/json", "application/yaml"])),
+        _ => {
+            return Err(ApiError::unsupported_media_type(&[
+                "application/json",
+                "application/yaml",
+                PROTOBUF,
+            ]));
+        }
     };
     if verb == "patch" && patch.is_none() {
         return Err(unsupported_patch());
@@ -437,7 +478,7 @@ async fn read_body(
     if bytes.is_empty() {
         return match verb {
             "delete" | "deletecollection" => Ok((Value::Null, None)),
-            _ => Err(ApiError::bad_request("the body is empty")),
+            _ => Err(unreadable(patch.as_ref(), kind, &bytes, "unexpected end of JSON input")),
         };
     }
     if media == PROTOBUF {
@@ -455,10 +496,62 @@ async fn read_body(
                 .then(|| std::str::from_utf8(&bytes).ok())
                 .flatten()
                 .and_then(|text| serde_saphyr::from_str::<Value>(text).ok());
-            parsed.ok_or_else(|| ApiError::bad_request(format!("the body cannot be read: {json}")))?
+            parsed.ok_or_else(|| unreadable(patch.as_ref(), kind, &bytes, &misread(&bytes, &json)))?
         }
     };
     Ok((value, patch))
+}
+
+/// 400 for a body that is no JSON, which it shows the beginning of: as it is if it reads as an object, else in hexadecimal.
+fn unreadable(patch: Option<&PatchKind>, kind: &str, bytes: &[u8], why: &str) -> ApiError {
+    if patch.is_some() {
+        return ApiError::bad_request(format!("error decoding patch: {why}"));
+    }
+    let shown = beginning(bytes);
+    ApiError::bad_request(format!(
+        "the object provided is unrecognized (must be of type {kind}): couldn't get version/kind; json parse error: {why} ({shown})"
+    ))
+}
+
+fn beginning(bytes: &[u8]) -> String {
+    /// Bytes shown.
+    const SHOWN: usize = 30;
+    let first = &bytes[..bytes.len().min(SHOWN)];
+    let more = if bytes.len() > SHOWN { " ..." } else { "" };
+    match first {
+        [] => "<empty>".to_owned(),
+        [b'{', ..] => format!("{}{more}", String::from_utf8_lossy(first)),
+        _ => format!("{}{more}", first.iter().map(|byte| format!("{byte:02x}")).collect::<String>()),
+    }
+}
+
+/// Why bytes are no JSON, in the words of Go's decoder where it has the same reason.
+fn misread(bytes: &[u8], error: &serde_json::Error) -> String {
+    let text = String::from_utf8_lossy(bytes);
+    let start = text.trim_start().chars().next();
+    match start {
+        _ if error.is_eof() => "unexpected end of JSON input".to_owned(),
+        Some(first) if error.line() == 1 && error.column() == 1 => {
+            format!("invalid character {first:?} looking for beginning of value")
+        }
+        _ => error.to_string(),
+    }
+}
+
+/// A body as an object; `null` is one of which nothing is said.
+fn object(resource: &Resource, body: Value) -> Result<Value, ApiError> {
+    const INTO: &str = "struct { APIVersion string \"json:\\\"apiVersion,omitempty\\\"\"; \
+                        Kind string \"json:\\\"kind,omitempty\\\"\" }";
+    match body {
+        Value::Null => Ok(json!({})),
+        Value::Object(_) => Ok(body),
+        other => {
+            let found = decode::json_type(&other);
+            let bytes = serde_json::to_vec(&other).unwrap_or_default();
+            let why = format!("json: cannot unmarshal {found} into Go value of type {INTO}");
+            Err(unreadable(None, &resource.kind, &bytes, &why))
+        }
+    }
 }
 
 fn text(content: &'static str) -> Response {

@@ -43,7 +43,7 @@ impl Selection {
         }
         let fields = Fields::parse(&text).map_err(bad)?;
         if let Some(path) = fields.paths().find(|p| !resource.selectable(p)) {
-            return Err(ApiError::bad_request(format!("field label not supported: {path}")));
+            return Err(ApiError::bad_request(unselectable(resource, path)));
         }
         let namespace = (resource.namespaced && !namespace.is_empty()).then(|| namespace.to_owned());
         Ok(Self { namespace, labels, fields })
@@ -65,6 +65,27 @@ impl Selection {
     }
 }
 
+/// What a server says of a field that objects cannot be selected by: kinds with fields of their own say less.
+fn unselectable(resource: &Resource, path: &str) -> String {
+    let own = [
+        "Pod",
+        "Node",
+        "ReplicationController",
+        "Event",
+        "Namespace",
+        "Secret",
+        "Service",
+        "Job",
+        "CertificateSigningRequest",
+    ];
+    match resource.custom.is_none() && !own.contains(&resource.kind.as_str()) {
+        true => {
+            format!("{path:?} is not a known field selector: only \"metadata.name\", \"metadata.namespace\"")
+        }
+        false => format!("field label not supported: {path}"),
+    }
+}
+
 /// How objects are to be shown.
 #[derive(Debug, Clone, Copy)]
 pub struct Showing {
@@ -76,13 +97,23 @@ pub struct Showing {
 
 impl Showing {
     /// From `Accept` and `includeObject`.
-    pub fn new(form: Form, query: &Query) -> Self {
+    ///
+    /// # Errors
+    /// 400 for rows of an unknown make.
+    pub fn new(form: Form, query: &Query) -> Result<Self, ApiError> {
         let include = match query.get("includeObject") {
             Some("None") => IncludeObject::None,
             Some("Object") => IncludeObject::Object,
-            _ => IncludeObject::Metadata,
+            None | Some("Metadata") => IncludeObject::Metadata,
+            Some(other) if form == Form::Table => {
+                return Err(ApiError::bad_request(format!(
+                    "Unable to convert to Table as requested: includeObject: Invalid value: {other:?}: must be 'Metadata', \
+                     'Object', 'None', or empty"
+                )));
+            }
+            Some(_) => IncludeObject::Metadata,
         };
-        Self { form, include }
+        Ok(Self { form, include })
     }
 
     /// One object in this form.
@@ -127,7 +158,13 @@ impl Cluster {
         now: Timestamp,
     ) -> Result<Value, ApiError> {
         let limit = query.number("limit")?.unwrap_or(0) as usize;
+        // The present state as it is at hand comes whole.
+        let limit = if query.get("resourceVersion") == Some("0") { 0 } else { limit };
         let (objects, revision, after) = match query.get("continue") {
+            Some(_) if query.get("resourceVersion").is_some_and(|version| version != "0") => {
+                let why = "specifying resource version is not allowed when using continue";
+                return Err(ApiError::bad_request(why));
+            }
             Some(token) => {
                 let (revision, after) = read_token(token)?;
                 let objects = self
@@ -137,7 +174,9 @@ impl Cluster {
                 (objects, revision, Some(after))
             }
             None => {
-                let asked = query.number("resourceVersion")?.unwrap_or(0);
+                let asked = query
+                    .version()
+                    .map_err(|why| ApiError::bad_request(format!("invalid resource version: {why}")))?;
                 let current = self.store.revision();
                 if asked > current {
                     return Err(ApiError::version_too_large(asked, current));
@@ -213,9 +252,7 @@ impl Cluster {
             // Asked not to be shown the present state: from now on.
             None | Some("0") if query.get("sendInitialEvents").is_some() => Some(self.store.revision()),
             None | Some("0") => None,
-            Some(text) => Some(text.parse::<u64>().map_err(|_| {
-                ApiError::bad_request(format!("Invalid value: {text:?}: invalid resource version"))
-            })?),
+            Some(_) => Some(query.version().map_err(ApiError::unexpected)?),
         };
         let timeout = query.number("timeoutSeconds")?.map(Duration::from_secs);
         let (tx, rx) = mpsc::channel(64);

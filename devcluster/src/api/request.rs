@@ -119,9 +119,22 @@ impl Query {
     pub fn number(&self, name: &str) -> Result<Option<u64>, ApiError> {
         self.get(name)
             .map(|text| {
-                text.parse().map_err(|_| ApiError::bad_request(format!("invalid value for {name}: {text:?}")))
+                let why = || format!("strconv.ParseInt: parsing {text:?}: invalid syntax");
+                text.parse().map_err(|_| ApiError::bad_request(why()))
             })
             .transpose()
+    }
+
+    /// The version asked for; none is 0.
+    ///
+    /// # Errors
+    /// Why it cannot be read.
+    pub fn version(&self) -> Result<u64, String> {
+        let text = self.get("resourceVersion").unwrap_or("0");
+        text.parse().map_err(|_| {
+            let why = format!("strconv.ParseUint: parsing {text:?}: invalid syntax");
+            format!("resourceVersion: Invalid value: {text:?}: {why}")
+        })
     }
 }
 
@@ -294,9 +307,9 @@ pub fn manager(query: &Query, headers: &HeaderMap) -> String {
 pub fn verb(method: &Method, target: &Target, watch: bool) -> Option<&'static str> {
     let collection = target.name.is_empty();
     Some(match *method {
-        Method::GET | Method::HEAD if collection && watch => "watch",
-        Method::GET | Method::HEAD if collection => "list",
-        Method::GET | Method::HEAD => "get",
+        Method::GET if collection && watch => "watch",
+        Method::GET if collection => "list",
+        Method::GET => "get",
         Method::POST if collection || !target.subresource.is_empty() => "create",
         Method::PUT if !collection => "update",
         Method::PATCH if !collection => "patch",

@@ -28,6 +28,45 @@ pub(super) fn status(kind: &str) -> Option<Value> {
     })
 }
 
+/// Checks what a review asks.
+///
+/// # Errors
+/// 422 if it does not say whether who may do what, 400 if it is about a namespace and names none.
+pub(super) fn check(kind: &str, review: &Value, namespace: &str) -> Result<(), ApiError> {
+    let spec = &review["spec"];
+    let mut causes = Vec::new();
+    match kind {
+        "SelfSubjectRulesReview" if spec["namespace"].as_str().unwrap_or(namespace).is_empty() => {
+            return Err(ApiError::bad_request("no namespace on request"));
+        }
+        "SelfSubjectAccessReview" | "SubjectAccessReview" | "LocalSubjectAccessReview" => {
+            let (resource, other) = (&spec["resourceAttributes"], &spec["nonResourceAttributes"]);
+            if !resource.is_null() && !other.is_null() {
+                let why = "cannot be specified in combination with resourceAttributes";
+                causes.push(Cause::invalid("spec.nonResourceAttributes", other, why));
+            }
+            if resource.is_null() && other.is_null() {
+                let why = "exactly one of nonResourceAttributes or resourceAttributes must be specified";
+                causes.push(Cause::invalid("spec.resourceAttributes", resource, why));
+            }
+            let nobody = spec["user"].as_str().unwrap_or_default().is_empty()
+                && spec["groups"].as_array().is_none_or(Vec::is_empty);
+            if nobody && kind != "SelfSubjectAccessReview" {
+                let why = "at least one of user or group must be specified";
+                causes.push(Cause::invalid("spec.user", &"".into(), why));
+            }
+        }
+        _ => {}
+    }
+    match causes.is_empty() {
+        true => Ok(()),
+        false => {
+            let kind = crate::gvk::GroupKind::new("authorization.k8s.io", "");
+            Err(ApiError::invalid(&kind, "", causes))
+        }
+    }
+}
+
 /// Answers a request for a token of a service account. It is a JWT with the claims of a real one but without a signature,
 /// since nothing here checks it.
 ///
@@ -48,7 +87,7 @@ pub(super) fn token(account: &Value, mut request: Value, now: Timestamp) -> Resu
     if let Some(why) = why {
         let kind = crate::gvk::GroupKind::new("authentication.k8s.io", "TokenRequest");
         let cause = Cause::invalid("spec.expirationSeconds", asked, why);
-        return Err(ApiError::invalid(&kind, name, vec![cause]));
+        return Err(ApiError::invalid(&kind, "", vec![cause]));
     }
     let expires = now + SignedDuration::from_secs(seconds);
     let audiences = match &request["spec"]["audiences"] {

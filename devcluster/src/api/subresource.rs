@@ -422,13 +422,11 @@ fn check_scale(wanted: &Value, patched: bool) -> Result<(), ApiError> {
     }
     let (version, kind) = (&wanted["apiVersion"], &wanted["kind"]);
     if (!kind.is_null() && kind != "Scale") || (!version.is_null() && version != "autoscaling/v1") {
-        let (group, version) = match version.as_str().unwrap_or_default().split_once('/') {
-            Some((group, version)) => (group.to_owned(), version.to_owned()),
-            None => (String::new(), version.as_str().unwrap_or_default().to_owned()),
-        };
+        let version = version.as_str().unwrap_or_default();
+        let version = version.split_once('/').map_or(version, |(_, version)| version);
         let kind = kind.as_str().unwrap_or_default();
         return Err(ApiError::bad_request(format!(
-            "{kind} in version {version:?} cannot be handled as a Scale: converting ({group}.{kind}) to (autoscaling.Scale): unknown conversion"
+            "{kind} in version {version:?} cannot be handled as a Scale: converting ({version}.{kind}) to (autoscaling.Scale): unknown conversion"
         )));
     }
     Ok(())

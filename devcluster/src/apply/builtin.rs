@@ -135,6 +135,11 @@ impl<'a> Builder<'a> {
         if let Some(reference) = reference(schema) {
             let name = reference.rsplit('/').next().unwrap_or_default();
             let Some((name, target)) = self.definitions.get_key_value(name) else { return Type::default() };
+            if name.ends_with("RawExtension") {
+                // Whatever is in it belongs together.
+                let any = MapType { fields: BTreeMap::new(), element: Some(Box::default()), atomic: true };
+                return Type { shape: Shape::Map(any), patch: PatchHints::default() };
+            }
             if self.stack.contains(&name.as_str()) {
                 return Type::default();
             }

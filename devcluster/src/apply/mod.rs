@@ -193,7 +193,9 @@ pub fn track_update(
     }
     if !written.is_empty() {
         let set = owners.get(&me).map_or_else(|| written.clone(), |entry| entry.set.union(&written));
-        owners.insert(me, Entry { set, api_version, time: Some(managers::print_time(now)) });
+        // Who scales is on record without a time.
+        let time = (subresource != Some("scale")).then(|| managers::print_time(now));
+        owners.insert(me, Entry { set, api_version, time });
     }
     managers::encode(&mut object, &owners);
     object

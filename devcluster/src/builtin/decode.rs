@@ -9,6 +9,8 @@ use crate::server::status::Cause;
 
 const INT_OR_STRING: &str = "io.k8s.apimachinery.pkg.util.intstr.IntOrString";
 const QUANTITY: &str = "io.k8s.apimachinery.pkg.api.resource.Quantity";
+const TIME: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.Time";
+const MICRO_TIME: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.MicroTime";
 /// Fields that the schema requires but the API accepts without.
 const LENIENT: &[(&str, &str)] = &[("io.k8s.api.discovery.v1.EndpointSlice", "endpoints")];
 
@@ -75,6 +77,17 @@ fn walk(schema: &Value, name: Option<&str>, owner: &str, value: &mut Value, at: 
         }
         return;
     }
+    if let (Some(TIME | MICRO_TIME), Value::String(text)) = (name, &*value)
+        && !text.is_empty()
+        && text.parse::<jiff::Timestamp>().is_err()
+    {
+        let fraction = if name == Some(MICRO_TIME) { ".000000" } else { "" };
+        out.mismatch.get_or_insert_with(|| {
+            let layout = format!("2006-01-02T15:04:05{fraction}Z07:00");
+            format!("parsing time {text:?} as {layout:?}: cannot parse {text:?} as \"2006\"")
+        });
+        return;
+    }
     if name == Some(INT_OR_STRING) {
         if !(value.is_number() || value.is_string()) {
             mismatch(out, owner, at, json_type(value), "intstr.IntOrString");
@@ -121,6 +134,12 @@ fn walk(schema: &Value, name: Option<&str>, owner: &str, value: &mut Value, at: 
                     let inner = At { path: format!("{}.{key}", at.path), ..child(at, key) };
                     let inner = At { go_path: at.go_path.clone(), ..inner };
                     walk(schema, name, name_or(name, owner), item, &inner, out);
+                    // Amounts of resources are kept in thousandths at the finest.
+                    if name == Some(QUANTITY)
+                        && let Some(rounded) = item.as_str().and_then(quantity::in_thousandths)
+                    {
+                        *item = rounded.into();
+                    }
                 }
             }
         }
@@ -164,7 +183,9 @@ fn holds_nothing(schema: &Value, value: &Value) -> bool {
     match value {
         Value::Array(items) => items.is_empty() && name.is_none() && schema["type"] == "array",
         Value::Object(map) => {
-            map.is_empty() && name.is_none() && schema.get("additionalProperties").is_some_and(Value::is_object)
+            map.is_empty()
+                && name.is_none()
+                && schema.get("additionalProperties").is_some_and(Value::is_object)
         }
         _ => false,
     }

@@ -25,7 +25,10 @@ pub fn apply(kind: &str, object: &mut Value) {
         "DaemonSet" => with(object, "spec", daemon_set),
         "Job" => with(object, "spec", job),
         "CronJob" => with(object, "spec", cron_job),
-        "HorizontalPodAutoscaler" => with(object, "spec", autoscaler),
+        "HorizontalPodAutoscaler" => {
+            with(object, "spec", autoscaler);
+            with(object, "status", |status| set(status, "currentMetrics", Value::Null));
+        }
         "Service" => service(object),
         "Secret" => secret(object),
         "Namespace" => namespace(object),
@@ -45,10 +48,10 @@ pub fn apply(kind: &str, object: &mut Value) {
         "Lease" | "ResourceQuota" => set(object, "spec", json!({})),
         "LimitRange" => with(object, "spec", |spec| {
             list_of(spec, "limits").for_each(limit);
-            nothing(spec, "limits");
+            set(spec, "limits", Value::Null);
         }),
-        "Role" | "ClusterRole" => nothing(object, "rules"),
-        "CSINode" => with(object, "spec", |spec| nothing(spec, "drivers")),
+        "Role" | "ClusterRole" => set(object, "rules", Value::Null),
+        "CSINode" => with(object, "spec", |spec| set(spec, "drivers", Value::Null)),
         "CSIDriver" => make(object, "spec", csi_driver),
         "APIService" => with(object, "spec", |spec| {
             with(spec, "service", |service| set(service, "port", 443));
@@ -357,12 +360,22 @@ fn template(template: &mut Value) {
     with(template, "spec", pod_spec);
 }
 
-/// A list that holds nothing is written as none at all.
-fn nothing(object: &mut Value, field: &str) {
-    if let Some(map) = object.as_object_mut()
-        && map.get(field).is_none_or(|list| list.as_array().is_some_and(Vec::is_empty))
+/// Lists that are written as `null` if they hold nothing, by kind.
+fn nullable(kind: &str) -> Option<&'static str> {
+    match kind {
+        "Role" | "ClusterRole" => Some("/rules"),
+        "LimitRange" => Some("/spec/limits"),
+        "CSINode" => Some("/spec/drivers"),
+        _ => None,
+    }
+}
+
+/// Lists that hold nothing are stored as none at all. Who wrote them is on record all the same.
+pub fn forget_empty_lists(kind: &str, object: &mut Value) {
+    if let Some(list) = nullable(kind).and_then(|pointer| object.pointer_mut(pointer))
+        && list.as_array().is_some_and(Vec::is_empty)
     {
-        map.insert(field.to_owned(), Value::Null);
+        *list = Value::Null;
     }
 }
 
@@ -553,6 +566,7 @@ fn deployment(spec: &mut Value) {
 }
 
 fn stateful_set(spec: &mut Value) {
+    set(spec, "serviceName", "");
     set(spec, "replicas", 1);
     set(spec, "revisionHistoryLimit", 10);
     set(spec, "podManagementPolicy", "OrderedReady");
@@ -667,6 +681,7 @@ fn namespace(object: &mut Value) {
 }
 
 fn network_policy(spec: &mut Value) {
+    set(spec, "podSelector", json!({}));
     let types: &[&str] = if spec["egress"].is_null() { &["Ingress"] } else { &["Ingress", "Egress"] };
     set(spec, "policyTypes", json!(types));
     for rules in ["ingress", "egress"] {

@@ -15,9 +15,14 @@ const RENAMED: &[(&str, &str)] = &[
 
 /// `v1` → `events.k8s.io/v1`.
 pub fn to_events_v1(event: &Value) -> Value {
-    rename(event, "events.k8s.io/v1", |field| {
+    let mut out = rename(event, "events.k8s.io/v1", |field| {
         RENAMED.iter().find(|(core, _)| *core == field).map(|(_, new)| *new)
-    })
+    });
+    if let Some(fields) = out.as_object_mut() {
+        // `v1` writes them whatever is in them.
+        fields.retain(|field, value| !(field.starts_with("reporting") && value == ""));
+    }
+    out
 }
 
 /// `events.k8s.io/v1` → `v1`.

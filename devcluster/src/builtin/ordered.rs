@@ -9,9 +9,9 @@ pub fn in_order(value: &Value, order: &[&str]) -> String {
             let place = |key: &str| order.iter().position(|o| *o == key).unwrap_or(usize::MAX);
             let mut keys: Vec<&String> = map.keys().collect();
             keys.sort_by_key(|key| place(key));
-            let fields = keys.iter().map(|key| {
-                format!("{}:{}", Value::from(key.as_str()), in_order(&map[key.as_str()], order))
-            });
+            let fields = keys
+                .iter()
+                .map(|key| format!("{}:{}", Value::from(key.as_str()), in_order(&map[key.as_str()], order)));
             format!("{{{}}}", fields.collect::<Vec<_>>().join(","))
         }
         Value::Array(list) => {

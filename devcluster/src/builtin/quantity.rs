@@ -47,6 +47,17 @@ pub fn canonical(text: &str) -> Option<String> {
     Some(format!("{value}{suffix}"))
 }
 
+/// The canonical form of a quantity, rounded up to thousandths; `None` if it is malformed.
+pub fn in_thousandths(text: &str) -> Option<String> {
+    const MILLI: i128 = NANO / 1000;
+    let nanos = nanos(text)?;
+    match nanos % MILLI {
+        0 => canonical(text),
+        _ if nanos > 0 => canonical(&format!("{}m", rounded_up(nanos, MILLI))),
+        _ => canonical(&format!("-{}m", rounded_up(-nanos, MILLI))),
+    }
+}
+
 /// A quantity in billionths; `None` if it is malformed.
 pub(super) fn nanos(text: &str) -> Option<i128> {
     parse(text.trim()).map(|(nanos, _)| nanos)

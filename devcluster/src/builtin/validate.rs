@@ -27,6 +27,7 @@ use serde_json::Value;
 
 use crate::server::status::Cause;
 use field::{At, Faults};
+pub use names::dns_1035_label;
 
 /// What is written.
 #[derive(Debug, Clone, Copy)]

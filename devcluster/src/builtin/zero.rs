@@ -43,7 +43,7 @@ pub fn object(kind: &str) -> Value {
             "spec": {"attacher": "", "nodeName": "", "source": {}}, "status": {"attached": false},
         }),
         "CSINode" => json!({"spec": {"drivers": null}}),
-        "CustomResourceDefinition" => json!({"spec": {}}),
+        "CustomResourceDefinition" => json!({"spec": {"names": {}}}),
         "ResourceQuota" | "PersistentVolume" | "Namespace" | "Node" | "APIService" => {
             json!({"spec": {}, "status": {}})
         }

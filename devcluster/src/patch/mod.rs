@@ -15,6 +15,9 @@ pub enum PatchError {
     /// The patch document itself is malformed (HTTP 400).
     #[error("invalid patch: {0}")]
     Malformed(String),
+    /// A list's item or directive that merging does not expect (HTTP 500: a real server's own code does not, either).
+    #[error("{0}")]
+    Unexpected(String),
     /// The patch is well formed but does not fit the object (HTTP 422), such as a failing `test` operation.
     #[error("the server rejected our request due to an error in our request: {0}")]
     Rejected(String),
@@ -24,6 +27,22 @@ pub enum PatchError {
          application/json-patch+json, application/merge-patch+json, application/apply-patch+yaml"
     )]
     Unsupported,
+}
+
+/// JSON as Go's `%+v` prints it.
+pub(crate) fn go_text(value: &Value) -> String {
+    match value {
+        Value::Null => "<nil>".into(),
+        Value::String(text) => text.clone(),
+        Value::Array(items) => format!("[{}]", items.iter().map(go_text).collect::<Vec<_>>().join(" ")),
+        Value::Object(map) => {
+            let mut entries: Vec<String> =
+                map.iter().map(|(key, value)| format!("{key}:{}", go_text(value))).collect();
+            entries.sort();
+            format!("map[{}]", entries.join(" "))
+        }
+        scalar => scalar.to_string(),
+    }
 }
 
 /// JSON merge patch, RFC 7386: objects merge key by key, `null` deletes, anything else replaces.

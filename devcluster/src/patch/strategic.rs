@@ -29,6 +29,11 @@ fn malformed(message: impl Into<String>) -> PatchError {
     PatchError::Malformed(message.into())
 }
 
+fn unknown(directive: &str, at: &Map<String, Value>) -> PatchError {
+    let shown = super::go_text(&Value::Object(at.clone()));
+    PatchError::Unexpected(format!("unknown patch type: {directive} in map: {shown}"))
+}
+
 fn child_type<'a>(ty: &'a Type, key: &str) -> &'a Type {
     match &ty.shape {
         Shape::Map(map) => map.child(key),
@@ -51,7 +56,7 @@ fn merge_map(
                 out.remove(DIRECTIVE);
                 return Ok(out);
             }
-            other => return Err(malformed(format!("unknown {DIRECTIVE} type {other:?} in map"))),
+            other => return Err(unknown(other, patch)),
         },
         Some(other) => return Err(malformed(format!("{DIRECTIVE} must be a string, got {other}"))),
     }
@@ -191,7 +196,7 @@ fn merge_list(
                 merged.retain(|other| !identity.same(other, item));
             }
             Some("replace" | "merge") | None => plain.push(item.clone()),
-            Some(other) => return Err(malformed(format!("unknown {DIRECTIVE} type {other:?} in list item"))),
+            Some(other) => return Err(unknown(other, map)),
         }
     }
     if replace {
@@ -201,7 +206,10 @@ fn merge_list(
         let at = identity.find(&merged, item);
         match (identity.key, item, at) {
             (Some(key), Value::Object(map), _) if !map.contains_key(key) => {
-                return Err(malformed(format!("map: {item} does not contain declared merge key: {key}")));
+                let shown = super::go_text(item);
+                return Err(PatchError::Unexpected(format!(
+                    "map: {shown} does not contain declared merge key: {key}"
+                )));
             }
             (Some(key), other, _) if !other.is_object() => {
                 return Err(malformed(format!("expected an object with merge key {key}, got {other}")));
@@ -241,7 +249,8 @@ fn arrange(merged: Vec<Value>, order: &[Value], original: &[Value], identity: &I
             (None, Some(_)) => false,
             (Some(n), Some(o)) => match (identity.find(original, n), identity.find(original, o)) {
                 (Some(n), Some(o)) => n < o,
-                _ => false,
+                // What the patch brings comes first.
+                _ => true,
             },
         };
         out.extend(if take_named { named.next() } else { others.next() });

@@ -35,7 +35,7 @@ fn pod(spec: Value) -> Value {
 #[case::new_item(
     json!({"containers": [{"name": "a"}]}),
     json!({"containers": [{"name": "z"}]}),
-    json!({"containers": [{"name": "a"}, {"name": "z"}]}))]
+    json!({"containers": [{"name": "z"}, {"name": "a"}]}))]
 #[case::delete_item(
     json!({"containers": [{"name": "a"}, {"name": "b"}]}),
     json!({"containers": [{"name": "a", "$patch": "delete"}]}),
@@ -55,7 +55,7 @@ fn pod(spec: Value) -> Value {
 #[case::env_in_container(
     json!({"containers": [{"name": "a", "env": [{"name": "X", "value": "1"}, {"name": "Y", "value": "1"}]}]}),
     json!({"containers": [{"name": "a", "env": [{"name": "X", "$patch": "delete"}, {"name": "Z", "value": "3"}]}]}),
-    json!({"containers": [{"name": "a", "env": [{"name": "Y", "value": "1"}, {"name": "Z", "value": "3"}]}]}))]
+    json!({"containers": [{"name": "a", "env": [{"name": "Z", "value": "3"}, {"name": "Y", "value": "1"}]}]}))]
 #[case::ports_by_number_and_protocol(
     json!({"containers": [{"name": "a", "ports": [{"containerPort": 53, "protocol": "TCP"}, {"containerPort": 53, "protocol": "UDP"}]}]}),
     json!({"containers": [{"name": "a", "ports": [{"containerPort": 53, "protocol": "UDP", "name": "dns"}]}]}),
@@ -112,13 +112,17 @@ fn strategic_conditions_merge_by_type() {
 fn strategic_errors() {
     let kind = GroupKind::new("", "Pod");
     let current = pod(json!({"containers": [{"name": "a"}]}));
-    for bad in [
-        json!({"spec": {"containers": [{"image": "x"}]}}),
-        json!({"spec": {"$patch": "explode"}}),
-        json!({"spec": {"containers": [{"$patch": "delete"}]}}),
-        json!([1]),
-    ] {
+    for bad in [json!({"spec": {"containers": [{"$patch": "delete"}]}}), json!([1])] {
         assert!(matches!(strategic(&current, &bad, &kind), Err(PatchError::Malformed(_))), "{bad}");
+    }
+    for (odd, why) in [
+        (
+            json!({"spec": {"containers": [{"image": "x"}]}}),
+            "map: map[image:x] does not contain declared merge key: name",
+        ),
+        (json!({"spec": {"$patch": "explode"}}), "unknown patch type: explode in map: map[$patch:explode]"),
+    ] {
+        assert_eq!(strategic(&current, &odd, &kind), Err(PatchError::Unexpected(why.into())));
     }
     assert_eq!(
         strategic(&current, &json!({}), &GroupKind::new("x.dev", "Pod")),

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{CUSTOM_VERBS, Custom, Resource, ScalePaths, Subresource, api_version};
+use super::{CUSTOM_VERBS, Custom, Resource, ScalePaths, Subresource, api_version, checks};
 use crate::apply::Typing;
 use crate::gvk::GroupKind;
 use crate::schema::CompiledSchema;
@@ -17,7 +17,7 @@ fn strings(value: &Value) -> Vec<String> {
 /// The resources of a definition: one for each served version.
 pub(super) fn compile(crd: &Value) -> Result<Vec<Resource>, Vec<Cause>> {
     let spec = &crd["spec"];
-    let mut causes = check(crd);
+    let mut causes = checks::check(crd);
     let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
     let (group, names) = (text(&spec["group"]), &spec["names"]);
     let versions: Vec<&Value> = spec["versions"].as_array().into_iter().flatten().collect();
@@ -28,7 +28,6 @@ pub(super) fn compile(crd: &Value) -> Result<Vec<Resource>, Vec<Cause>> {
         let at = format!("spec.versions[{i}]");
         let openapi = &version["schema"]["openAPIV3Schema"];
         if openapi.is_null() {
-            causes.push(Cause::required(format!("{at}.schema.openAPIV3Schema"), "schemas are required"));
             continue;
         }
         let schema = match CompiledSchema::compile(openapi) {
@@ -93,8 +92,7 @@ pub(super) fn compile(crd: &Value) -> Result<Vec<Resource>, Vec<Cause>> {
                 || {
                     let named = |version: &str| format!("{group}/{version} {}", kind.kind);
                     let instead = preferred(spec).filter(|other| *other != version["name"]);
-                    let instead =
-                        instead.map_or_else(String::new, |other| format!("; use {}", named(other)));
+                    let instead = instead.map_or_else(String::new, |other| format!("; use {}", named(other)));
                     format!("{} is deprecated{instead}", named(&text(&version["name"])))
                 },
                 str::to_owned,
@@ -132,7 +130,7 @@ pub(super) fn compile(crd: &Value) -> Result<Vec<Resource>, Vec<Cause>> {
             kind: kind.kind,
         });
     }
-    if causes.is_empty() { Ok(out) } else { Err(causes) }
+    if causes.is_empty() { Ok(out) } else { Err(checks::settle(crd, causes)) }
 }
 
 /// The newest version that is served and not deprecated.
@@ -140,53 +138,4 @@ fn preferred(spec: &Value) -> Option<&str> {
     let versions = spec["versions"].as_array()?.iter();
     let good = versions.filter(|v| v["served"] == true && v["deprecated"] != true);
     good.filter_map(|v| v["name"].as_str()).min_by_key(|version| super::version_rank(version))
-}
-
-/// Checks the definition itself.
-fn check(crd: &Value) -> Vec<Cause> {
-    let spec = &crd["spec"];
-    let mut causes = Vec::new();
-    let (group, plural) =
-        (spec["group"].as_str().unwrap_or_default(), spec["names"]["plural"].as_str().unwrap_or_default());
-    if crd["metadata"]["name"].as_str() != Some(&format!("{plural}.{group}")) {
-        causes.push(Cause::invalid(
-            "metadata.name",
-            &crd["metadata"]["name"],
-            "must be spec.names.plural+\".\"+spec.group",
-        ));
-    }
-    if !group.contains('.') {
-        causes.push(Cause::invalid("spec.group", &spec["group"], "should be a domain with at least one dot"));
-    }
-    if !["Namespaced", "Cluster"].iter().any(|s| spec["scope"] == *s) {
-        causes.push(Cause::not_supported("spec.scope", &spec["scope"], &["Cluster", "Namespaced"]));
-    }
-    let versions = spec["versions"].as_array().map(Vec::as_slice).unwrap_or_default();
-    if versions.iter().filter(|v| v["storage"] == true).count() != 1 {
-        let names: Value = versions.iter().map(|v| v["name"].clone()).collect();
-        causes.push(Cause::invalid(
-            "spec.versions",
-            &names,
-            "must have exactly one version marked as storage version",
-        ));
-    }
-    if spec["conversion"]["strategy"] == "Webhook" {
-        causes.push(Cause::forbidden(
-            "spec.conversion.strategy",
-            "this API converts between versions only by renaming (None)",
-        ));
-    }
-    for (i, version) in versions.iter().enumerate() {
-        let scale = &version["subresources"]["scale"];
-        for (field, prefix) in [("specReplicasPath", ".spec."), ("statusReplicasPath", ".status.")] {
-            if let Some(path) = scale[field].as_str().filter(|p| !p.starts_with(prefix)) {
-                causes.push(Cause::invalid(
-                    format!("spec.versions[{i}].subresources.scale.{field}"),
-                    &path.into(),
-                    &format!("should be a json path under {prefix}"),
-                ));
-            }
-        }
-    }
-    causes
 }

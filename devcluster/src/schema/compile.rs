@@ -54,6 +54,16 @@ pub(super) enum Kind {
     Boolean,
 }
 
+/// What a server says of a pattern that cannot be read; for what it has its own words for, those.
+fn complaint(pattern: &str, error: &regex::Error) -> String {
+    match error.to_string() {
+        text if text.ends_with("unclosed group") => {
+            format!("error parsing regexp: missing closing ): `{pattern}`")
+        }
+        text => text,
+    }
+}
+
 impl Kind {
     pub(super) fn name(self) -> &'static str {
         match self {
@@ -183,7 +193,7 @@ impl Compiler {
                 Err(error) => self.invalid(
                     join("pattern"),
                     Value::from(pattern),
-                    format!("must be a valid regular expression, but isn't: {error}"),
+                    format!("must be a valid regular expression, but isn't: {}", complaint(pattern, &error)),
                 ),
             }
         }
@@ -347,8 +357,11 @@ impl Compiler {
             match Rule::compile(rule) {
                 Ok(rule) => node.rules.push(rule),
                 Err((field, message)) => {
-                    let value = rule.get(field).cloned().unwrap_or(Value::Null);
-                    self.invalid(join(&format!("x-kubernetes-validations[{at}].{field}")), value, message);
+                    let path = join(&format!("x-kubernetes-validations[{at}].{field}"));
+                    match rule.get(field).filter(|value| !value.is_null()) {
+                        None => self.required(path, &message),
+                        Some(value) => self.invalid(path, value.clone(), message),
+                    }
                 }
             }
         }

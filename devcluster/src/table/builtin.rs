@@ -42,7 +42,7 @@ pub(super) fn age_column() -> Column {
 
 /// The columns of a built-in kind; name and age for any other.
 pub(super) fn columns(kind: &GroupKind) -> Vec<Column> {
-    if let Some(columns) = super::workloads::columns(kind) {
+    if let Some(columns) = super::workloads::columns(kind).or_else(|| super::more::columns(kind)) {
         return columns;
     }
     let middle = match (kind.group.as_str(), kind.kind.as_str()) {
@@ -108,8 +108,8 @@ pub(super) fn columns(kind: &GroupKind) -> Vec<Column> {
                 text("Ready", |o, _| {
                     json!(format!("{}/{}", int_at(o, "/status/readyReplicas"), int_at(o, "/spec/replicas")))
                 }),
-                column("Up-to-date", "integer", 0, |o, _| json!(int_at(o, "/status/updatedReplicas"))),
-                column("Available", "integer", 0, |o, _| json!(int_at(o, "/status/availableReplicas"))),
+                text("Up-to-date", |o, _| json!(int_at(o, "/status/updatedReplicas"))),
+                text("Available", |o, _| json!(int_at(o, "/status/availableReplicas"))),
                 age_column(),
                 wide("Containers", |o, _| containers(o, "name")),
                 wide("Images", |o, _| containers(o, "image")),
@@ -132,9 +132,6 @@ pub(super) fn columns(kind: &GroupKind) -> Vec<Column> {
             return vec![name_column(), created_at()];
         }
         ("rbac.authorization.k8s.io", "ClusterRole" | "Role") => return vec![name_column(), created_at()],
-        ("rbac.authorization.k8s.io", "ClusterRoleBinding" | "RoleBinding") => vec![text("Role", |o, _| {
-            json!(format!("{}/{}", str_at(o, "/roleRef/kind"), str_at(o, "/roleRef/name")))
-        })],
         ("", "Namespace") => vec![text("Status", |o, _| json!(str_at(o, "/status/phase")))],
         ("", "ConfigMap") => {
             vec![column("Data", "string", 0, |o, _| json!(count(o.get("data")) + count(o.get("binaryData"))))]
@@ -152,12 +149,6 @@ pub(super) fn columns(kind: &GroupKind) -> Vec<Column> {
         ("coordination.k8s.io", "Lease") => {
             vec![text("Holder", |o, _| json!(str_at(o, "/spec/holderIdentity")))]
         }
-        ("scheduling.k8s.io", "PriorityClass") => vec![
-            column("Value", "integer", 0, |o, _| json!(int_at(o, "/value"))),
-            column("Global-Default", "boolean", 0, |o, _| {
-                json!(o.get("globalDefault").and_then(Value::as_bool) == Some(true))
-            }),
-        ],
         _ => Vec::new(),
     };
     let mut out = vec![name_column()];
@@ -166,7 +157,17 @@ pub(super) fn columns(kind: &GroupKind) -> Vec<Column> {
     out
 }
 
-fn created_at() -> Column {
+/// Why a pod's row is marked as one that will not change again, so that clients may leave it out.
+pub(super) fn completed(object: &Value) -> Option<(&str, &'static str)> {
+    let is_pod = str_at(object, "/kind") == "Pod" && str_at(object, "/apiVersion") == "v1";
+    match str_at(object, "/status/phase") {
+        phase @ "Succeeded" if is_pod => Some((phase, "The pod has completed successfully.")),
+        phase @ "Failed" if is_pod => Some((phase, "The pod failed.")),
+        _ => None,
+    }
+}
+
+pub(super) fn created_at() -> Column {
     column("Created At", "date", 0, |o, _| json!(str_at(o, "/metadata/creationTimestamp")))
 }
 

@@ -167,6 +167,6 @@ fn rows_carry_what_was_asked_for() {
     let row = |include| render(&columns, std::slice::from_ref(&object), include, now())["rows"][0].clone();
     assert_eq!(row(IncludeObject::Metadata)["object"]["kind"], "PartialObjectMetadata");
     assert_eq!(row(IncludeObject::Object)["object"], object);
-    assert!(row(IncludeObject::None).get("object").is_none());
+    assert_eq!(row(IncludeObject::None).get("object"), Some(&Value::Null));
     assert_eq!(row(IncludeObject::None)["cells"][1], 1);
 }

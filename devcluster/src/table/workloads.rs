@@ -59,7 +59,11 @@ pub(super) fn columns(kind: &GroupKind) -> Option<Vec<Column>> {
                     at => json!(since(at, now)),
                 }),
             ],
-            Vec::new(),
+            vec![
+                wide("Containers", |o, _| job_containers(o, "name")),
+                wide("Images", |o, _| job_containers(o, "image")),
+                wide("Selector", |o, _| labels(o.pointer("/spec/jobTemplate/spec/selector/matchLabels"))),
+            ],
         ),
         ("policy", "PodDisruptionBudget") => (
             vec![
@@ -77,8 +81,8 @@ pub(super) fn columns(kind: &GroupKind) -> Option<Vec<Column>> {
                 }),
                 text("Targets", |o, _| json!(hpa_targets(o))),
                 text("MinPods", |o, _| scalar(o.pointer("/spec/minReplicas"), "<unset>")),
-                integer("MaxPods", |o, _| json!(int_at(o, "/spec/maxReplicas"))),
-                integer("Replicas", |o, _| json!(int_at(o, "/status/currentReplicas"))),
+                text("MaxPods", |o, _| json!(int_at(o, "/spec/maxReplicas"))),
+                text("Replicas", |o, _| json!(int_at(o, "/status/currentReplicas"))),
             ],
             Vec::new(),
         ),
@@ -97,9 +101,6 @@ pub(super) fn columns(kind: &GroupKind) -> Option<Vec<Column>> {
             vec![text("Pod-Selector", |o, _| labels(o.pointer("/spec/podSelector/matchLabels")))],
             Vec::new(),
         ),
-        ("networking.k8s.io", "IngressClass") => {
-            (vec![text("Controller", |o, _| json!(str_at(o, "/spec/controller")))], Vec::new())
-        }
         ("", "PersistentVolumeClaim") => (
             vec![
                 text("Status", |o, _| {
@@ -107,8 +108,12 @@ pub(super) fn columns(kind: &GroupKind) -> Option<Vec<Column>> {
                     json!(if deleting { "Terminating" } else { str_at(o, "/status/phase") })
                 }),
                 text("Volume", |o, _| json!(str_at(o, "/spec/volumeName"))),
-                text("Capacity", |o, _| json!(str_at(o, "/status/capacity/storage"))),
-                text("Access Modes", |o, _| json!(access_modes(o))),
+                text("Capacity", |o, _| {
+                    json!(if bound(o) { str_at(o, "/status/capacity/storage") } else { "" })
+                }),
+                text("Access Modes", |o, _| {
+                    json!(if bound(o) { modes_of(o.pointer("/status/accessModes")) } else { String::new() })
+                }),
                 text("StorageClass", |o, _| json!(str_at(o, "/spec/storageClassName"))),
                 text("VolumeAttributesClass", |o, _| {
                     scalar(o.pointer("/spec/volumeAttributesClassName"), "<unset>")
@@ -121,7 +126,7 @@ pub(super) fn columns(kind: &GroupKind) -> Option<Vec<Column>> {
                 text("Provisioner", |o, _| json!(str_at(o, "/provisioner"))),
                 text("ReclaimPolicy", |o, _| json!(str_at(o, "/reclaimPolicy"))),
                 text("VolumeBindingMode", |o, _| json!(str_at(o, "/volumeBindingMode"))),
-                column("AllowVolumeExpansion", "boolean", 0, |o, _| {
+                text("AllowVolumeExpansion", |o, _| {
                     json!(o.get("allowVolumeExpansion") == Some(&Value::Bool(true)))
                 }),
             ],
@@ -135,7 +140,7 @@ pub(super) fn columns(kind: &GroupKind) -> Option<Vec<Column>> {
     Some(out)
 }
 
-fn integer(name: &str, compute: Compute) -> Column {
+pub(super) fn integer(name: &str, compute: Compute) -> Column {
     column(name, "integer", 0, compute)
 }
 
@@ -149,7 +154,7 @@ fn workload_columns() -> Vec<Column> {
 }
 
 /// Text or a number as text.
-fn scalar(value: Option<&Value>, absent: &str) -> Value {
+pub(super) fn scalar(value: Option<&Value>, absent: &str) -> Value {
     match value {
         Some(Value::String(text)) => json!(text),
         Some(Value::Number(number)) => json!(number.to_string()),
@@ -204,9 +209,22 @@ fn ingress_addresses(ingress: &Value) -> String {
     addresses.join(",")
 }
 
-/// Modes of the bound volume, abbreviated.
-fn access_modes(claim: &Value) -> String {
-    let has = |mode: &str| list(claim.pointer("/status/accessModes")).iter().any(|m| m == mode);
+/// One field of the containers that a CronJob's jobs run.
+fn job_containers(cron: &Value, field: &str) -> Value {
+    match cron.pointer("/spec/jobTemplate") {
+        Some(job) => containers(job, field),
+        None => json!(""),
+    }
+}
+
+/// Whether a claim names its volume: until then its size and modes are not shown.
+fn bound(claim: &Value) -> bool {
+    !str_at(claim, "/spec/volumeName").is_empty()
+}
+
+/// Modes of access, abbreviated.
+pub(super) fn modes_of(modes: Option<&Value>) -> String {
+    let has = |mode: &str| list(modes).iter().any(|m| m == mode);
     [
         ("ReadWriteOnce", "RWO"),
         ("ReadOnlyMany", "ROX"),

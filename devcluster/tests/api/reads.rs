@@ -30,7 +30,8 @@ async fn lists_page_and_select() {
     );
     assert_eq!(names(maps.list(&ListParams::default().fields("metadata.name=m4")).await.unwrap()), ["m4"]);
     let (code, _, message) = status_of(maps.list(&ListParams::default().fields("data.a=1")).await);
-    assert_eq!((code, message.as_str()), (400, "field label not supported: data.a"));
+    let why = "\"data.a\" is not a known field selector: only \"metadata.name\", \"metadata.namespace\"";
+    assert_eq!((code, message.as_str()), (400, why));
     let boats = w.define().await;
     boats.create(&PostParams::default(), &boat("r", json!({"flag": "red"}))).await.unwrap();
     boats.create(&PostParams::default(), &boat("g", json!({"flag": "green"}))).await.unwrap();

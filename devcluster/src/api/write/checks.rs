@@ -7,7 +7,8 @@ use super::object::object_meta;
 use super::{FieldValidation, WriteOptions};
 use crate::builtin::decode;
 use crate::gvk::GroupKind;
-use crate::resources::Resource;
+use crate::patch::go_text;
+use crate::resources::{Custom, Resource};
 use crate::server::status::{ApiError, Cause};
 use crate::store::{GroupResource, ObjectKey, Stored};
 
@@ -42,6 +43,9 @@ impl Cluster {
         let (kind, version) = (&object["kind"], &object["apiVersion"]);
         let wrong_kind = !kind.is_null() && *kind != resource.kind.as_str();
         let wrong_version = !version.is_null() && *version != resource.api_version().as_str();
+        if (wrong_kind || wrong_version) && resource.custom.is_none() {
+            return Err(undecodable(resource, &self.unconvertible(resource, object)));
+        }
         if wrong_kind || wrong_version {
             return Err(ApiError::bad_request(format!(
                 "the API version in the data ({}, {}) does not match the expected API version ({}, {})",
@@ -52,6 +56,27 @@ impl Cluster {
             )));
         }
         Ok(())
+    }
+
+    /// Why an object of another type is not what a path takes.
+    fn unconvertible(&self, resource: &Resource, object: &Value) -> String {
+        let kind = object["kind"].as_str().unwrap_or(&resource.kind).to_owned();
+        let given = object["apiVersion"].as_str().map_or_else(|| resource.api_version(), str::to_owned);
+        let (group, version) = given.split_once('/').unwrap_or(("", &given));
+        let known = self.registry.served().resources.iter().any(|other| {
+            other.custom.is_none() && other.kind == kind && other.group == group && other.version == version
+        });
+        if known {
+            let internal = match resource.group.split('.').next() {
+                None | Some("") => "core",
+                Some(first) => first,
+            };
+            format!("converting ({version}.{kind}) to ({internal}.{}): unknown conversion", resource.kind)
+        } else {
+            format!(
+                "no kind {kind:?} is registered for version {given:?} in scheme \"pkg/runtime/scheme.go:111\""
+            )
+        }
     }
 
     pub(super) fn set_namespace(
@@ -121,6 +146,40 @@ impl Cluster {
     }
 }
 
+/// What is wrong with the counts that a custom resource is scaled by.
+pub(super) fn scale_faults(custom: &Custom, object: &Value) -> Vec<Cause> {
+    let Some(scale) = &custom.scale else { return Vec::new() };
+    let mut causes = Vec::new();
+    for path in [&scale.spec, &scale.status] {
+        let Some(count) = object.pointer(&path.replace('.', "/")).filter(|count| !count.is_null()) else {
+            continue;
+        };
+        let fault = match count.as_i64() {
+            Some(..=-1) => (count, "should be a non-negative integer".to_owned()),
+            Some(n) if n > i64::from(i32::MAX) => {
+                (count, format!("should be less than or equal to {}", i32::MAX))
+            }
+            Some(_) => continue,
+            None => {
+                let found = match count {
+                    Value::String(_) => "string",
+                    Value::Bool(_) => "bool",
+                    Value::Array(_) => "[]interface {}",
+                    Value::Object(_) => "map[string]interface {}",
+                    _ => "float64",
+                };
+                let shown = go_text(count);
+                let shown = shown.strip_suffix(".0").unwrap_or(&shown);
+                let why = format!("{path} accessor error: {shown} is of the type {found}, expected int64");
+                (&Value::Null, why)
+            }
+        };
+        let value = if fault.0.is_null() { Value::from(0) } else { fault.0.clone() };
+        causes.push(Cause::invalid(path.as_str(), &value, &fault.1));
+    }
+    causes
+}
+
 /// 400 for a body that is no object of its kind.
 pub(super) fn undecodable(resource: &Resource, why: &str) -> ApiError {
     let (kind, version) = (&resource.kind, &resource.version);
@@ -180,22 +239,6 @@ pub(super) fn check_patched(
     }
 }
 
-/// JSON as Go's `%+v` prints it.
-fn go_text(value: &Value) -> String {
-    match value {
-        Value::Null => "<nil>".into(),
-        Value::String(text) => text.clone(),
-        Value::Array(items) => format!("[{}]", items.iter().map(go_text).collect::<Vec<_>>().join(" ")),
-        Value::Object(map) => {
-            let mut entries: Vec<String> =
-                map.iter().map(|(key, value)| format!("{key}:{}", go_text(value))).collect();
-            entries.sort();
-            format!("map[{}]", entries.join(" "))
-        }
-        scalar => scalar.to_string(),
-    }
-}
-
 /// Whether a replacement must name the version it replaces, as the strategies of these kinds demand.
 pub(super) fn needs_version(resource: &Resource) -> bool {
     resource.custom.is_some()
@@ -226,7 +269,12 @@ pub(super) fn check_finalizers(
         new.join(", ")
     );
     let cause = Cause::forbidden("metadata.finalizers", &why);
-    Err(ApiError::invalid(&resource.group_kind(), name, vec![cause]))
+    // A real server looks twice at built-in kinds: at the metadata alone, and as part of the object.
+    let causes = match resource.custom {
+        None => vec![cause.clone(), cause],
+        Some(_) => vec![cause],
+    };
+    Err(ApiError::invalid(&resource.group_kind(), name, causes))
 }
 
 /// The object must be the one that the path names.
@@ -253,7 +301,13 @@ pub(super) fn check_uid(
             &resource.group_resource(),
             name,
             &format!(
-                "Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
+                "StorageError: invalid object, Code: 4, Key: /registry/{}/{}{name}, ResourceVersion: 0, \
+                 AdditionalErrorMsg: Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
+                match &resource.custom {
+                    Some(_) => format!("{}/{}", resource.group, resource.plural),
+                    None => resource.plural.clone(),
+                },
+                current.meta("namespace").map_or_else(String::new, |namespace| format!("{namespace}/")),
                 current.meta("uid").unwrap_or_default()
             ),
         )),

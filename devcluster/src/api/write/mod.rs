@@ -11,6 +11,7 @@ use serde_json::Value;
 use super::Cluster;
 use crate::apply;
 use crate::builtin::{decode, defaults, validate};
+use crate::gvk::GroupKind;
 use crate::resources::Resource;
 use crate::server::status::{ApiError, Cause};
 use crate::store::{CommitError, Expected, ObjectKey, Stored, bump_generation, resource_version};
@@ -18,10 +19,13 @@ use checks::{check_finalizers, check_name, check_uid, needs_version, undecodable
 pub(crate) use object::new_uid;
 pub use object::present;
 use object::{
-    confine, counts_metadata, crd_status, drops_status, ends, keep_system_fields, name_of, same_but_version, spec_of, stamp,
-    to_storage,
+    confine, counts_metadata, crd_status, drops_status, ends, keep_system_fields, name_of, same_but_version,
+    spec_of, stamp, to_storage, unnamed,
 };
-pub(super) use object::{counts_generations, object_meta};
+pub(super) use object::{counts_generations, crd_ending, object_meta};
+
+/// Who writes what a real API server writes of itself.
+const SERVER: &str = "kube-apiserver";
 
 /// How a write is to be done.
 #[derive(Debug, Clone)]
@@ -134,7 +138,29 @@ impl Cluster {
             .commit(&key, Expected::Absent, Some(object))
             .map_err(|e| commit_error(&e, resource, name))?;
         self.after_write(resource, &stored);
+        if resource.kind == "CustomResourceDefinition" {
+            self.establish(resource, &key, &stored, options.now)?;
+        }
         Ok(Written { object: stored.value.clone(), created: true, warnings })
+    }
+
+    /// Accepts the names of a new definition, which a real server does in a write of its own.
+    fn establish(
+        &self,
+        resource: &Resource,
+        key: &ObjectKey,
+        new: &Stored,
+        now: Timestamp,
+    ) -> Result<(), ApiError> {
+        let mut object = new.value.clone();
+        crd_status(&mut object, now);
+        let object =
+            apply::track_update(Some(&new.value), &object, SERVER, Some("status"), now, &resource.typing);
+        match self.store.commit(key, Expected::Revision(new.revision), Some(object)) {
+            // Who wrote in between has accepted them.
+            Ok(_) | Err(CommitError::Conflict(_)) => Ok(()),
+            Err(e) => Err(commit_error(&e, resource, &key.name)),
+        }
     }
 
     /// Replaces an object, or one of its subresources' parts.
@@ -154,17 +180,30 @@ impl Cluster {
         check_name(&object, &key.name)?;
         let current =
             self.store.get(key).ok_or_else(|| ApiError::not_found(&resource.group_resource(), &key.name))?;
+        if let Some(version) = object["metadata"]["resourceVersion"].as_str()
+            && !version.is_empty()
+            && version.parse::<u64>().is_err()
+        {
+            let why = format!("strconv.ParseUint: parsing {version:?}: invalid syntax");
+            return Err(ApiError::unexpected(why));
+        }
         match resource_version(&object) {
             Some(asked) if asked != 0 && asked != current.revision => {
                 return Err(ApiError::modified(&resource.group_resource(), &key.name));
             }
             None | Some(0) if needs_version(resource) => {
+                let none = if resource.custom.is_some() { "0" } else { "0x0" };
                 let cause = Cause {
                     reason: "FieldValueInvalid".into(),
-                    message: "Invalid value: 0x0: must be specified for an update".into(),
+                    message: format!("Invalid value: {none}: must be specified for an update"),
                     field: "metadata.resourceVersion".into(),
                 };
-                return Err(ApiError::invalid(&resource.group_kind(), &key.name, vec![cause]));
+                // A real server names the resource of its own kinds' place here.
+                let kind = match &resource.custom {
+                    Some(_) => GroupKind::new(&resource.group, &resource.plural),
+                    None => resource.group_kind(),
+                };
+                return Err(ApiError::invalid(&kind, &key.name, vec![cause]));
             }
             _ => {}
         }
@@ -229,11 +268,10 @@ impl Cluster {
         if ends(resource, &object) {
             // The last finalizer is gone: this write is the object's end.
             let mut last = object;
-            let stored = self
-                .store
+            self.store
                 .commit(key, Expected::Revision(current.revision), None)
                 .map_err(|e| commit_error(&e, resource, &key.name))?;
-            last["metadata"]["resourceVersion"] = stored.revision.to_string().into();
+            last["metadata"]["resourceVersion"] = current.revision.to_string().into();
             if resource.kind == "CustomResourceDefinition" {
                 self.registry.undefine(&key.name);
             }
@@ -264,7 +302,13 @@ impl Cluster {
             Some(custom) => {
                 custom.schema.default(&mut object);
                 causes.extend(validate::custom_metadata(&object["metadata"], before.is_some()));
-                causes.extend(custom.schema.validate(&object, before).iter().map(Cause::from));
+                let mut faults: Vec<Cause> =
+                    custom.schema.validate(&object, before).iter().map(Cause::from).collect();
+                // That rules were not checked is said last.
+                let unchecked = faults.iter().position(|cause| cause.field == "<nil>");
+                let at = unchecked.unwrap_or(faults.len());
+                faults.splice(at..at, checks::scale_faults(custom, &object));
+                causes.append(&mut faults);
             }
             None => {
                 if let Some(definition) = &resource.definition {
@@ -290,7 +334,10 @@ impl Cluster {
             self.registry
                 .check(&object)
                 .map_err(|causes| ApiError::invalid(&resource.group_kind(), &name, causes))?;
-            crd_status(&mut object, options.now);
+            match before {
+                None => unnamed(&mut object),
+                Some(_) => crd_status(&mut object, options.now),
+            }
         }
         Ok(object)
     }

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use rand::Rng as _;
 use serde_json::{Map, Value, json};
 
-use crate::builtin::events;
+use crate::builtin::{defaults, events};
 use crate::resources::Resource;
 use crate::server::status::ApiError;
 use crate::store::GroupResource;
@@ -212,7 +212,10 @@ pub fn present(resource: &Resource, stored: &Value) -> Value {
 }
 
 /// An object of `resource`'s version in the version that is stored.
-pub(super) fn to_storage(resource: &Resource, object: Value) -> Value {
+pub(super) fn to_storage(resource: &Resource, mut object: Value) -> Value {
+    if resource.custom.is_none() {
+        defaults::forget_empty_lists(&resource.kind, &mut object);
+    }
     if resource.storage_api_version == resource.api_version() {
         return object;
     }
@@ -224,26 +227,54 @@ pub(super) fn to_storage(resource: &Resource, object: Value) -> Value {
     out
 }
 
+/// What a new definition says of itself until its names are looked at.
+pub(super) fn unnamed(object: &mut Value) {
+    let version = storage_versions(object);
+    let names = json!({"plural": "", "kind": ""});
+    object["status"] = json!({"acceptedNames": names, "storedVersions": version, "conditions": null});
+}
+
+fn storage_versions(definition: &Value) -> Vec<Value> {
+    let versions = definition["spec"]["versions"].as_array().into_iter().flatten();
+    versions.filter(|v| v["storage"] == true).map(|v| v["name"].clone()).collect()
+}
+
+/// A definition with its names accepted, and in force.
 pub(super) fn crd_status(object: &mut Value, now: Timestamp) {
     let names = object["spec"]["names"].clone();
-    let version: Vec<Value> = object["spec"]["versions"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter(|v| v["storage"] == true)
-        .map(|v| v["name"].clone())
-        .collect();
+    let mut versions: Vec<Value> = object["status"]["storedVersions"].as_array().cloned().unwrap_or_default();
+    for version in storage_versions(object) {
+        if !versions.contains(&version) {
+            versions.push(version);
+        }
+    }
     let at = now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+    let before = object["status"]["conditions"].as_array().cloned().unwrap_or_default();
     let kept = |kind: &str| {
-        let old = object["status"]["conditions"].as_array()?.iter().find(|c| c["type"] == kind)?;
+        let old = before.iter().find(|c| c["type"] == kind)?;
         (old["status"] == "True").then(|| old["lastTransitionTime"].clone())
     };
-    let conditions = json!([
-        {"type": "NamesAccepted", "status": "True", "reason": "NoConflicts", "message": "no conflicts found",
-         "lastTransitionTime": kept("NamesAccepted").unwrap_or_else(|| at.clone().into())},
-        {"type": "Established", "status": "True", "reason": "InitialNamesAccepted",
+    let mut conditions = vec![
+        json!({"type": "NamesAccepted", "status": "True", "reason": "NoConflicts", "message": "no conflicts found",
+         "lastTransitionTime": kept("NamesAccepted").unwrap_or_else(|| at.clone().into())}),
+        json!({"type": "Established", "status": "True", "reason": "InitialNamesAccepted",
          "message": "the initial names have been accepted",
-         "lastTransitionTime": kept("Established").unwrap_or_else(|| at.into())},
-    ]);
-    object["status"] = json!({"acceptedNames": names, "storedVersions": version, "conditions": conditions});
+         "lastTransitionTime": kept("Established").unwrap_or_else(|| at.into())}),
+    ];
+    conditions
+        .extend(before.into_iter().filter(|c| c["type"] != "NamesAccepted" && c["type"] != "Established"));
+    object["status"] = json!({"acceptedNames": names, "storedVersions": versions, "conditions": conditions});
+}
+
+/// Says of a definition that it is about to go.
+pub(in crate::api) fn crd_ending(object: &mut Value, now: Timestamp) {
+    let condition = json!({
+        "type": "Terminating", "status": "True", "reason": "InstanceDeletionPending",
+        "message": "CustomResourceDefinition marked for deletion; CustomResource deletion will begin soon",
+        "lastTransitionTime": now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+    });
+    if let Some(conditions) = object.pointer_mut("/status/conditions").and_then(Value::as_array_mut) {
+        conditions.retain(|c| c["type"] != "Terminating");
+        conditions.push(condition);
+    }
 }

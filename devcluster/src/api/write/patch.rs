@@ -10,11 +10,29 @@ use crate::apply::{self, ApplyError};
 use crate::builtin::decode::json_type;
 use crate::patch;
 use crate::resources::Resource;
-use crate::server::status::ApiError;
+use crate::server::status::{ApiError, Cause};
 use crate::store::{ObjectKey, Stored, resource_version};
 
 /// Attempts at a patch whose object keeps being changed by others.
 const PATCH_ATTEMPTS: usize = 16;
+
+/// An applied object whose texts cannot be read is one that cannot be converted.
+fn unconverted(resource: &Resource, config: &Value, namespace: &str, error: ApiError) -> ApiError {
+    let why = error.message.split_once(&format!("cannot be handled as a {}: ", resource.kind));
+    let why = match why.map(|(_, why)| why) {
+        Some(why) if why.starts_with("quantities must") || why.starts_with("unable to parse quantity") => {
+            why.to_owned()
+        }
+        Some(why) if why.starts_with("illegal base64") => format!("error decoding from json: {why}"),
+        _ => return error,
+    };
+    let kind = format!("{}/{}, Kind={}", resource.group, resource.version, resource.kind);
+    let name = config["metadata"]["name"].as_str().unwrap_or_default();
+    ApiError::unexpected(format!(
+        "failed to convert new object ({namespace}/{name}; {kind}) to proper version: unable to convert unstructured \
+         object to {kind}: {why}"
+    ))
+}
 
 impl Cluster {
     /// Patches an object, or one of its subresources' parts. Applying an object that is not there creates it.
@@ -76,7 +94,11 @@ impl Cluster {
         let mut patched = match kind {
             PatchKind::Json => patch::json(&before, body).map_err(|e| match e {
                 patch::PatchError::Rejected(_) => ApiError::rejected(),
-                other => ApiError::bad_request(other.to_string()),
+                _ if body.is_array() => ApiError::rejected(),
+                _ => ApiError::bad_request(format!(
+                    "error decoding patch: json: cannot unmarshal {} into Go value of type []handlers.jsonPatchOp",
+                    json_type(body)
+                )),
             })?,
             PatchKind::Merge => patch::merge(&before, body),
             PatchKind::Strategic if resource.custom.is_some() => {
@@ -88,7 +110,10 @@ impl Cluster {
             }
             PatchKind::Strategic | PatchKind::Apply => {
                 patch::strategic(&before, body, &resource.group_kind())
-                    .map_err(|e| ApiError::bad_request(e.to_string()))?
+                    .map_err(|e| match e {
+                        patch::PatchError::Unexpected(why) => ApiError::unexpected(why),
+                        other => ApiError::bad_request(other.to_string()),
+                    })?
             }
         };
         if !patched.is_object() {
@@ -99,7 +124,13 @@ impl Cluster {
         {
             return Err(ApiError::modified(&resource.group_resource(), &key.name));
         }
-        check_uid(resource, &patched, current, &key.name)?;
+        if let Some(uid) = patched["metadata"]["uid"].as_str()
+            && Some(uid) != current.meta("uid")
+        {
+            // A real server looks twice: at the metadata alone, and as part of the object.
+            let cause = Cause::invalid("metadata.uid", &uid.into(), "field is immutable");
+            return Err(ApiError::invalid(&resource.group_kind(), &key.name, vec![cause.clone(), cause]));
+        }
         self.keep_namespace(resource, &key.namespace, &mut patched)?;
         check_name(&patched, &key.name)?;
         let strategic = matches!(kind, PatchKind::Strategic).then_some(body);
@@ -137,7 +168,8 @@ impl Cluster {
             ApplyError::Invalid(why) => ApiError::bad_request(why),
             ApplyError::Untypable(why) => ApiError::unexpected(why),
         })?;
-        self.check_unknown(resource, &mut merged, options, &mut warnings)?;
+        self.check_unknown(resource, &mut merged, options, &mut warnings)
+            .map_err(|error| unconverted(resource, config, &key.namespace, error))?;
         match current {
             Some(current) => {
                 if let Some(asked) = resource_version(config)

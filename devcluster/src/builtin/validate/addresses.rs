@@ -75,7 +75,11 @@ pub(super) fn reachable(text: &str, at: &At, faults: &mut Faults) {
         "in the link-local range" => " (169.254.0.0/16, fe80::/10)",
         _ => " (224.0.0.0/24, ff02::/10)",
     };
-    let shown = if kind == "unspecified" { format!("may not be {kind} ({text})") } else { format!("may not be {kind}{more}") };
+    let shown = if kind == "unspecified" {
+        format!("may not be {kind} ({text})")
+    } else {
+        format!("may not be {kind}{more}")
+    };
     faults.invalid(at, text, &shown);
 }
 

@@ -141,9 +141,12 @@ pub(super) fn event(event: &Value, new_api: bool, faults: &mut Faults) {
             faults.required(&at, "");
         }
         faults.invalid_for(&at, reporter, names::qualified_name(reporter));
-        for (field, most) in
-            [("reportingInstance", MAX_TEXT), ("action", MAX_TEXT), ("reason", MAX_TEXT), ("message", MAX_NOTE)]
-        {
+        for (field, most) in [
+            ("reportingInstance", MAX_TEXT),
+            ("action", MAX_TEXT),
+            ("reason", MAX_TEXT),
+            ("message", MAX_NOTE),
+        ] {
             let at = At::root(field);
             if part(field).is_empty() && field != "message" {
                 faults.required(&at, "");

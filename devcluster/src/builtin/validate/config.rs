@@ -83,11 +83,9 @@ pub(super) fn secret(secret: &Value, faults: &mut Faults) {
         }
         "kubernetes.io/dockercfg" => login(data, ".dockercfg", &at, faults),
         "kubernetes.io/dockerconfigjson" => login(data, ".dockerconfigjson", &at, faults),
-        "kubernetes.io/basic-auth" => {
-            if missing("username") && missing("password") {
-                faults.required(&at.key("username"), "");
-                faults.required(&at.key("password"), "");
-            }
+        "kubernetes.io/basic-auth" if missing("username") && missing("password") => {
+            faults.required(&at.key("username"), "");
+            faults.required(&at.key("password"), "");
         }
         "kubernetes.io/ssh-auth" => faults.some_text(&at.key("ssh-privatekey"), &data["ssh-privatekey"]),
         "kubernetes.io/tls" => {

@@ -47,7 +47,11 @@ fn descriptor(text: &str) -> Result<(), String> {
         let good = every.starts_with(|c: char| c.is_ascii_digit())
             && every.ends_with(units)
             && every.chars().all(|c| c.is_ascii_digit() || c == '.' || units(c));
-        return if good { Ok(()) } else { Err(format!("failed to parse duration {text}: time: invalid duration {every:?}")) };
+        return if good {
+            Ok(())
+        } else {
+            Err(format!("failed to parse duration {text}: time: invalid duration {every:?}"))
+        };
     }
     Err(format!("unrecognized descriptor: {text}"))
 }
@@ -99,7 +103,9 @@ fn number(text: &str) -> Result<u32, String> {
     match text.parse::<i64>() {
         Ok(n) if n < 0 => Err(format!("negative number ({n}) not allowed: {text}")),
         Ok(n) => Ok(u32::try_from(n).unwrap_or(u32::MAX)),
-        Err(_) => Err(format!("failed to parse int from {text}: strconv.Atoi: parsing {text:?}: invalid syntax")),
+        Err(_) => {
+            Err(format!("failed to parse int from {text}: strconv.Atoi: parsing {text:?}: invalid syntax"))
+        }
     }
 }
 

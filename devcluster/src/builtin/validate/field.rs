@@ -260,7 +260,8 @@ mod tests {
 
     #[test]
     fn values_read_as_a_server_writes_them() {
-        let selector = json!({"matchExpressions": [{"key": "a", "operator": "In"}], "matchLabels": {"b": "c"}});
+        let selector =
+            json!({"matchExpressions": [{"key": "a", "operator": "In"}], "matchLabels": {"b": "c"}});
         assert_eq!(
             in_order(&selector, &["matchLabels", "matchExpressions"]),
             r#"{"matchLabels":{"b":"c"},"matchExpressions":[{"key":"a","operator":"In"}]}"#

@@ -77,8 +77,7 @@ pub(super) fn updated(new: &Value, old: &Value, faults: &mut Faults) {
     if !same(&spec["template"], &template) {
         faults.invalid(&at.child("template"), spec["template"].clone(), IMMUTABLE);
     }
-    let fields =
-        ["completionMode", "podFailurePolicy", "backoffLimitPerIndex", "managedBy", "successPolicy"];
+    let fields = ["completionMode", "podFailurePolicy", "backoffLimitPerIndex", "managedBy", "successPolicy"];
     faults.unchanged(&at, spec, before, &fields);
 }
 
@@ -103,9 +102,12 @@ fn generated_selector(job: &Value, faults: &mut Faults) {
             Some(_) => {}
         }
     }
-    let own: Value = GENERATED.iter().map(|(label, field)| ((*label).to_owned(), meta[*field].clone())).collect();
+    let own: Value =
+        GENERATED.iter().map(|(label, field)| ((*label).to_owned(), meta[*field].clone())).collect();
     let whole = serde_json::json!({"metadata": {"labels": own}});
-    if selectors::readable(selector) && !selectors::selects_all(selector) && !selectors::selects(selector, &whole)
+    if selectors::readable(selector)
+        && !selectors::selects_all(selector)
+        && !selectors::selects(selector, &whole)
     {
         let at = At::root("spec").child("selector");
         faults.invalid_as(&at, &selectors::shown(selector), "`selector` not auto-generated");
@@ -405,8 +407,7 @@ fn time_zone(zone: &Value, at: &At, faults: &mut Faults) {
     };
     if !zone.split('/').all(good) || jiff::tz::TimeZone::get(zone).is_err() {
         if zone.eq_ignore_ascii_case("local") {
-            let why =
-                "timeZone must be an explicit time zone as defined in https://www.iana.org/time-zones";
+            let why = "timeZone must be an explicit time zone as defined in https://www.iana.org/time-zones";
             return faults.invalid(at, zone, why);
         }
         faults.invalid(at, zone, &format!("unknown time zone {zone}"));
@@ -433,7 +434,11 @@ pub(super) fn status(new: &Value, old: &Value, faults: &mut Faults) {
     }
     if !status["completionTime"].is_null() && !complete {
         let time = status["completionTime"].clone();
-        faults.invalid(&at.child("completionTime"), time, "cannot set completionTime when there is no Complete=True condition");
+        faults.invalid(
+            &at.child("completionTime"),
+            time,
+            "cannot set completionTime when there is no Complete=True condition",
+        );
     }
     if complete && status["completionTime"].is_null() {
         faults.required(&at.child("completionTime"), "completionTime is required for Complete jobs");
@@ -453,7 +458,10 @@ pub(super) fn status(new: &Value, old: &Value, faults: &mut Faults) {
             faults.wrong(&conditions, &why);
         }
     }
-    if !is_empty(&old["status"]["conditions"]) && is(old, "SuccessCriteriaMet") && !is(new, "SuccessCriteriaMet") {
+    if !is_empty(&old["status"]["conditions"])
+        && is(old, "SuccessCriteriaMet")
+        && !is(new, "SuccessCriteriaMet")
+    {
         faults.wrong(&conditions, "cannot disable the SuccessCriteriaMet=True condition");
     }
 }

@@ -191,7 +191,10 @@ mod tests {
         let good = json!({"generateName": "gen-", "name": "gen-abcde"});
         assert_eq!(said(|faults| created("Pod", &good, faults)), [""; 0]);
         let bad = said(|faults| created("Pod", &json!({"generateName": "Gen", "name": "Genabcde"}), faults));
-        assert!(bad[0].starts_with("metadata.generateName: Invalid value: \"Gen\"") && bad.len() == 2, "{bad:?}");
+        assert!(
+            bad[0].starts_with("metadata.generateName: Invalid value: \"Gen\"") && bad.len() == 2,
+            "{bad:?}"
+        );
     }
 
     #[test]

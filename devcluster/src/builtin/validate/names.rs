@@ -34,7 +34,12 @@ fn alphanumeric(c: char) -> bool {
 }
 
 /// Whether all characters are allowed, and the first and last of the edges' kinds.
-fn made_of(text: &str, first: fn(char) -> bool, last: fn(char) -> bool, inner: impl Fn(char) -> bool) -> bool {
+fn made_of(
+    text: &str,
+    first: fn(char) -> bool,
+    last: fn(char) -> bool,
+    inner: impl Fn(char) -> bool,
+) -> bool {
     text.chars().next().is_some_and(first)
         && text.chars().next_back().is_some_and(last)
         && text.chars().all(inner)
@@ -162,7 +167,11 @@ pub fn qualified_name(text: &str) -> Vec<String> {
             if prefix.is_empty() {
                 out.push("prefix part must be non-empty".to_owned());
             } else {
-                out.extend(dns_subdomain(prefix).into_iter().map(|why| format!("prefix part {}", why.replace("253 characters", "253 bytes"))));
+                out.extend(
+                    dns_subdomain(prefix)
+                        .into_iter()
+                        .map(|why| format!("prefix part {}", why.replace("253 characters", "253 bytes"))),
+                );
             }
             *name
         }
@@ -237,7 +246,8 @@ pub fn variable(text: &str) -> Vec<String> {
         return vec!["environment variable name must be non-empty".to_owned()];
     }
     let printable = text.chars().all(|c| (' '..='~').contains(&c) && c != '=');
-    let why = "a valid environment variable name must consist only of printable ASCII characters other than '='";
+    let why =
+        "a valid environment variable name must consist only of printable ASCII characters other than '='";
     if printable { Vec::new() } else { vec![why.to_owned()] }
 }
 

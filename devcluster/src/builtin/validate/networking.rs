@@ -370,15 +370,7 @@ fn slice_endpoints(endpoints: &Value, kind: &str, at: &At, faults: &mut Faults) 
         for (a, address) in all.iter().enumerate() {
             let at = list_at.index(a);
             match kind {
-                "IPv4" | "IPv6" => {
-                    if addresses::ip(address, &at, faults) {
-                        let v4 = addresses::address(address).is_some_and(|ip| ip.is_ipv4());
-                        if v4 != (kind == "IPv4") {
-                            faults.invalid(&list_at, *address, &format!("must be an {kind} address"));
-                        }
-                        addresses::reachable(address, &at, faults);
-                    }
-                }
+                "IPv4" | "IPv6" => of_family(kind, address, &list_at, &at, faults),
                 "FQDN" => {
                     let name = address.strip_suffix('.').unwrap_or(address);
                     let wrong = names::dns_subdomain(name);
@@ -404,11 +396,24 @@ fn slice_endpoints(endpoints: &Value, kind: &str, at: &At, faults: &mut Faults) 
         }
         let mut zones = BTreeSet::new();
         for (z, zone) in items(&endpoint["hints"]["forZones"]).enumerate() {
-            let (at, name) = (own.child("hints").child("forZones").index(z).child("name"), text(&zone["name"]));
+            let (at, name) =
+                (own.child("hints").child("forZones").index(z).child("name"), text(&zone["name"]));
             if !zones.insert(name) {
                 faults.duplicate(&at, name);
             }
             faults.invalid_for(&at, name, names::label_value(name));
         }
     }
+}
+
+/// An endpoint's address is one, of the family that its slice is of.
+fn of_family(kind: &str, address: &str, list_at: &At, at: &At, faults: &mut Faults) {
+    if !addresses::ip(address, at, faults) {
+        return;
+    }
+    let v4 = addresses::address(address).is_some_and(|ip| ip.is_ipv4());
+    if v4 != (kind == "IPv4") {
+        faults.invalid(list_at, address, &format!("must be an {kind} address"));
+    }
+    addresses::reachable(address, at, faults);
 }

@@ -99,7 +99,8 @@ pub(super) fn node_term(term: &Value, at: &At, values_too: bool, faults: &mut Fa
         match text(&wanted["operator"]) {
             "In" | "NotIn" => {
                 if items(&wanted["values"]).count() != 1 {
-                    let why = "must be only one value when `operator` is 'In' or 'NotIn' for node field selector";
+                    let why =
+                        "must be only one value when `operator` is 'In' or 'NotIn' for node field selector";
                     faults.required(&at.child("values"), why);
                 }
             }

@@ -67,7 +67,8 @@ fn kept(spec: &Value, before: &Value, faults: &mut Faults) {
     const KEPT: &str = "may not change once set";
     let at = At::root("spec");
     let external = |spec: &Value| spec["type"] == "ExternalName";
-    if !external(spec) && !external(before) && !(is_headless(spec) && is_headless(before)) {
+    let headless = is_headless(spec) && is_headless(before);
+    if !external(spec) && !external(before) && !headless {
         let (new, old) = (addresses_of(spec), addresses_of(before));
         let shown: Value = new.iter().copied().collect();
         match (new.first(), old.first()) {

@@ -46,7 +46,8 @@ pub(super) fn claim_spec(spec: &Value, at: &At, faults: &mut Faults) {
         selectors::labels(&spec["selector"], &at.child("selector"), faults);
     }
     access_modes(&spec["accessModes"], &at.child("accessModes"), faults);
-    let (storage, storage_at) = (&spec["resources"]["requests"]["storage"], at.child("resources").key("storage"));
+    let (storage, storage_at) =
+        (&spec["resources"]["requests"]["storage"], at.child("resources").key("storage"));
     if storage.is_null() {
         faults.required(&storage_at, "");
     } else {

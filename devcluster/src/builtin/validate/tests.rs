@@ -73,10 +73,22 @@ fn pods_are_checked(#[case] spec: &str, #[case] wanted: &[&str]) {
 #[case("{containers: [{name: c, image: j}]}", "")]
 #[case("{containers: [{name: c, image: i}], activeDeadlineSeconds: 5}", "")]
 #[case("{containers: [{name: c, image: i}], tolerations: [{key: k, operator: Exists}]}", "")]
-#[case("{containers: [{name: c, image: i, command: [x]}]}", "spec: Forbidden: pod updates may not change fields other than")]
-#[case("{containers: [{name: c, image: i}, {name: d, image: i}]}", "spec.containers: Forbidden: pod updates may not add or remove containers")]
-#[case("{containers: [{name: c, image: i}], nodeName: n}", "spec: Forbidden: pod updates may not change fields other than")]
-#[case("{containers: [{name: c, image: i}], schedulingGates: [{name: a.b/c}]}", "spec.schedulingGates[0].name: Forbidden: only deletion is allowed")]
+#[case(
+    "{containers: [{name: c, image: i, command: [x]}]}",
+    "spec: Forbidden: pod updates may not change fields other than"
+)]
+#[case(
+    "{containers: [{name: c, image: i}, {name: d, image: i}]}",
+    "spec.containers: Forbidden: pod updates may not add or remove containers"
+)]
+#[case(
+    "{containers: [{name: c, image: i}], nodeName: n}",
+    "spec: Forbidden: pod updates may not change fields other than"
+)]
+#[case(
+    "{containers: [{name: c, image: i}], schedulingGates: [{name: a.b/c}]}",
+    "spec.schedulingGates[0].name: Forbidden: only deletion is allowed"
+)]
 fn pods_change_only_what_may_change(#[case] spec: &str, #[case] wanted: &str) {
     let old = json!({"spec": y("{containers: [{name: c, image: i}]}")});
     let found = changed("Pod", &json!({"spec": y(spec)}), &old);
@@ -101,7 +113,11 @@ const MATCH: &str = "selector: {matchLabels: {a: b}}";
 #[case("DaemonSet", "{MATCH, TEMPLATE, updateStrategy: {rollingUpdate: {maxSurge: 1, maxUnavailable: 1}}}", &["spec.updateStrategy.rollingUpdate.maxSurge: Invalid value: 1: may not be set when maxUnavailable is non-zero"])]
 #[case("ReplicationController", "{selector: {a: c}, TEMPLATE}", &[r#"spec.template.metadata.labels: Invalid value: {"a":"b"}: `selector` does not match template `labels`"#])]
 fn workloads_are_checked(#[case] kind: &str, #[case] spec: &str, #[case] wanted: &[&str]) {
-    let spec = if spec.is_empty() { "{}".to_owned() } else { spec.replace("TEMPLATE", TEMPLATE).replace("MATCH", MATCH) };
+    let spec = if spec.is_empty() {
+        "{}".to_owned()
+    } else {
+        spec.replace("TEMPLATE", TEMPLATE).replace("MATCH", MATCH)
+    };
     assert_eq!(said(kind, &json!({"spec": y(&spec)})), wanted);
 }
 
@@ -145,7 +161,10 @@ fn selectors_of_workloads_stay() {
 
 #[rstest]
 #[case("{replicas: -1}", "status.replicas: Invalid value: -1: must be greater than or equal to 0")]
-#[case("{replicas: 1, readyReplicas: 2}", "status.readyReplicas: Invalid value: 2: cannot be greater than status.replicas")]
+#[case(
+    "{replicas: 1, readyReplicas: 2}",
+    "status.readyReplicas: Invalid value: 2: cannot be greater than status.replicas"
+)]
 fn the_numbers_in_a_status_go_together(#[case] status: &str, #[case] wanted: &str) {
     let new = json!({"metadata": {"name": "x"}, "status": y(status)});
     let old = json!({"metadata": {"name": "x"}, "status": {}});
@@ -212,7 +231,8 @@ fn other_kinds_are_checked(#[case] kind: &str, #[case] object: &str, #[case] wan
 
 #[test]
 fn claims_classes_and_bindings_keep_what_they_are() {
-    let claim = json!({"spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}});
+    let claim =
+        json!({"spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}});
     let mut more = claim.clone();
     more["spec"]["volumeName"] = "v".into();
     assert_eq!(changed("PersistentVolumeClaim", &more, &claim), [""; 0]);
@@ -242,7 +262,11 @@ fn what_is_set_in_stone_stays() {
         ["data: Forbidden: field is immutable when `immutable` is set"]
     );
     assert_eq!(
-        changed("Secret", &json!({"data": {"k": "YQ=="}}), &json!({"immutable": true, "data": {"k": "YQ=="}})),
+        changed(
+            "Secret",
+            &json!({"data": {"k": "YQ=="}}),
+            &json!({"immutable": true, "data": {"k": "YQ=="}})
+        ),
         ["immutable: Forbidden: field is immutable when `immutable` is set"]
     );
 }

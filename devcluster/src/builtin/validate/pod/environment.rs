@@ -131,10 +131,9 @@ fn key(selector: &Value, at: &At, faults: &mut Faults) {
 
 fn file(selector: &Value, at: &At, faults: &mut Faults) {
     let part = |field: &str| text(&selector[field]);
-    for (field, rule) in [
-        ("key", names::variable as fn(&str) -> Vec<String>),
-        ("volumeName", names::dns_label),
-    ] {
+    for (field, rule) in
+        [("key", names::variable as fn(&str) -> Vec<String>), ("volumeName", names::dns_label)]
+    {
         if part(field).is_empty() {
             faults.required(&at.child(field), "");
         } else {
@@ -208,8 +207,7 @@ pub(super) fn amount(selector: &Value, container_too: bool, at: &At, faults: &mu
             let all: &[&str] =
                 &["1", "1k", "1M", "1G", "1T", "1P", "1E", "1Ki", "1Mi", "1Gi", "1Ti", "1Pi", "1Ei"];
             if !all.contains(&divisor) {
-                let why =
-                    format!("only divisor's values {} are supported with the {what}", all.join(", "));
+                let why = format!("only divisor's values {} are supported with the {what}", all.join(", "));
                 faults.invalid(&at.child("divisor"), resource, &why);
             }
             return;

@@ -84,7 +84,8 @@ fn handler(handler: &Value, grace: Option<i64>, at: &At, faults: &mut Faults) {
             if let Some(most) = grace
                 && !(0..=most).contains(&seconds)
             {
-                let why = format!("must be non-negative and less than terminationGracePeriodSeconds ({most})");
+                let why =
+                    format!("must be non-negative and less than terminationGracePeriodSeconds ({most})");
                 faults.invalid(&own, seconds, &why);
             }
         }

@@ -23,12 +23,12 @@ pub(super) fn tolerations(tolerations: &Value, at: &At, faults: &mut Faults) {
     for (i, toleration) in items(tolerations).enumerate() {
         let at = at.index(i);
         let part = |field: &str| text(&toleration[field]);
-        let (key, operator, value, effect) =
-            (part("key"), part("operator"), part("value"), part("effect"));
+        let (key, operator, value, effect) = (part("key"), part("operator"), part("value"), part("effect"));
         if !key.is_empty() {
             faults.invalid_for(&at.child("key"), key, names::qualified_name(key));
         } else if operator != "Exists" {
-            let why = "operator must be Exists when `key` is empty, which means \"match all values and all keys\"";
+            let why =
+                "operator must be Exists when `key` is empty, which means \"match all values and all keys\"";
             faults.invalid(&at.child("operator"), operator, why);
         }
         if !toleration["tolerationSeconds"].is_null() && effect != "NoExecute" {

@@ -91,8 +91,10 @@ fn fixed(spec: &Value, before: &Value, gated: bool) -> Value {
         if grace(before).is_some_and(|g| g < 0)
             && fields.get("terminationGracePeriodSeconds").and_then(Value::as_i64) == Some(1)
         {
-            fields
-                .insert("terminationGracePeriodSeconds".into(), before["terminationGracePeriodSeconds"].clone());
+            fields.insert(
+                "terminationGracePeriodSeconds".into(),
+                before["terminationGracePeriodSeconds"].clone(),
+            );
         }
         if gated {
             fields.remove("nodeSelector");

@@ -88,11 +88,9 @@ fn source(volume: &Value, of: Of<'_>, at: &At, faults: &mut Faults) {
     let Some(first) = given.next() else { return };
     let (one, own) = (&volume[*first], at.child(first));
     match *first {
-        "emptyDir" => {
-            if resources::amount(&one["sizeLimit"]).is_some_and(|a| a < 0) {
-                let why = "SizeLimit field must be a valid resource quantity";
-                faults.forbidden(&own.child("sizeLimit"), why);
-            }
+        "emptyDir" if resources::amount(&one["sizeLimit"]).is_some_and(|a| a < 0) => {
+            let why = "SizeLimit field must be a valid resource quantity";
+            faults.forbidden(&own.child("sizeLimit"), why);
         }
         "hostPath" => host_path(one, &own, faults),
         "secret" => {
@@ -377,8 +375,7 @@ pub(super) fn devices(container: &Value, volumes: &Volumes<'_>, at: &At, faults:
             None => faults.not_found(&at.child("name"), name, ""),
             Some(volume) => {
                 if !volume["persistentVolumeClaim"].is_object() && !volume["ephemeral"].is_object() {
-                    let why =
-                        "can only use volume source type of PersistentVolumeClaim or Ephemeral for block mode";
+                    let why = "can only use volume source type of PersistentVolumeClaim or Ephemeral for block mode";
                     faults.invalid(&at.child("name"), name, why);
                 }
             }
