@@ -468,6 +468,12 @@ mod tests {
         assert_eq!(w.look(990.0, 9.0, 60), None, "the budget that the pool's own is nested in binds");
         w.snapshot.budgets[0].usd_per_hour = Some(100.0);
         assert!(w.look(990.0, 9.0, 60).is_some());
+        // Each replica draws 500 W.
+        w.snapshot.budgets[0].watts = Some(1499.0);
+        assert_eq!(w.look(990.0, 9.0, 60), None, "so do watts");
+        w.snapshot.budgets[0].on_limit = OnLimit::Alert;
+        let change = w.look(990.0, 9.0, 60).unwrap();
+        assert_eq!((change.plan.pools[0].watts, change.plan.watts), (1500.0, 1500.0));
     }
 
     #[test]

@@ -3,12 +3,17 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use plimsoll_fleet::plan::{PoolOutcome, ScalingRecord};
+use plimsoll_fleet::plan::{BudgetUse, PoolOutcome, ScalingRecord};
 use plimsoll_fleet::{ClusterSnapshot, Plan, PoolId, PoolPlan, ReplicaId, ReplicaPhase};
 
 /// Whether a new plan differs from the one in force in anything that somebody acts on or that a person would notice.
 pub fn differs(old: &Plan, new: &Plan) -> bool {
+    let caps = |plan: &Plan| -> Vec<_> {
+        let cap = |b: &BudgetUse| (b.budget.clone(), b.unit, b.cap, b.on_limit, b.excess().is_some());
+        plan.budgets.iter().map(cap).collect()
+    };
     old.pools.len() != new.pools.len()
+        || caps(old) != caps(new)
         || old.pools.iter().zip(&new.pools).any(|(a, b)| a.pool != b.pool || pool_differs(a, b))
 }
 
@@ -26,6 +31,8 @@ fn pool_differs(a: &PoolPlan, b: &PoolPlan) -> bool {
         || moved(a.demand.total_rps(), b.demand.total_rps())
         || moved(a.unserved_rps, b.unserved_rps)
         || (a.usd_per_hour - b.usd_per_hour).abs() > 1e-9
+        || moved(a.watts, b.watts)
+        || moved(a.grams_co2e_per_hour, b.grams_co2e_per_hour)
         || shapes_differ(a, b)
 }
 
@@ -178,6 +185,23 @@ mod tests {
             taken_away(&plan, &with(&[("a-1", ReplicaPhase::Ready), ("a-0", ReplicaPhase::Ready)]), &own),
             None
         );
+    }
+
+    #[test]
+    fn a_plan_with_other_caps_or_emissions_differs() {
+        use plimsoll_fleet::{BudgetUnit, OnLimit};
+        let old = plan(1, vec![pool_plan("default/a", vec![assignment("a-1", "n1")], 5.0)]);
+        let mut new = old.clone();
+        new.pools[0].grams_co2e_per_hour = 90.0;
+        assert!(differs(&old, &new), "another grid");
+        let used = |cap, planned| {
+            let (budget, unit, on_limit) = ("green".to_owned(), BudgetUnit::Watts, OnLimit::Alert);
+            Plan { budgets: vec![BudgetUse { budget, unit, cap, planned, on_limit }], ..old.clone() }
+        };
+        assert!(!differs(&used(600.0, 500.0), &used(600.0, 510.0)));
+        assert!(differs(&used(600.0, 500.0), &used(600.0, 700.0)), "exceeded");
+        assert!(differs(&used(600.0, 500.0), &used(700.0, 500.0)), "another cap");
+        assert!(differs(&old, &used(600.0, 500.0)), "another budget");
     }
 
     #[test]

@@ -129,7 +129,9 @@ fn budget_uses(input: &PlanInput<'_>, pools: &[PoolPlan]) -> Vec<BudgetUse> {
         spend(input.snapshot, &pool.pool, &pool.consumption(), &mut spent);
     }
     let mut uses = Vec::new();
-    for b in &input.snapshot.budgets {
+    let mut budgets: Vec<_> = input.snapshot.budgets.iter().collect();
+    budgets.sort_by(|a, b| a.name.cmp(&b.name));
+    for b in budgets {
         for unit in BudgetUnit::ALL {
             let Some(cap) = b.cap(unit).filter(|c| c.is_finite()) else { continue };
             let planned = spent.get(&(b.name.clone(), unit)).copied().unwrap_or(0.0);
