@@ -360,8 +360,8 @@ pub(crate) fn flow(load: &[Vec<f64>], counts: &[u32], weights: &[f64]) -> Option
     let (slack0, unserved0) = (shares.len(), shares.len() + load.len());
     let mut tableau = Tableau::default();
     tableau.clear(unserved0 + classes);
-    for c in 0..classes {
-        tableau.column(unserved0 + c, weights[c], f64::INFINITY);
+    for (c, weight) in weights.iter().enumerate() {
+        tableau.column(unserved0 + c, *weight, f64::INFINITY);
         let terms = shares.iter().enumerate().filter(|(_, s)| s.1 == c).map(|(j, _)| (j, 1.0));
         tableau.row(terms, unserved0 + c, 1.0);
     }

@@ -177,6 +177,9 @@ impl Alone {
     }
 }
 
+/// Prices of coupling rows, dollars per hour per unit.
+type RowPrices = Vec<(Coupling, f64)>;
+
 /// What every step of the search needs.
 struct Search<'s, 'p, 'a> {
     problem: &'p Problem<'a>,
@@ -261,7 +264,7 @@ impl<'s, 'p, 'a> Search<'s, 'p, 'a> {
     ///
     /// Tiers that are served stay so. In the others a pool that is wholly unserved has a price far above any fleet's, a thousand times more
     /// for each such tier above.
-    fn serve_more(&self, best: &mut Best<'_, 's, 'p, 'a>) -> (Vec<(Coupling, f64)>, Vec<(Coupling, f64)>) {
+    fn serve_more(&self, best: &mut Best<'_, 's, 'p, 'a>) -> (RowPrices, RowPrices) {
         let (_, _, answers) = best.current();
         let pools = &self.problem.pools;
         let mut short: Vec<i32> =
