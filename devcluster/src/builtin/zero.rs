@@ -52,6 +52,9 @@ pub fn object(kind: &str) -> Value {
         "Role" | "ClusterRole" => json!({"rules": null}),
         "RoleBinding" | "ClusterRoleBinding" => json!({"roleRef": {"apiGroup": "", "kind": "", "name": ""}}),
         "EndpointSlice" => json!({"addressType": "", "endpoints": null, "ports": null}),
+        "SelfSubjectAccessReview" | "SubjectAccessReview" | "LocalSubjectAccessReview" => {
+            json!({"spec": {}, "status": {"allowed": false}})
+        }
         "Event" => json!({
             "involvedObject": {}, "source": {}, "firstTimestamp": null, "lastTimestamp": null, "eventTime": null,
             "reportingComponent": "", "reportingInstance": "",
