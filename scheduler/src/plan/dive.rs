@@ -8,7 +8,9 @@
 use super::covering::{Covering, Kind, Scratch};
 
 /// Most cuts that are kept.
-const MOST_CUTS: usize = 24;
+const MOST_CUTS: usize = 64;
+/// Classes up to which each begins with a cut of its own; of many, each alone says little.
+const FEW_CLASSES: usize = 8;
 /// What is missing by less than this share of a cut's worth is not missing.
 const NOTHING: f64 = 1e-9;
 
@@ -104,7 +106,8 @@ impl<'c> Dive<'c> {
             gap,
         };
         dive.cut(prices);
-        for (c, price) in covering.unserved.iter().enumerate() {
+        let each = covering.unserved.iter().enumerate().filter(|_| covering.unserved.len() <= FEW_CLASSES);
+        for (c, price) in each {
             let mut alone = vec![0.0; covering.unserved.len()];
             alone[c] = if price.is_finite() { *price } else { 1.0 };
             dive.cut(&alone);
