@@ -131,8 +131,8 @@ async fn what_cannot_be_split_ends_with_an_error() {
     assert_eq!(gateway.take_traffic()[0].failed, 3);
 }
 
-/// Slow enough that no machine is too slow to kill something in the middle.
-const SPEED: f64 = 10.0;
+/// Slow enough that answers still flow when something is killed, on a busy machine too.
+const SPEED: f64 = 3.0;
 const TOKENS: u64 = 1200;
 
 async fn engine(speed: f64) -> (EngineServer, plimsoll_fleet::StepCoefficients) {
