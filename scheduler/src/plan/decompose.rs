@@ -24,9 +24,10 @@ use super::inventory::{Cell, Eligibility};
 use super::master::Master;
 use super::options::{Counts, Options, Prices, Service};
 use super::parallel;
-use super::program::{self, Answer, Coupling, PoolAnswer, PoolProblem, Problem, solve_whole};
+use super::program::{self, Answer, Coupling, PoolAnswer, PoolProblem, Problem};
 use super::residual::Remaining;
 use super::solver::{Limits, Solver};
+use super::whole::solve_whole;
 
 /// Whole variables up to which a problem is also solved as one program.
 const WHOLE_VARIABLES: usize = 500;

@@ -33,6 +33,7 @@ pub mod solver;
 mod spread;
 mod tableau;
 mod today;
+mod whole;
 
 use std::collections::BTreeMap;
 
