@@ -7,9 +7,9 @@
 //! each and disturb no other.
 //!
 //! Complexity: candidates cost questions to the engine model that are cached between plans; solving by prices takes a
-//! handful of tiny programs a pool and a small linear program a round, near-linear in pools, and small fleets are
-//! solved as one program besides; placement is linear in replicas × nodes of a cell. Measured by
-//! `cargo bench -p plimsoll-scheduler --bench plan`.
+//! search of microseconds a pool and a small linear program a round, near-linear in pools, and small fleets are
+//! solved as one program besides ([`whole`]); placement is linear in replicas × nodes of a cell. Measured by
+//! `cargo bench -p plimsoll-scheduler --bench fleets`.
 
 mod assemble;
 pub mod candidates;
