@@ -4,15 +4,14 @@
 //! inside one for all. Each fleet is planned cold (no plan in force, nothing known of any shape), then again as it then runs with each
 //! pool's demand moved by up to a fifth, then as that runs with nothing moved.
 
+mod support;
+
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use plimsoll_fleet::pool::{EngineSpec, Mode, Parallelism, Placement, Scaling};
-use plimsoll_fleet::shape::Variant;
 use plimsoll_fleet::*;
 use plimsoll_scheduler::plan::{PlanInput, PlannerConfig, ShapeCache, plan};
-
-type Failure = Box<dyn std::error::Error>;
+use support::{Failure, Noise, budget, mixed_demand, node, variant};
 
 /// Accelerator class, GPUs of a node, GPUs for every thousand pools.
 const KINDS: [(&str, u32, usize); 8] = [
@@ -36,95 +35,20 @@ const MODELS: [(&str, f64, f64, f64); 6] = [
     ("llama-3.1-70b", 3000.0, 100.0, 0.8),
 ];
 
-/// Figures from 0 to 1 that look random and are the same in every run (splitmix64).
-struct Noise(u64);
-
-impl Noise {
-    fn next(&mut self) -> f64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) >> 11) as f64 / (1_u64 << 53) as f64
-    }
-}
-
-fn class(name: &str, rps: f64, input_tokens: f64, output_tokens: f64) -> RequestClass {
-    let (name, slo_class) = (name.to_owned(), "default".to_owned());
-    RequestClass { name, slo_class, input_tokens, output_tokens, cached_fraction: 0.0, rps }
-}
-
 fn pool(i: usize, load: f64, noise: &mut Noise) -> Result<(ModelPool, DemandEstimate), Failure> {
     let (model, ttft, tpot, typical) = MODELS[(noise.next() * MODELS.len() as f64) as usize];
-    let objective = |ms| Some(Objective { percentile: Percentile::P95, ms });
     // Rates spread over a factor of thirty.
     let rps = load * typical * (30.0_f64).powf(noise.next()) / 6.0;
-    let variant = |name: &str, weights, quality| Variant {
-        name: name.to_owned(),
-        weights,
-        kv: Dtype::Bf16,
-        quality,
-        source: None,
-    };
-    let pool = ModelPool {
-        id: format!("team-{}/pool-{i:04}", i % 10).parse()?,
-        uid: i.to_string(),
-        generation: 1,
-        served_name: format!("m{i}"),
-        source: None,
-        architecture: presets::model(model).ok_or("no such model preset")?,
-        variants: vec![variant("bf16", Dtype::Bf16, 1.0)],
-        slo_classes: vec![SloClass {
-            name: "default".to_owned(),
-            slo: Slo { ttft: objective(ttft), tpot: objective(tpot), e2e: None },
-            match_headers: BTreeMap::new(),
-            expected_share: 1.0,
-        }],
-        demand: None,
-        scaling: Scaling {
-            min_replicas: 1,
-            max_replicas: 200,
-            scale_to_zero_after_seconds: None,
-            min_zones: 1,
-        },
-        parallelism: Parallelism::default(),
-        placement: Placement::default(),
-        engine: EngineSpec {
-            kind: EngineKind::Simulated,
-            image: None,
-            args: Vec::new(),
-            env: BTreeMap::new(),
-            resources: BTreeMap::new(),
-            cold_start_seconds: 90.0,
-        },
-        priority: (i % 3) as i32,
-        min_quality: 0.0,
-        mode: Mode::Enforce,
-        max_context_tokens: Some(8192),
-        rollout: Default::default(),
-        revision: String::new(),
-        observed: Vec::new(),
-    };
-    let classes = vec![
-        class("short", 0.7 * rps, 500.0, 150.0),
-        class("middle", 0.25 * rps, 1500.0, 300.0),
-        class("long", 0.05 * rps, 4000.0, 400.0),
-    ];
-    Ok((pool, DemandEstimate { classes, observed_rps: None, arrival_scv: 1.0, source: "bench".to_owned() }))
-}
-
-fn budget(name: &str, usd_per_hour: f64, namespace: Option<String>, parent: Option<&str>) -> Budget {
-    Budget {
-        name: name.to_owned(),
-        scope: BudgetScope { namespaces: namespace.into_iter().collect(), ..BudgetScope::default() },
-        parent: parent.map(str::to_owned),
-        usd_per_hour: Some(usd_per_hour),
-        usd_per_month: None,
-        tokens_per_minute: None,
-        watts: None,
-        grams_co2e_per_hour: None,
-        on_limit: OnLimit::Shed,
-    }
+    let mut pool = support::pool(
+        &format!("team-{}/pool-{i:04}", i % 10),
+        i,
+        model,
+        (ttft, tpot),
+        vec![variant("bf16", Dtype::Bf16, 1.0)],
+    )?;
+    pool.scaling.max_replicas = 200;
+    pool.priority = (i % 3) as i32;
+    Ok((pool, mixed_demand(rps)))
 }
 
 fn cluster(pools: usize, stock: f64) -> Result<ClusterSnapshot, Failure> {
@@ -133,19 +57,7 @@ fn cluster(pools: usize, stock: f64) -> Result<ClusterSnapshot, Failure> {
         let class = presets::accelerator(name).ok_or("no such accelerator preset")?;
         let nodes = (stock * (per_thousand * pools) as f64 / 1e3 / f64::from(gpus)).ceil().max(4.0) as usize;
         for i in 0..nodes {
-            snapshot.nodes.push(NodeInfo {
-                name: NodeName::new(format!("{name}-{i:03}"))?,
-                accelerator: class.name.clone(),
-                allocatable_gpus: gpus,
-                foreign_gpus: 0,
-                zone: ZONES[i % ZONES.len()].to_owned(),
-                labels: BTreeMap::new(),
-                taints: Vec::new(),
-                spot: false,
-                schedulable: true,
-                ready: true,
-                fault: String::new(),
-            });
+            snapshot.nodes.push(node(&format!("{name}-{i:03}"), &class, gpus, ZONES[i % ZONES.len()])?);
         }
         snapshot.accelerators.push(class);
     }

@@ -5,31 +5,17 @@
 //! The problem is that of Griggs et al., "Mélange: Cost Efficient Large Language Model Serving by Exploiting GPU Heterogeneity" (2024), §5; here a
 //! bucket's requests may be split over accelerators at will, where the paper cuts buckets into slices.
 
+mod support;
+
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use plimsoll_fleet::plan::Prediction;
-use plimsoll_fleet::pool::{EngineSpec, Mode, Parallelism, Placement, Scaling};
-use plimsoll_fleet::shape::Variant;
 use plimsoll_fleet::*;
 use plimsoll_scheduler::plan::performance::{Evaluation, Misfit, Performance, Query};
 use plimsoll_scheduler::plan::solver::BranchAndBound;
 use plimsoll_scheduler::plan::{PlanInput, PlannerConfig, ShapeCache, plan_with};
-
-type Failure = Box<dyn std::error::Error>;
-
-/// Figures from 0 to 1 that look random and are the same in every run (splitmix64).
-struct Noise(u64);
-
-impl Noise {
-    fn next(&mut self) -> f64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) >> 11) as f64 / (1_u64 << 53) as f64
-    }
-}
+use support::{Failure, Noise, class, demand, variant};
 
 /// One instance.
 struct Instance {
@@ -93,7 +79,6 @@ fn generated(seed: u64, kinds: usize, buckets: usize) -> Instance {
 }
 
 fn world(instance: &Instance) -> Result<(ClusterSnapshot, DemandEstimate), Failure> {
-    let objective = Some(Objective { percentile: Percentile::P95, ms: 1e6 });
     let mut snapshot = ClusterSnapshot::default();
     for (g, usd_per_hour) in instance.usd_per_hour.iter().enumerate() {
         let mut class = presets::accelerator("l4").ok_or("no such accelerator preset")?;
@@ -101,64 +86,17 @@ fn world(instance: &Instance) -> Result<(ClusterSnapshot, DemandEstimate), Failu
         class.link_domain_size = 1;
         snapshot.accelerators.push(class);
     }
-    let variant = Variant {
-        name: "bf16".to_owned(),
-        weights: Dtype::Bf16,
-        kv: Dtype::Bf16,
-        quality: 1.0,
-        source: None,
-    };
-    snapshot.pools.push(ModelPool {
-        id: "bench/melange".parse()?,
-        uid: "1".to_owned(),
-        generation: 1,
-        served_name: "m".to_owned(),
-        source: None,
-        architecture: presets::model("llama-3.1-8b").ok_or("no such model preset")?,
-        variants: vec![variant],
-        slo_classes: vec![SloClass {
-            name: "default".to_owned(),
-            slo: Slo { ttft: objective, tpot: objective, e2e: None },
-            match_headers: BTreeMap::new(),
-            expected_share: 1.0,
-        }],
-        demand: None,
-        scaling: Scaling {
-            min_replicas: 0,
-            max_replicas: 1000,
-            scale_to_zero_after_seconds: None,
-            min_zones: 1,
-        },
-        parallelism: Parallelism { tensor: vec![1], ..Parallelism::default() },
-        placement: Placement::default(),
-        engine: EngineSpec {
-            kind: EngineKind::Simulated,
-            image: None,
-            args: Vec::new(),
-            env: BTreeMap::new(),
-            resources: BTreeMap::new(),
-            cold_start_seconds: 0.0,
-        },
-        priority: 0,
-        min_quality: 0.0,
-        mode: Mode::Enforce,
-        max_context_tokens: None,
-        rollout: Default::default(),
-        revision: String::new(),
-        observed: Vec::new(),
-    });
-    let class = |(b, rps): (usize, &f64)| RequestClass {
-        name: format!("b{b}"),
-        slo_class: "default".to_owned(),
-        // Buckets of unlike lengths, which the table of rates does not look at.
-        input_tokens: 100.0 * (b + 1) as f64,
-        output_tokens: 100.0,
-        cached_fraction: 0.0,
-        rps: *rps,
-    };
+    let variants = vec![variant("bf16", Dtype::Bf16, 1.0)];
+    let mut pool = support::pool("bench/melange", 1, "llama-3.1-8b", (1e6, 1e6), variants)?;
+    (pool.scaling.min_replicas, pool.scaling.max_replicas) = (0, 1000);
+    pool.parallelism.tensor = vec![1];
+    pool.engine.cold_start_seconds = 0.0;
+    pool.max_context_tokens = None;
+    snapshot.pools.push(pool);
+    // Buckets of unlike lengths, which the table of rates does not look at.
+    let class = |(b, rps): (usize, &f64)| class(&format!("b{b}"), *rps, 100.0 * (b + 1) as f64, 100.0);
     let classes = instance.demand_rps.iter().enumerate().map(class).collect();
-    let demand = DemandEstimate { classes, observed_rps: None, arrival_scv: 1.0, source: "bench".to_owned() };
-    Ok((snapshot, demand))
+    Ok((snapshot, demand(classes)))
 }
 
 fn main() -> Result<(), Failure> {

@@ -74,7 +74,12 @@ impl<'s, 'p, 'a> Master<'s, 'p, 'a> {
 
     /// Prices of the rows that have one.
     pub(crate) fn prices(&self) -> Vec<(Coupling, f64)> {
-        let priced = self.rows.iter().zip(&self.prices).filter(|(_, price)| **price > 0.0);
+        self.named(&self.prices)
+    }
+
+    /// Prices by row, of the rows that have one.
+    fn named(&self, prices: &[f64]) -> Vec<(Coupling, f64)> {
+        let priced = self.rows.iter().zip(prices).filter(|(_, price)| **price > 0.0);
         priced.map(|((what, _), price)| (what.clone(), *price)).collect()
     }
 
@@ -131,9 +136,7 @@ impl<'s, 'p, 'a> Master<'s, 'p, 'a> {
 
     /// Every pool's best fleet at some prices of the rows, and the lower bound that they prove together.
     fn ask(&self, prices: &[f64]) -> (Vec<Option<Response>>, f64) {
-        let priced = self.rows.iter().zip(prices).filter(|(_, price)| **price > 0.0);
-        let priced: Vec<(Coupling, f64)> = priced.map(|((what, _), price)| (what.clone(), *price)).collect();
-        let of_rows = Prices::new(self.options.problem(), &priced);
+        let of_rows = Prices::new(self.options.problem(), &self.named(prices));
         let answers = parallel::map(self.columns.len(), |p| {
             self.options.at_prices(p, self.services[p], &of_rows, self.limits)
         });

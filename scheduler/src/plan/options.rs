@@ -90,10 +90,7 @@ pub(crate) struct Response {
 
 impl<'p, 'a> Options<'p, 'a> {
     pub(crate) fn new(problem: &'p Problem<'a>) -> Self {
-        let mut by_class: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
-        for (c, cell) in problem.cells.iter().enumerate() {
-            by_class.entry(&cell.accelerator).or_default().push(c);
-        }
+        let by_class = problem.cells_by_class();
         let mut groups: BTreeMap<(usize, u32), u32> = BTreeMap::new();
         let mut place = |p: usize, k: usize, c: usize| {
             let (pool, cell) = (&problem.pools[p], &problem.cells[c]);

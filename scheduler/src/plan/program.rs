@@ -230,6 +230,15 @@ impl Problem<'_> {
         }
     }
 
+    /// Cells of each accelerator class.
+    pub(crate) fn cells_by_class(&self) -> BTreeMap<&str, Vec<usize>> {
+        let mut by_class: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+        for (c, cell) in self.cells.iter().enumerate() {
+            by_class.entry(&cell.accelerator).or_default().push(c);
+        }
+        by_class
+    }
+
     /// A coupling row as people read it: its name, the unit it is priced by, and how many of those a row unit is.
     pub(crate) fn named(&self, what: &Coupling) -> (String, String, f64) {
         match what {
@@ -360,10 +369,7 @@ pub fn couplings(problem: &Problem<'_>) -> Vec<(Coupling, f64)> {
 
 /// Calls `f(pool, candidate, cell, useful)` for every place that a pool's replicas may be in.
 fn for_each_upper(problem: &Problem<'_>, mut f: impl FnMut(usize, usize, usize, f64)) {
-    let mut by_class: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
-    for (c, cell) in problem.cells.iter().enumerate() {
-        by_class.entry(&cell.accelerator).or_default().push(c);
-    }
+    let by_class = problem.cells_by_class();
     // Groups of a size in a cell: a sum over its nodes.
     let mut groups: BTreeMap<(usize, u32), u32> = BTreeMap::new();
     for (p, pool) in problem.pools.iter().enumerate() {

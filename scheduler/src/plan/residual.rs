@@ -85,13 +85,9 @@ impl<'p, 'a> Remaining<'p, 'a> {
     /// How many more replicas of pool `p`, candidate `k` find accelerators in cell `c`.
     pub fn slots(&self, p: usize, k: usize, c: usize) -> u32 {
         let shape = &self.problem.pools[p].set.candidates[k].shape;
-        let cell = &self.cells[c];
-        let rows = cell.sizes.iter().zip(&cell.most).zip(&cell.taken);
-        rows.filter(|((size, _), _)| **size <= shape.tensor_parallel)
-            .map(|((size, most), taken)| {
-                let each = (shape.tensor_parallel / size) * shape.pipeline_parallel;
-                most.saturating_sub(*taken) / each.max(1)
-            })
+        self.groups(c)
+            .filter(|(size, _)| *size <= shape.tensor_parallel)
+            .map(|(size, left)| left / ((shape.tensor_parallel / size) * shape.pipeline_parallel).max(1))
             .min()
             .unwrap_or(0)
     }
@@ -181,14 +177,11 @@ impl<'p, 'a> Remaining<'p, 'a> {
 
     /// Takes some replicas, all of them or, if they do not fit together, none; says which.
     pub fn take_all(&mut self, p: usize, counts: &BTreeMap<(usize, usize), u32>) -> bool {
-        for (done, ((k, c), n)) in counts.iter().enumerate() {
-            if self.room(p, *k, *c) < *n {
-                counts.iter().take(done).for_each(|((k, c), n)| self.change(p, *k, *c, *n, -1.0));
-                return false;
-            }
-            self.change(p, *k, *c, *n, 1.0);
+        let fit = self.fits_all(p, counts);
+        if fit {
+            self.take_each(p, counts);
         }
-        true
+        fit
     }
 
     /// Gives one replica's worth back.
