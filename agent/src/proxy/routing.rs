@@ -6,14 +6,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
-use plimsoll_fleet::{PoolRoute, SloClass};
+use plimsoll_fleet::{Endpoint, PoolRoute, SloClass};
 
 use super::account::{Account, Outcome, Sizes};
 use super::forward::{Missed, Routed};
 use super::handler::{Answer, Proxy};
+use super::handover::Tries;
 use super::headers::{self as names, positive, text};
 use crate::admit::{Refusal, RefusalReason};
-use crate::body::{self, Api};
+use crate::body::{self, Api, Parsed};
 use crate::metrics::{AgentLabels, ReasonLabels, RequestLabels, ResumeLabels};
 use crate::openai::ApiError;
 use crate::route::{self, Excluded};
@@ -45,45 +46,13 @@ impl Proxy {
         })?;
         let pool = shared.table.load().by_name.get(&parsed.model).cloned();
         let Some(pool) = pool else { return Err(self.unknown_model(&parsed.model)) };
-        let route = &pool.view.route;
-        let class = slo_class(route, &parts.headers);
-        let class_name = class.map_or(plimsoll_fleet::slo::DEFAULT_SLO_CLASS, |c| c.name.as_str()).to_owned();
-        let span = tracing::Span::current();
-        span.record("model", parsed.model.as_str());
-        span.record("pool", route.pool.to_string());
-        span.record("class", class_name.as_str());
-
-        let mut account = Account::begin(
-            shared.clone(),
-            pool.clone(),
-            class_name,
-            parsed.prompt_bytes,
-            api != Api::Tokenize,
-        );
-        {
-            let stats = pool.memory.stats.lock();
-            account.prompt_estimate = (parsed.prompt_bytes as f64 / stats.bytes_per_token()).max(1.0);
-            account.expected_output = if api.is_generation() || api == Api::Responses {
-                let expected = stats.expected_output(&account.class);
-                parsed.max_output.map_or(expected, |m| expected.min(f64::from(m))).max(1.0)
-            } else {
-                1.0
-            };
-        }
-        let worst_output = parsed.max_output.map_or(account.expected_output, f64::from);
-        if let Err(e) = self.reserve(&mut account, &parts.headers, worst_output) {
-            account.settle(Outcome::Refused, None);
-            return Err(e);
-        }
-
+        let Opened { account, ttft_objective_ms } = self.open(&parts.headers, api, &parsed, &pool)?;
         let mut headers = names::forward_request(&parts.headers);
         headers.insert(names::REQUEST_ID, request_id.clone());
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         if let Ok(value) = HeaderValue::from_str(&account.class) {
             headers.insert(names::SLO_CLASS, value);
         }
-        let ttft_objective_ms = positive(&parts.headers, &names::TTFT_OBJECTIVES)
-            .or_else(|| class.and_then(|c| c.slo.ttft).map(|o| o.ms));
         let routed = Routed {
             api,
             path: path.to_owned(),
@@ -95,6 +64,45 @@ impl Proxy {
             body: raw,
         };
         self.route(routed, account).await
+    }
+
+    /// Opens the account of a request: its class, its expected sizes, and what is set aside on budgets.
+    pub(crate) fn open(
+        &self,
+        headers: &HeaderMap,
+        api: Api,
+        parsed: &Parsed,
+        pool: &Arc<Pool>,
+    ) -> Result<Opened, ApiError> {
+        let route = &pool.view.route;
+        let class = slo_class(route, headers);
+        let class_name = class.map_or(plimsoll_fleet::slo::DEFAULT_SLO_CLASS, |c| c.name.as_str()).to_owned();
+        let span = tracing::Span::current();
+        span.record("model", parsed.model.as_str());
+        span.record("pool", route.pool.to_string());
+        span.record("class", class_name.as_str());
+
+        let counted = api != Api::Tokenize;
+        let mut account =
+            Account::begin(self.shared.clone(), pool.clone(), class_name, parsed.prompt_bytes, counted);
+        {
+            let stats = pool.memory.stats.lock();
+            account.prompt_estimate = (parsed.prompt_bytes as f64 / stats.bytes_per_token()).max(1.0);
+            account.expected_output = if api.is_generation() || api == Api::Responses {
+                let expected = stats.expected_output(&account.class);
+                parsed.max_output.map_or(expected, |m| expected.min(f64::from(m))).max(1.0)
+            } else {
+                1.0
+            };
+        }
+        let worst_output = parsed.max_output.map_or(account.expected_output, f64::from);
+        if let Err(e) = self.reserve(&mut account, headers, worst_output) {
+            account.settle(Outcome::Refused, None);
+            return Err(e);
+        }
+        let ttft_objective_ms = positive(headers, &names::TTFT_OBJECTIVES)
+            .or_else(|| class.and_then(|c| c.slo.ttft).map(|o| o.ms));
+        Ok(Opened { account, ttft_objective_ms })
     }
 
     /// Sets the worst case aside on the leases of the budgets that the request answers to: those named like its
@@ -127,6 +135,7 @@ impl Proxy {
         let shared = &self.shared;
         let mut held: Option<Held> = None;
         let mut failures = 0;
+        let mut tries = Tries::default();
         let settle_until = tokio::time::Instant::now() + shared.config.limits.settle_wait;
         loop {
             // Subscribed before the table is read, so that no change is missed.
@@ -165,7 +174,11 @@ impl Proxy {
             let mut refusal: Option<Refusal> = None;
             let mut failure: Option<String> = None;
             let mut lasting = false;
+            tries.spoiled.clear();
             for (i, ranked) in choice.order.iter().enumerate() {
+                if tries.is_spoiled(ranked) {
+                    continue;
+                }
                 if i > 0 {
                     let reason = match (&failure, &refusal) {
                         (Some(_), _) => "failed",
@@ -177,10 +190,14 @@ impl Proxy {
                         break;
                     }
                     self.count_reason(&shared.config.metrics.retries, reason);
-                    pool.memory.router.lock().shift(&pool.view, &request, first.endpoint, ranked.endpoint);
+                    let mut memory = pool.memory.router.lock();
+                    memory.shift(&pool.view, &request, first.endpoint, ranked.endpoint);
+                    if let Some(partner) = ranked.prefill {
+                        memory.remember(&pool.view, &request, partner.endpoint);
+                    }
                 }
                 self.count_reason(&shared.config.metrics.choices, ranked.reason.as_str());
-                match self.attempt(&routed, account.sizes(), &pool, ranked).await {
+                match self.attempt(&routed, account.sizes(), &pool, ranked, &mut tries).await {
                     // What a dying engine says, but also one whom the request itself upsets: one more is asked.
                     Ok(reply)
                         if reply.head.status == StatusCode::INTERNAL_SERVER_ERROR
@@ -269,13 +286,34 @@ impl Proxy {
 
     /// Chooses and takes note of it.
     pub(super) fn choose(&self, pool: &Pool, request: &route::Request<'_>) -> route::Choice {
+        self.choose_among(pool, request, |_| true)
+    }
+
+    /// The same among some of the endpoints.
+    pub(crate) fn choose_among(
+        &self,
+        pool: &Pool,
+        request: &route::Request<'_>,
+        may: impl Fn(&Endpoint) -> bool,
+    ) -> route::Choice {
         let shared = &self.shared;
         let now = shared.clock.now_ms();
         let began = tokio::time::Instant::now();
         let mut memory = pool.memory.router.lock();
-        let choice = route::choose(&pool.view, request, |i| pool.replicas[i].load(now), &mut memory);
+        let load = |i: usize| {
+            let load = pool.replicas[i].load(now);
+            let may = may(&pool.view.route.endpoints[i]);
+            route::ReplicaLoad {
+                availability: if may { load.availability } else { route::Availability::Unhealthy },
+                ..load
+            }
+        };
+        let choice = route::choose(&pool.view, request, load, &mut memory);
         if let Some(first) = choice.order.first() {
             memory.record(&pool.view, request, first.endpoint);
+            if let Some(partner) = first.prefill {
+                memory.remember(&pool.view, request, partner.endpoint);
+            }
         }
         drop(memory);
         let label = AgentLabels { agent: shared.config.name.clone() };
@@ -289,7 +327,7 @@ impl Proxy {
         self.shared.config.metrics.resumed.get_or_create(&labels).inc();
     }
 
-    pub(super) fn count_reason(
+    pub(crate) fn count_reason(
         &self,
         family: &prometheus_client::metrics::family::Family<
             ReasonLabels,
@@ -331,7 +369,7 @@ impl Proxy {
     }
 
     /// Waits for the pool to have a replica that may be used. `Ok` means: choose again.
-    pub(super) async fn hold(
+    pub(crate) async fn hold(
         &self,
         pool: &Arc<Pool>,
         excluded: Excluded,
@@ -358,6 +396,12 @@ impl Proxy {
     }
 }
 
+/// A request whose account is open.
+pub(crate) struct Opened {
+    pub(crate) account: Account,
+    pub(crate) ttft_objective_ms: Option<f64>,
+}
+
 /// What the router is asked about a request.
 pub(super) fn request<'a>(
     routed: &'a Routed,
@@ -365,14 +409,25 @@ pub(super) fn request<'a>(
     sizes: Sizes,
     pool: &Pool,
 ) -> route::Request<'a> {
+    question(&routed.parsed, routed.ttft_objective_ms, class, sizes, pool)
+}
+
+/// The same of one that is not routed here.
+pub(crate) fn question<'a>(
+    parsed: &'a Parsed,
+    ttft_objective_ms: Option<f64>,
+    class: &'a str,
+    sizes: Sizes,
+    pool: &Pool,
+) -> route::Request<'a> {
     route::Request {
         class,
-        prefix: &routed.parsed.prefix,
+        prefix: &parsed.prefix,
         prompt_tokens: sizes.prompt_tokens,
         tokens_per_block: route::BLOCK_BYTES as f64 / pool.memory.stats.lock().bytes_per_token(),
         expected_output: sizes.expected_output,
         adapter: None,
-        ttft_objective_ms: routed.ttft_objective_ms,
+        ttft_objective_ms,
     }
 }
 
@@ -384,14 +439,14 @@ impl Routed {
 }
 
 /// A request that waits for its pool to wake; it ends when dropped.
-struct Held {
+pub(crate) struct Held {
     shared: Arc<Shared>,
     pool: Arc<Pool>,
     class: String,
 }
 
 impl Held {
-    fn begin(shared: &Arc<Shared>, pool: &Arc<Pool>, class: &str) -> Option<Self> {
+    pub(crate) fn begin(shared: &Arc<Shared>, pool: &Arc<Pool>, class: &str) -> Option<Self> {
         if shared.holding.fetch_add(1, Ordering::Relaxed) >= shared.config.limits.max_holding {
             shared.holding.fetch_sub(1, Ordering::Relaxed);
             return None;
