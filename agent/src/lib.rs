@@ -20,6 +20,7 @@ mod agent;
 pub mod body;
 mod clock;
 mod config;
+pub mod driver;
 mod engines;
 pub mod liveness;
 mod local;
