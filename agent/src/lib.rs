@@ -27,6 +27,7 @@ mod local;
 pub mod metrics;
 pub mod openai;
 pub mod persist;
+mod picker;
 mod proxy;
 mod replica;
 pub mod resume;
