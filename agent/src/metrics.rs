@@ -112,7 +112,8 @@ pub struct AgentMetrics {
     /// Answers that broke off once begun, by what became of them.
     pub resumed: Family<ResumeLabels, Counter>,
     /// Requests for pairs of a prefill and a decode replica by what became of them: `ok`, or which side did not do its part:
-    /// `prefill_refused`, `prefill_failed`, `decode_refused`, `decode_failed`; `not_split` where the request cannot be.
+    /// `prefill_refused`, `prefill_failed`, `decode_refused`, `decode_failed`; `invalid` where an engine found fault with the request, `not_split` where it cannot be
+    /// split.
     pub hand_overs: Family<ReasonLabels, Counter>,
     /// Time of each phase of those.
     pub phase_seconds: Family<PhaseLabels, Histogram, fn() -> Histogram>,

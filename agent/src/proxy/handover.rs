@@ -203,15 +203,14 @@ impl Proxy {
             Side::Prefill(result) => ("prefill", result),
             Side::Decode(result) => ("decode", result),
         };
-        match &result {
-            Ok(reply) if side == "decode" && reply.head.status.is_success() => count("ok"),
-            Ok(_) if side == "decode" => count("decode_failed"),
-            Err(Missed::Refused(_)) if side == "decode" => count("decode_refused"),
-            Err(_) if side == "decode" => count("decode_failed"),
-            Err(Missed::Refused(_)) => count("prefill_refused"),
-            // The engine finds fault with the request itself, if it answers at all.
-            Ok(_) | Err(_) => count("prefill_failed"),
-        }
+        count(match (side, &result) {
+            (_, Ok(reply)) if reply.head.status.is_client_error() => "invalid",
+            ("decode", Ok(reply)) if reply.head.status.is_success() => "ok",
+            ("decode", Err(Missed::Refused(_))) => "decode_refused",
+            ("decode", _) => "decode_failed",
+            (_, Err(Missed::Refused(_))) => "prefill_refused",
+            _ => "prefill_failed",
+        });
         if side == "prefill" && result.is_err() {
             tries.spoiled.push(partner.endpoint);
             let replica = &pool.view.route.endpoints[partner.endpoint].replica;

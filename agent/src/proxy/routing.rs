@@ -494,7 +494,7 @@ fn slo_class<'a>(route: &'a PoolRoute, headers: &HeaderMap) -> Option<&'a SloCla
 
 fn unavailable(route: &PoolRoute, excluded: Excluded) -> String {
     let mut text = format!("no replica of {:?} is ready", route.served_name);
-    let Excluded { draining, unhealthy, stalled, unplanned } = excluded;
+    let Excluded { draining, unhealthy, stalled, unplanned, unpaired } = excluded;
     let mut parts: Vec<String> = Vec::new();
     if !route.unavailable_reason.is_empty() {
         parts.push(route.unavailable_reason.clone());
@@ -504,6 +504,7 @@ fn unavailable(route: &PoolRoute, excluded: Excluded) -> String {
         (unhealthy, "not healthy"),
         (stalled, "stalled"),
         (unplanned, "without a share in the plan"),
+        (unpaired, "without a prefill replica"),
     ] {
         if count > 0 {
             parts.push(format!("{count} {what}"));

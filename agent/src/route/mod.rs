@@ -238,8 +238,10 @@ pub struct Excluded {
     pub unhealthy: usize,
     /// Stalled.
     pub stalled: usize,
-    /// Without a share for this class, or for prefill only.
+    /// Without a share for this class.
     pub unplanned: usize,
+    /// Decode replicas that no prefill replica makes a pair with, and that prefill nothing themselves.
+    pub unpaired: usize,
 }
 
 /// What a router remembers of one pool.
@@ -327,7 +329,7 @@ pub fn choose(
             Availability::Unhealthy => choice.excluded.unhealthy += 1,
             Availability::Stalled => choice.excluded.stalled += 1,
             Availability::Ready | Availability::Suspect if plan.weights[i] <= 0.0 => {
-                choice.excluded.unplanned += 1;
+                choice.excluded.unplanned += usize::from(endpoint.role != Role::Prefill);
                 a = Availability::Draining;
             }
             Availability::Ready => shares[plan.group_of[i]] += plan.weights[i],
@@ -397,10 +399,13 @@ pub fn choose(
         let reason = if cached > 0.0 { Reason::Prefix } else { Reason::Completion };
         Some(Ranked { endpoint: i, prediction, cached_tokens: cached, reason, prefill: None })
     };
+    let asked = candidates.len();
     let mut ranked: Vec<(bool, Ranked)> = candidates
         .into_iter()
         .filter_map(|i| Some((balance.allows(plan.group_of[i], shares[plan.group_of[i]]), rank(i)?)))
         .collect();
+
+    choice.excluded.unpaired = asked - ranked.len();
 
     // The plan's flow is followed while it can meet the objective.
     let best_queue = |allowed: bool| {

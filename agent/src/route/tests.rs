@@ -300,6 +300,9 @@ fn without_a_prefill_replica_a_mixed_one_serves_or_a_decode_replica_whose_engine
     assert!(chosen(HandOverProtocol::Vllm, false).iter().all(|(p, d)| p.is_none() && *d >= 2));
     assert_eq!(chosen(HandOverProtocol::Sglang, true), [(None, 4)]);
     assert_eq!(chosen(HandOverProtocol::Sglang, false), []);
+    let none =
+        choose(&view(halves(HandOverProtocol::Sglang)), &request(&[]), down, &mut Memory::new(1)).excluded;
+    assert_eq!((none.unpaired, none.unhealthy, none.unplanned), (2, 2, 0));
 }
 
 #[test]

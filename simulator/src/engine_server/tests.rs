@@ -513,7 +513,9 @@ async fn a_decode_engine_goes_on_from_a_prefill_engines_cache_by_vllms_protocol(
     let (status, _) = decode.post("/v1/completions", take).await;
     assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR);
     // Without a word of a cache it computes the prompt itself.
-    let (status, answer) = decode.post("/v1/completions", body(json!({}))).await;
+    let other = json!({"prompt": "and now for something else altogether ".repeat(400)});
+    let whole = mixed.post("/v1/completions", body(other.clone())).await.1;
+    let (status, answer) = decode.post("/v1/completions", body(other)).await;
     assert_eq!((status, &answer["choices"][0]["text"]), (StatusCode::OK, &whole["choices"][0]["text"]));
     assert!(d.stats().prefill_tokens > 3000, "{:?}", d.stats());
 }
