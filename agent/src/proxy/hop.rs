@@ -15,6 +15,11 @@ pub(crate) struct Hop {
 }
 
 impl Hop {
+    /// The same request so many milliseconds later.
+    pub(crate) fn later(self, ms: f64) -> Self {
+        Self { first_token_in_ms: self.first_token_in_ms.map(|left| left - ms), ..self }
+    }
+
     pub(crate) fn to_text(&self) -> String {
         let mut text = format!(
             "replica={};prompt={:.0};cached={:.0};output={:.0};stream={}",
