@@ -1,5 +1,6 @@
 //! Configuration of one agent.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -35,6 +36,8 @@ pub struct AgentConfig {
     pub public: Option<Public>,
     /// Whom it takes requests from.
     pub clients: Clients,
+    /// Weights of tenants at this agent's engines, by the name that their requests carry; 1 for those not listed.
+    pub tenant_weights: HashMap<String, f64>,
     /// Metrics, registered by the caller.
     pub metrics: AgentMetrics,
 }
@@ -54,8 +57,13 @@ impl AgentConfig {
             tls: None,
             public: None,
             clients: Clients::Everybody,
+            tenant_weights: HashMap::new(),
             metrics: AgentMetrics::default(),
         }
+    }
+
+    pub(crate) fn tenant_weight(&self, tenant: Option<&str>) -> f64 {
+        tenant.and_then(|name| self.tenant_weights.get(name)).copied().unwrap_or(1.0)
     }
 }
 

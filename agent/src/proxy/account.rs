@@ -39,6 +39,13 @@ impl Place {
             Self::There(flight) => flight.produced(tokens),
         }
     }
+
+    /// The answer has come to its own end. `tokens`: its length, where the engine said it.
+    pub(crate) fn finished(&self, tokens: Option<f64>) {
+        if let Self::Here(permit) = self {
+            permit.finished(tokens);
+        }
+    }
 }
 
 /// How a request ended.
@@ -68,6 +75,8 @@ pub(crate) struct Account {
     pub(crate) prompt_estimate: f64,
     pub(crate) expected_output: f64,
     pub(crate) reservation: Reservation,
+    /// The compound task that it is a call of.
+    pub(crate) task: Option<u64>,
     /// Whether it is demand for the engine's accelerators, to be reported as such.
     counted: bool,
     settled: bool,
@@ -99,6 +108,7 @@ impl Account {
             prompt_estimate: 0.0,
             expected_output: 0.0,
             reservation: Reservation::default(),
+            task: None,
             counted,
             settled: false,
         }
@@ -157,6 +167,9 @@ impl Account {
             self.broke_off();
         }
         let now = self.shared.clock.now_ms();
+        if let Some(task) = self.task {
+            self.shared.tasks.lock().ended(now, task);
+        }
         let pool = &self.pool.view.route.pool;
         let output = usage.map_or(self.token_events, |u| u.completion_tokens);
         let input = usage.map_or(self.prompt_estimate.round() as u64, |u| u.prompt_tokens);
