@@ -98,7 +98,7 @@ pub struct ProxyLimits {
     pub max_answer_bytes: usize,
     /// Most connections at once.
     pub max_connections: usize,
-    /// Time for a client to send its headers, and between two parts of its body.
+    /// Time for a client to send its headers, and between two parts of its body; a whole body may take ten times as long.
     pub client_read_timeout: Duration,
     /// Time to connect to an engine or agent.
     pub connect_timeout: Duration,
