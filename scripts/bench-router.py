@@ -150,7 +150,7 @@ def run_cache_aware(name):
     def run(program, engines):
         listen = port()
         urls = [f"http://127.0.0.1:{p}" for p in engines]
-        command = [program, "--host", "127.0.0.1", "--port", listen, "--policy", "cache_aware",
+        command = [program, *(["launch"] if name == "sglang-router" else []), "--host", "127.0.0.1", "--port", listen, "--policy", "cache_aware",
                    "--prometheus-port", port(), "--worker-urls", *urls]
         return start(name, command), f"http://127.0.0.1:{listen}"
     return run
@@ -269,7 +269,8 @@ def main():
             process = None
             try:
                 answers(f"http://127.0.0.1:{ports[0]}", 10)
-                url = f"http://127.0.0.1:{ports[0]}"
+                # Without a router the load goes to all engines in turn.
+                url = ",".join(f"http://127.0.0.1:{p}" for p in ports)
                 if name != "no router":
                     process, url = ROUTERS[name][2](programs[name], ports)
                     answers(url)

@@ -278,7 +278,7 @@ async fn soak(requests: u64) -> bool {
     let mut struck = std::collections::BTreeMap::<&str, u64>::new();
     let (mut base_mib, mut shown) = (None, 0);
     while count.done.load(Relaxed) < requests {
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        tokio::time::sleep(Duration::from_millis(1_500)).await;
         *struck.entry(fleet.strike(&mut rng).await).or_default() += 1;
         let done = count.done.load(Relaxed);
         if base_mib.is_none() && done * 10 >= requests {

@@ -117,7 +117,8 @@ pub(crate) struct RetryBudget {
 }
 
 impl RetryBudget {
-    const MOST: f64 = 20.0;
+    /// What one engine may have under way when it dies.
+    const MOST: f64 = 256.0;
 
     pub(crate) fn earn(&mut self) {
         self.tokens = (self.tokens + 0.2).min(Self::MOST);

@@ -75,6 +75,8 @@ pub(crate) struct Account {
     pub(crate) prompt_estimate: f64,
     pub(crate) expected_output: f64,
     pub(crate) reservation: Reservation,
+    /// The replica that serves it, by its key, if much of the prompt was believed to be cached there.
+    pub(crate) much_cached: Option<u64>,
     /// The compound task that it is a call of.
     pub(crate) task: Option<u64>,
     /// Whether it is demand for the engine's accelerators, to be reported as such.
@@ -108,6 +110,7 @@ impl Account {
             prompt_estimate: 0.0,
             expected_output: 0.0,
             reservation: Reservation::default(),
+            much_cached: None,
             task: None,
             counted,
             settled: false,
@@ -230,6 +233,13 @@ impl Account {
                     if let Some(replica) = &self.served_by {
                         book.replica_finished(replica, &self.class, &finished);
                     }
+                }
+                // Only who serves it alone can be judged by it.
+                if let (Some(replica), Some(cached)) = (
+                    self.much_cached.filter(|_| self.served_by.is_some()),
+                    usage.and_then(|u| u.prompt_tokens_details?.cached_tokens),
+                ) {
+                    self.pool.memory.router.lock().found(replica, cached);
                 }
                 if let Some(usage) = usage {
                     self.pool.memory.stats.lock().learn(

@@ -213,6 +213,8 @@ impl Proxy {
                     }
                     Ok(reply) => {
                         let endpoint = &pool.view.route.endpoints[ranked.endpoint];
+                        account.much_cached = (ranked.cached_tokens >= route::MUCH_EXPECTED)
+                            .then(|| pool.view.keys[ranked.endpoint]);
                         return Ok(self.deliver(
                             routed,
                             endpoint,

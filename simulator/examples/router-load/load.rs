@@ -67,7 +67,9 @@ async fn stats(client: &Http, engines: &str) -> (f64, f64) {
 }
 
 pub async fn run(args: &Args) {
-    let url = format!("{}/v1/chat/completions", args.text("url", "http://127.0.0.1:9001"));
+    let urls = args.text("url", "http://127.0.0.1:9001");
+    let urls: Arc<Vec<String>> =
+        Arc::new(urls.split(',').map(|u| format!("{u}/v1/chat/completions")).collect());
     let model = args.text("model", "bench-model");
     let kind = args.text("traffic", "chat");
     let rate = args.number("rate", 0.0);
@@ -105,10 +107,10 @@ pub async fn run(args: &Args) {
                 due += Duration::from_secs_f64(-rng.random_range(1e-12f64..1.0).ln() * burst / rate);
             }
             tokio::time::sleep_until(due).await;
-            let (client, url, bodies) = (client.clone(), url.clone(), bodies.clone());
+            let (client, urls, bodies) = (client.clone(), urls.clone(), bodies.clone());
             tasks.push(tokio::spawn(async move {
                 let body = bodies[i % bodies.len()].clone();
-                tokio::time::timeout(Duration::from_secs(20), one(&client, &url, body, due))
+                tokio::time::timeout(Duration::from_secs(20), one(&client, &urls[i % urls.len()], body, due))
                     .await
                     .ok()
                     .flatten()
@@ -121,7 +123,8 @@ pub async fn run(args: &Args) {
         let next = Arc::new(AtomicUsize::new(0));
         let tasks: Vec<_> = (0..together)
             .map(|_| {
-                let (client, url, bodies, next) = (client.clone(), url.clone(), bodies.clone(), next.clone());
+                let (client, urls, bodies, next) =
+                    (client.clone(), urls.clone(), bodies.clone(), next.clone());
                 tokio::spawn(async move {
                     let mut samples = Vec::new();
                     while began.elapsed().as_secs_f64() < seconds {
@@ -130,7 +133,10 @@ pub async fn run(args: &Args) {
                         let left = Duration::from_secs(20);
                         let body = bodies[i % bodies.len()].clone();
                         let sample =
-                            tokio::time::timeout(left, one(&client, &url, body, sent)).await.ok().flatten();
+                            tokio::time::timeout(left, one(&client, &urls[i % urls.len()], body, sent))
+                                .await
+                                .ok()
+                                .flatten();
                         if sample.is_none() {
                             tokio::time::sleep(Duration::from_millis(20)).await;
                         }
