@@ -1,5 +1,6 @@
 //! Where log lines go.
 
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
 use tracing_subscriber::EnvFilter;
@@ -50,7 +51,8 @@ pub fn start(args: &LogArgs, file: Option<&Path>) -> Result<(), Failure> {
     };
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer);
     let result = match args.log_format {
-        Format::Text => builder.with_ansi(file.is_none()).try_init(),
+        // Colours are for people: neither files nor `kubectl logs` of a pod show them.
+        Format::Text => builder.with_ansi(file.is_none() && std::io::stderr().is_terminal()).try_init(),
         Format::Json => builder.json().try_init(),
     };
     result.map_err(|e| Failure::caused("failed to start logging", e))

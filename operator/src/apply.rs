@@ -453,8 +453,19 @@ pub(crate) async fn create(
             Ok(None) => Err(format!("replica {name} waits for an older pod of the same name to end")),
             Err(e) => Err(format!("failed to look at pod {name}, which exists already: {}", explain(&e))),
         },
+        // Kubernetes deletes the pods of a namespace first, and the pool only when they have ended.
+        Err(e) if is_in_ending_namespace(&e) => Err(format!(
+            "namespace {} is being deleted, and the pool with it: no replica is made",
+            pool.namespace()
+        )),
         Err(e) => Err(format!("failed to create replica {name}: {}{}", explain(&e), remedy(pod, &e))),
     }
+}
+
+fn is_in_ending_namespace(error: &kube::Error) -> bool {
+    let kube::Error::Api(status) = error else { return false };
+    let causes = status.details.iter().flat_map(|details| &details.causes);
+    causes.into_iter().any(|cause| cause.reason == "NamespaceTerminating")
 }
 
 /// What to do about a refused pod, where the API's own words do not say it.

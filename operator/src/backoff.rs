@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 /// Delays that double from `base` to `limit`, each shortened at random by up to half so that many clients do not retry
 /// at one moment.
 #[derive(Debug, Clone)]
@@ -36,18 +38,36 @@ impl Backoff {
     }
 }
 
-impl Iterator for Backoff {
-    type Item = Duration;
+/// For watches: starts over after a calm time. Not after an event, since every try of a watcher begins with one, also where
+/// what it then asks for is refused.
+#[derive(Debug)]
+pub struct WatchBackoff {
+    backoff: Backoff,
+    calm: Duration,
+    last: Option<Instant>,
+}
 
-    fn next(&mut self) -> Option<Duration> {
-        Some(self.next_delay())
+impl WatchBackoff {
+    /// Starts over when `calm` has passed since the last delay began.
+    pub fn new(backoff: Backoff, calm: Duration) -> Self {
+        Self { backoff, calm, last: None }
     }
 }
 
-impl kube::runtime::utils::Backoff for Backoff {
-    fn reset(&mut self) {
-        Self::reset(self);
+impl Iterator for WatchBackoff {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        if self.last.is_some_and(|last| last.elapsed() > self.calm) {
+            self.backoff.reset();
+        }
+        self.last = Some(Instant::now());
+        Some(self.backoff.next_delay())
     }
+}
+
+impl kube::runtime::utils::Backoff for WatchBackoff {
+    fn reset(&mut self) {}
 }
 
 #[cfg(test)]
@@ -62,5 +82,19 @@ mod tests {
         assert!(delays[11] >= Duration::from_millis(2500) && delays[11] <= Duration::from_secs(5));
         backoff.reset();
         assert!(backoff.next_delay() <= Duration::from_millis(100));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_watch_that_is_refused_again_and_again_waits_longer() {
+        use kube::runtime::utils::Backoff as _;
+        let backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(8), 7);
+        let mut watch = WatchBackoff::new(backoff, Duration::from_secs(20));
+        for _ in 0..8 {
+            watch.reset();
+            tokio::time::sleep(watch.next().unwrap()).await;
+        }
+        assert!(watch.next().unwrap() >= Duration::from_secs(4));
+        tokio::time::sleep(Duration::from_secs(21)).await;
+        assert!(watch.next().unwrap() <= Duration::from_millis(500));
     }
 }

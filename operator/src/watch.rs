@@ -29,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, info_span, warn};
 
 use crate::adopt;
-use crate::backoff::Backoff;
+use crate::backoff::{Backoff, WatchBackoff};
 use crate::devices::DynamicResources;
 use crate::revision::reader::Revisions;
 use crate::world::{Broken, World};
@@ -257,10 +257,11 @@ fn bare_condition(condition: NodeCondition) -> NodeCondition {
 
 /// Waits before a watch is tried again: short enough that what people change right after an outage of the API is seen
 /// within seconds (kube's own default waits up to half a minute), random so that watches do not return all at once.
-pub(crate) fn watch_backoff(kind: &str) -> Backoff {
+pub(crate) fn watch_backoff(kind: &str) -> WatchBackoff {
     let mut hasher = std::hash::DefaultHasher::new();
     kind.hash(&mut hasher);
-    Backoff::new(Duration::from_millis(500), Duration::from_secs(8), hasher.finish())
+    let delays = Backoff::new(Duration::from_millis(500), Duration::from_secs(8), hasher.finish());
+    WatchBackoff::new(delays, Duration::from_secs(20))
 }
 
 fn reflect<K>(

@@ -42,6 +42,14 @@ pub struct Flags {
     #[arg(long, visible_alias = "pipeline-parallel", value_delimiter = ',', value_name = "N",
         value_parser = clap::value_parser!(u32).range(1..=64))]
     pub pp: Vec<u32>,
+    /// Attention data-parallel degrees, of models with experts [default: 1]
+    #[arg(long, visible_alias = "data-parallel", value_delimiter = ',', value_name = "N",
+        value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub dp: Vec<u32>,
+    /// Expert-parallel degrees: into how many parts whole experts are divided over a stage's GPUs [default: 1]
+    #[arg(long, visible_alias = "expert-parallel", value_delimiter = ',', value_name = "N",
+        value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub ep: Vec<u32>,
     /// Weight formats: bf16, fp8, int4, … [default: the pool's, or as published and fp8]
     #[arg(long, visible_alias = "dtype", value_delimiter = ',', value_name = "DTYPE")]
     pub weights: Vec<Dtype>,
@@ -247,6 +255,12 @@ fn question(
     if flags.context.is_some() {
         pool.max_context_tokens = flags.context;
     }
+    if flags.dp.iter().any(|ranks| *ranks > 1) {
+        notes.push(
+            "ranks of --dp that wait for each other are priced as if they did not: real ones are slower"
+                .to_owned(),
+        );
+    }
     objectives(flags, &mut pool, &mut notes);
     let (requests, arrival_scv, rps) = demand(flags, &pool);
     let load = match (flags.rps.or(rps), flags.concurrency) {
@@ -271,6 +285,8 @@ fn question(
         engine,
         tensor: flags.tp.clone(),
         pipeline: flags.pp.clone(),
+        data: flags.dp.clone(),
+        expert: flags.ep.clone(),
         notes,
     };
     Ok(Asked { question, classes, variants })
@@ -371,6 +387,17 @@ pub(crate) mod tests {
         assert_eq!(classes.len(), presets::accelerators().len());
         let names: Vec<&str> = variants.iter().map(|v| v.name.as_str()).collect();
         assert_eq!(names, ["bf16", "fp8"]);
+    }
+
+    #[test]
+    fn ranks_and_experts_can_be_spread() {
+        let Asked { question, classes, variants } =
+            asked("deepseek-v3 --gpu h200 --tp 1 --dp 8 --ep 8 --weights fp8");
+        let rows = super::super::rows::rows(&question, &classes, &variants);
+        assert_eq!(rows.len(), 1);
+        assert_eq!((rows[0].name.as_str(), rows[0].gpus), ("fp8 TP1 DP8 EP8 H200", 8));
+        assert!(rows[0].fit.is_some(), "{:?}", rows[0].does_not_fit);
+        assert!(question.notes.iter().any(|note| note.contains("--dp")), "{:?}", question.notes);
     }
 
     #[test]

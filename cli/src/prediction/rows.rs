@@ -49,6 +49,10 @@ pub struct Question {
     pub tensor: Vec<u32>,
     /// Pipeline-parallel degrees (empty: the pool's).
     pub pipeline: Vec<u32>,
+    /// Attention data-parallel degrees (empty: 1).
+    pub data: Vec<u32>,
+    /// Expert-parallel degrees (empty: 1).
+    pub expert: Vec<u32>,
     /// Remarks to show.
     pub notes: Vec<String>,
 }
@@ -206,19 +210,23 @@ fn shapes(question: &Question, class: &AcceleratorClass, variant: &Variant) -> V
     if pipeline.is_empty() {
         pipeline.push(1);
     }
-    pipeline
-        .iter()
-        .flat_map(|pp| tensor.iter().map(|tp| (*tp, *pp)))
-        .map(|(tensor_parallel, pipeline_parallel)| Shape {
-            variant: variant.name.clone(),
-            accelerator: class.name.clone(),
-            tensor_parallel,
-            pipeline_parallel,
-            data_parallel: 1,
-            expert_parallel: 1,
-            role: Role::Mixed,
-        })
-        .collect()
+    let (data, expert) = (of_pool(&question.data, &[1]), of_pool(&question.expert, &[1]));
+    let mut shapes = Vec::new();
+    for pipeline_parallel in &pipeline {
+        for (data_parallel, expert_parallel) in data.iter().flat_map(|d| expert.iter().map(move |e| (*d, *e)))
+        {
+            shapes.extend(tensor.iter().map(|tensor_parallel| Shape {
+                variant: variant.name.clone(),
+                accelerator: class.name.clone(),
+                tensor_parallel: *tensor_parallel,
+                pipeline_parallel: *pipeline_parallel,
+                data_parallel,
+                expert_parallel,
+                role: Role::Mixed,
+            }));
+        }
+    }
+    shapes
 }
 
 /// The replica's model. Where the longest request was left open, it becomes what the KV cache holds, as engines do it

@@ -1,5 +1,6 @@
 //! What is served, told to clients: the old per-group documents and the aggregated one.
 
+use base64::Engine as _;
 use serde_json::{Value, json};
 
 use crate::resources::{Resource, Served, api_version};
@@ -51,7 +52,9 @@ pub fn resources(served: &Served, group: &str, version: &str) -> Option<Value> {
         if !r.categories.is_empty() {
             entry["categories"] = json!(r.categories);
         }
-        entry["storageVersionHash"] = "".into();
+        if r.verbs.iter().any(|verb| verb == "list") {
+            entry["storageVersionHash"] = storage_version_hash(&r.group, &r.version, &r.kind).into();
+        }
         list.push(entry);
         for s in &r.subresources {
             let mut entry = json!({
@@ -122,4 +125,16 @@ fn aggregated_resource(r: &Resource) -> Value {
         entry["subresources"] = subresources.into();
     }
     entry
+}
+
+/// What tells clients whether objects are stored in another form than before.
+fn storage_version_hash(group: &str, version: &str, kind: &str) -> String {
+    // Kinds that are served in several groups or versions are stored in one.
+    let stored = match (group, kind) {
+        ("events.k8s.io", "Event") => "/v1/Event".to_owned(),
+        ("autoscaling", "HorizontalPodAutoscaler") => "autoscaling/v2/HorizontalPodAutoscaler".to_owned(),
+        _ => format!("{group}/{version}/{kind}"),
+    };
+    let digest = ring::digest::digest(&ring::digest::SHA256, stored.as_bytes());
+    base64::engine::general_purpose::STANDARD.encode(digest.as_ref().get(..8).unwrap_or_default())
 }

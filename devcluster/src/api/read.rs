@@ -205,6 +205,10 @@ impl Cluster {
             .filter(|s| after.as_ref().is_none_or(|a| key(s) > *a) && selection.matches(resource, s))
             .collect();
         let mut meta = json!({"resourceVersion": revision.to_string()});
+        // A real server's lists of custom resources always have it.
+        if resource.custom.is_some() {
+            meta["continue"] = "".into();
+        }
         if limit > 0 && matching.len() > limit {
             let left = matching.len() - limit;
             matching.truncate(limit);

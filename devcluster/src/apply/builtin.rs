@@ -19,7 +19,7 @@ use k8s_openapi::schemars::{JsonSchema, SchemaGenerator, generate::SchemaSetting
 use parking_lot::Mutex;
 use serde_json::Value;
 
-use super::typing::{ListKind, ListType, MapType, PatchHints, Shape, Type};
+use super::typing::{ListKind, ListType, MapType, PatchHints, ScalarKind, Shape, Type};
 use crate::gvk::GroupKind;
 
 /// Vendor extensions by definition and field; see the file's first lines for its form.
@@ -152,12 +152,18 @@ impl<'a> Builder<'a> {
         }
         let atomic = atomic || extension.atomic_map;
         let shape = match schema.get("type").and_then(Value::as_str) {
-            Some("string" | "integer" | "number" | "boolean") => Shape::Scalar,
+            // Quantities may be written as numbers.
+            Some("string") if self.stack.last().is_some_and(|name| name.ends_with("Quantity")) => {
+                Shape::Scalar(ScalarKind::Any)
+            }
+            Some(ty @ ("string" | "integer" | "number" | "boolean")) => {
+                Shape::Scalar(ScalarKind::of(ty, schema.get("format").and_then(Value::as_str)))
+            }
             Some("array") => Shape::List(self.list(schema, extension)),
             Some("object") => self.map(schema, atomic),
             // `IntOrString` has no single type.
             _ if schema.get("x-kubernetes-int-or-string").is_some() || schema.get("anyOf").is_some() => {
-                Shape::Scalar
+                Shape::Scalar(ScalarKind::Any)
             }
             _ => Shape::Untyped,
         };

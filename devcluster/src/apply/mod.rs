@@ -127,8 +127,9 @@ pub fn apply(live: Option<&Value>, config: &Value, req: &Request) -> Result<Valu
 
     let me = ManagerId::new(&req.manager, Operation::Apply, &api_version, req.subresource.as_deref());
     let last = owners.get(&me).cloned();
+    // What nobody owns counts as this manager's until it is known what goes: a name must not go with all else in `metadata`.
     let mine = Entry {
-        set: typed::to_set(&config, ty).difference(managers::unowned()),
+        set: typed::to_set(&config, ty),
         api_version,
         time: last.as_ref().and_then(|e| e.time.clone()),
     };
@@ -138,6 +139,9 @@ pub fn apply(live: Option<&Value>, config: &Value, req: &Request) -> Result<Valu
         Some(last) if !last.set.is_empty() => prune(&merged, &owners, &last.set, &req.typing),
         _ => merged,
     };
+    if let Some(entry) = owners.get_mut(&me) {
+        entry.set = entry.set.difference(managers::unowned());
+    }
 
     let comparison = typed::compare(&live_object, &object, ty);
     settle(&comparison, &mut owners, &me, req.force)?;

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::{Map, Value};
 
 use super::fieldset::{self, Element, Set};
-use super::typing::{ListKind, ListType, MapType, Shape, Type, UNTYPED};
+use super::typing::{ListKind, ListType, MapType, ScalarKind, Shape, Type, UNTYPED};
 
 /// A map type that fits any object.
 fn untyped_map() -> &'static MapType {
@@ -33,24 +33,16 @@ fn kind_of<'a>(ty: &'a Type, value: &Value) -> Kind<'a> {
     }
 }
 
-/// The path step of a list item; an error where a key is missing.
+/// The path step of a list item; an error where its list is atomic.
 fn item_element(list: &ListType, item: &Value) -> Result<Element, String> {
     match &list.kind {
         ListKind::Set => Ok(fieldset::value(item)),
         ListKind::Map(keys) => {
             let mut found = Map::new();
             for (key, default) in keys {
-                match item.get(key).filter(|v| !v.is_null()).or(default.as_ref()) {
-                    Some(value) => {
-                        found.insert(key.clone(), value.clone());
-                    }
-                    None => {
-                        return Err(format!(
-                            "associative list with keys has an element that omits key field \"{key}\" \
-                             (and doesn't have default value)"
-                        ));
-                    }
-                }
+                // An item without a key and a default for it is told apart by that.
+                let value = item.get(key).filter(|v| !v.is_null()).or(default.as_ref());
+                found.insert(key.clone(), value.cloned().unwrap_or_default());
             }
             Ok(fieldset::keys(found))
         }
@@ -71,8 +63,45 @@ fn index<'v>(list: &ListType, value: &'v Value) -> Option<Vec<(Element, &'v Valu
         .collect()
 }
 
-/// Checks that a configuration fits its type well enough to be applied: list keys present and unique, fields declared.
+/// A value as Go prints it behind the interface of `structured-merge-diff`, by `%v` or (`full`) `%#v`.
+fn go_value(value: &Value, full: bool) -> String {
+    if full { format!("&value.valueUnstructured{{Value:{value}}}") } else { format!("&{{{value}}}") }
+}
+
+/// What is wrong with a value of another kind than its type.
+fn mismatch(ty: &Type, value: &Value) -> Option<String> {
+    if value.is_null() {
+        return None;
+    }
+    match &ty.shape {
+        Shape::Scalar(ScalarKind::String) if !value.is_string() => {
+            Some(format!("expected string, got {}", go_value(value, true)))
+        }
+        Shape::Scalar(ScalarKind::Numeric) if !value.is_number() => {
+            let found = match value {
+                Value::Bool(_) => "bool",
+                Value::Array(_) => "[]interface {}",
+                Value::Object(_) => "map[string]interface {}",
+                _ => "string",
+            };
+            Some(format!("expected numeric (int or float), got {found}"))
+        }
+        Shape::Scalar(ScalarKind::Boolean) if !value.is_boolean() => {
+            Some(format!("expected boolean, got {}", go_value(value, false)))
+        }
+        Shape::Map(_) if !value.is_object() => Some(format!("expected map, got {}", go_value(value, false))),
+        Shape::List(_) if !value.is_array() => Some(format!("expected list, got {}", go_value(value, false))),
+        _ => None,
+    }
+}
+
+/// Checks that a configuration fits its type well enough to be applied: values of the declared kinds, list keys present and
+/// unique, fields declared.
 pub(crate) fn check(value: &Value, ty: &Type, path: &str, errors: &mut Vec<String>) {
+    if let Some(error) = mismatch(ty, value) {
+        errors.push(format!("{path}: {error}"));
+        return;
+    }
     match kind_of(ty, value) {
         Kind::Leaf => {}
         Kind::Map(map) => {

@@ -32,11 +32,34 @@ pub(crate) enum Shape {
     #[default]
     Untyped,
     /// A string, number or boolean.
-    Scalar,
+    Scalar(ScalarKind),
     /// An object.
     Map(MapType),
     /// An array.
     List(ListType),
+}
+
+/// What a scalar may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ScalarKind {
+    /// Of any kind: quantities, times, numbers or texts.
+    Any,
+    String,
+    Numeric,
+    Boolean,
+}
+
+impl ScalarKind {
+    /// Of a schema's `type` and `format`.
+    pub(crate) fn of(ty: &str, format: Option<&str>) -> Self {
+        match ty {
+            "string" if format == Some("date-time") => Self::Any,
+            "string" => Self::String,
+            "integer" | "number" => Self::Numeric,
+            "boolean" => Self::Boolean,
+            _ => Self::Any,
+        }
+    }
 }
 
 /// An object: declared fields, arbitrary keys, or both.
@@ -125,7 +148,7 @@ fn resource(schema: &Value, depth: usize) -> Type {
         Shape::Map(map) => map,
         _ => MapType { element: Some(Box::default()), ..MapType::default() },
     };
-    let scalar = || Type { shape: Shape::Scalar, ..Type::default() };
+    let scalar = || Type { shape: Shape::Scalar(ScalarKind::String), ..Type::default() };
     map.fields.insert("apiVersion".into(), scalar());
     map.fields.insert("kind".into(), scalar());
     map.fields.insert("metadata".into(), (*builtin::object_meta()).clone());
@@ -140,10 +163,12 @@ fn from_schema(schema: &Value, depth: usize) -> Type {
     let flag = |key: &str| schema.get(key).and_then(Value::as_bool) == Some(true);
     let properties = schema.get("properties").and_then(Value::as_object);
     let shape = if flag("x-kubernetes-int-or-string") {
-        Shape::Scalar
+        Shape::Scalar(ScalarKind::Any)
     } else {
         match text("type") {
-            Some("string" | "integer" | "number" | "boolean") => Shape::Scalar,
+            Some(ty @ ("string" | "integer" | "number" | "boolean")) => {
+                Shape::Scalar(ScalarKind::of(ty, text("format")))
+            }
             Some("array") => Shape::List(list(schema, depth)),
             Some("object") | None if properties.is_some() || schema.get("additionalProperties").is_some() => {
                 let child = |(name, schema): (&String, &Value)| {

@@ -202,11 +202,26 @@ fn check_rules(
                 at,
                 ErrorKind::Invalid,
                 type_name(node),
-                format!("rule evaluation error: {error}; rule: {}", rule.source),
+                evaluation_error(&error.to_string(), rule.message.as_deref().unwrap_or(&rule.source)),
             ),
         };
         out.push(error);
     }
+}
+
+/// Why a rule could not be evaluated, in cel-go's words where they are known.
+fn evaluation_error(error: &str, rule: &str) -> String {
+    let called = |function: &str| error.contains(&format!("function '{function}'"));
+    let why = if called("duration") {
+        "type conversion error from 'string' to 'google.protobuf.Duration'".to_owned()
+    } else if called("timestamp") {
+        "type conversion error from 'string' to 'google.protobuf.Timestamp'".to_owned()
+    } else if let Some(key) = error.strip_prefix("No such key: ") {
+        format!("no such key: {key}")
+    } else {
+        error.to_owned()
+    };
+    format!("{why} evaluating rule: {rule}")
 }
 
 fn type_name(node: &Node) -> Option<Value> {

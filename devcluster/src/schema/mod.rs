@@ -42,8 +42,13 @@ impl CompiledSchema {
     /// Every violation in `new`. Transition rules compare with `old`; what an update leaves unchanged is not held
     /// against it (ratcheting).
     pub fn validate(&self, new: &Value, old: Option<&Value>) -> Vec<FieldError> {
+        self.validate_after(new, old, false)
+    }
+
+    /// [`validate`](Self::validate), where what was found before may keep rules from being checked.
+    pub(crate) fn validate_after(&self, new: &Value, old: Option<&Value>, blocked: bool) -> Vec<FieldError> {
         let mut errors = validate::validate(&self.root, new, old);
-        if errors.iter().any(|e| e.kind.blocks_rules()) {
+        if blocked || errors.iter().any(|e| e.kind.blocks_rules()) {
             if self.root.has_rules {
                 errors.push(FieldError::new(
                     "",

@@ -9,6 +9,25 @@ fn is_resource_key(key: &str) -> bool {
     matches!(key, "apiVersion" | "kind" | "metadata")
 }
 
+/// Fields of `metadata`.
+const METADATA: [&str; 15] = [
+    "annotations",
+    "creationTimestamp",
+    "deletionGracePeriodSeconds",
+    "deletionTimestamp",
+    "finalizers",
+    "generateName",
+    "generation",
+    "labels",
+    "managedFields",
+    "name",
+    "namespace",
+    "ownerReferences",
+    "resourceVersion",
+    "selfLink",
+    "uid",
+];
+
 /// Drops unknown fields.
 pub(super) fn prune(node: &Node, value: &mut Value) {
     match value {
@@ -16,6 +35,9 @@ pub(super) fn prune(node: &Node, value: &mut Value) {
             map.retain(|key, _| is_known(node, key));
             for (key, child) in map.iter_mut() {
                 if node.resource && is_resource_key(key) {
+                    if let Value::Object(fields) = child {
+                        fields.retain(|field, _| METADATA.contains(&field.as_str()));
+                    }
                     continue;
                 }
                 if let Some(below) = node.child(key) {
@@ -53,9 +75,11 @@ fn collect_unknown(node: &Node, value: &Value, path: &str, out: &mut Vec<String>
                 let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
                 if !is_known(node, key) {
                     out.push(path);
-                } else if !(node.resource && is_resource_key(key))
-                    && let Some(below) = node.child(key)
-                {
+                } else if node.resource && is_resource_key(key) {
+                    let fields = child.as_object().into_iter().flatten().map(|(field, _)| field);
+                    let unknown = fields.filter(|field| !METADATA.contains(&field.as_str()));
+                    out.extend(unknown.map(|field| format!("{path}.{field}")));
+                } else if let Some(below) = node.child(key) {
                     collect_unknown(below, child, &path, out);
                 }
             }

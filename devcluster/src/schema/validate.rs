@@ -103,8 +103,10 @@ fn check(node: &Node, value: &Value, old: Option<&Value>, path: &str, out: &mut 
         }
         Value::Object(map) => {
             check_count(&node.property_count, map.len(), "properties", path, value, out);
-            for name in node.required.iter().filter(|name| !map.contains_key(*name)) {
-                out.push(FieldError::new(join(path, name), ErrorKind::Required, None, ""));
+            if node.resource && !path.is_empty() {
+                for name in ["apiVersion", "kind"].into_iter().filter(|name| !map.contains_key(*name)) {
+                    out.push(FieldError::new(join(path, name), ErrorKind::Required, None, ""));
+                }
             }
             for (key, child) in map {
                 if node.resource && key == "metadata" {
@@ -114,6 +116,9 @@ fn check(node: &Node, value: &Value, old: Option<&Value>, path: &str, out: &mut 
                 if let Some(below) = node.child(key) {
                     check(below, child, old.and_then(|o| o.get(key)), &join(path, key), out);
                 }
+            }
+            for name in node.required.iter().filter(|name| !map.contains_key(*name)) {
+                out.push(FieldError::new(join(path, name), ErrorKind::Required, None, ""));
             }
         }
         Value::Null | Value::Bool(_) => {}

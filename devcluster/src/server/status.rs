@@ -80,6 +80,15 @@ impl From<&FieldError> for Cause {
     }
 }
 
+impl Cause {
+    /// Whether rules of a custom resource are not checked after it.
+    pub(crate) fn blocks_rules(&self) -> bool {
+        ["Required", "NotSupported", "TooLong", "TooMany", "TypeInvalid"]
+            .iter()
+            .any(|kind| self.reason.strip_prefix("FieldValue") == Some(*kind))
+    }
+}
+
 /// A failed request. `Display` is its message.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]

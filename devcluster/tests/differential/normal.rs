@@ -29,6 +29,8 @@ static TEXTS: LazyLock<Vec<(Regex, &str)>> = LazyLock::new(|| {
         (r"(is immutable after creation[^\n]*)\n.*$", "$1<dump>"),
         // A name that was made from a bad prefix.
         (r"\bGen_[a-z0-9]{5}\b", "Gen_<random>"),
+        // A name that was made, where no prefix is beside it.
+        (r"\beve-[a-z0-9]{5}\b", "eve-<random>"),
         (r"current: \d+", "current: <version>"),
         (r"too old resource version: (\d+) \(\d+\)", "too old resource version: $1 (<version>)"),
         // Ages; a table's columns move with their width.
@@ -105,6 +107,12 @@ impl Normaliser {
             && map.get("name").and_then(Value::as_str).is_some_and(|n| n.starts_with(&prefix))
         {
             map.insert("name".into(), format!("{prefix}<random>").into());
+        }
+        // A real server names conflicts in no order.
+        if let Some(Value::Array(causes)) = map.get_mut("causes")
+            && causes.iter().all(|cause| cause["reason"] == "FieldManagerConflict")
+        {
+            causes.sort_by_key(|cause| ["message", "field"].map(|f| cause[f].to_string()));
         }
         // Their order hangs on which of two writes fell into another second.
         if let Some(Value::Array(entries)) = map.get_mut("managedFields") {

@@ -44,6 +44,9 @@ pub trait Lane {
     /// Lets the cluster lose a node, with what runs on it or only with its kubelet, or gives it back.
     async fn set_node(&self, name: &str, there: bool) -> Result<(), Error>;
 
+    /// Whether the cluster's own scheduler allocates devices to claims.
+    fn allocates_devices(&self) -> bool;
+
     /// An image of engines other than the one they run.
     fn other_image(&self) -> &'static str;
 

@@ -143,6 +143,10 @@ impl Lane for Local {
         .await
     }
 
+    fn allocates_devices(&self) -> bool {
+        false
+    }
+
     fn other_image(&self) -> &'static str {
         "plimsoll/plimsoll:again"
     }

@@ -7,6 +7,7 @@
 //! kind's instead. It brings the cluster up and takes it down. See e2e/lanes/README.md.
 
 mod changes;
+mod devices;
 mod lane;
 mod local;
 mod nodes;
@@ -77,6 +78,9 @@ async fn scenario<L: Lane>(suite: &mut Suite<L>) -> Result<(), Error> {
     if wanted("rollout") {
         changes::rollout(suite).await?;
         changes::broken_rollout(suite).await?;
+    }
+    if wanted("devices") {
+        devices::claimed(suite).await?;
     }
     if wanted("cordon") {
         nodes::cordon(suite).await?;

@@ -132,6 +132,10 @@ impl Lane for Real {
         .await
     }
 
+    fn allocates_devices(&self) -> bool {
+        true
+    }
+
     fn other_image(&self) -> &'static str {
         OTHER_IMAGE
     }

@@ -44,9 +44,29 @@ impl Cluster {
         let wrong_kind = !kind.is_null() && *kind != resource.kind.as_str();
         let wrong_version = !version.is_null() && *version != resource.api_version().as_str();
         if (wrong_kind || wrong_version) && resource.custom.is_none() {
-            return Err(undecodable(resource, &self.unconvertible(resource, object)));
+            let why = self.unconvertible(resource, object);
+            let given = kind.as_str().unwrap_or(&resource.kind);
+            return Err(ApiError::bad_request(format!(
+                "{given} in version {:?} cannot be handled as a {}: {why}",
+                resource.version, resource.kind
+            )));
         }
-        if wrong_kind || wrong_version {
+        if resource.custom.is_some() && kind.as_str().is_none_or(str::is_empty) {
+            let body = object.to_string();
+            let start: String = body.chars().take(30).collect();
+            let start = if start.len() < body.len() { format!("{start} ...") } else { start };
+            return Err(ApiError::bad_request(format!(
+                "the object provided is unrecognized (must be of type {}): Object 'Kind' is missing in '{body}' ({start})",
+                resource.kind
+            )));
+        }
+        if wrong_kind && !wrong_version {
+            let given = kind.as_str().unwrap_or_default();
+            let name = object["metadata"]["name"].as_str().unwrap_or_default();
+            let cause = Cause::invalid("kind", kind, &format!("must be {}", resource.kind));
+            return Err(ApiError::invalid(&GroupKind::new(&resource.group, given), name, vec![cause]));
+        }
+        if wrong_version {
             return Err(ApiError::bad_request(format!(
                 "the API version in the data ({}, {}) does not match the expected API version ({}, {})",
                 version.as_str().unwrap_or_default(),

@@ -302,8 +302,9 @@ impl Cluster {
             Some(custom) => {
                 custom.schema.default(&mut object);
                 causes.extend(validate::custom_metadata(&object["metadata"], before.is_some()));
-                let mut faults: Vec<Cause> =
-                    custom.schema.validate(&object, before).iter().map(Cause::from).collect();
+                let blocked = causes.iter().any(Cause::blocks_rules);
+                let found = custom.schema.validate_after(&object, before, blocked);
+                let mut faults: Vec<Cause> = found.iter().map(Cause::from).collect();
                 // That rules were not checked is said last.
                 let unchecked = faults.iter().position(|cause| cause.field == "<nil>");
                 let at = unchecked.unwrap_or(faults.len());

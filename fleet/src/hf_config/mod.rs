@@ -1,12 +1,15 @@
 //! Architectures from Hugging Face's `config.json`.
 //!
-//! Read are decoders with grouped-query or latent attention, dense or with routed experts. What the file does not say
-//! is taken as the model families that leave it out have it; what cannot be priced (state-space and hybrid layers,
-//! encoders) is refused rather than guessed.
+//! Read are decoders with grouped-query or latent attention, dense or with routed experts, and hybrids of attention with
+//! recurrent layers ([`recurrent`]). What the file does not say is taken as the model families that leave it out have it;
+//! what cannot be priced (encoders, models without any attention) is refused rather than guessed.
+
+mod recurrent;
 
 use serde::Deserialize;
 
-use crate::{Attention, Dtype, ModelArchitecture, Moe, SlidingWindow};
+use self::recurrent::Mixers;
+use crate::{Attention, Dtype, ModelArchitecture, Moe, RecurrentState, SlidingWindow};
 
 /// The fields of a `config.json` that decide memory and speed. Unknown fields are ignored.
 #[derive(Debug, Clone, PartialEq, Default, Deserialize)]
@@ -41,6 +44,10 @@ pub struct HfConfig {
     moe_intermediate_size: Option<u32>,
     n_shared_experts: Option<u32>,
     shared_expert_intermediate_size: Option<u32>,
+    moe_shared_expert_intermediate_size: Option<u32>,
+    shared_intermediate_size: Option<u32>,
+    expert_layer_period: Option<u32>,
+    expert_layer_offset: Option<u32>,
     first_k_dense_replace: Option<u32>,
     decoder_sparse_step: Option<u32>,
     moe_layer_freq: Option<serde_step::Step>,
@@ -59,8 +66,9 @@ pub struct HfConfig {
     sliding_window_pattern: Option<u32>,
     // Layers of another kind.
     layer_types: Option<Vec<String>>,
-    layers_block_type: Option<Vec<String>>,
-    hybrid_override_pattern: Option<String>,
+    attn_output_gate: Option<bool>,
+    #[serde(flatten)]
+    recurrent: recurrent::Fields,
     quantization_config: Option<Quantization>,
     torch_dtype: Option<String>,
     dtype: Option<String>,
@@ -117,15 +125,17 @@ pub enum UnreadableConfig {
         remedy: &'static str,
     },
     /// A kind of model whose cost is not modelled.
-    #[error("{0} models are not modelled; only decoders with grouped-query or latent attention are")]
+    #[error("{0} models are not modelled; only decoders with attention in some layers at least are")]
     Kind(String),
 }
 
 /// Families whose feed-forward layers have two matrices, not the gated three.
 const UNGATED: [&str; 9] =
     ["gpt2", "gpt_neo", "gpt_neox", "gptj", "opt", "bloom", "falcon", "mpt", "starcoder2"];
-/// Families of state-space layers.
-const STATE_SPACE: [&str; 7] = ["mamba", "mamba2", "falcon_mamba", "rwkv", "jamba", "zamba", "zamba2"];
+/// Families without attention, or with attention beside a state in every layer.
+const OTHER_KINDS: [&str; 7] = ["mamba", "mamba2", "falcon_mamba", "rwkv", "zamba", "zamba2", "falcon_h1"];
+/// Families whose attention has a gate as wide as its queries.
+const GATED_ATTENTION: [&str; 3] = ["qwen3_next", "qwen3_5", "qwen3_5_moe"];
 /// Families that tie their embeddings where the file does not say.
 const TIED: [&str; 9] =
     ["gemma", "gemma2", "gemma3", "gemma3_text", "cohere", "cohere2", "gpt2", "opt", "bloom"];
@@ -158,7 +168,7 @@ impl HfConfig {
         };
         let family = text.model_type.as_deref().or(self.model_type.as_deref()).unwrap_or_default();
         text.refuse_other_kinds(family)?;
-        let layers = positive(need(text.num_hidden_layers, "num_hidden_layers")?, "num_hidden_layers")?;
+        let blocks = positive(need(text.num_hidden_layers, "num_hidden_layers")?, "num_hidden_layers")?;
         let hidden = positive(need(text.hidden_size, "hidden_size")?, "hidden_size")?;
         let heads = positive(need(text.num_attention_heads, "num_attention_heads")?, "num_attention_heads")?;
         let vocab = positive(need(text.vocab_size.or(self.vocab_size), "vocab_size")?, "vocab_size")?;
@@ -169,17 +179,27 @@ impl HfConfig {
             8192
         });
         let (attention, head_dim, attention_parameters) = text.attention(hidden, heads)?;
-        let matrices = if UNGATED.contains(&family) { 2.0 } else { 3.0 };
+        let weights = text.weights().or_else(|| self.weights()).unwrap_or(Dtype::Bf16);
+        let mixers = text.mixers(blocks, hidden, heads, head_dim)?;
+        if mixers.single {
+            notes.push("a mixer and the feed-forward block after it count as one layer".to_owned());
+        }
+        let layers = mixers.layers();
+        let matrices = if UNGATED.contains(&family) || mixers.single { 2.0 } else { 3.0 };
         let wide = |width: u32| matrices * f64::from(hidden) * f64::from(width);
-        let experts = text.experts(layers)?;
-        let (mut total, mut active) = (0.0, 0.0);
-        let per_layer = attention_parameters + 2.0 * f64::from(hidden);
-        total += f64::from(layers) * per_layer;
-        active += f64::from(layers) * per_layer;
+        let experts = text.experts(mixers.feed_forward, mixers.sparse)?;
+        let gated = text.attn_output_gate.unwrap_or_else(|| GATED_ATTENTION.contains(&family));
+        let gate = if gated { f64::from(hidden) * f64::from(heads) * f64::from(head_dim) } else { 0.0 };
+        let mut total = f64::from(mixers.attention) * (attention_parameters + gate)
+            + f64::from(mixers.recurrent) * mixers.parameters
+            + f64::from(layers) * 2.0 * f64::from(hidden);
+        let mut active = total;
         let mut moe = None;
-        let dense_layers = layers - experts.as_ref().map_or(0, |e| e.layers);
+        let dense_layers = mixers.feed_forward - experts.as_ref().map_or(0, |e| e.layers);
         if dense_layers > 0 {
-            let width = text.intermediate_size_mlp.or(text.intermediate_size);
+            // Where experts are optional, the part that every token passes is the whole of it without them.
+            let shared = text.shared_intermediate_size.filter(|_| experts.is_none());
+            let width = shared.or(text.intermediate_size_mlp).or(text.intermediate_size);
             let dense = f64::from(dense_layers) * wide(need(width, "intermediate_size")?);
             total += dense;
             active += dense;
@@ -194,7 +214,6 @@ impl HfConfig {
             moe = Some(Moe { experts: e.count, experts_per_token: e.per_token, expert_parameters: routed });
         }
         let tables = if tied { 1.0 } else { 2.0 } * f64::from(vocab) * f64::from(hidden);
-        let weights = text.weights().or_else(|| self.weights()).unwrap_or(Dtype::Bf16);
         Ok(HfModel {
             architecture: ModelArchitecture {
                 name: name.to_owned(),
@@ -210,7 +229,8 @@ impl HfConfig {
                 max_context_tokens: positive(max_context_tokens, "max_position_embeddings")?,
                 moe,
                 sliding: text.sliding(family, layers),
-                recurrent: None,
+                recurrent: (mixers.recurrent > 0)
+                    .then_some(RecurrentState { layers: mixers.recurrent, state_bytes: mixers.state_bytes }),
             },
             weights,
             notes,
@@ -222,19 +242,8 @@ impl HfConfig {
         if self.is_encoder_decoder == Some(true) {
             return kind("encoder-decoder");
         }
-        if STATE_SPACE.contains(&family) {
+        if OTHER_KINDS.contains(&family) {
             return kind(family);
-        }
-        let mixed = |kinds: &Option<Vec<String>>| {
-            kinds.as_ref().is_some_and(|k| {
-                k.iter().any(|k| ["linear_attention", "mamba", "recurrent", "conv"].contains(&k.as_str()))
-            })
-        };
-        if mixed(&self.layer_types)
-            || mixed(&self.layers_block_type)
-            || self.hybrid_override_pattern.is_some()
-        {
-            return kind("hybrid (state-space or linear attention)");
         }
         Ok(())
     }
@@ -291,7 +300,8 @@ impl HfConfig {
         (count > 0).then_some(SlidingWindow { layers: count, window_tokens })
     }
 
-    fn experts(&self, layers: u32) -> Result<Option<Experts>, UnreadableConfig> {
+    /// Experts of `layers` feed-forward blocks, `sparse` of which have them where the pattern of blocks says so.
+    fn experts(&self, layers: u32, sparse: Option<u32>) -> Result<Option<Experts>, UnreadableConfig> {
         let count =
             self.num_local_experts.or(self.num_experts).or(self.n_routed_experts).or(self.moe_num_experts);
         let Some(count) = count.filter(|n| *n > 1) else { return Ok(None) };
@@ -317,11 +327,20 @@ impl HfConfig {
             }
             _ => None,
         };
+        // Every so manieth, from one that is not the first.
+        let offset = self.expert_layer_period.filter(|p| *p > 0).map(|period| {
+            let offset = self.expert_layer_offset.unwrap_or(0);
+            (0..layers).filter(|i| i % period == offset % period).count() as u32
+        });
         let dense_first = self.first_k_dense_replace.unwrap_or(0).min(layers);
         let named_dense = self.mlp_only_layers.as_ref().map_or(0, |l| l.len().min(layers as usize) as u32);
-        let sparse = listed.unwrap_or_else(|| ((layers - dense_first) / every).saturating_sub(named_dense));
-        let shared_width = match (self.n_shared_experts, self.shared_expert_intermediate_size) {
-            (Some(n), _) => n.saturating_mul(width),
+        let sparse = sparse
+            .or(listed)
+            .or(offset)
+            .unwrap_or_else(|| ((layers - dense_first) / every).saturating_sub(named_dense));
+        let one_shared = self.shared_expert_intermediate_size.or(self.shared_intermediate_size);
+        let shared_width = match (self.n_shared_experts, one_shared) {
+            (Some(n), _) => n.saturating_mul(self.moe_shared_expert_intermediate_size.unwrap_or(width)),
             (None, Some(w)) => w,
             // Llama 4 has one shared expert and no field for it.
             (None, None) if self.interleave_moe_layer_step.is_some() => width,
@@ -371,141 +390,4 @@ struct Experts {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::presets;
-
-    fn read(json: &str) -> Result<HfModel, UnreadableConfig> {
-        serde_json::from_str::<HfConfig>(json).unwrap().read("x")
-    }
-
-    /// The figures of published configuration files.
-    const LLAMA_8B: &str = r#"{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 4096,
-        "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
-        "vocab_size": 128256, "max_position_embeddings": 131072, "tie_word_embeddings": false,
-        "torch_dtype": "bfloat16", "rope_scaling": {"factor": 8.0}}"#;
-    const QWEN_30B_A3B: &str = r#"{"model_type": "qwen3_moe", "hidden_size": 2048, "intermediate_size": 6144,
-        "moe_intermediate_size": 768, "num_hidden_layers": 48, "num_attention_heads": 32, "num_key_value_heads": 4,
-        "head_dim": 128, "vocab_size": 151936, "max_position_embeddings": 40960, "tie_word_embeddings": false,
-        "num_experts": 128, "num_experts_per_tok": 8, "decoder_sparse_step": 1, "mlp_only_layers": []}"#;
-    const MIXTRAL: &str = r#"{"model_type": "mixtral", "hidden_size": 4096, "intermediate_size": 14336,
-        "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 32000,
-        "max_position_embeddings": 32768, "num_local_experts": 8, "num_experts_per_tok": 2}"#;
-    const DEEPSEEK_V3: &str = r#"{"model_type": "deepseek_v3", "hidden_size": 7168, "intermediate_size": 18432,
-        "moe_intermediate_size": 2048, "num_hidden_layers": 61, "num_attention_heads": 128,
-        "num_key_value_heads": 128, "vocab_size": 129280, "max_position_embeddings": 163840,
-        "tie_word_embeddings": false, "n_routed_experts": 256, "num_experts_per_tok": 8, "n_shared_experts": 1,
-        "first_k_dense_replace": 3, "moe_layer_freq": 1, "kv_lora_rank": 512, "q_lora_rank": 1536,
-        "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128,
-        "quantization_config": {"quant_method": "fp8", "fmt": "e4m3"}}"#;
-    const GPT_OSS_120B: &str = r#"{"model_type": "gpt_oss", "hidden_size": 2880, "intermediate_size": 2880,
-        "num_hidden_layers": 36, "num_attention_heads": 64, "num_key_value_heads": 8, "head_dim": 64,
-        "vocab_size": 201088, "max_position_embeddings": 131072, "tie_word_embeddings": false,
-        "num_local_experts": 128, "num_experts_per_tok": 4, "experts_per_token": 4,
-        "layer_types": ["sliding_attention", "full_attention"],
-        "quantization_config": {"quant_method": "mxfp4"}}"#;
-
-    #[test]
-    fn published_configs_agree_with_the_presets() {
-        for (name, json, weights) in [
-            ("llama-3.1-8b", LLAMA_8B, Dtype::Bf16),
-            ("qwen3-30b-a3b", QWEN_30B_A3B, Dtype::Bf16),
-            ("mixtral-8x7b", MIXTRAL, Dtype::Bf16),
-            ("deepseek-v3", DEEPSEEK_V3, Dtype::Fp8),
-        ] {
-            let preset = presets::model(name).unwrap();
-            let HfModel { architecture: a, weights: w, notes } = read(json).unwrap();
-            assert_eq!((w, notes), (weights, vec![]), "{name}");
-            assert_eq!(a.attention, preset.attention, "{name}");
-            assert_eq!(
-                (a.layers, a.hidden, a.heads, a.head_dim),
-                (preset.layers, preset.hidden, preset.heads, preset.head_dim)
-            );
-            assert_eq!(
-                (a.vocab, a.tied_embeddings, a.max_context_tokens),
-                (preset.vocab, preset.tied_embeddings, preset.max_context_tokens)
-            );
-            let close = |x: f64, y: f64, what: &str| {
-                assert!((x / y - 1.0).abs() < 0.01, "{name} {what}: {x:e} {y:e}")
-            };
-            close(a.total_parameters, preset.total_parameters, "total");
-            close(a.active_parameters, preset.active_parameters, "active");
-            assert_eq!(a.moe.is_some(), preset.moe.is_some());
-            if let (Some(m), Some(p)) = (a.moe, preset.moe) {
-                assert_eq!((m.experts, m.experts_per_token), (p.experts, p.experts_per_token), "{name}");
-                close(m.expert_parameters, p.expert_parameters, "experts");
-            }
-        }
-    }
-
-    #[test]
-    fn a_field_under_two_names_is_read_once() {
-        let m = read(GPT_OSS_120B).unwrap();
-        assert_eq!(m.weights, Dtype::Fp4);
-        assert!((m.architecture.total_parameters / 116.83e9 - 1.0).abs() < 0.01);
-    }
-
-    #[test]
-    fn a_vision_models_language_part_is_read() {
-        let json = format!(r#"{{"model_type": "mistral3", "text_config": {LLAMA_8B}}}"#);
-        let m = read(&json).unwrap();
-        assert!((m.architecture.total_parameters / 8.03e9 - 1.0).abs() < 0.01);
-        assert!(m.notes[0].contains("language model"), "{:?}", m.notes);
-    }
-
-    #[test]
-    fn what_cannot_be_read_is_named() {
-        let says = |json: &str, what: &str| {
-            let error = read(json).unwrap_err().to_string();
-            assert!(error.contains(what), "{error}");
-        };
-        says("{}", "num_hidden_layers is missing");
-        says(&LLAMA_8B.replace("\"vocab_size\": 128256,", ""), "vocab_size is missing");
-        says(&LLAMA_8B.replace("\"llama\"", "\"mamba2\""), "mamba2 models are not modelled");
-        says(
-            &LLAMA_8B.replace("\"hidden_size\": 4096", "\"hidden_size\": 4097"),
-            "does not divide hidden_size",
-        );
-        says(
-            &LLAMA_8B.replace("{\"architectures\"", "{\"is_encoder_decoder\": true, \"architectures\""),
-            "encoder-decoder",
-        );
-        says(
-            &MIXTRAL.replace("\"num_experts_per_tok\": 2", "\"num_experts_per_tok\": 9"),
-            "num_experts_per_tok is 9",
-        );
-        says(
-            &LLAMA_8B.replace("\"hidden_size\"", "\"layer_types\": [\"linear_attention\"], \"hidden_size\""),
-            "hybrid",
-        );
-    }
-
-    #[test]
-    fn windows_are_read_where_they_are_used() {
-        let with = |more: &str| {
-            let json = LLAMA_8B.replace("\"rope_scaling\"", &format!("{more}, \"rope_scaling\""));
-            read(&json).unwrap().architecture.sliding.map(|s| (s.layers, s.window_tokens))
-        };
-        assert_eq!(with("\"sliding_window\": 1024, \"sliding_window_pattern\": 6"), Some((27, 1024)));
-        assert_eq!(with("\"sliding_window\": 1024, \"use_sliding_window\": false"), None);
-        assert_eq!(with("\"sliding_window\": null"), None);
-        let kinds = "\"sliding_window\": 128, \"layer_types\": [\"sliding_attention\", \"full_attention\"]";
-        assert_eq!(with(kinds), Some((1, 128)));
-    }
-
-    #[test]
-    fn quantised_checkpoints_are_told() {
-        let with = |q: &str| {
-            let json = LLAMA_8B
-                .replace("\"rope_scaling\"", &format!("\"quantization_config\": {q}, \"rope_scaling\""));
-            read(&json).unwrap().weights
-        };
-        assert_eq!(with(r#"{"quant_method": "awq", "bits": 4}"#), Dtype::Int4);
-        assert_eq!(
-            with(r#"{"quant_method": "compressed-tensors", "format": "float-quantized"}"#),
-            Dtype::Fp8
-        );
-        assert_eq!(with(r#"{"quant_method": "modelopt", "quant_algo": "NVFP4"}"#), Dtype::Fp4);
-        assert_eq!(with(r#"{"quant_method": "gptq"}"#), Dtype::Int4);
-    }
-}
+mod tests;
