@@ -220,7 +220,7 @@ impl Fleet {
             }
             _ => {
                 self.engines[i].1.hangs.store(true, Relaxed);
-                tokio::time::sleep(Duration::from_millis(1_000)).await;
+                tokio::time::sleep(Duration::from_millis(4_000)).await;
                 let (_, engine, _) = self.engines.remove(i);
                 self.join().await;
                 engine.dies.cancel();
@@ -243,8 +243,9 @@ impl Fleet {
 
 async fn soak(requests: u64) -> bool {
     let change = |c: &mut plimsoll_agent::AgentConfig| {
-        c.limits.first_byte_timeout = Duration::from_millis(700);
-        c.limits.idle_timeout = Duration::from_millis(700);
+        // Long enough that a busy machine is no hung engine.
+        c.limits.first_byte_timeout = Duration::from_secs(3);
+        c.limits.idle_timeout = Duration::from_secs(3);
         c.limits.settle_wait = Duration::from_secs(5);
     };
     let agents = vec![agent("gw", None, change).await, agent("n1", Some("n1"), change).await];
