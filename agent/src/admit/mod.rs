@@ -422,7 +422,8 @@ impl Admission {
         self.running.values().all(|r| {
             let left_ms = r.until_ms() - now_ms;
             let lost = left_ms < (r.expected - r.produced).max(1.0) * step_ms;
-            let keeps_pace = r.ask.tpot_ms.is_none_or(|t| t >= pace_ms);
+            // One whose pace is lost whatever happens (the engine is too slow for it) keeps nobody waiting.
+            let keeps_pace = r.ask.tpot_ms.is_none_or(|t| t >= pace_ms) || r.slack_ms(now_ms, step_ms) < 0.0;
             keeps_pace && (lost || left_ms - (r.high - r.produced).max(1.0) * pace_ms >= stall_ms)
         })
     }

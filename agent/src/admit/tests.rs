@@ -314,6 +314,25 @@ fn streams_that_have_nothing_to_spare_are_not_made_to_wait_for_a_prompt() {
 }
 
 #[test]
+fn what_is_late_is_not_served_singly_because_the_engine_is_too_slow_for_its_objective() {
+    let mut a = Admission::new(Limits { step: step(), ..limits(8, 100) });
+    // A step takes 10 ms at least; 5 were asked for.
+    for id in 0..40 {
+        a.offer(0.0, Ask { tpot_ms: Some(5.0), ..ask(id, 0, -1.0) });
+    }
+    let mut now = 0.0;
+    for _ in 0..40 {
+        now += 20.0;
+        let running: Vec<u64> = a.running.keys().copied().collect();
+        for id in running {
+            a.produced(now, id, 1.0);
+        }
+        a.pump(now);
+    }
+    assert_eq!(a.running(), 8, "the batch fills all the same");
+}
+
+#[test]
 fn room_is_kept_for_what_answers_turn_out_to_be() {
     let mut a = Admission::new(Limits { kv_tokens: 1_000.0, ..limits(0, 10) });
     for id in 0..60u64 {
