@@ -14,7 +14,7 @@ use crate::proxy::handler::Proxy;
 use crate::proxy::server::{self, Door};
 use crate::proxy::upstream::Upstream;
 use crate::shared::Shared;
-use crate::{engines, persist, session};
+use crate::{engines, persist, picker, session};
 
 /// Why an agent did not start.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +38,9 @@ pub enum StartError {
     /// The scheduler's address is no URL.
     #[error("scheduler address {0:?} is not a URL; use one such as http://plimsoll-scheduler:7443")]
     Scheduler(String),
+    /// A picker's clients are gateways of others.
+    #[error("an agent for peers alone can be no endpoint picker; let a gateway listen for that")]
+    PickerForPeers,
     /// Nobody could come.
     #[error("only peers may send requests, and there is no certificate to know them by; give the agent one")]
     NoCertificate,
@@ -63,6 +66,9 @@ impl Agent {
         {
             return Err(StartError::Scheduler(scheduler.clone()));
         }
+        if config.clients == Clients::Peers && config.picker_listen.is_some() {
+            return Err(StartError::PickerForPeers);
+        }
         if config.clients == Clients::Peers && config.tls.is_none() {
             return Err(StartError::NoCertificate);
         }
@@ -70,6 +76,14 @@ impl Agent {
         let listener = TcpListener::bind(config.listen).await.map_err(fail)?;
         let address = listener.local_addr().map_err(fail)?;
         let advertised = config.advertise.clone().unwrap_or_else(|| address.to_string());
+        let picker = match config.picker_listen {
+            None => None,
+            Some(listen) => Some(picker::bind(listen).await.map_err(|source| StartError::Listen {
+                agent: config.name.clone(),
+                address: listen,
+                source,
+            })?),
+        };
         let limits = &config.limits;
         let upstream = Upstream::new(
             limits.connect_timeout,
@@ -106,6 +120,11 @@ impl Agent {
             tasks.spawn(session::run(shared.clone(), scheduler, finished.clone()));
         }
         let proxy = Proxy { shared: shared.clone(), upstream };
+        let picker_address = picker.as_ref().map(|(_, address)| *address);
+        if let Some((listener, address)) = picker {
+            tasks.spawn(picker::serve(listener, proxy.clone(), stop.clone()));
+            tracing::info!(%address, "picks endpoints");
+        }
         let serving = {
             let (stop, finished) = (stop.clone(), finished.clone());
             tokio::spawn(async move {
@@ -115,7 +134,7 @@ impl Agent {
             })
         };
         tracing::info!(agent = %shared.config.name, %address, node = ?shared.config.node, "agent is listening");
-        Ok(AgentHandle { shared, address, stop, serving })
+        Ok(AgentHandle { shared, address, picker_address, stop, serving })
     }
 }
 
@@ -124,6 +143,7 @@ impl Agent {
 pub struct AgentHandle {
     shared: Arc<Shared>,
     address: SocketAddr,
+    picker_address: Option<SocketAddr>,
     stop: CancellationToken,
     serving: tokio::task::JoinHandle<()>,
 }
@@ -132,6 +152,11 @@ impl AgentHandle {
     /// Where it listens.
     pub fn addr(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Where it picks endpoints, if it does.
+    pub fn picker_addr(&self) -> Option<SocketAddr> {
+        self.picker_address
     }
 
     /// `host:port` at which other agents reach it.

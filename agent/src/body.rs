@@ -1,5 +1,7 @@
 //! Request bodies: what the data plane reads of them, and the two edits it makes, without touching other bytes.
 
+mod scan;
+
 use std::borrow::Cow;
 use std::ops::Range;
 
@@ -9,6 +11,8 @@ use serde_json::Value;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::route::BLOCK_BYTES;
+
+pub use scan::Scan;
 
 /// Which API a body belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -157,27 +161,6 @@ pub fn parse(api: Api, body: &[u8]) -> Result<Parsed, BadBody> {
         at = skip_space(body, at + 1);
     }
 
-    let text = |i: usize| spans[i].as_ref().map(|r: &Range<usize>| &body[r.clone()]);
-    let model_span = spans[0].clone().ok_or(BadBody::Missing("model"))?;
-    let model: String = serde_json::from_slice(&body[model_span.clone()])
-        .map_err(|_| BadBody::Type { member: "model", expected: "a string" })?;
-    if model.is_empty() {
-        return Err(BadBody::Missing("model"));
-    }
-    let stream = match text(1) {
-        None | Some(b"null" | b"false") => false,
-        Some(b"true") => true,
-        Some(_) => return Err(BadBody::Type { member: "stream", expected: "true or false" }),
-    };
-    let include_usage = match text(2) {
-        None | Some(b"null") => false,
-        Some(options) => match serde_json::from_slice::<Value>(options) {
-            Ok(Value::Object(o)) => o.get("include_usage") == Some(&Value::Bool(true)),
-            _ => return Err(BadBody::Type { member: "stream_options", expected: "an object" }),
-        },
-    };
-    let max_output = (3..READ.len()).filter_map(|i| serde_json::from_slice::<u32>(text(i)?).ok()).min();
-
     let mut prefix = Vec::new();
     let mut prompt_bytes = 0;
     let mut chain = 0;
@@ -189,17 +172,53 @@ pub fn parse(api: Api, body: &[u8]) -> Result<Parsed, BadBody> {
             prefix.push(chain);
         }
     }
-    Ok(Parsed {
-        model,
-        stream,
-        include_usage,
-        max_output,
-        prefix,
-        prompt_bytes,
-        model_span,
-        options_span: spans[2].clone(),
-        open,
-    })
+    let span = |i: usize| spans[i].clone();
+    Parsed::of(|i| span(i).map(|r| &body[r]), span, prefix, prompt_bytes, open)
+}
+
+impl Parsed {
+    /// From the texts and spans of the members [`READ`].
+    fn of<'a>(
+        text: impl Fn(usize) -> Option<&'a [u8]>,
+        span: impl Fn(usize) -> Option<Range<usize>>,
+        prefix: Vec<u64>,
+        prompt_bytes: usize,
+        open: usize,
+    ) -> Result<Self, BadBody> {
+        let (Some(model_text), Some(model_span)) = (text(0), span(0)) else {
+            return Err(BadBody::Missing("model"));
+        };
+        let model: String = serde_json::from_slice(model_text)
+            .map_err(|_| BadBody::Type { member: "model", expected: "a string" })?;
+        if model.is_empty() {
+            return Err(BadBody::Missing("model"));
+        }
+        let stream = match text(1) {
+            None | Some(b"null" | b"false") => false,
+            Some(b"true") => true,
+            Some(_) => return Err(BadBody::Type { member: "stream", expected: "true or false" }),
+        };
+        let include_usage = match text(2) {
+            None | Some(b"null") => false,
+            Some(options) => match serde_json::from_slice::<Value>(options) {
+                Ok(Value::Object(o)) => o.get("include_usage") == Some(&Value::Bool(true)),
+                _ => return Err(BadBody::Type { member: "stream_options", expected: "an object" }),
+            },
+        };
+        let max_output = (3..READ.len()).filter_map(|i| serde_json::from_slice::<u32>(text(i)?).ok()).min();
+
+        Ok(Self {
+            model,
+            stream,
+            include_usage,
+            max_output,
+            prefix,
+            prompt_bytes,
+            model_span,
+            options_span: span(2),
+            open,
+        })
+    }
 }
 
 /// The body with another model name and, if asked, `stream_options.include_usage` set. The same bytes if nothing
@@ -237,6 +256,53 @@ pub fn rewrite(body: &Bytes, parsed: &Parsed, model: &str, include_usage: bool) 
         from = span.end;
     }
     out.extend_from_slice(&body[from..]);
+    out.into()
+}
+
+/// The members of an object in text known to be valid JSON: name, span of name and value, span of the value.
+pub(crate) fn members(body: &[u8]) -> impl Iterator<Item = (Cow<'_, str>, Range<usize>, Range<usize>)> {
+    let mut at = skip_space(body, skip_space(body, 0) + 1);
+    std::iter::from_fn(move || {
+        if body.get(at) != Some(&b'"') {
+            return None;
+        }
+        let begin = at;
+        let key_end = skip_value(body, begin);
+        let start = skip_space(body, skip_space(body, key_end) + 1);
+        let end = skip_value(body, start);
+        at = skip_space(body, end);
+        if body.get(at) == Some(&b',') {
+            at = skip_space(body, at + 1);
+        }
+        Some((unescape(&body[begin..key_end]), begin..end, start..end))
+    })
+}
+
+/// An object with some of its members set (to JSON text) or, with `None`, left out; the others keep their bytes and order. The
+/// body must be a valid JSON object, as [`parse`] makes sure of.
+pub(crate) fn with_members(body: &[u8], changes: &[(&str, Option<String>)]) -> Bytes {
+    let added: usize =
+        changes.iter().map(|(name, text)| name.len() + text.as_ref().map_or(0, String::len) + 8).sum();
+    let mut out = Vec::with_capacity(body.len() + added);
+    let begin = |out: &mut Vec<u8>| out.push(if out.is_empty() { b'{' } else { b',' });
+    for (name, text) in changes {
+        if let Some(text) = text {
+            begin(&mut out);
+            out.extend_from_slice(Value::from(*name).to_string().as_bytes());
+            out.push(b':');
+            out.extend_from_slice(text.as_bytes());
+        }
+    }
+    for (name, span, _) in members(body) {
+        if !changes.iter().any(|(changed, _)| *changed == name) {
+            begin(&mut out);
+            out.extend_from_slice(&body[span]);
+        }
+    }
+    if out.is_empty() {
+        out.push(b'{');
+    }
+    out.push(b'}');
     out.into()
 }
 
@@ -366,6 +432,17 @@ mod tests {
         .prefix;
         assert!(a.len() >= 4 && b.len() > a.len());
         assert_eq!(a[..], b[..a.len()]);
+    }
+
+    #[test]
+    fn members_are_set_and_left_out() {
+        let body = br#" {"a" : [1, {"b":2}], "stream":true ,"max\u005ftokens":7, "z":"}"} "#;
+        let changes =
+            [("stream", Some("false".to_owned())), ("max_tokens", None), ("new", Some("{}".to_owned()))];
+        let v: Value = serde_json::from_slice(&with_members(body, &changes)).unwrap();
+        assert_eq!(v, serde_json::json!({"a": [1, {"b": 2}], "stream": false, "z": "}", "new": {}}));
+        assert_eq!(&with_members(b"{}", &[("x", None)])[..], b"{}");
+        assert_eq!(&with_members(br#"{"x":1}"#, &[("x", None)])[..], b"{}");
     }
 
     fn json() -> impl Strategy<Value = Value> {

@@ -19,6 +19,8 @@ pub struct AgentConfig {
     pub node: Option<NodeName>,
     /// Where to listen.
     pub listen: SocketAddr,
+    /// Where to serve Envoy's external processing as an endpoint picker (`None`: nowhere), over TLS where `public` is given.
+    pub picker_listen: Option<SocketAddr>,
     /// `host:port` at which other agents reach it (`None`: the address it is bound to).
     pub advertise: Option<String>,
     /// The scheduler, e.g. `http://plimsoll-scheduler:7443` (`None`: routes come from [`crate::AgentHandle::set_routes`]).
@@ -49,6 +51,7 @@ impl AgentConfig {
             name: name.into(),
             node: None,
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            picker_listen: None,
             advertise: None,
             scheduler: None,
             state_dir: None,

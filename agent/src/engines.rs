@@ -9,6 +9,7 @@ use plimsoll_fleet::ReplicaId;
 use plimsoll_fleet::telemetry::EngineReport;
 use tokio_util::sync::CancellationToken;
 
+use crate::driver::Driver;
 use crate::metrics::EngineLabels;
 use crate::proxy::upstream::Upstream;
 use crate::scrape;
@@ -70,17 +71,22 @@ async fn probe(shared: Arc<Shared>, upstream: Upstream, id: ReplicaId, stop: Can
         // The entry may have moved (an engine restarted on another port).
         let Some(local) = shared.locals.load().get(&id).cloned() else { return };
         let address = &local.endpoint.engine_address;
+        let driver = Driver::of(local.endpoint.engine);
         let looked = async {
-            tokio::join!(upstream.get(address, "/health", within), upstream.get(address, "/metrics", within))
+            tokio::join!(
+                is_well(&upstream, address, driver, within),
+                upstream.get(address, "/metrics", within)
+            )
         };
-        let (health, metrics) = tokio::select! {
+        let (healthy, metrics) = tokio::select! {
             () = stop.cancelled() => return,
             looked = looked => looked,
         };
-        let healthy = matches!(health, Ok((200..=299, _)));
         // Only a good answer changes what is known; silence is not zero.
         let scraped = match metrics {
-            Ok((200..=299, text)) => std::str::from_utf8(&text).map(scrape::parse).unwrap_or_default(),
+            Ok((200..=299, text)) => {
+                std::str::from_utf8(&text).map(|text| scrape::parse(driver, text)).unwrap_or_default()
+            }
             _ => scrape::EngineMetrics::default(),
         };
         let made = scraped.token_counter.is_some_and(|tokens| tokens > 0.0);
@@ -92,6 +98,17 @@ async fn probe(shared: Arc<Shared>, upstream: Upstream, id: ReplicaId, stop: Can
             }
         }
     }
+}
+
+/// Whether an engine says that it is well.
+async fn is_well(upstream: &Upstream, address: &str, driver: Driver, within: Duration) -> bool {
+    for path in driver.health_paths() {
+        match upstream.get(address, path, within).await {
+            Ok((404, _)) => {}
+            answer => return matches!(answer, Ok((200..=299, _))),
+        }
+    }
+    false
 }
 
 /// Lets an engine show that it makes tokens; `made`: its own counters say that it has.

@@ -51,6 +51,17 @@ pub struct ResumeLabels {
     pub outcome: &'static str,
 }
 
+/// Labels of the time that the phases of a request on two replicas take.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct PhaseLabels {
+    /// Agent.
+    pub agent: String,
+    /// Pool.
+    pub pool: String,
+    /// `prefill` (until the prefill replica has answered) or `hand_over` (from then on until the decode replica's first byte).
+    pub phase: &'static str,
+}
+
 /// Labels of engine gauges.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct EngineLabels {
@@ -100,6 +111,12 @@ pub struct AgentMetrics {
     pub retries: Family<ReasonLabels, Counter>,
     /// Answers that broke off once begun, by what became of them.
     pub resumed: Family<ResumeLabels, Counter>,
+    /// Requests for pairs of a prefill and a decode replica by what became of them: `ok`, or which side did not do its part:
+    /// `prefill_refused`, `prefill_failed`, `decode_refused`, `decode_failed`; `invalid` where an engine found fault with the request, `not_split` where it cannot be
+    /// split.
+    pub hand_overs: Family<ReasonLabels, Counter>,
+    /// Time of each phase of those.
+    pub phase_seconds: Family<PhaseLabels, Histogram, fn() -> Histogram>,
     /// Requests sent past an agent that is gone, by why: `refused` or `reset`.
     pub bypasses: Family<ReasonLabels, Counter>,
     /// Refusals at this agent's own engines, by why.
@@ -130,6 +147,8 @@ impl Default for AgentMetrics {
             choice_seconds: Family::new_with_constructor(micros),
             retries: Family::default(),
             resumed: Family::default(),
+            hand_overs: Family::default(),
+            phase_seconds: Family::new_with_constructor(seconds),
             bypasses: Family::default(),
             refusals: Family::default(),
             engine_running: Family::default(),
@@ -157,6 +176,16 @@ impl AgentMetrics {
         r.register("choice_seconds", "Real time one choice took", m.choice_seconds.clone());
         r.register("retries", "Attempts beyond the first by reason", m.retries.clone());
         r.register("resumed", "Answers that broke off once begun, by what became of them", m.resumed.clone());
+        r.register(
+            "hand_overs",
+            "Requests for pairs of a prefill and a decode replica, by what became of them",
+            m.hand_overs.clone(),
+        );
+        r.register(
+            "phase_seconds",
+            "Time of the phases of requests on pairs, model time",
+            m.phase_seconds.clone(),
+        );
         r.register("bypasses", "Agents found gone and bypassed, by how", m.bypasses.clone());
         r.register("refusals", "Requests refused for this agent's own engines by reason", m.refusals.clone());
         r.register("engine_running", "Requests at an engine", m.engine_running.clone());

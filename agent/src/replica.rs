@@ -150,7 +150,8 @@ impl Replica {
 /// A request under way to a replica of another agent; it ends when dropped.
 #[derive(Debug)]
 pub(crate) struct Flight {
-    replica: Arc<Replica>,
+    /// `None`: of nobody.
+    replica: Option<Arc<Replica>>,
     prompt: i64,
     produced: i64,
     filled: bool,
@@ -162,25 +163,40 @@ impl Flight {
         replica.running.fetch_add(1, Relaxed);
         replica.context.fetch_add(prompt, Relaxed);
         replica.prefill.fetch_add(prompt, Relaxed);
-        Self { replica, prompt, produced: 0, filled: false }
+        Self { replica: Some(replica), prompt, produced: 0, filled: false }
+    }
+
+    /// One whose prompt is computed elsewhere.
+    pub(crate) fn prefilled(replica: Arc<Replica>, prompt_tokens: f64) -> Self {
+        let prompt = prompt_tokens.max(0.0) as i64;
+        replica.running.fetch_add(1, Relaxed);
+        replica.context.fetch_add(prompt, Relaxed);
+        Self { replica: Some(replica), prompt, produced: 0, filled: true }
+    }
+
+    /// One that is nobody's load.
+    pub(crate) fn none() -> Self {
+        Self { replica: None, prompt: 0, produced: 0, filled: true }
     }
 
     pub(crate) fn produced(&mut self, tokens: f64) {
+        let Some(replica) = &self.replica else { return };
         if !self.filled {
             self.filled = true;
-            self.replica.prefill.fetch_sub(self.prompt, Relaxed);
+            replica.prefill.fetch_sub(self.prompt, Relaxed);
         }
         self.produced += tokens as i64;
-        self.replica.context.fetch_add(tokens as i64, Relaxed);
+        replica.context.fetch_add(tokens as i64, Relaxed);
     }
 }
 
 impl Drop for Flight {
     fn drop(&mut self) {
-        self.replica.running.fetch_sub(1, Relaxed);
-        self.replica.context.fetch_sub(self.prompt + self.produced, Relaxed);
+        let Some(replica) = &self.replica else { return };
+        replica.running.fetch_sub(1, Relaxed);
+        replica.context.fetch_sub(self.prompt + self.produced, Relaxed);
         if !self.filled {
-            self.replica.prefill.fetch_sub(self.prompt, Relaxed);
+            replica.prefill.fetch_sub(self.prompt, Relaxed);
         }
     }
 }
@@ -195,6 +211,12 @@ mod tests {
         {
             let mut f = Flight::new(r.clone(), 100.0);
             assert_eq!(r.load(10.0).prefill_tokens, 100.0);
+            f.produced(3.0);
+            assert_eq!((r.load(10.0).prefill_tokens, r.load(10.0).context_tokens), (0.0, 103.0));
+        }
+        assert_eq!(r.load(10.0), ReplicaLoad::default());
+        {
+            let mut f = Flight::prefilled(r.clone(), 100.0);
             f.produced(3.0);
             assert_eq!((r.load(10.0).prefill_tokens, r.load(10.0).context_tokens), (0.0, 103.0));
         }

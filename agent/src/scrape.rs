@@ -1,4 +1,6 @@
-//! Engine metrics under vLLM's, SGLang's and llama.cpp's own names. What is absent stays unknown; it is never zero.
+//! Engine metrics under each engine's own names ([`Driver`]). What is absent stays unknown; it is never zero.
+
+use crate::driver::{Driver, Figure};
 
 /// What an engine says of itself.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -16,7 +18,7 @@ pub struct EngineMetrics {
 }
 
 /// Reads Prometheus text. Lines it does not understand are passed over; figures that are not numbers stay unknown.
-pub fn parse(text: &str) -> EngineMetrics {
+pub fn parse(driver: Driver, text: &str) -> EngineMetrics {
     let mut m = EngineMetrics::default();
     let mut adapters: Vec<String> = Vec::new();
     for line in text.lines() {
@@ -41,28 +43,16 @@ pub fn parse(text: &str) -> EngineMetrics {
             continue;
         }
         let add = |slot: &mut Option<f64>| *slot = Some(slot.unwrap_or(0.0) + value);
-        match name {
-            "vllm:num_requests_running" | "sglang:num_running_reqs" | "llamacpp:requests_processing" => {
-                add(&mut m.running);
-            }
-            "vllm:num_requests_waiting" | "sglang:num_queue_reqs" | "llamacpp:requests_deferred" => {
-                add(&mut m.waiting)
-            }
+        match driver.figure(name) {
+            Some(Figure::Running) => add(&mut m.running),
+            Some(Figure::Waiting) => add(&mut m.waiting),
             // Several data-parallel ranks: the fullest counts.
-            "vllm:kv_cache_usage_perc"
-            | "vllm:gpu_cache_usage_perc"
-            | "sglang:token_usage"
-            | "llamacpp:kv_cache_usage_ratio" => m.kv_usage = Some(m.kv_usage.unwrap_or(0.0).max(value)),
-            "vllm:generation_tokens_total"
-            | "vllm:prompt_tokens_total"
-            | "sglang:generation_tokens_total"
-            | "sglang:prompt_tokens_total"
-            | "llamacpp:tokens_predicted_total"
-            | "llamacpp:prompt_tokens_total" => add(&mut m.token_counter),
-            "vllm:lora_adapter_loaded" if value > 0.0 => {
+            Some(Figure::KvUsage) => m.kv_usage = Some(m.kv_usage.unwrap_or(0.0).max(value)),
+            Some(Figure::Tokens) => add(&mut m.token_counter),
+            Some(Figure::Adapter) if value > 0.0 => {
                 adapters.extend(label(labels, "lora_name").or_else(|| label(labels, "adapter")));
             }
-            "vllm:lora_requests_info" => {
+            Some(Figure::Adapters) => {
                 for key in ["running_lora_adapters", "waiting_lora_adapters"] {
                     if let Some(list) = label(labels, key) {
                         adapters
@@ -70,7 +60,7 @@ pub fn parse(text: &str) -> EngineMetrics {
                     }
                 }
             }
-            _ => {}
+            Some(Figure::Adapter) | None => {}
         }
     }
     adapters.sort_unstable();
@@ -125,7 +115,7 @@ mod tests {
         "llamacpp:requests_processing 3\nllamacpp:requests_deferred 2\nllamacpp:kv_cache_usage_ratio 0.5\nllamacpp:tokens_predicted_total 1000\n"
     )]
     fn three_engines_say_the_same(#[case] text: &str) {
-        let m = parse(text);
+        let m = parse(Driver::OpenAi, text);
         assert_eq!(
             (m.running, m.waiting, m.kv_usage, m.token_counter),
             (Some(3.0), Some(2.0), Some(0.5), Some(1000.0))
@@ -134,13 +124,14 @@ mod tests {
 
     #[test]
     fn absence_and_nan_are_unknown() {
-        assert_eq!(parse("vllm:num_requests_running NaN\nother 3\n").running, None);
-        assert_eq!(parse(""), EngineMetrics::default());
+        assert_eq!(parse(Driver::OpenAi, "vllm:num_requests_running NaN\nother 3\n").running, None);
+        assert_eq!(parse(Driver::OpenAi, ""), EngineMetrics::default());
     }
 
     #[test]
     fn adapters_are_read_from_labels() {
         let m = parse(
+            Driver::Vllm,
             "vllm:lora_requests_info{max_lora=\"4\",running_lora_adapters=\"b, a\",waiting_lora_adapters=\"\"} 1.7e9\nvllm:lora_adapter_loaded{lora_name=\"c\\\"d\",level=\"gpu\"} 1",
         );
         assert_eq!(m.adapters, ["a", "b", "c\"d"]);
@@ -148,6 +139,6 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_is_read(text in "[ -~\\n]{0,300}") { let _ = parse(&text); }
+        fn any_text_is_read(text in "[ -~\\n]{0,300}") { let _ = parse(Driver::OpenAi, &text); }
     }
 }

@@ -237,3 +237,36 @@ async fn an_agent_for_peers_needs_a_certificate_to_know_them_by() {
     let started = Agent::start(config, CancellationToken::new()).await;
     assert!(matches!(started, Err(StartError::NoCertificate)));
 }
+
+#[tokio::test]
+async fn a_picker_speaks_tls_where_its_gateway_does() {
+    use plimsoll_proto::health::HealthCheckRequest;
+    use plimsoll_proto::health::health_client::HealthClient;
+    let ours = Authority::new("ours");
+    let name = "llm.example.com";
+    let folder = ours.folder(name);
+    let gateway = agent("gw", None, |c| {
+        c.public = Some(Public::open(folder.path()).unwrap());
+        c.picker_listen = Some(([127, 0, 0, 1], 0).into());
+    })
+    .await;
+    let url = format!("http://{}", gateway.picker_addr().unwrap());
+    let client = tls(&ours, GATEWAY, false).mutual.client(Some(name)).unwrap();
+    let endpoint = plimsoll_proto::tls::endpoint(&url, Some(&client)).unwrap();
+    let channel = plimsoll_proto::tls::connect(&endpoint, Some(&client)).await.unwrap();
+    let ask = || HealthCheckRequest { service: "liveness".into() };
+    HealthClient::new(channel).check(ask()).await.unwrap();
+    let plain = HealthClient::connect(url).await;
+    let refused = match plain {
+        Ok(mut plain) => plain.check(ask()).await.is_err(),
+        Err(_) => true,
+    };
+    assert!(refused, "without TLS nobody is answered");
+
+    let mut config = AgentConfig::new("n1");
+    config.tls = Some(tls(&ours, AGENT, false));
+    config.clients = Clients::Peers;
+    config.picker_listen = Some(([127, 0, 0, 1], 0).into());
+    let refused = Agent::start(config, CancellationToken::new()).await.unwrap_err();
+    assert!(matches!(refused, StartError::PickerForPeers), "{refused}");
+}

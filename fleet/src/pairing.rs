@@ -68,11 +68,23 @@ pub fn compatible(
     if format(&p.variant).is_none() || format(&p.variant) != format(&d.variant) {
         return Err(Incompatible::Format { prefill: p.variant.clone(), decode: d.variant.clone() });
     }
-    let (few, many) = (p.tensor_parallel.min(d.tensor_parallel), p.tensor_parallel.max(d.tensor_parallel));
-    if few == 0 || many % few != 0 || p.pipeline_parallel != d.pipeline_parallel {
+    if !splits_fit(p.tensor_parallel, d.tensor_parallel) || p.pipeline_parallel != d.pipeline_parallel {
         return Err(Incompatible::Layout { prefill: p.tensor_parallel, decode: d.tensor_parallel });
     }
     Ok(())
+}
+
+/// Whether one split of heads is a refinement of the other.
+pub fn splits_fit(a: u32, b: u32) -> bool {
+    let (few, many) = (a.min(b), a.max(b));
+    few != 0 && many.is_multiple_of(few)
+}
+
+/// All of a replica's KV cache that must be equal in a pair but the split of heads, as a text; `None` where that is not known.
+pub fn cache_format(pool: &ModelPool, replica: &ReplicaStatus) -> Option<String> {
+    let variant = pool.variant(&replica.shape.variant)?;
+    let stages = replica.shape.pipeline_parallel;
+    (!replica.revision.is_empty()).then(|| format!("{}/{}/pp{stages}", replica.revision, variant.kv.as_str()))
 }
 
 /// Whether a replica can serve at all beside these others: prefill and decode replicas need a compatible counterpart among

@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{NodeName, PoolId, ReplicaId, Role, SloClass};
+use crate::pairing::splits_fit;
+use crate::{EngineKind, NodeName, PoolId, ReplicaId, Role, SloClass};
 
 /// A replica's step-time model in a form cheap enough for the request path.
 ///
@@ -28,6 +29,67 @@ pub struct StepCoefficients {
     pub max_batched_tokens: u32,
 }
 
+/// How engines hand a prompt's KV cache from a prefill to a decode replica.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HandOverProtocol {
+    /// vLLM's: the prefill replica is asked for one token and answers where the cache lies; the decode replica is told.
+    Vllm,
+    /// SGLang's: both are asked at once and meet in a numbered room of the prefill replica's bootstrap server.
+    Sglang,
+}
+
+impl HandOverProtocol {
+    /// What engines of a kind speak; `None`: they hand over nothing.
+    pub fn of(kind: EngineKind) -> Option<Self> {
+        match kind {
+            // The simulated engine speaks both and is asked as vLLM is.
+            EngineKind::Vllm | EngineKind::Simulated => Some(Self::Vllm),
+            EngineKind::Sglang => Some(Self::Sglang),
+            EngineKind::Llamacpp | EngineKind::External => None,
+        }
+    }
+
+    /// Whether a decode replica can prefill a prompt itself: vLLM's engines do whatever they are asked, SGLang's decode servers
+    /// refuse a request without a room.
+    pub fn decode_prefills(self) -> bool {
+        match self {
+            Self::Vllm => true,
+            Self::Sglang => false,
+        }
+    }
+}
+
+/// What a router must know of a prefill or decode replica to make it half of a pair.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct HandOver {
+    /// How its engine hands over.
+    pub protocol: HandOverProtocol,
+    /// Equal where caches are the same bytes but for the split of heads: engine configuration, number format, pipeline stages.
+    pub format: String,
+    /// Accelerators that the heads are split over.
+    pub tensor_parallel: u32,
+    /// Port of the prefill replica's bootstrap server, on the engine's host (0: the protocol has none).
+    pub bootstrap_port: u16,
+    /// Time of one prompt token's keys and values over its links to other nodes, ms.
+    pub network_ms_per_token: f64,
+    /// The same inside a node, ms.
+    pub node_ms_per_token: f64,
+    /// Time to set up one transfer, ms.
+    pub set_up_ms: f64,
+}
+
+impl HandOver {
+    /// Whether a decode replica with this can go on from caches of a prefill replica with `prefill`: what
+    /// [`crate::pairing::compatible`] says of the replicas themselves.
+    pub fn takes_from(&self, prefill: &Self) -> bool {
+        self.protocol == prefill.protocol
+            && !self.format.is_empty()
+            && self.format == prefill.format
+            && splits_fit(self.tensor_parallel, prefill.tensor_parallel)
+    }
+}
+
 /// One replica that requests may be sent to.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Endpoint {
@@ -51,6 +113,30 @@ pub struct Endpoint {
     pub coefficients: StepCoefficients,
     /// Takes no new requests.
     pub draining: bool,
+    /// What its engine is.
+    #[serde(default = "any_engine")]
+    pub engine: EngineKind,
+    /// Of a prefill or decode replica that can be half of a pair.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hand_over: Option<HandOver>,
+}
+
+/// Of tables kept by agents that did not know.
+fn any_engine() -> EngineKind {
+    EngineKind::External
+}
+
+impl Endpoint {
+    /// Time for this decode replica to get the keys and values of so many prompt tokens from `prefill`, ms: the slower side's
+    /// links. `None`: the two are no pair.
+    pub fn transfer_ms(&self, prefill: &Self, tokens: f64) -> Option<f64> {
+        let (Role::Prefill, Role::Decode) = (prefill.role, self.role) else { return None };
+        let (from, to) = (prefill.hand_over.as_ref()?, self.hand_over.as_ref()?);
+        let near = prefill.node == self.node;
+        let per_token = |h: &HandOver| if near { h.node_ms_per_token } else { h.network_ms_per_token };
+        to.takes_from(from)
+            .then(|| from.set_up_ms.max(to.set_up_ms) + tokens.max(0.0) * per_token(from).max(per_token(to)))
+    }
 }
 
 /// Routes of one pool.

@@ -184,15 +184,82 @@ impl From<&fleet::Endpoint> for v1::Endpoint {
                 .collect(),
             coefficients: Some((&e.coefficients).into()),
             draining: e.draining,
+            engine: v1::Engine::from(e.engine).into(),
+            hand_over: e.hand_over.as_ref().map(Into::into),
         }
     }
+}
+
+impl From<fleet::EngineKind> for v1::Engine {
+    fn from(kind: fleet::EngineKind) -> Self {
+        match kind {
+            fleet::EngineKind::Vllm => Self::Vllm,
+            fleet::EngineKind::Sglang => Self::Sglang,
+            fleet::EngineKind::Llamacpp => Self::Llamacpp,
+            fleet::EngineKind::Simulated => Self::Simulated,
+            fleet::EngineKind::External => Self::Unspecified,
+        }
+    }
+}
+
+impl From<v1::Engine> for fleet::EngineKind {
+    fn from(engine: v1::Engine) -> Self {
+        match engine {
+            v1::Engine::Vllm => Self::Vllm,
+            v1::Engine::Sglang => Self::Sglang,
+            v1::Engine::Llamacpp => Self::Llamacpp,
+            v1::Engine::Simulated => Self::Simulated,
+            v1::Engine::Unspecified => Self::External,
+        }
+    }
+}
+
+impl From<&fleet::HandOver> for v1::HandOver {
+    fn from(h: &fleet::HandOver) -> Self {
+        Self {
+            protocol: match h.protocol {
+                fleet::HandOverProtocol::Vllm => v1::HandOverProtocol::Vllm,
+                fleet::HandOverProtocol::Sglang => v1::HandOverProtocol::Sglang,
+            }
+            .into(),
+            format: h.format.clone(),
+            tensor_parallel: h.tensor_parallel,
+            bootstrap_port: u32::from(h.bootstrap_port),
+            network_ms_per_token: h.network_ms_per_token,
+            node_ms_per_token: h.node_ms_per_token,
+            set_up_ms: h.set_up_ms,
+        }
+    }
+}
+
+/// `None` where the protocol is one of a newer scheduler: such replicas serve, but not as halves of pairs.
+fn hand_over(h: v1::HandOver) -> Result<Option<fleet::HandOver>, InvalidMessage> {
+    const M: &str = "HandOver";
+    let protocol = match h.protocol() {
+        v1::HandOverProtocol::Vllm => fleet::HandOverProtocol::Vllm,
+        v1::HandOverProtocol::Sglang => fleet::HandOverProtocol::Sglang,
+        v1::HandOverProtocol::Unspecified => return Ok(None),
+    };
+    Ok(Some(fleet::HandOver {
+        protocol,
+        format: h.format,
+        tensor_parallel: h.tensor_parallel,
+        bootstrap_port: u16::try_from(h.bootstrap_port).map_err(|_| InvalidMessage::Range {
+            message: M,
+            field: "bootstrap_port",
+            value: f64::from(h.bootstrap_port),
+        })?,
+        network_ms_per_token: finite(M, "network_ms_per_token", h.network_ms_per_token)?,
+        node_ms_per_token: finite(M, "node_ms_per_token", h.node_ms_per_token)?,
+        set_up_ms: finite(M, "set_up_ms", h.set_up_ms)?,
+    }))
 }
 
 impl TryFrom<v1::Endpoint> for fleet::Endpoint {
     type Error = InvalidMessage;
 
     fn try_from(e: v1::Endpoint) -> Result<Self, Self::Error> {
-        let role = e.role().into();
+        let (role, engine) = (e.role().into(), e.engine().into());
         Ok(Self {
             replica: name("Endpoint", "replica", ReplicaId::new(e.replica))?,
             node: name("Endpoint", "node", NodeName::new(e.node))?,
@@ -208,6 +275,8 @@ impl TryFrom<v1::Endpoint> for fleet::Endpoint {
                 .collect::<Result<_, InvalidMessage>>()?,
             coefficients: e.coefficients.unwrap_or_default().try_into()?,
             draining: e.draining,
+            engine,
+            hand_over: e.hand_over.map(hand_over).transpose()?.flatten(),
         })
     }
 }
@@ -551,6 +620,16 @@ mod tests {
                         weights: vec![("default".into(), 0.5)],
                         coefficients: fleet::StepCoefficients { base_ms: 7.5, ..Default::default() },
                         draining: false,
+                        engine: fleet::EngineKind::Sglang,
+                        hand_over: Some(fleet::HandOver {
+                            protocol: fleet::HandOverProtocol::Sglang,
+                            format: "r1/bf16/pp1".into(),
+                            tensor_parallel: 2,
+                            bootstrap_port: 8998,
+                            network_ms_per_token: 0.01,
+                            node_ms_per_token: 0.001,
+                            set_up_ms: 2.0,
+                        }),
                     }],
                     wake_wait_ms: 1.0,
                     usd_per_million_tokens: (0.1, 0.2),

@@ -7,14 +7,18 @@ use std::path::{Path, PathBuf};
 
 fn generate(out: &Path) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("protos");
-    for (files, server) in
-        [(&["plimsoll/v1/agent.proto", "plimsoll/v1/plan.proto"][..], true), (&["etcd/rpc.proto"], false)]
-    {
+    for (files, server) in [
+        (&["plimsoll/v1/agent.proto", "plimsoll/v1/plan.proto"][..], true),
+        (&["etcd/rpc.proto"], false),
+        (&["envoy/ext_proc.proto", "grpc/health.proto"], true),
+    ] {
         let descriptors = protox::compile(files, [&root]).unwrap();
         tonic_prost_build::configure()
             .out_dir(out)
             .build_client(true)
             .build_server(server)
+            // Bodies of requests pass through without a copy.
+            .bytes(".envoy")
             .compile_fds(descriptors)
             .unwrap();
     }

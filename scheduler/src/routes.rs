@@ -5,13 +5,14 @@
 
 use std::collections::BTreeMap;
 
+use plimsoll_engine::{KvTransfer, LinkTier};
 use plimsoll_fleet::pairing;
 use plimsoll_fleet::plan::PoolOutcome;
 use plimsoll_fleet::pool::{EngineKind, Mode};
 use plimsoll_fleet::rollout::Gate;
 use plimsoll_fleet::{
-    ClusterSnapshot, Endpoint, ModelPool, NodeName, Plan, PoolPlan, PoolRoute, ReplicaPhase, ReplicaStatus,
-    RequestClass, Role, RouteTable, Shape, StepCoefficients,
+    ClusterSnapshot, Endpoint, HandOver, HandOverProtocol, ModelPool, NodeName, Plan, PoolPlan, PoolRoute,
+    ReplicaPhase, ReplicaStatus, RequestClass, Role, RouteTable, Shape, StepCoefficients,
 };
 
 use crate::plan::EngineModel;
@@ -30,6 +31,9 @@ const UNKNOWN: StepCoefficients = StepCoefficients {
     max_running: 256,
     max_batched_tokens: 8192,
 };
+
+/// Where SGLang's prefill servers have their bootstrap server unless told otherwise (`--disaggregation-bootstrap-port`).
+const SGLANG_BOOTSTRAP_PORT: u16 = 8998;
 
 /// Stands for the node of endpoints that Plimsoll does not run: no agent answers for it, so that routers send to the
 /// endpoint itself.
@@ -100,6 +104,8 @@ fn route(
             draining: !serving
                 || (settled && pool.mode == Mode::Enforce && !wanted(r))
                 || !takes_part(snapshot, r),
+            engine: pool.engine.kind,
+            hand_over: hand_over(snapshot, pool, r, &mix),
         });
     }
     endpoints.sort_by(|a, b| a.replica.cmp(&b.replica));
@@ -151,6 +157,54 @@ pub(crate) fn takes_part(snapshot: &ClusterSnapshot, replica: &ReplicaStatus) ->
             .iter()
             .find(|p| p.id == replica.pool)
             .is_none_or(|pool| pairing::is_paired(pool, replica, snapshot.replicas.iter().filter(serves)))
+}
+
+/// Prompt that a transfer's time a token is taken at, tokens, where the demand says none.
+const TYPICAL_PROMPT: f64 = 1000.0;
+
+/// What makes a prefill or decode replica half of a pair.
+fn hand_over(
+    snapshot: &ClusterSnapshot,
+    pool: &ModelPool,
+    replica: &ReplicaStatus,
+    classes: &[RequestClass],
+) -> Option<HandOver> {
+    if replica.shape.role == Role::Mixed {
+        return None;
+    }
+    let protocol = HandOverProtocol::of(pool.engine.kind)?;
+    let shape = &replica.shape;
+    let accelerator = snapshot.accelerators.iter().find(|a| a.name == shape.accelerator)?;
+    let variant = pool.variant(&shape.variant)?;
+    let rps: f64 = classes.iter().map(|c| c.rps).sum();
+    let prompt = match classes.iter().map(|c| c.rps * c.input_tokens).sum::<f64>() / rps {
+        mean if mean.is_finite() && mean >= 1.0 => mean,
+        _ => TYPICAL_PROMPT,
+    };
+    // Both sides alike: a pair is as fast as the slower of its halves.
+    let over = |tier| {
+        let side = (accelerator, shape);
+        KvTransfer::new(&pool.architecture, variant, side, side, tier)
+    };
+    let set_up_ms = over(LinkTier::Network).ms(0.0);
+    let per_token = |tier| (over(tier).ms(prompt) - set_up_ms) / prompt;
+    let figures = [set_up_ms, per_token(LinkTier::Network), per_token(LinkTier::Domain)];
+    if figures.iter().any(|ms| !ms.is_finite()) {
+        return None;
+    }
+    let [set_up_ms, network_ms_per_token, node_ms_per_token] = figures;
+    Some(HandOver {
+        protocol,
+        format: pairing::cache_format(pool, replica)?,
+        tensor_parallel: shape.tensor_parallel,
+        bootstrap_port: match protocol {
+            HandOverProtocol::Sglang => SGLANG_BOOTSTRAP_PORT,
+            HandOverProtocol::Vllm => 0,
+        },
+        network_ms_per_token,
+        node_ms_per_token,
+        set_up_ms,
+    })
 }
 
 fn step(
@@ -351,6 +405,18 @@ mod tests {
         let of =
             |id: &str| t.pools[0].endpoints.iter().find(|e| e.replica.as_str() == id).map(|e| e.draining);
         assert_eq!((of("p1"), of("p2")), (Some(false), Some(true)));
+        // Routers pair by the table what `compatible` pairs by the replicas.
+        let whole = w.snapshot.pools[0].clone();
+        for (p, d) in [("p1", "d1"), ("p2", "d1"), ("d1", "p1"), ("p1", "p1")] {
+            let find = |id: &str| {
+                let of = |e: &&Endpoint| e.replica.as_str() == id;
+                t.pools[0].endpoints.iter().find(of).cloned().unwrap()
+            };
+            let status = |id: &str| w.snapshot.replicas.iter().find(|r| r.id.as_str() == id).unwrap();
+            let ms = find(d).transfer_ms(&find(p), 1000.0);
+            assert_eq!(ms.is_some(), compatible(&whole, status(p), status(d)).is_ok(), "{p} {d}");
+            assert!(ms.is_none_or(|ms| ms > 0.0 && ms < 1000.0), "{ms:?}");
+        }
         w.snapshot.replicas[3].phase = ReplicaPhase::Ready;
         assert_eq!(open(&w), ["p1", "d1", "p2", "d2"]);
     }

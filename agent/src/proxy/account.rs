@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use plimsoll_fleet::{ReplicaId, SloClass};
 
+use super::handover::Prefilled;
 use crate::local::Permit;
 use crate::metrics::{OutcomeLabels, RequestLabels};
 use crate::replica::Flight;
@@ -30,6 +31,8 @@ pub(crate) enum Place {
     Here(Permit),
     /// At another node, or at an engine without an agent.
     There(Flight),
+    /// At the decode half of a pair; what the prefill half does ends with it.
+    Pair(Box<Self>, Arc<Prefilled>),
 }
 
 impl Place {
@@ -37,13 +40,16 @@ impl Place {
         match self {
             Self::Here(permit) => permit.produced(tokens),
             Self::There(flight) => flight.produced(tokens),
+            Self::Pair(place, _) => place.produced(tokens),
         }
     }
 
     /// The answer has come to its own end. `tokens`: its length, where the engine said it.
     pub(crate) fn finished(&self, tokens: Option<f64>) {
-        if let Self::Here(permit) = self {
-            permit.finished(tokens);
+        match self {
+            Self::Here(permit) => permit.finished(tokens),
+            Self::There(_) => {}
+            Self::Pair(place, _) => place.finished(tokens),
         }
     }
 }
@@ -71,6 +77,8 @@ pub(crate) struct Account {
     token_events: u64,
     /// Who serves it, while that is one replica alone.
     served_by: Option<ReplicaId>,
+    /// What the prefill half of a pair did for it.
+    prefilled_by: Option<Arc<Prefilled>>,
     pub(crate) prompt_bytes: usize,
     pub(crate) prompt_estimate: f64,
     pub(crate) expected_output: f64,
@@ -106,6 +114,7 @@ impl Account {
             last_token_ms: begun_ms,
             token_events: 0,
             served_by: None,
+            prefilled_by: None,
             prompt_bytes,
             prompt_estimate: 0.0,
             expected_output: 0.0,
@@ -132,6 +141,11 @@ impl Account {
     /// A replica has begun to answer it.
     pub(crate) fn served_by(&mut self, replica: &ReplicaId) {
         self.served_by = Some(replica.clone());
+    }
+
+    /// The prompt was computed elsewhere.
+    pub(crate) fn prefilled_by(&mut self, prefill: Arc<Prefilled>) {
+        self.prefilled_by = Some(prefill);
     }
 
     /// The replica that answered failed: whoever goes on with the answer is not judged by it.
@@ -215,7 +229,11 @@ impl Account {
                 let finished = Finished {
                     input_tokens: input,
                     output_tokens: output,
-                    cached_tokens: usage.map_or(0, |u| u.cached_tokens()),
+                    // Of a pair the prefill half knows: to the other all that came over is cached.
+                    cached_tokens: match &self.prefilled_by {
+                        Some(prefill) => prefill.cached_tokens().min(input),
+                        None => usage.map_or(0, |u| u.cached_tokens()),
+                    },
                     ttft_ms,
                     tpot_ms,
                     e2e_ms,
@@ -231,7 +249,10 @@ impl Account {
                     let mut book = self.shared.book.lock();
                     book.finished(pool, &self.class, &finished);
                     if let Some(replica) = &self.served_by {
-                        book.replica_finished(replica, &self.class, &finished);
+                        // A decode replica computes no prompt: to its own work all of it was cached.
+                        let computed = self.prefilled_by.is_none();
+                        let cached_tokens = if computed { finished.cached_tokens } else { input };
+                        book.replica_finished(replica, &self.class, &Finished { cached_tokens, ..finished });
                     }
                 }
                 // Only who serves it alone can be judged by it.

@@ -12,6 +12,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::account::{Account, Outcome, Place, Sizes};
 use super::handler::{Answer, Proxy, drain, error_answer};
+use super::handover::{Tries, without_hand_over};
 use super::headers::{self as names, positive, text};
 use super::hop::Hop;
 use super::relay::{AnswerBody, Relay};
@@ -28,6 +29,7 @@ use crate::shared::Pool;
 use crate::sse::{SseScanner, rename_model, usage_of};
 
 /// Why an attempt at one replica gave no answer.
+#[derive(Debug)]
 pub(super) enum Missed {
     /// Not admitted: the next choice may.
     Refused(Refusal),
@@ -76,50 +78,86 @@ impl Routed {
     }
 }
 
+/// What one engine is asked for a request: all of it, or one of its phases.
+#[derive(Debug, Clone)]
+pub(super) struct Errand {
+    pub(super) hop: Hop,
+    pub(super) body: Bytes,
+    /// The prompt's cache comes from elsewhere.
+    pub(super) prefilled: bool,
+}
+
 impl Proxy {
-    /// Tries one replica, and takes note if that fails.
+    /// Tries one replica, or a pair; takes note of failures.
     pub(super) async fn attempt(
         &self,
         routed: &Routed,
         sizes: Sizes,
         pool: &Arc<Pool>,
         ranked: &Ranked,
+        tries: &mut Tries,
     ) -> Result<Reply, Missed> {
-        let tried = self.attempt_once(routed, sizes, pool, ranked).await;
+        if let Some(partner) = ranked.prefill {
+            return self.hand_over(routed, sizes, pool, ranked, partner, tries).await;
+        }
+        let errand = self.whole(routed, sizes, pool, ranked);
+        self.run(routed, pool, ranked.endpoint, errand).await
+    }
+
+    /// The whole request for one replica.
+    pub(super) fn whole(&self, routed: &Routed, sizes: Sizes, pool: &Pool, ranked: &Ranked) -> Errand {
+        let endpoint = &pool.view.route.endpoints[ranked.endpoint];
+        let now = self.shared.clock.now_ms();
+        let body = body::rewrite(&routed.body, &routed.parsed, &endpoint.engine_model, routed.strip_usage);
+        Errand {
+            hop: Hop {
+                replica: endpoint.replica.clone(),
+                prompt_tokens: sizes.prompt_tokens,
+                cached_tokens: ranked.cached_tokens,
+                expected_output: sizes.expected_output,
+                streaming: routed.parsed.stream,
+                first_token_in_ms: routed.ttft_objective_ms.map(|ms| sizes.begun_ms + ms - now),
+                tpot_ms: routed.tpot_objective_ms.filter(|_| routed.parsed.stream),
+                finish_in_ms: routed.finish_by_ms.map(|by| by - now),
+                stage_in_ms: routed.stage_by_ms.map(|by| by - now),
+                most_output: routed.parsed.max_output.map(f64::from),
+                priority: Some(routed.priority),
+            },
+            // Where engines hand over caches, whose they take is not for clients to say.
+            body: if endpoint.hand_over.is_some() { without_hand_over(body) } else { body },
+            prefilled: false,
+        }
+    }
+
+    /// Does an errand at one replica, and takes note if that fails.
+    pub(super) async fn run(
+        &self,
+        routed: &Routed,
+        pool: &Arc<Pool>,
+        endpoint: usize,
+        errand: Errand,
+    ) -> Result<Reply, Missed> {
+        let tried = self.run_once(routed, pool, endpoint, errand).await;
         if let Err(Missed::Failed(_) | Missed::Begun(_) | Missed::Unreached(_)) = &tried {
-            let replica = &pool.view.route.endpoints[ranked.endpoint].replica;
+            let replica = &pool.view.route.endpoints[endpoint].replica;
             self.shared.book.lock().replica_failed(replica);
         }
         tried
     }
 
     /// Tries one replica: through the agent beside it, or directly if that is gone.
-    async fn attempt_once(
+    async fn run_once(
         &self,
         routed: &Routed,
-        sizes: Sizes,
         pool: &Arc<Pool>,
-        ranked: &Ranked,
+        endpoint: usize,
+        errand: Errand,
     ) -> Result<Reply, Missed> {
         let shared = &self.shared;
-        let endpoint = &pool.view.route.endpoints[ranked.endpoint];
-        let replica = &pool.replicas[ranked.endpoint];
+        let replica = &pool.replicas[endpoint];
+        let endpoint = &pool.view.route.endpoints[endpoint];
         let now = shared.clock.now_ms();
-        let first_token_in_ms = routed.ttft_objective_ms.map(|ms| sizes.begun_ms + ms - now);
-        let hop = Hop {
-            replica: endpoint.replica.clone(),
-            prompt_tokens: sizes.prompt_tokens,
-            cached_tokens: ranked.cached_tokens,
-            expected_output: sizes.expected_output,
-            streaming: routed.parsed.stream,
-            first_token_in_ms,
-            tpot_ms: routed.tpot_objective_ms.filter(|_| routed.parsed.stream),
-            finish_in_ms: routed.finish_by_ms.map(|by| by - now),
-            stage_in_ms: routed.stage_by_ms.map(|by| by - now),
-            most_output: routed.parsed.max_output.map(f64::from),
-            priority: Some(routed.priority),
-        };
-        let body = body::rewrite(&routed.body, &routed.parsed, &endpoint.engine_model, routed.strip_usage);
+        let Errand { hop, body, prefilled } = errand;
         let out = || Either::Left(Full::new(body.clone()));
         let mut headers = routed.headers.clone();
         let (path, api) = (routed.path.as_str(), routed.api);
@@ -144,8 +182,14 @@ impl Proxy {
                     .map_err(reached)
             }
             None => {
-                let uncached = sizes.prompt_tokens - ranked.cached_tokens;
-                let place = || Place::There(Flight::new(replica.clone(), uncached));
+                let uncached = hop.prompt_tokens - hop.cached_tokens;
+                let place = || {
+                    Place::There(if prefilled {
+                        Flight::prefilled(replica.clone(), hop.prompt_tokens)
+                    } else {
+                        Flight::new(replica.clone(), uncached)
+                    })
+                };
                 let agent = endpoint.agent_address.as_deref().filter(|_| !replica.agent_gone(now));
                 if let Some(agent) = agent {
                     let mut hop_headers = headers.clone();
@@ -368,6 +412,12 @@ impl Proxy {
         tracing::Span::current().record("replica", endpoint.replica.as_str());
         account.served_by(&endpoint.replica);
         let mut headers = names::forward_response(&reply.head.headers);
+        if let Place::Pair(_, prefill) = &reply.place {
+            account.prefilled_by(prefill.clone());
+            if let Ok(value) = HeaderValue::from_str(prefill.replica.as_str()) {
+                headers.insert(names::PREFILL_REPLICA, value);
+            }
+        }
         headers.insert(names::PLAN, HeaderValue::from(plan));
         if let Ok(value) = HeaderValue::from_str(endpoint.replica.as_str()) {
             headers.insert(names::REPLICA, value);
@@ -518,6 +568,7 @@ impl Proxy {
 }
 
 /// What an engine, or the agent beside it, replied.
+#[derive(Debug)]
 pub(super) struct Reply {
     pub(super) head: http::response::Parts,
     pub(super) content: Content,
@@ -526,6 +577,7 @@ pub(super) struct Reply {
     pub(super) through_agent: bool,
 }
 
+#[derive(Debug)]
 pub(super) enum Content {
     Whole(Bytes),
     Stream { first: Bytes, rest: Incoming },

@@ -36,7 +36,7 @@ pub(crate) struct Rights {
     pub(crate) api: bool,
 }
 
-pub(super) type Answer = Response<AnswerBody>;
+pub(crate) type Answer = Response<AnswerBody>;
 
 /// What anybody may ask: probes come without certificates.
 const HEALTH: [&str; 3] = ["/health", "/healthz", "/readyz"];
@@ -151,7 +151,7 @@ impl Proxy {
     }
 
     /// Everything that is not an inference request.
-    fn other(&self, method: &Method, path: &str) -> Result<Answer, ApiError> {
+    pub(crate) fn other(&self, method: &Method, path: &str) -> Result<Answer, ApiError> {
         let known = path == "/v1/models" || HEALTH.contains(&path);
         let model = path.strip_prefix("/v1/models/");
         if !known && model.is_none() {
@@ -199,7 +199,7 @@ impl Proxy {
         }
     }
 
-    pub(super) fn unknown_model(&self, name: &str) -> ApiError {
+    pub(crate) fn unknown_model(&self, name: &str) -> ApiError {
         let table = self.shared.table.load();
         if table.routes.version == 0 && table.by_name.is_empty() {
             // Not to know yet is not to know that there is none.
@@ -313,7 +313,7 @@ pub(super) async fn drain(mut body: Incoming) {
     .await;
 }
 
-fn wrong_method(method: &Method, path: &str, allowed: &str) -> ApiError {
+pub(crate) fn wrong_method(method: &Method, path: &str, allowed: &str) -> ApiError {
     ApiError::invalid(
         StatusCode::METHOD_NOT_ALLOWED,
         "method_not_allowed",

@@ -5,6 +5,8 @@ use plimsoll_fleet::PoolRoute;
 
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub(crate) const REPLICA: HeaderName = HeaderName::from_static("x-plimsoll-replica");
+/// On an answer: who computed the prompt, where that was not [`REPLICA`].
+pub(crate) const PREFILL_REPLICA: HeaderName = HeaderName::from_static("x-plimsoll-prefill-replica");
 pub(crate) const PLAN: HeaderName = HeaderName::from_static("x-plimsoll-plan");
 /// `replica=ID;prompt=…`: this request was routed by an agent; never forward it again.
 pub(crate) const HOP: HeaderName = HeaderName::from_static("x-plimsoll-hop");

@@ -3,6 +3,7 @@
 pub(crate) mod account;
 pub(crate) mod forward;
 pub(crate) mod handler;
+pub(crate) mod handover;
 pub(crate) mod headers;
 pub(crate) mod hop;
 pub(crate) mod relay;

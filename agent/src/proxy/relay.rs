@@ -33,6 +33,16 @@ impl AnswerBody {
     }
 }
 
+impl AnswerBody {
+    /// What is at hand of it.
+    pub(crate) fn at_hand(self) -> Bytes {
+        match self {
+            Self::Full(bytes) => bytes.unwrap_or_default(),
+            Self::Stream(_) => Bytes::new(),
+        }
+    }
+}
+
 impl Body for AnswerBody {
     type Data = Bytes;
     type Error = std::convert::Infallible;

@@ -15,6 +15,7 @@ use tracing::Instrument;
 use super::account::{Account, Place, Sizes};
 use super::forward::{Content, Missed, Routed};
 use super::handler::Proxy;
+use super::handover::Tries;
 use super::headers::{self as names, text};
 use super::routing::{MOST_FAILURES, request};
 use crate::body;
@@ -198,6 +199,7 @@ impl Search {
         let shared = &proxy.shared;
         let until = tokio::time::Instant::now() + shared.config.limits.settle_wait;
         let mut failures = 0;
+        let mut tries = Tries::default();
         loop {
             let mut changed = shared.changed.subscribe();
             let Some(pool) = shared.table.load().by_name.get(&routed.parsed.model).cloned() else {
@@ -208,9 +210,11 @@ impl Search {
             let is_broken = |r: &Ranked| pool.view.route.endpoints[r.endpoint].replica == broken;
             let own = order.iter().position(&is_broken).map(|at| order.remove(at)).or_else(|| {
                 let endpoint = pool.view.index_of(broken.as_str())?;
-                let usable = !pool.view.route.endpoints[endpoint].draining;
+                let e = &pool.view.route.endpoints[endpoint];
+                let alone = e.hand_over.as_ref().is_none_or(|h| h.protocol.decode_prefills());
+                let usable = !e.draining && alone;
                 let (prediction, reason) = (Default::default(), Reason::LastResort);
-                usable.then_some(Ranked { endpoint, prediction, cached_tokens: 0.0, reason })
+                usable.then_some(Ranked { endpoint, prediction, cached_tokens: 0.0, reason, prefill: None })
             });
             if same && let Some(own) = own {
                 order.insert(0, own);
@@ -219,11 +223,15 @@ impl Search {
                 return Err(("no_replica", "no other replica may be used".into()));
             }
             let mut last = String::new();
+            tries.spoiled.clear();
             for ranked in &order {
                 if routed.too_late(shared) {
                     return Err(("deadline", "its deadline has passed".into()));
                 }
-                match proxy.attempt(&routed, sizes, &pool, ranked).await {
+                if tries.is_spoiled(ranked) {
+                    continue;
+                }
+                match proxy.attempt(&routed, sizes, &pool, ranked, &mut tries).await {
                     Ok(reply) => {
                         let status = reply.head.status;
                         match reply.content {

@@ -6,15 +6,16 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
-use plimsoll_fleet::{PoolRoute, SloClass};
+use plimsoll_fleet::{Endpoint, PoolRoute, SloClass};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use super::account::{Account, Outcome, Sizes};
 use super::forward::{Missed, Routed};
 use super::handler::{Answer, Proxy};
+use super::handover::Tries;
 use super::headers::{self as names, positive, text};
 use crate::admit::{Refusal, RefusalReason};
-use crate::body::{self, Api};
+use crate::body::{self, Api, Parsed};
 use crate::metrics::{AgentLabels, ReasonLabels, RequestLabels, ResumeLabels};
 use crate::openai::ApiError;
 use crate::route::{self, Excluded};
@@ -46,45 +47,15 @@ impl Proxy {
         })?;
         let pool = shared.table.load().by_name.get(&parsed.model).cloned();
         let Some(pool) = pool else { return Err(self.unknown_model(&parsed.model)) };
-        let route = &pool.view.route;
-        let class = slo_class(route, &parts.headers);
-        let class_name = class.map_or(plimsoll_fleet::slo::DEFAULT_SLO_CLASS, |c| c.name.as_str()).to_owned();
-        let span = tracing::Span::current();
-        span.record("model", parsed.model.as_str());
-        span.record("pool", route.pool.to_string());
-        span.record("class", class_name.as_str());
-
-        let mut account = Account::begin(
-            shared.clone(),
-            pool.clone(),
-            class_name,
-            parsed.prompt_bytes,
-            api != Api::Tokenize,
-        );
-        {
-            let stats = pool.memory.stats.lock();
-            account.prompt_estimate = (parsed.prompt_bytes as f64 / stats.bytes_per_token()).max(1.0);
-            account.expected_output = if api.is_generation() || api == Api::Responses {
-                let expected = stats.expected_output(&account.class);
-                parsed.max_output.map_or(expected, |m| expected.min(f64::from(m))).max(1.0)
-            } else {
-                1.0
-            };
-        }
-        let worst_output = parsed.max_output.map_or(account.expected_output, f64::from);
-        if let Err(e) = self.reserve(&mut account, &parts.headers, worst_output) {
-            account.settle(Outcome::Refused, None);
-            return Err(e);
-        }
-
+        let Opened { mut account, ttft_objective_ms } = self.open(&parts.headers, api, &parsed, &pool)?;
         let mut headers = names::forward_request(&parts.headers);
         headers.insert(names::REQUEST_ID, request_id.clone());
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         if let Ok(value) = HeaderValue::from_str(&account.class) {
             headers.insert(names::SLO_CLASS, value);
         }
-        let ttft_objective_ms = positive(&parts.headers, &names::TTFT_OBJECTIVES)
-            .or_else(|| class.and_then(|c| c.slo.ttft).map(|o| o.ms));
+        let route = &pool.view.route;
+        let class = slo_class(route, &parts.headers);
         let tpot_objective_ms = positive(&parts.headers, &names::TPOT_OBJECTIVES)
             .or_else(|| class.and_then(|c| c.slo.tpot).map(|o| o.ms));
         let begun_ms = account.begun_ms();
@@ -114,6 +85,45 @@ impl Proxy {
             body: raw,
         };
         self.route(routed, account).await
+    }
+
+    /// Opens the account of a request: its class, its expected sizes, and what is set aside on budgets.
+    pub(crate) fn open(
+        &self,
+        headers: &HeaderMap,
+        api: Api,
+        parsed: &Parsed,
+        pool: &Arc<Pool>,
+    ) -> Result<Opened, ApiError> {
+        let route = &pool.view.route;
+        let class = slo_class(route, headers);
+        let class_name = class.map_or(plimsoll_fleet::slo::DEFAULT_SLO_CLASS, |c| c.name.as_str()).to_owned();
+        let span = tracing::Span::current();
+        span.record("model", parsed.model.as_str());
+        span.record("pool", route.pool.to_string());
+        span.record("class", class_name.as_str());
+
+        let counted = api != Api::Tokenize;
+        let mut account =
+            Account::begin(self.shared.clone(), pool.clone(), class_name, parsed.prompt_bytes, counted);
+        {
+            let stats = pool.memory.stats.lock();
+            account.prompt_estimate = (parsed.prompt_bytes as f64 / stats.bytes_per_token()).max(1.0);
+            account.expected_output = if api.is_generation() || api == Api::Responses {
+                let expected = stats.expected_output(&account.class);
+                parsed.max_output.map_or(expected, |m| expected.min(f64::from(m))).max(1.0)
+            } else {
+                1.0
+            };
+        }
+        let worst_output = parsed.max_output.map_or(account.expected_output, f64::from);
+        if let Err(e) = self.reserve(&mut account, headers, worst_output) {
+            account.settle(Outcome::Refused, None);
+            return Err(e);
+        }
+        let ttft_objective_ms = positive(headers, &names::TTFT_OBJECTIVES)
+            .or_else(|| class.and_then(|c| c.slo.ttft).map(|o| o.ms));
+        Ok(Opened { account, ttft_objective_ms })
     }
 
     /// Sets the worst case aside on the leases of the budgets that the request answers to: those named like its
@@ -146,6 +156,7 @@ impl Proxy {
         let shared = &self.shared;
         let mut held: Option<Held> = None;
         let mut failures = 0;
+        let mut tries = Tries::default();
         let settle_until = tokio::time::Instant::now() + shared.config.limits.settle_wait;
         loop {
             // Subscribed before the table is read, so that no change is missed.
@@ -184,7 +195,11 @@ impl Proxy {
             let mut refusal: Option<Refusal> = None;
             let mut failure: Option<String> = None;
             let mut lasting = false;
+            tries.spoiled.clear();
             for (i, ranked) in choice.order.iter().enumerate() {
+                if tries.is_spoiled(ranked) {
+                    continue;
+                }
                 if i > 0 {
                     let reason = match (&failure, &refusal) {
                         (Some(_), _) => "failed",
@@ -196,10 +211,14 @@ impl Proxy {
                         break;
                     }
                     self.count_reason(&shared.config.metrics.retries, reason);
-                    pool.memory.router.lock().shift(&pool.view, &request, first.endpoint, ranked.endpoint);
+                    let mut memory = pool.memory.router.lock();
+                    memory.shift(&pool.view, &request, first.endpoint, ranked.endpoint);
+                    if let Some(partner) = ranked.prefill {
+                        memory.remember(&pool.view, &request, partner.endpoint);
+                    }
                 }
                 self.count_reason(&shared.config.metrics.choices, ranked.reason.as_str());
-                match self.attempt(&routed, account.sizes(), &pool, ranked).await {
+                match self.attempt(&routed, account.sizes(), &pool, ranked, &mut tries).await {
                     // What a dying engine says, but also one whom the request itself upsets: one more is asked.
                     Ok(reply)
                         if reply.head.status == StatusCode::INTERNAL_SERVER_ERROR
@@ -213,7 +232,9 @@ impl Proxy {
                     }
                     Ok(reply) => {
                         let endpoint = &pool.view.route.endpoints[ranked.endpoint];
-                        account.much_cached = (ranked.cached_tokens >= route::MUCH_EXPECTED)
+                        // What the halves of a pair had cached is not one engine's to say.
+                        account.much_cached = (ranked.prefill.is_none()
+                            && ranked.cached_tokens >= route::MUCH_EXPECTED)
                             .then(|| pool.view.keys[ranked.endpoint]);
                         return Ok(self.deliver(
                             routed,
@@ -290,13 +311,34 @@ impl Proxy {
 
     /// Chooses and takes note of it.
     pub(super) fn choose(&self, pool: &Pool, request: &route::Request<'_>) -> route::Choice {
+        self.choose_among(pool, request, |_| true)
+    }
+
+    /// The same among some of the endpoints.
+    pub(crate) fn choose_among(
+        &self,
+        pool: &Pool,
+        request: &route::Request<'_>,
+        may: impl Fn(&Endpoint) -> bool,
+    ) -> route::Choice {
         let shared = &self.shared;
         let now = shared.clock.now_ms();
         let began = tokio::time::Instant::now();
         let mut memory = pool.memory.router.lock();
-        let choice = route::choose(&pool.view, request, |i| pool.replicas[i].load(now), &mut memory);
+        let load = |i: usize| {
+            let load = pool.replicas[i].load(now);
+            let may = may(&pool.view.route.endpoints[i]);
+            route::ReplicaLoad {
+                availability: if may { load.availability } else { route::Availability::Unhealthy },
+                ..load
+            }
+        };
+        let choice = route::choose(&pool.view, request, load, &mut memory);
         if let Some(first) = choice.order.first() {
             memory.record(&pool.view, request, first.endpoint);
+            if let Some(partner) = first.prefill {
+                memory.remember(&pool.view, request, partner.endpoint);
+            }
         }
         drop(memory);
         let label = AgentLabels { agent: shared.config.name.clone() };
@@ -310,7 +352,7 @@ impl Proxy {
         self.shared.config.metrics.resumed.get_or_create(&labels).inc();
     }
 
-    pub(super) fn count_reason(
+    pub(crate) fn count_reason(
         &self,
         family: &prometheus_client::metrics::family::Family<
             ReasonLabels,
@@ -352,7 +394,7 @@ impl Proxy {
     }
 
     /// Waits for the pool to have a replica that may be used. `Ok` means: choose again.
-    pub(super) async fn hold(
+    pub(crate) async fn hold(
         &self,
         pool: &Arc<Pool>,
         excluded: Excluded,
@@ -379,6 +421,12 @@ impl Proxy {
     }
 }
 
+/// A request whose account is open.
+pub(crate) struct Opened {
+    pub(crate) account: Account,
+    pub(crate) ttft_objective_ms: Option<f64>,
+}
+
 /// What the router is asked about a request.
 pub(super) fn request<'a>(
     routed: &'a Routed,
@@ -386,14 +434,25 @@ pub(super) fn request<'a>(
     sizes: Sizes,
     pool: &Pool,
 ) -> route::Request<'a> {
+    question(&routed.parsed, routed.ttft_objective_ms, class, sizes, pool)
+}
+
+/// The same of one that is not routed here.
+pub(crate) fn question<'a>(
+    parsed: &'a Parsed,
+    ttft_objective_ms: Option<f64>,
+    class: &'a str,
+    sizes: Sizes,
+    pool: &Pool,
+) -> route::Request<'a> {
     route::Request {
         class,
-        prefix: &routed.parsed.prefix,
+        prefix: &parsed.prefix,
         prompt_tokens: sizes.prompt_tokens,
         tokens_per_block: route::BLOCK_BYTES as f64 / pool.memory.stats.lock().bytes_per_token(),
         expected_output: sizes.expected_output,
         adapter: None,
-        ttft_objective_ms: routed.ttft_objective_ms,
+        ttft_objective_ms,
     }
 }
 
@@ -405,14 +464,14 @@ impl Routed {
 }
 
 /// A request that waits for its pool to wake; it ends when dropped.
-struct Held {
+pub(crate) struct Held {
     shared: Arc<Shared>,
     pool: Arc<Pool>,
     class: String,
 }
 
 impl Held {
-    fn begin(shared: &Arc<Shared>, pool: &Arc<Pool>, class: &str) -> Option<Self> {
+    pub(crate) fn begin(shared: &Arc<Shared>, pool: &Arc<Pool>, class: &str) -> Option<Self> {
         if shared.holding.fetch_add(1, Ordering::Relaxed) >= shared.config.limits.max_holding {
             shared.holding.fetch_sub(1, Ordering::Relaxed);
             return None;
@@ -460,7 +519,7 @@ fn slo_class<'a>(route: &'a PoolRoute, headers: &HeaderMap) -> Option<&'a SloCla
 
 fn unavailable(route: &PoolRoute, excluded: Excluded) -> String {
     let mut text = format!("no replica of {:?} is ready", route.served_name);
-    let Excluded { draining, unhealthy, stalled, unplanned } = excluded;
+    let Excluded { draining, unhealthy, stalled, unplanned, unpaired } = excluded;
     let mut parts: Vec<String> = Vec::new();
     if !route.unavailable_reason.is_empty() {
         parts.push(route.unavailable_reason.clone());
@@ -470,6 +529,7 @@ fn unavailable(route: &PoolRoute, excluded: Excluded) -> String {
         (unhealthy, "not healthy"),
         (stalled, "stalled"),
         (unplanned, "without a share in the plan"),
+        (unpaired, "without a prefill replica"),
     ] {
         if count > 0 {
             parts.push(format!("{count} {what}"));

@@ -6,9 +6,12 @@
 //! share, and its home is taken to hold most of what this router has not sent anywhere itself, so routers that do not
 //! talk still agree. In big pools only the holders of the prefix, its hashed home and two random replicas of each group
 //! are predicted (power of two choices).
+//!
+//! Where prefill and decode are apart, a decode replica is ranked with the prefill replica that makes the best pair with it.
 
 mod balance;
 mod history;
+mod pair;
 mod predict;
 
 use std::collections::HashMap;
@@ -20,6 +23,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 pub use balance::Balance;
 pub use history::PrefixHistory;
+pub use pair::Partner;
 pub use predict::{Availability, Prediction, ReplicaLoad, predict};
 
 /// Bytes of prompt in one hashed block.
@@ -72,6 +76,8 @@ struct ClassPlan {
     group_of: Vec<usize>,
     /// Endpoints of each group.
     members: Vec<Vec<usize>>,
+    /// Endpoints that prefill for others, in order.
+    prefill: Vec<usize>,
 }
 
 impl PoolView {
@@ -149,7 +155,8 @@ impl ClassPlan {
             members[group].push(i);
             group_of.push(group);
         }
-        Self { weights, group_of, members }
+        let prefill = pair::planned(&route.endpoints, class, named);
+        Self { weights, group_of, members, prefill }
     }
 }
 
@@ -192,6 +199,8 @@ pub enum Reason {
     BeyondPlan,
     /// It failed a moment ago and nothing else is left.
     LastResort,
+    /// A decode replica that prefills itself: no prefill replica makes a pair with it.
+    Alone,
 }
 
 impl Reason {
@@ -203,6 +212,7 @@ impl Reason {
             Self::Completion => "completion",
             Self::BeyondPlan => "beyond_plan",
             Self::LastResort => "last_resort",
+            Self::Alone => "alone",
         }
     }
 }
@@ -218,6 +228,8 @@ pub struct Ranked {
     pub cached_tokens: f64,
     /// Why it stands here.
     pub reason: Reason,
+    /// Who computes the prompt for it, where it is a decode replica that does not itself; `cached_tokens` are there then.
+    pub prefill: Option<Partner>,
 }
 
 /// Endpoints to try, in order; empty when none may be used.
@@ -238,8 +250,10 @@ pub struct Excluded {
     pub unhealthy: usize,
     /// Stalled.
     pub stalled: usize,
-    /// Without a share for this class, or for prefill only.
+    /// Without a share for this class.
     pub unplanned: usize,
+    /// Decode replicas that no prefill replica makes a pair with, and that prefill nothing themselves.
+    pub unpaired: usize,
 }
 
 /// What a router remembers of one pool.
@@ -313,7 +327,8 @@ impl Memory {
         self.remember(view, request, to);
     }
 
-    fn remember(&mut self, view: &PoolView, request: &Request<'_>, endpoint: usize) {
+    /// Notes that the prompt, or its cache, also comes to `endpoint`.
+    pub fn remember(&mut self, view: &PoolView, request: &Request<'_>, endpoint: usize) {
         let kv = view.route.endpoints[endpoint].coefficients.kv_tokens;
         let capacity = if kv > 0.0 { kv / request.tokens_per_block.max(1.0) } else { MAX_BLOCKS };
         self.history.insert(view.keys[endpoint], request.prefix, capacity.clamp(1.0, MAX_BLOCKS) as usize);
@@ -345,7 +360,7 @@ pub fn choose(
             Availability::Unhealthy => choice.excluded.unhealthy += 1,
             Availability::Stalled => choice.excluded.stalled += 1,
             Availability::Ready | Availability::Suspect if plan.weights[i] <= 0.0 => {
-                choice.excluded.unplanned += 1;
+                choice.excluded.unplanned += usize::from(endpoint.role != Role::Prefill);
                 a = Availability::Draining;
             }
             Availability::Ready => shares[plan.group_of[i]] += plan.weights[i],
@@ -402,10 +417,14 @@ pub fn choose(
         candidates.extend((0..n).filter(|i| availability[*i] == Availability::Suspect));
     }
 
+    let prefills = pair::prefills(view, plan, request, prefix_key, &held, &load, &mut memory.rng);
+    let depth_of = |i: usize| held.iter().find(|(h, _)| *h == i).map_or(0, |(_, d)| *d);
+    let cached_at = |i: usize| (depth_of(i) as f64 * request.tokens_per_block).min(request.prompt_tokens);
     let rank = |i: usize| {
-        let depth = held.iter().find(|(h, _)| *h == i).map_or(0, |(_, d)| *d);
-        let cached = (depth as f64 * request.tokens_per_block).min(request.prompt_tokens);
-        let l = load(i);
+        let (depth, cached, l) = (depth_of(i), cached_at(i), load(i));
+        if endpoints[i].role == Role::Decode {
+            return pair::rank(endpoints, i, cached, &l, &prefills, request);
+        }
         // What other routers were asked of this prompt's beginning they have sent to its home, too.
         let unseen = if home == Some(i) { request.prefix.len().saturating_sub(key_at.max(depth)) } else { 0 };
         let assumed = cached + (HOME_HOLDS * unseen as f64 * request.tokens_per_block).min(HOME_HOLDS_MOST);
@@ -417,12 +436,15 @@ pub fn choose(
             _ if unseen > 0 && depth <= key_at => Reason::Home,
             _ => Reason::Prefix,
         };
-        Ranked { endpoint: i, prediction, cached_tokens: cached, reason }
+        Some(Ranked { endpoint: i, prediction, cached_tokens: cached, reason, prefill: None })
     };
+    let asked = candidates.len();
     let mut ranked: Vec<(bool, Ranked)> = candidates
         .into_iter()
-        .map(|i| (balance.allows(plan.group_of[i], shares[plan.group_of[i]]), rank(i)))
+        .filter_map(|i| Some((balance.allows(plan.group_of[i], shares[plan.group_of[i]]), rank(i)?)))
         .collect();
+
+    choice.excluded.unpaired = asked - ranked.len();
 
     // The plan's flow is followed while it can meet the objective.
     let best_queue = |allowed: bool| {
@@ -438,23 +460,31 @@ pub fn choose(
         if availability[r.endpoint] == Availability::Suspect {
             r.reason = Reason::LastResort;
         } else if !*allowed {
-            r.reason = Reason::BeyondPlan;
+            if r.reason != Reason::Alone {
+                r.reason = Reason::BeyondPlan;
+            }
             if escape {
                 *allowed = true;
             }
         }
     }
+    // One that does two replicas' work only after those that do their own.
+    let alone = |r: &Ranked| r.reason == Reason::Alone;
     ranked.sort_by(|(a, x), (b, y)| {
-        b.cmp(a).then(x.prediction.e2e_ms().total_cmp(&y.prediction.e2e_ms())).then_with(|| {
-            // Equal in every figure: spread by hash, or by the random part of an empty prefix.
-            mix(view.keys[y.endpoint], prefix_key.unwrap_or(0))
-                .cmp(&mix(view.keys[x.endpoint], prefix_key.unwrap_or(0)))
-        })
+        b.cmp(a)
+            .then(alone(x).cmp(&alone(y)))
+            .then(x.prediction.e2e_ms().total_cmp(&y.prediction.e2e_ms()))
+            .then_with(|| {
+                // Equal in every figure: spread by hash, or by the random part of an empty prefix.
+                mix(view.keys[y.endpoint], prefix_key.unwrap_or(0))
+                    .cmp(&mix(view.keys[x.endpoint], prefix_key.unwrap_or(0)))
+            })
     });
     if let (Some(home), Some((allowed, best))) = (home, ranked.first().copied())
         && best.endpoint != home
         && best.cached_tokens <= key_at as f64 * request.tokens_per_block
-        && let Some(at) = ranked.iter().position(|(a, r)| *a == allowed && r.endpoint == home)
+        && let Some(at) =
+            ranked.iter().position(|(a, r)| *a == allowed && r.endpoint == home && alone(r) == alone(&best))
         && ranked[at].1.prediction.e2e_ms() <= best.prediction.e2e_ms() * EQUAL_WITHIN
     {
         let mut moved = ranked.remove(at);
@@ -469,7 +499,9 @@ pub fn choose(
         let equals = ranked
             .iter()
             .take_while(|(a, r)| {
-                *a == allowed && r.prediction.e2e_ms() <= best.prediction.e2e_ms() * (1.0 + 1e-9)
+                *a == allowed
+                    && alone(r) == alone(&best)
+                    && r.prediction.e2e_ms() <= best.prediction.e2e_ms() * (1.0 + 1e-9)
             })
             .count();
         if equals > 1 {
@@ -481,11 +513,24 @@ pub fn choose(
     if choice.order.len() < MAX_ORDER {
         for i in (0..n).filter(|i| availability[*i] == Availability::Suspect) {
             if choice.order.len() < MAX_ORDER && !choice.order.iter().any(|r| r.endpoint == i) {
-                choice.order.push(Ranked { reason: Reason::LastResort, ..rank(i) });
+                choice.order.extend(rank(i).map(|r| Ranked { reason: Reason::LastResort, ..r }));
             }
         }
     }
     choice.order.truncate(MAX_ORDER);
+    if let Some(first) = choice.order.first().copied()
+        && let Some(partner) = first.prefill
+    {
+        // Should the prefill side fail: another one, and somebody who needs none.
+        let (own, l) = (cached_at(first.endpoint), load(first.endpoint));
+        let but = Some(partner.endpoint);
+        let other = pair::prefills_for(endpoints, first.endpoint, own, &l, &prefills, request, but);
+        let alone = pair::alone(endpoints, first.endpoint, own, &l, request)
+            .filter(|_| choice.order.iter().all(|r| r.prefill.is_some()));
+        let more = usize::from(other.is_some()) + usize::from(alone.is_some());
+        choice.order.truncate(MAX_ORDER - more);
+        choice.order.extend(other.into_iter().chain(alone));
+    }
     choice
 }
 

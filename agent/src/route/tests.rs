@@ -1,4 +1,6 @@
-use plimsoll_fleet::{Endpoint, NodeName, PoolRoute, ReplicaId, Role, StepCoefficients};
+use plimsoll_fleet::{
+    Endpoint, EngineKind, HandOver, HandOverProtocol, NodeName, PoolRoute, ReplicaId, Role, StepCoefficients,
+};
 use proptest::prelude::*;
 
 use super::*;
@@ -28,6 +30,8 @@ fn endpoint(i: usize, weight: Option<f64>, base_ms: f64) -> Endpoint {
         weights: weight.map(|w| vec![("default".to_owned(), w)]).unwrap_or_default(),
         coefficients: coefficients(base_ms),
         draining: false,
+        engine: EngineKind::Vllm,
+        hand_over: None,
     }
 }
 
@@ -266,4 +270,166 @@ fn an_engine_that_lost_its_cache_is_no_longer_believed() {
     assert!(believed(&mut memory) > 0.0, "not twice in a row");
     memory.found(key, 0);
     assert_eq!(believed(&mut memory), 0.0);
+}
+
+fn half(i: usize, role: Role, protocol: HandOverProtocol) -> Endpoint {
+    let hand_over = HandOver {
+        protocol,
+        format: "rev/bf16/pp1".into(),
+        tensor_parallel: 2,
+        bootstrap_port: 8998,
+        network_ms_per_token: 0.01,
+        node_ms_per_token: 0.001,
+        set_up_ms: 2.0,
+    };
+    Endpoint { role, hand_over: Some(hand_over), ..endpoint(i, None, 10.0) }
+}
+
+/// Prefill replicas 0 and 1, decode replicas 2 and 3.
+fn halves(protocol: HandOverProtocol) -> Vec<Endpoint> {
+    (0..4).map(|i| half(i, if i < 2 { Role::Prefill } else { Role::Decode }, protocol)).collect()
+}
+
+fn pairs(choice: &Choice) -> Vec<(Option<usize>, usize)> {
+    choice.order.iter().map(|r| (r.prefill.map(|p| p.endpoint), r.endpoint)).collect()
+}
+
+#[test]
+fn a_pair_is_the_idlest_prefill_and_the_idlest_decode_replica() {
+    let view = view(halves(HandOverProtocol::Vllm));
+    let mut memory = Memory::new(1);
+    let load = |i: usize| match i {
+        0 => ReplicaLoad { prefill_tokens: 20_000.0, ..ReplicaLoad::default() },
+        3 => ReplicaLoad { running: 60.0, context_tokens: 100_000.0, ..ReplicaLoad::default() },
+        _ => ReplicaLoad::default(),
+    };
+    let prefix: Vec<u64> = (0..40).collect();
+    let choice = choose(&view, &request(&prefix), load, &mut memory);
+    let first = choice.order[0];
+    assert_eq!(pairs(&choice)[0], (Some(1), 2), "{choice:?}");
+    let partner = first.prefill.unwrap();
+    assert!((partner.transfer_ms - (2.0 + 0.01 * 64.0 * 40.0)).abs() < 1e-9, "{partner:?}");
+    // TTFT is the prompt's time, the transfer, and the step that computes the last token again.
+    let c = coefficients(10.0);
+    let step = predict(&c, &ReplicaLoad::default(), 2560.0, 2560.0, 100.0).ttft_ms();
+    assert!((first.prediction.ttft_ms() - (partner.prefill_ms + partner.transfer_ms + step)).abs() < 1e-6);
+    // Should the prefill side fail: another one, then the decode replica by itself.
+    let last: Vec<_> = pairs(&choice).into_iter().rev().take(2).collect();
+    assert_eq!(last, [(None, 2), (Some(0), 2)], "{:?}", pairs(&choice));
+    assert_eq!(choice.order.last().unwrap().reason, Reason::Alone);
+    assert!(choice.order.len() <= MAX_ORDER);
+}
+
+#[test]
+fn what_a_rollout_made_incompatible_is_no_pair() {
+    let mut endpoints = halves(HandOverProtocol::Sglang);
+    endpoints[0].hand_over.as_mut().unwrap().format = "newer/bf16/pp1".into();
+    endpoints[3].hand_over.as_mut().unwrap().format = "newer/bf16/pp1".into();
+    let view = view(endpoints);
+    let mut memory = Memory::new(1);
+    for _ in 0..20 {
+        let choice = choose(&view, &request(&[]), |_| ReplicaLoad::default(), &mut memory);
+        assert!(choice.order.len() >= 2);
+        for pair in pairs(&choice) {
+            assert!([(Some(1), 2), (Some(0), 3)].contains(&pair), "{pair:?}");
+        }
+        memory.record(&view, &request(&[]), choice.order[0].endpoint);
+    }
+}
+
+#[test]
+fn without_a_prefill_replica_a_mixed_one_serves_or_a_decode_replica_whose_engine_can() {
+    let down = |i: usize| ReplicaLoad {
+        availability: if i < 2 { Availability::Unhealthy } else { Availability::Ready },
+        ..ReplicaLoad::default()
+    };
+    let chosen = |protocol, mixed: bool| {
+        let mut endpoints = halves(protocol);
+        endpoints.extend(mixed.then(|| endpoint(4, None, 30.0)));
+        pairs(&choose(&view(endpoints), &request(&[]), down, &mut Memory::new(1)))
+    };
+    assert_eq!(chosen(HandOverProtocol::Vllm, true)[0], (None, 4), "a slower mixed replica goes first");
+    assert!(chosen(HandOverProtocol::Vllm, false).iter().all(|(p, d)| p.is_none() && *d >= 2));
+    assert_eq!(chosen(HandOverProtocol::Sglang, true), [(None, 4)]);
+    assert_eq!(chosen(HandOverProtocol::Sglang, false), []);
+    let none =
+        choose(&view(halves(HandOverProtocol::Sglang)), &request(&[]), down, &mut Memory::new(1)).excluded;
+    assert_eq!((none.unpaired, none.unhealthy, none.unplanned), (2, 2, 0));
+}
+
+#[test]
+fn a_conversation_returns_to_where_its_prompt_is_cached_and_a_short_tail_needs_no_prefill_replica() {
+    let view = view(halves(HandOverProtocol::Vllm));
+    let mut memory = Memory::new(3);
+    let prefix: Vec<u64> = (1000..1040).collect();
+    let idle = |_: usize| ReplicaLoad::default();
+    let first = choose(&view, &request(&prefix), idle, &mut memory).order[0];
+    let at = first.prefill.unwrap().endpoint;
+    memory.record(&view, &request(&prefix), first.endpoint);
+    memory.remember(&view, &request(&prefix), at);
+    // 64 more tokens: less than a step of the decode replica, which has the rest.
+    let longer: Vec<u64> = prefix.iter().copied().chain([9]).collect();
+    let next = choose(&view, &request(&longer), idle, &mut memory).order[0];
+    assert_eq!((next.endpoint, next.prefill, next.reason), (first.endpoint, None, Reason::Prefix));
+    // 2,560 more: the prefill replica that has the beginning.
+    let longer: Vec<u64> = prefix.iter().copied().chain(5000..5040).collect();
+    let next = choose(&view, &request(&longer), idle, &mut memory).order[0];
+    assert_eq!((next.prefill.map(|p| p.endpoint), next.reason), (Some(at), Reason::Prefix), "{next:?}");
+}
+
+#[test]
+fn routers_agree_on_the_prefill_replica_of_an_unseen_prompt() {
+    let view = view(halves(HandOverProtocol::Vllm));
+    let mut seen = std::collections::BTreeSet::new();
+    for key in 0..20u64 {
+        let prefix: Vec<u64> = (key * 100..key * 100 + 40).collect();
+        let by = |seed| {
+            choose(&view, &request(&prefix), |_| ReplicaLoad::default(), &mut Memory::new(seed)).order[0]
+                .prefill
+                .unwrap()
+                .endpoint
+        };
+        assert_eq!(by(1), by(2));
+        seen.insert(by(1));
+    }
+    assert_eq!(seen.len(), 2, "and prompts spread");
+}
+
+proptest! {
+    #[test]
+    fn every_pair_is_one_that_the_table_allows(
+        roles in prop::collection::vec((0..3u8, 0..2u8, prop::sample::select(vec![1u32, 2, 3, 4]), 0..4u8), 1..50),
+        sglang: bool, blocks in 0..60u64, seed: u64,
+    ) {
+        let protocol = if sglang { HandOverProtocol::Sglang } else { HandOverProtocol::Vllm };
+        let endpoints: Vec<Endpoint> = roles.iter().enumerate().map(|(i, (role, format, tp, _))| {
+            let role = [Role::Mixed, Role::Prefill, Role::Decode][usize::from(*role)];
+            let mut e = half(i, role, protocol);
+            let h = e.hand_over.as_mut().unwrap();
+            (h.format, h.tensor_parallel) = (format!("f{format}"), *tp);
+            if role == Role::Mixed { e.hand_over = None; }
+            e
+        }).collect();
+        let view = view(endpoints.clone());
+        let load = |i: usize| ReplicaLoad {
+            availability: [Availability::Ready, Availability::Ready, Availability::Suspect, Availability::Stalled]
+                [usize::from(roles[i].3)],
+            ..ReplicaLoad::default()
+        };
+        let prefix: Vec<u64> = (0..blocks).collect();
+        let choice = choose(&view, &request(&prefix), load, &mut Memory::new(seed));
+        prop_assert!(choice.order.len() <= MAX_ORDER);
+        for r in &choice.order {
+            prop_assert_ne!(endpoints[r.endpoint].role, Role::Prefill);
+            prop_assert!(r.prediction.e2e_ms().is_finite());
+            prop_assert_ne!(load(r.endpoint).availability, Availability::Stalled);
+            match r.prefill {
+                Some(p) => {
+                    prop_assert!(endpoints[r.endpoint].transfer_ms(&endpoints[p.endpoint], 1.0).is_some());
+                    prop_assert_ne!(load(p.endpoint).availability, Availability::Stalled);
+                }
+                None => prop_assert!(endpoints[r.endpoint].role == Role::Mixed || !sglang),
+            }
+        }
+    }
 }

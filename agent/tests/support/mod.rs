@@ -20,8 +20,8 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use parking_lot::Mutex;
 use plimsoll_agent::{Agent, AgentConfig, AgentHandle};
 use plimsoll_fleet::{
-    Endpoint, NodeName, Objective, Percentile, PoolRoute, ReplicaId, Role, RouteTable, Slo, SloClass,
-    StepCoefficients,
+    Endpoint, EngineKind, NodeName, Objective, Percentile, PoolRoute, ReplicaId, Role, RouteTable, Slo,
+    SloClass, StepCoefficients,
 };
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -60,6 +60,8 @@ pub struct EngineState {
     pub tokens: AtomicUsize,
     pub pause: Mutex<Duration>,
     pub healthy: AtomicBool,
+    /// There is no `/health`.
+    pub no_health: AtomicBool,
     pub metrics: Mutex<Option<String>>,
 }
 
@@ -133,6 +135,7 @@ impl Engine {
             tokens: AtomicUsize::new(3),
             pause: Mutex::new(Duration::ZERO),
             healthy: AtomicBool::new(true),
+            no_health: AtomicBool::new(false),
             metrics: Mutex::new(Some("vllm:num_requests_running 0\nvllm:num_requests_waiting 0\n".into())),
         });
         let stop = CancellationToken::new();
@@ -184,8 +187,15 @@ async fn serve(
 ) -> Response<FakeBody> {
     let path = request.uri().path().to_owned();
     if path == "/health" {
-        let status = if s.healthy.load(Ordering::SeqCst) { 200 } else { 503 };
+        let status = match s.healthy.load(Ordering::SeqCst) {
+            _ if s.no_health.load(Ordering::SeqCst) => 404,
+            true => 200,
+            false => 503,
+        };
         return Response::builder().status(status).body(full("")).unwrap();
+    }
+    if path == "/v1/models" {
+        return Response::new(full("{\"object\":\"list\",\"data\":[]}"));
     }
     if path == "/metrics" {
         let text = s.metrics.lock().clone();
@@ -342,6 +352,8 @@ pub fn endpoint(replica: &str, node: &str, engine: SocketAddr, agent: Option<Soc
         weights: vec![],
         coefficients: coefficients(),
         draining: false,
+        engine: EngineKind::Vllm,
+        hand_over: None,
     }
 }
 

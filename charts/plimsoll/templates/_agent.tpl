@@ -13,6 +13,9 @@ args:
   - --listen={{ $root.Values.listenAddress }}:8080
   - --http-listen={{ $root.Values.listenAddress }}:9091
   - --state=/var/lib/plimsoll
+  {{- if and (eq $component "gateway") $v.picker.enabled }}
+  - --picker-listen={{ $root.Values.listenAddress }}:{{ int $v.picker.port }}
+  {{- end }}
   - --shutdown-grace-seconds={{ int $v.shutdownGraceSeconds }}
   {{- if ne $root.Values.tls.mode "none" }}
   {{- if and (eq $component "agent") $root.Values.gateway.enabled (not (include "plimsoll.tls.permissive" $root)) }}
@@ -58,6 +61,10 @@ ports:
     containerPort: 8080
   - name: metrics
     containerPort: 9091
+  {{- if and (eq $component "gateway") $v.picker.enabled }}
+  - name: picker
+    containerPort: {{ int $v.picker.port }}
+  {{- end }}
 # Time for the endpoints to forget it; then it refuses connections and finishes what it has.
 lifecycle:
   preStop:

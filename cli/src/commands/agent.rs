@@ -33,6 +33,10 @@ pub struct Args {
     /// Address of probes (/livez, /readyz) and /metrics [default: none]
     #[arg(long)]
     pub http_listen: Option<SocketAddr>,
+    /// Address at which gateways of the Gateway API Inference Extension ask for endpoints (Envoy's external processing), over
+    /// TLS where --serve-tls-dir is given [default: none]
+    #[arg(long)]
+    pub picker_listen: Option<SocketAddr>,
     /// `host:port` that other agents reach this one by [default: the listening address]
     #[arg(long)]
     pub advertise: Option<String>,
@@ -132,6 +136,7 @@ pub async fn run(args: &Args) -> Outcome {
     let config = AgentConfig {
         node,
         listen: args.listen,
+        picker_listen: args.picker_listen,
         advertise,
         scheduler: Some(args.scheduler.clone()),
         state_dir: args.state.clone(),

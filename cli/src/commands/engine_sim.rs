@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use plimsoll_fleet::Role;
 use plimsoll_simulator::engine_server::{EngineServer, EngineServerConfig};
 use plimsoll_simulator::group::{Leader, follow};
 use tokio_util::sync::CancellationToken;
@@ -34,6 +35,12 @@ pub struct Args {
     /// KV-cache format [default: bf16]
     #[arg(long)]
     kv_dtype: Option<String>,
+    /// What it does: mixed, or one half of a pair, prefill or decode
+    #[arg(long, default_value = "mixed")]
+    role: String,
+    /// As prefill or decode engine: take no request without SGLang's bootstrap_room
+    #[arg(long)]
+    needs_room: bool,
     /// Name of the model in requests [default: the preset's]
     #[arg(long)]
     served_model_name: Option<String>,
@@ -90,6 +97,11 @@ pub async fn run(args: &Args) -> Outcome {
     config.max_model_len = args.max_model_len;
     config.seed = args.seed;
     config.shape.pipeline_parallel = args.pipeline_parallel;
+    config.needs_room = args.needs_room;
+    config.shape.role = [Role::Mixed, Role::Prefill, Role::Decode]
+        .into_iter()
+        .find(|role| role.to_string() == args.role)
+        .ok_or_else(|| Failure::new(format!("--role {:?} is not mixed, prefill or decode", args.role)))?;
     let stop = CancellationToken::new();
     signals::cancel_on_signal(stop.clone());
     let leader = gather(args, &stop).await?;

@@ -103,6 +103,7 @@ impl EngineRuntime {
             answer: LengthDistribution { mean_tokens: 220.0, p95_tokens: 600.0 },
             max_body_bytes: 32 << 20,
             max_model_len: record.max_context_tokens,
+            needs_room: false,
             seed: 0,
         }
     }

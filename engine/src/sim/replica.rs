@@ -36,6 +36,8 @@ struct Job {
     adapter: Option<u64>,
     /// Part of a token that steps of speculative decoding still owe.
     owed: f64,
+    /// Its prompt is computed here whatever the replica's role.
+    prefill_here: bool,
 }
 
 impl Job {
@@ -164,6 +166,7 @@ impl Replica {
             beside: Vec::new(),
             adapter,
             owed: 0.0,
+            prefill_here: req.prefill_here,
         };
         self.keys.insert(id, key);
         self.waiting.insert(key, job);
@@ -324,8 +327,8 @@ impl Replica {
         };
         let found = hits.len() as u32 * block;
         // A prefill replica has sent all but the last token; a request that was preempted here is computed here.
-        let sent =
-            if self.model.role() == Role::Decode && job.queue_ms.is_none() { job.prompt - 1 } else { 0 };
+        let came = self.model.role() == Role::Decode && !job.prefill_here && job.queue_ms.is_none();
+        let sent = if came { job.prompt - 1 } else { 0 };
         let cached = found.max(sent);
         let tokens = (job.known() - cached).min(budget);
         let needed = self.blocks_for(cached + tokens) - hits.len() as u32;

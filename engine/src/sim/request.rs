@@ -36,6 +36,9 @@ pub struct SimRequest {
     pub priority: i32,
     /// Adapter; requests of different adapters share no blocks.
     pub adapter: Option<String>,
+    /// A decode replica computes this prompt itself: no prefill replica has sent its cache.
+    #[serde(default)]
+    pub prefill_here: bool,
 }
 
 /// Why the engine does not take a request.

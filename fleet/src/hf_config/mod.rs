@@ -8,7 +8,6 @@ mod recurrent;
 
 use serde::Deserialize;
 
-use self::recurrent::Mixers;
 use crate::{Attention, Dtype, ModelArchitecture, Moe, RecurrentState, SlidingWindow};
 
 /// The fields of a `config.json` that decide memory and speed. Unknown fields are ignored.

@@ -208,6 +208,31 @@ pub struct Endpoint {
     pub coefficients: ::core::option::Option<StepCoefficients>,
     #[prost(bool, tag = "10")]
     pub draining: bool,
+    #[prost(enumeration = "Engine", tag = "11")]
+    pub engine: i32,
+    /// Absent: it is no half of a pair.
+    #[prost(message, optional, tag = "12")]
+    pub hand_over: ::core::option::Option<HandOver>,
+}
+/// What a router must know of a prefill or decode replica to make it half of a pair.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct HandOver {
+    #[prost(enumeration = "HandOverProtocol", tag = "1")]
+    pub protocol: i32,
+    /// Equal where KV caches are the same bytes but for the split of heads.
+    #[prost(string, tag = "2")]
+    pub format: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "3")]
+    pub tensor_parallel: u32,
+    /// On the engine's host; 0: none.
+    #[prost(uint32, tag = "4")]
+    pub bootstrap_port: u32,
+    #[prost(double, tag = "5")]
+    pub network_ms_per_token: f64,
+    #[prost(double, tag = "6")]
+    pub node_ms_per_token: f64,
+    #[prost(double, tag = "7")]
+    pub set_up_ms: f64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ClassWeight {
@@ -390,6 +415,72 @@ impl Role {
             "ROLE_MIXED" => Some(Self::Mixed),
             "ROLE_PREFILL" => Some(Self::Prefill),
             "ROLE_DECODE" => Some(Self::Decode),
+            _ => None,
+        }
+    }
+}
+/// What an engine is. Not given: anything that speaks OpenAI's API.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum Engine {
+    Unspecified = 0,
+    Vllm = 1,
+    Sglang = 2,
+    Llamacpp = 3,
+    Simulated = 4,
+}
+impl Engine {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "ENGINE_UNSPECIFIED",
+            Self::Vllm => "ENGINE_VLLM",
+            Self::Sglang => "ENGINE_SGLANG",
+            Self::Llamacpp => "ENGINE_LLAMACPP",
+            Self::Simulated => "ENGINE_SIMULATED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "ENGINE_UNSPECIFIED" => Some(Self::Unspecified),
+            "ENGINE_VLLM" => Some(Self::Vllm),
+            "ENGINE_SGLANG" => Some(Self::Sglang),
+            "ENGINE_LLAMACPP" => Some(Self::Llamacpp),
+            "ENGINE_SIMULATED" => Some(Self::Simulated),
+            _ => None,
+        }
+    }
+}
+/// A protocol that is not known pairs nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum HandOverProtocol {
+    Unspecified = 0,
+    Vllm = 1,
+    Sglang = 2,
+}
+impl HandOverProtocol {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "HAND_OVER_PROTOCOL_UNSPECIFIED",
+            Self::Vllm => "HAND_OVER_PROTOCOL_VLLM",
+            Self::Sglang => "HAND_OVER_PROTOCOL_SGLANG",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "HAND_OVER_PROTOCOL_UNSPECIFIED" => Some(Self::Unspecified),
+            "HAND_OVER_PROTOCOL_VLLM" => Some(Self::Vllm),
+            "HAND_OVER_PROTOCOL_SGLANG" => Some(Self::Sglang),
             _ => None,
         }
     }

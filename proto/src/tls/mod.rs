@@ -24,7 +24,7 @@ pub use client::{Alpn, ClientTls, ConnectError, Connector, connect, endpoint, la
 pub use credentials::{Credentials, Names, PeerCredentials, PublicCredentials};
 pub use error::TlsError;
 pub use folder::{Contents, Folder};
-pub use server::{Accepted, ServerTls, incoming};
+pub use server::{Accepted, ServerTls, incoming, incoming_public};
 pub use stream::{Peer, Stream};
 
 /// Certificate authority of a folder.

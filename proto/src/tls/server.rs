@@ -106,6 +106,24 @@ async fn timed<T>(within: Duration, of: impl Future<Output = io::Result<T>>) -> 
     tokio::time::timeout(within, of).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
+/// Everybody's connections for a gRPC server, all over TLS. It listens for as long as it is polled.
+pub fn incoming_public(listener: TcpListener, tls: ServerTls) -> ReceiverStream<io::Result<Stream>> {
+    let (made, taken) = mpsc::channel(1);
+    tokio::spawn(accept(listener, tls, Who::Public, made));
+    ReceiverStream::new(taken)
+}
+
+/// Whose connections are taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Who {
+    /// Peers.
+    Peers,
+    /// Peers, and those who speak no TLS.
+    PeersAndPlain,
+    /// Whoever speaks TLS.
+    Public,
+}
+
 /// Peers' connections for a gRPC server; those without TLS too, where they are put up with. It listens for as long as it is
 /// polled.
 pub fn incoming(
@@ -115,16 +133,12 @@ pub fn incoming(
 ) -> ReceiverStream<io::Result<Stream>> {
     // One waits while the server takes the last.
     let (made, taken) = mpsc::channel(1);
-    tokio::spawn(accept(listener, tls, permissive, made));
+    let who = if permissive { Who::PeersAndPlain } else { Who::Peers };
+    tokio::spawn(accept(listener, tls, who, made));
     ReceiverStream::new(taken)
 }
 
-async fn accept(
-    listener: TcpListener,
-    tls: ServerTls,
-    permissive: bool,
-    made: mpsc::Sender<io::Result<Stream>>,
-) {
+async fn accept(listener: TcpListener, tls: ServerTls, who: Who, made: mpsc::Sender<io::Result<Stream>>) {
     let slots = std::sync::Arc::new(Semaphore::new(HANDSHAKES));
     loop {
         let next = async {
@@ -153,9 +167,12 @@ async fn accept(
             drop(slot);
             match accepted {
                 Ok(Accepted::Peer(stream)) => drop(made.send(Ok(stream)).await),
-                Ok(Accepted::Plain(tcp)) if permissive => drop(made.send(Ok(Stream::Plain(tcp))).await),
+                Ok(Accepted::Public(stream)) if who == Who::Public => drop(made.send(Ok(stream)).await),
+                Ok(Accepted::Plain(tcp)) if who == Who::PeersAndPlain => {
+                    drop(made.send(Ok(Stream::Plain(tcp))).await)
+                }
                 Ok(Accepted::Plain(_) | Accepted::Public(_)) => {
-                    tracing::debug!(%from, "refused a peer without TLS");
+                    tracing::debug!(%from, "refused a connection without TLS, or without a certificate");
                 }
                 Err(error) => tracing::debug!(%from, %error, "a peer's connection came to nothing"),
             }

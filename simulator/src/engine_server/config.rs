@@ -39,6 +39,8 @@ pub struct EngineServerConfig {
     /// Longest context, tokens (`--max-model-len`); `None`: the model's, or as much of it as the KV cache holds
     /// (`--max-model-len auto`).
     pub max_model_len: Option<u32>,
+    /// Prefill and decode engines take no request without SGLang's `bootstrap_room`; else vLLM's protocol is spoken as well.
+    pub needs_room: bool,
     /// Seed of answers: the same seed and prompt give the same answer.
     pub seed: u64,
 }
@@ -153,6 +155,7 @@ impl EngineServerConfig {
             answer: LengthDistribution { mean_tokens: 220.0, p95_tokens: 600.0 },
             max_body_bytes: 32 << 20,
             max_model_len: None,
+            needs_room: false,
             seed: 0,
         })
     }

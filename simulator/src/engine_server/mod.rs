@@ -17,6 +17,7 @@ mod api;
 mod clock;
 mod config;
 mod core;
+mod handover;
 mod lora;
 mod metrics;
 mod server;
@@ -38,6 +39,7 @@ pub use config::{EngineServerConfig, EngineServerError};
 
 use self::clock::VirtualClock;
 use self::core::Core;
+use self::handover::Keeper;
 use self::lora::Adapters;
 use self::server::Stop;
 use self::shared::{Engine, Shared};
@@ -69,6 +71,8 @@ impl EngineServer {
         let addr = listener.local_addr().map_err(listen_error)?;
         let clock = VirtualClock::start(config.speed);
         let shared = Arc::new(Shared {
+            keeper: Arc::new(Keeper::new(&config, clock)),
+            addr,
             clock,
             ready_at: Instant::now() + clock.scaled(config.startup),
             max_model_len,

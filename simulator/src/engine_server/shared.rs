@@ -1,6 +1,7 @@
 //! What the engine's task and the HTTP handlers share.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -14,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::clock::VirtualClock;
 use super::config::EngineServerConfig;
 use super::core::{Arrival, Core, Delivery, Next, State};
+use super::handover::Keeper;
 use super::lora::Adapters;
 use super::metrics::{self, Finished, Gauges};
 
@@ -87,6 +89,10 @@ impl Engine {
 pub(super) struct Shared {
     pub(super) config: EngineServerConfig,
     pub(super) clock: VirtualClock,
+    /// Where it listens.
+    pub(super) addr: SocketAddr,
+    /// Caches kept for other engines.
+    pub(super) keeper: Arc<Keeper>,
     pub(super) ready_at: Instant,
     pub(super) max_model_len: u32,
     pub(super) api_overhead_ms: f64,
@@ -107,6 +113,8 @@ pub(super) struct Work {
     /// Name and number of the adapter, and whether it must be brought to the accelerator first.
     pub(super) adapter: Option<(String, u64, bool)>,
     pub(super) ends: Finished,
+    /// What it waits for before the engine may see it, virtual milliseconds; `None`: no cache comes from elsewhere.
+    pub(super) transfer_ms: Option<f64>,
 }
 
 impl Shared {
@@ -130,8 +138,9 @@ impl Shared {
             priority: work.priority,
             // The number too: an adapter that was unloaded and loaded again shares no cache with itself.
             adapter: work.adapter.as_ref().map(|(name, number, _)| format!("{name}#{number}")),
+            prefill_here: work.transfer_ms.is_none(),
         };
-        let ready_ms = arrival_ms + self.api_overhead_ms + load_ms;
+        let ready_ms = arrival_ms + self.api_overhead_ms + load_ms + work.transfer_ms.unwrap_or(0.0);
         {
             let mut engine = self.engine.lock();
             engine.watchers.insert(id, watcher);

@@ -460,3 +460,94 @@ async fn what_cannot_start_says_why() {
     let Err(e) = EngineServer::start(big).await else { panic!("the port is taken") };
     assert!(e.to_string().contains("choose another port"), "{e}");
 }
+
+fn half(role: plimsoll_fleet::Role, needs_room: bool) -> EngineServerConfig {
+    let mut config = config();
+    config.shape.role = role;
+    config.needs_room = needs_room;
+    config
+}
+
+fn long_prompt() -> String {
+    "all the work and none of the play ".repeat(400)
+}
+
+#[tokio::test]
+async fn a_decode_engine_goes_on_from_a_prefill_engines_cache_by_vllms_protocol() {
+    use plimsoll_fleet::Role;
+    let (p, d) = (start(half(Role::Prefill, false)).await, start(half(Role::Decode, false)).await);
+    let alone = start(config()).await;
+    let (prefill, decode, mixed) = (Caller::new(&p), Caller::new(&d), Caller::new(&alone));
+    let body = |more: Value| {
+        let mut body = json!({"model": "llama-3.1-8b", "prompt": long_prompt(), "max_tokens": 8, "seed": 5});
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        body
+    };
+    let ask = json!({"max_tokens": 1, "kv_transfer_params": {"do_remote_decode": true, "do_remote_prefill": false}});
+    let (status, first) = prefill.post("/v1/completions", body(ask)).await;
+    let params = first["kv_transfer_params"].clone();
+    assert_eq!((status, params["do_remote_prefill"].as_bool()), (StatusCode::OK, Some(true)), "{first}");
+    let take = body(json!({"kv_transfer_params": params}));
+    let (status, answer) = decode.post("/v1/completions", take.clone()).await;
+    assert_eq!(status, StatusCode::OK, "{answer}");
+    let whole = mixed.post("/v1/completions", body(json!({}))).await.1;
+    assert_eq!(answer["choices"][0]["text"], whole["choices"][0]["text"], "as one engine would have said it");
+    let cached = answer["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap();
+    assert_eq!(
+        Some(cached + 1),
+        answer["usage"]["prompt_tokens"].as_u64(),
+        "all but the last token came over"
+    );
+    assert!(d.stats().prefill_tokens <= 2, "{:?}", d.stats());
+
+    // A cache is taken once; one for another prompt, or from an engine that is gone, is none.
+    for (what, message) in [
+        (take.clone(), "there is no KV cache"),
+        (body(json!({"prompt": "x", "kv_transfer_params": params})), "KV load failed"),
+    ] {
+        let (status, answer) = decode.post("/v1/completions", what).await;
+        assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR);
+        assert!(answer["error"]["message"].as_str().unwrap().contains(message), "{answer}");
+    }
+    p.kill();
+    let (status, _) = decode.post("/v1/completions", take).await;
+    assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR);
+    // Without a word of a cache it computes the prompt itself.
+    let other = json!({"prompt": "and now for something else altogether ".repeat(400)});
+    let whole = mixed.post("/v1/completions", body(other.clone())).await.1;
+    let (status, answer) = decode.post("/v1/completions", body(other)).await;
+    assert_eq!((status, &answer["choices"][0]["text"]), (StatusCode::OK, &whole["choices"][0]["text"]));
+    assert!(d.stats().prefill_tokens > 3000, "{:?}", d.stats());
+}
+
+#[tokio::test]
+async fn engines_meet_in_a_room_by_sglangs_protocol_whoever_comes_first() {
+    use plimsoll_fleet::Role;
+    let (p, d) = (start(half(Role::Prefill, true)).await, start(half(Role::Decode, true)).await);
+    let (prefill, decode) = (Caller::new(&p), Caller::new(&d));
+    let body = |room: Option<u64>| {
+        let mut body = json!({"model": "llama-3.1-8b", "messages": [{"role": "user", "content": long_prompt()}], "max_tokens": 8});
+        if let Some(room) = room {
+            let more = json!({"bootstrap_host": "127.0.0.1", "bootstrap_port": p.addr().port(), "bootstrap_room": room});
+            body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        }
+        body
+    };
+    let path = "/v1/chat/completions";
+    for (room, decode_first) in [(7, false), (8, true)] {
+        let (a, b) = (prefill.post(path, body(Some(room))), decode.post(path, body(Some(room))));
+        let ((first, _), (status, answer)) = if decode_first {
+            let (b, a) = tokio::join!(b, a);
+            (a, b)
+        } else {
+            tokio::join!(a, b)
+        };
+        assert_eq!((first, status), (StatusCode::OK, StatusCode::OK), "{answer}");
+        assert_eq!(answer["usage"]["completion_tokens"], 8);
+    }
+    assert!(d.stats().prefill_tokens <= 4, "{:?}", d.stats());
+    let (status, answer) = decode.post(path, body(Some(99))).await;
+    assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR, "a room that nobody comes to: {answer}");
+    let (status, answer) = decode.post(path, body(None)).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST, "{answer}");
+}

@@ -103,6 +103,7 @@ pub(super) async fn embeddings(
             priority: 0,
             adapter: adapter_of(&shared, request.model.as_deref())?,
             ends: Finished::Stop,
+            transfer_ms: None,
         }));
     }
     for generation in &mut generations {

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use axum::body::Body;
 use axum::extract::State as Shares;
@@ -16,6 +17,8 @@ use super::error::ApiError;
 use super::request::{ChatPrompt, ChatRequest, CompletionRequest, Sampling};
 use super::{json_response, read_json, request_id};
 use crate::engine_server::core::State;
+use crate::engine_server::handover::{Cache, Part, kept_at};
+use crate::engine_server::metrics::Finished;
 use crate::engine_server::shared::{Generation, Shared, Work};
 use crate::text::seed_of;
 
@@ -97,7 +100,31 @@ async fn generate(
         None => (tokens, ""),
     };
     let seed = answered.fingerprint(shared.config.seed);
-    let answer = Answer::decide(sampling, limit, &shared.config.answer, seed, begun);
+    let mut answer = Answer::decide(sampling, limit, &shared.config.answer, seed, begun);
+    let part = sampling.told.part(&shared.config)?;
+    let cache = Cache {
+        fingerprint: tokens.fingerprint(0),
+        prompt_tokens,
+        tensor_parallel: shared.config.shape.tensor_parallel,
+    };
+    let mut transfer_ms = None;
+    let place = match &part {
+        Part::None => None,
+        Part::Leave => {
+            let number = shared.next_id.fetch_add(1, Ordering::Relaxed);
+            Some(shared.keeper.open(&format!("{id}-{number}"))?)
+        }
+        Part::Room(room) => {
+            // Its own answer is the prompt's first token, whatever the other engine goes on to say.
+            (answer.tokens, answer.ends) = (1, Finished::Length);
+            Some(shared.keeper.open(room)?)
+        }
+        Part::Take { address, name } => {
+            let wait = sampling.told.meets();
+            transfer_ms = Some(shared.keeper.take(address, name, &cache, wait).await?);
+            None
+        }
+    };
     let salt = sampling.cache_salt.as_deref().map_or(0, seed_of);
     let generation = shared.submit(Work {
         prompt_blocks: tokens.block_hashes(shared.config.engine.block_tokens, salt),
@@ -106,6 +133,7 @@ async fn generate(
         priority: sampling.priority.unwrap_or(0),
         adapter: adapter_of(shared, sampling.model.as_deref())?,
         ends: answer.ends,
+        transfer_ms,
     });
     let envelope = Envelope {
         kind,
@@ -114,6 +142,19 @@ async fn generate(
         model: sampling.model.clone().unwrap_or_else(|| shared.config.served_model.clone()),
         prompt_tokens,
     };
+    if let Some(mut place) = place {
+        let (mut body, blocks) = prefilled(generation, &answer, &envelope).await?;
+        place.ready(cache);
+        if matches!(part, Part::Leave) {
+            let degree = shared.config.shape.tensor_parallel;
+            let blocks = blocks.div_ceil(shared.config.engine.block_tokens.max(1)) as usize;
+            body["kv_transfer_params"] = kept_at(shared.addr, place.name(), blocks, degree);
+            place.keep();
+        } else {
+            place.taken().await?;
+        }
+        return Ok(json_response(&body));
+    }
     if sampling.stream {
         let usage = sampling.stream_options.as_ref().is_some_and(|o| o.include_usage);
         Ok(stream_answer(generation, answer, envelope, usage))
@@ -123,13 +164,22 @@ async fn generate(
 }
 
 async fn whole_answer(
-    mut generation: Generation,
+    generation: Generation,
     answer: Answer,
     envelope: Envelope,
 ) -> Result<Response, ApiError> {
+    Ok(json_response(&prefilled(generation, &answer, &envelope).await?.0))
+}
+
+/// The whole answer, once it is there, and the prompt's length in tokens.
+async fn prefilled(
+    mut generation: Generation,
+    answer: &Answer,
+    envelope: &Envelope,
+) -> Result<(Value, u32), ApiError> {
     match generation.end().await {
         Some(progress) if progress.state == State::Done => {
-            Ok(json_response(&envelope.whole(&answer, progress.cached_tokens)))
+            Ok((envelope.whole(answer, progress.cached_tokens), envelope.prompt_tokens))
         }
         Some(_) => Err(ApiError::internal("The engine refused the request; see its log.")),
         None => Err(ApiError::internal("EngineCore encountered an issue: the engine died.")),

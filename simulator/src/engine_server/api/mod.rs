@@ -5,6 +5,7 @@ mod answer;
 mod embeddings;
 mod error;
 mod generate;
+mod handover;
 mod request;
 
 use std::sync::Arc;
@@ -32,6 +33,7 @@ pub(super) fn router(shared: Arc<Shared>) -> Router {
         .route("/v1/models", get(admin::models))
         .route("/v1/load_lora_adapter", post(admin::load_lora))
         .route("/v1/unload_lora_adapter", post(admin::unload_lora))
+        .route("/hand_over/{name}", post(handover::give))
         .route("/tokenize", post(admin::tokenize))
         .route("/detokenize", post(admin::detokenize))
         .route("/health", get(|| async { StatusCode::OK }))

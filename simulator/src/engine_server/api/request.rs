@@ -4,6 +4,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::error::ApiError;
+use crate::engine_server::handover::Told;
 use crate::text::Tokens;
 
 /// Fields that chat and plain completions share.
@@ -26,6 +27,8 @@ pub(in super::super) struct Sampling {
     pub(in super::super) top_p: Option<f64>,
     pub(in super::super) priority: Option<i32>,
     pub(in super::super) cache_salt: Option<String>,
+    #[serde(flatten)]
+    pub(in super::super) told: Told,
 }
 
 /// `stream_options`.
