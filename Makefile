@@ -6,12 +6,14 @@ TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 PLIMSOLL := $(TARGET_DIR)/release/plimsoll
 UP_FLAGS ?=
 SCALE_FLAGS ?=
+ROUTER_FLAGS ?=
+SOAK_REQUESTS ?= 1000000
 MEASUREMENTS ?= engine/tests/data/example_measurements.csv
 
-.PHONY: help up build test test-tools lint e2e e2e-kube e2e-kind chart differential bench scale validate-model generate drift clean
+.PHONY: help up build test test-tools lint e2e e2e-kube e2e-kind chart differential bench bench-router soak scale validate-model generate drift clean
 
 help: ## List the targets.
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 up: ## Build (release) and run the whole system on this machine; Ctrl-C stops it.
 	@scripts/require rust cc
@@ -59,6 +61,12 @@ differential: ## Put the same requests to the in-process cluster and to a real A
 
 bench: ## Print the benchmark tables of docs/benchmarks.md.
 	@$(CARGO) bench --locked -p plimsoll-engine -p plimsoll-scheduler -p plimsoll-agent
+
+bench-router: ## Put the same traffic through other routers and ours, and print the tables of docs/benchmarks.md; ROUTER_FLAGS=--help for more.
+	@scripts/bench-router $(ROUTER_FLAGS)
+
+soak: ## Send SOAK_REQUESTS while replicas join, die, drain and hang: none may be lost or doubled, memory stays flat.
+	@$(CARGO) run -q --release --locked -p plimsoll-agent --example soak -- $(SOAK_REQUESTS)
 
 scale: build ## Measure 500 pools on 2,000 nodes of a real API server (docs/benchmarks.md); SCALE_FLAGS=--help for more.
 	@PLIMSOLL_BIN=$(abspath $(PLIMSOLL)) $(CARGO) run -q --locked -p plimsoll-e2e --example scale -- $(SCALE_FLAGS)

@@ -20,7 +20,8 @@ fn percentile(sorted: &[Duration], p: f64) -> f64 {
     sorted[at].as_secs_f64() * 1e6
 }
 
-fn choice(replicas: usize) {
+/// `blocks` hashes of 256 bytes a prompt: 16 are 1,000 tokens, 1,563 are 100,000.
+fn choice(replicas: usize, blocks: u64) {
     let addr = ([127, 0, 0, 1], 1).into();
     let endpoints = (0..replicas).map(|i| endpoint(&format!("r{i}"), &format!("n{i}"), addr, None)).collect();
     let view = PoolView::new(pool(endpoints), 1);
@@ -32,17 +33,18 @@ fn choice(replicas: usize) {
             ..Default::default()
         })
         .collect();
-    // 500 conversations of 6,400 prompt tokens (100 blocks), 20 of them shared by all.
+    // 500 conversations that share a fifth of their prompt.
     let prompts: Vec<Vec<u64>> = (0..500u64)
-        .map(|c| (0..100u64).map(|b| if b < 20 { b + 1 } else { (c + 1) * 1_000_003 + b }).collect())
+        .map(|c| (0..blocks).map(|b| if b < blocks / 5 { b + 1 } else { (c + 1) * 1_000_003 + b }).collect())
         .collect();
-    let mut times = Vec::with_capacity(20_000);
-    for i in 0..20_000 {
+    let rounds = if blocks > 1_000 { 4_000 } else { 20_000 };
+    let (mut times, mut notes) = (Vec::with_capacity(rounds), Vec::with_capacity(rounds));
+    for i in 0..rounds {
         let prefix = &prompts[(i * 7919) % prompts.len()];
         let request = Request {
             class: "default",
             prefix,
-            prompt_tokens: 6400.0,
+            prompt_tokens: 64.0 * blocks as f64,
             tokens_per_block: 64.0,
             expected_output: 200.0,
             adapter: None,
@@ -51,13 +53,18 @@ fn choice(replicas: usize) {
         let began = Instant::now();
         let chosen = choose(&view, &request, |i| loads[i], &mut memory);
         times.push(began.elapsed());
+        let began = Instant::now();
         memory.record(&view, &request, chosen.order[0].endpoint);
+        notes.push(began.elapsed());
     }
     times.sort_unstable();
+    notes.sort_unstable();
     println!(
-        "choice, {replicas:>5} replicas, 100-block prompts   p50 {:>7.1} µs   p99 {:>7.1} µs",
+        "choice, {replicas:>5} replicas, prompts of {:>6} tokens   p50 {:>7.1} µs   p99 {:>7.1} µs   remembering it p50 {:>7.1} µs",
+        64 * blocks,
         percentile(&times, 0.5),
-        percentile(&times, 0.99)
+        percentile(&times, 0.99),
+        percentile(&notes, 0.5)
     );
 }
 
@@ -119,8 +126,10 @@ async fn proxy() {
 }
 
 fn main() {
-    for replicas in [10, 100, 1000] {
-        choice(replicas);
+    for blocks in [16, 100, 1_563] {
+        for replicas in [10, 100, 1_000] {
+            choice(replicas, blocks);
+        }
     }
     tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap().block_on(proxy());
 }

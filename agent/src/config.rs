@@ -1,5 +1,6 @@
 //! Configuration of one agent.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -37,6 +38,8 @@ pub struct AgentConfig {
     pub public: Option<Public>,
     /// Whom it takes requests from.
     pub clients: Clients,
+    /// Weights of tenants at this agent's engines, by the name that their requests carry; 1 for those not listed.
+    pub tenant_weights: HashMap<String, f64>,
     /// Metrics, registered by the caller.
     pub metrics: AgentMetrics,
 }
@@ -57,8 +60,13 @@ impl AgentConfig {
             tls: None,
             public: None,
             clients: Clients::Everybody,
+            tenant_weights: HashMap::new(),
             metrics: AgentMetrics::default(),
         }
+    }
+
+    pub(crate) fn tenant_weight(&self, tenant: Option<&str>) -> f64 {
+        tenant.and_then(|name| self.tenant_weights.get(name)).copied().unwrap_or(1.0)
     }
 }
 
@@ -93,7 +101,7 @@ pub struct ProxyLimits {
     pub max_answer_bytes: usize,
     /// Most connections at once.
     pub max_connections: usize,
-    /// Time for a client to send its headers, and between two parts of its body.
+    /// Time for a client to send its headers, and between two parts of its body; a whole body may take ten times as long.
     pub client_read_timeout: Duration,
     /// Time to connect to an engine or agent.
     pub connect_timeout: Duration,

@@ -118,12 +118,17 @@ impl Permit {
         let now = self.clock.now_ms();
         {
             let mut gate = self.engine.gate.lock();
-            gate.admission.produced(self.id, tokens);
+            gate.admission.produced(now, self.id, tokens);
             let verdicts = gate.admission.pump(now);
             LocalEngine::deliver(&mut gate, verdicts);
             LocalEngine::publish(&gate, &self.replica);
         }
         self.engine.liveness.lock().progressed(now);
+    }
+
+    /// The answer has come to its own end; `tokens` is its length where the engine said it.
+    pub(crate) fn finished(&self, tokens: Option<f64>) {
+        self.engine.gate.lock().admission.finished(self.id, tokens);
     }
 }
 

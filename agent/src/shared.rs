@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use plimsoll_fleet::{Endpoint, PoolId, ReplicaId, RouteTable};
 use tokio::sync::{Notify, watch};
 
+use crate::admit::task::TaskBook;
 use crate::clock::Clock;
 use crate::config::AgentConfig;
 use crate::local::LocalEngine;
@@ -103,6 +104,7 @@ pub(crate) struct Shared {
     pub(crate) holding: AtomicUsize,
     pub(crate) stopping: AtomicBool,
     pub(crate) retries: Mutex<RetryBudget>,
+    pub(crate) tasks: Mutex<TaskBook>,
     serial: AtomicU64,
     memories: Mutex<HashMap<PoolId, Arc<PoolMemory>>>,
     replicas: Mutex<HashMap<ReplicaId, Arc<Replica>>>,
@@ -115,7 +117,8 @@ pub(crate) struct RetryBudget {
 }
 
 impl RetryBudget {
-    const MOST: f64 = 20.0;
+    /// What one engine may have under way when it dies.
+    const MOST: f64 = 256.0;
 
     pub(crate) fn earn(&mut self) {
         self.tokens = (self.tokens + 0.2).min(Self::MOST);
@@ -147,6 +150,7 @@ impl Shared {
             holding: AtomicUsize::new(0),
             stopping: AtomicBool::new(false),
             retries: Mutex::new(RetryBudget { tokens: RetryBudget::MOST }),
+            tasks: Mutex::default(),
             serial: AtomicU64::new(1),
             memories: Mutex::default(),
             replicas: Mutex::default(),

@@ -43,6 +43,15 @@ impl Place {
             Self::Pair(place, _) => place.produced(tokens),
         }
     }
+
+    /// The answer has come to its own end. `tokens`: its length, where the engine said it.
+    pub(crate) fn finished(&self, tokens: Option<f64>) {
+        match self {
+            Self::Here(permit) => permit.finished(tokens),
+            Self::There(_) => {}
+            Self::Pair(place, _) => place.finished(tokens),
+        }
+    }
 }
 
 /// How a request ended.
@@ -74,6 +83,10 @@ pub(crate) struct Account {
     pub(crate) prompt_estimate: f64,
     pub(crate) expected_output: f64,
     pub(crate) reservation: Reservation,
+    /// The replica that serves it, by its key, if much of the prompt was believed to be cached there.
+    pub(crate) much_cached: Option<u64>,
+    /// The compound task that it is a call of.
+    pub(crate) task: Option<u64>,
     /// Whether it is demand for the engine's accelerators, to be reported as such.
     counted: bool,
     /// Its answer went another way: how long it took is not known.
@@ -108,6 +121,8 @@ impl Account {
             prompt_estimate: 0.0,
             expected_output: 0.0,
             reservation: Reservation::default(),
+            much_cached: None,
+            task: None,
             counted,
             unseen: false,
             settled: false,
@@ -177,6 +192,9 @@ impl Account {
             self.broke_off();
         }
         let now = self.shared.clock.now_ms();
+        if let Some(task) = self.task {
+            self.shared.tasks.lock().ended(now, task);
+        }
         let pool = &self.pool.view.route.pool;
         // Budgets pay for what an answer was expected to take where nobody saw it.
         let counted = if self.unseen { self.expected_output.round() as u64 } else { self.token_events };
@@ -247,6 +265,13 @@ impl Account {
                         let cached_tokens = if computed { finished.cached_tokens } else { input };
                         book.replica_finished(replica, &self.class, &Finished { cached_tokens, ..finished });
                     }
+                }
+                // Only who serves it alone can be judged by it.
+                if let (Some(replica), Some(cached)) = (
+                    self.much_cached.filter(|_| self.served_by.is_some()),
+                    usage.and_then(|u| u.prompt_tokens_details?.cached_tokens),
+                ) {
+                    self.pool.memory.router.lock().found(replica, cached);
                 }
                 if let Some(usage) = usage {
                     self.pool.memory.stats.lock().learn(

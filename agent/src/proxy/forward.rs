@@ -8,6 +8,7 @@ use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
 use http_body_util::{Either, Full, Limited};
 use hyper::body::{Body, Incoming};
 use plimsoll_fleet::Endpoint;
+use xxhash_rust::xxh3::xxh3_64;
 
 use super::account::{Account, Outcome, Place, Sizes};
 use super::handler::{Answer, Proxy, drain, error_answer};
@@ -17,6 +18,7 @@ use super::hop::Hop;
 use super::relay::{AnswerBody, Relay};
 use super::resumption::Resumption;
 use super::upstream::{UpstreamError, Whom};
+use crate::admit::lengths::LengthKey;
 use crate::admit::{Ask, Refusal, RefusalReason};
 use crate::body::{self, Api, Parsed};
 use crate::local::{self, LocalEngine};
@@ -54,6 +56,13 @@ pub(super) struct Routed {
     /// When its answer is worthless, model ms.
     pub(super) deadline_ms: Option<f64>,
     pub(super) ttft_objective_ms: Option<f64>,
+    pub(super) tpot_objective_ms: Option<f64>,
+    /// When it must be over to meet its objective, model ms.
+    pub(super) finish_by_ms: Option<f64>,
+    /// When its task's stage should be over, model ms.
+    pub(super) stage_by_ms: Option<f64>,
+    /// Its tier.
+    pub(super) priority: i32,
 }
 
 impl Routed {
@@ -108,6 +117,11 @@ impl Proxy {
                 expected_output: sizes.expected_output,
                 streaming: routed.parsed.stream,
                 first_token_in_ms: routed.ttft_objective_ms.map(|ms| sizes.begun_ms + ms - now),
+                tpot_ms: routed.tpot_objective_ms.filter(|_| routed.parsed.stream),
+                finish_in_ms: routed.finish_by_ms.map(|by| by - now),
+                stage_in_ms: routed.stage_by_ms.map(|by| by - now),
+                most_output: routed.parsed.max_output.map(f64::from),
+                priority: Some(routed.priority),
             },
             // Where engines hand over caches, whose they take is not for clients to say.
             body: if endpoint.hand_over.is_some() { without_hand_over(body) } else { body },
@@ -155,7 +169,8 @@ impl Proxy {
                         engine,
                         replica,
                         endpoint,
-                        names::priority(&routed.headers, &pool.view.route),
+                        &routed.headers,
+                        routed.priority,
                         &hop,
                         routed.deadline_ms,
                     )
@@ -257,6 +272,7 @@ impl Proxy {
         engine: &Arc<LocalEngine>,
         replica: &Arc<Replica>,
         endpoint: &Endpoint,
+        headers: &HeaderMap,
         priority: i32,
         hop: &Hop,
         deadline_ms: Option<f64>,
@@ -275,11 +291,21 @@ impl Proxy {
         let ask = Ask {
             id: shared.next_id(),
             priority,
+            whose: LengthKey {
+                tenant: names::tenant(headers),
+                class: text(headers, names::SLO_CLASS).map_or(0, |c| xxh3_64(c.as_bytes())),
+            },
+            weight: shared.config.tenant_weight(names::first_text(headers, &names::TENANTS)),
             prompt_tokens: hop.prompt_tokens.max(1.0),
+            cached_tokens: hop.cached_tokens,
             expected_output: hop.expected_output,
+            most_output: hop.most_output.unwrap_or(f64::INFINITY),
             prefill_ms: prediction.prefill_ms,
             service_ms: prediction.prefill_ms + prediction.decode_ms,
             start_by_ms: hop.first_token_in_ms.map(|ms| now + ms - prediction.prefill_ms),
+            tpot_ms: hop.tpot_ms,
+            finish_by_ms: hop.finish_in_ms.map(|ms| now + ms),
+            stage_by_ms: hop.stage_in_ms.map(|ms| now + ms),
             deadline_ms,
             streaming: hop.streaming,
         };
@@ -416,7 +442,9 @@ impl Proxy {
                     400..=499 => Outcome::Invalid,
                     _ => Outcome::Failed,
                 };
-                account.settle(outcome, usage_of(&bytes).filter(|_| status.is_success()));
+                let usage = usage_of(&bytes).filter(|_| status.is_success());
+                reply.place.finished(usage.map(|u| u.completion_tokens as f64));
+                account.settle(outcome, usage);
                 let quoted = |name: &str| serde_json::Value::from(name).to_string().into_bytes();
                 let bytes = routed
                     .renamed(endpoint)
@@ -450,9 +478,18 @@ impl Proxy {
         };
         let deadline_ms =
             positive(&parts.headers, &[names::DEADLINE_MS]).map(|ms| shared.clock.now_ms() + ms);
-        let priority = names::priority(&parts.headers, &local.pool.route);
-        let admitted =
-            self.admit(&local.engine, &local.replica, &local.endpoint, priority, &hop, deadline_ms).await;
+        let priority = hop.priority.unwrap_or_else(|| names::priority(&parts.headers, &local.pool.route));
+        let admitted = self
+            .admit(
+                &local.engine,
+                &local.replica,
+                &local.endpoint,
+                &parts.headers,
+                priority,
+                &hop,
+                deadline_ms,
+            )
+            .await;
         let permit = match admitted {
             Ok(permit) => permit,
             Err(refusal) => {
@@ -487,7 +524,11 @@ impl Proxy {
                         api.is_generation(),
                         None,
                     ))),
-                    Content::Whole(bytes) => AnswerBody::full(bytes),
+                    Content::Whole(bytes) => {
+                        let usage = usage_of(&bytes).filter(|_| reply.head.status.is_success());
+                        reply.place.finished(usage.map(|u| u.completion_tokens as f64));
+                        AnswerBody::full(bytes)
+                    }
                 };
                 let mut answer = Response::new(body);
                 *answer.status_mut() = reply.head.status;

@@ -41,6 +41,9 @@ pub(crate) type Answer = Response<AnswerBody>;
 /// What anybody may ask: probes come without certificates.
 const HEALTH: [&str; 3] = ["/health", "/healthz", "/readyz"];
 
+/// A body may take so many times as long as may pass between two parts of it.
+const BODY_TIMES: u32 = 10;
+
 /// When to ask again a gateway that has only just started.
 const ROUTES_SOON: std::time::Duration = std::time::Duration::from_secs(2);
 
@@ -106,6 +109,16 @@ impl Proxy {
                 StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
                 "headers_too_large",
                 message,
+            ));
+        }
+        if parts.headers.contains_key(header::TRANSFER_ENCODING)
+            && parts.headers.contains_key(header::CONTENT_LENGTH)
+        {
+            // Whoever else read it on the way may have taken the other for its length (RFC 9112, section 6.3).
+            return Err(ApiError::invalid(
+                StatusCode::BAD_REQUEST,
+                "ambiguous_length",
+                "the request has both content-length and transfer-encoding; send one of them",
             ));
         }
         let path = parts.uri.path();
@@ -237,14 +250,17 @@ impl Proxy {
         let mut first: Option<Bytes> = None;
         let mut all: Option<BytesMut> = None;
         let mut length = 0;
+        let whole_by = tokio::time::Instant::now() + limits.client_read_timeout * BODY_TIMES;
         loop {
-            let frame = match tokio::time::timeout(limits.client_read_timeout, body.frame()).await {
+            let part_by = (tokio::time::Instant::now() + limits.client_read_timeout).min(whole_by);
+            let frame = match tokio::time::timeout_at(part_by, body.frame()).await {
                 Err(_) => {
-                    return Err(ApiError::invalid(
-                        StatusCode::REQUEST_TIMEOUT,
-                        "body_timeout",
-                        format!("no part of the body came for {:?}", limits.client_read_timeout),
-                    ));
+                    let message = if part_by == whole_by {
+                        format!("the body was not whole after {:?}", limits.client_read_timeout * BODY_TIMES)
+                    } else {
+                        format!("no part of the body came for {:?}", limits.client_read_timeout)
+                    };
+                    return Err(ApiError::invalid(StatusCode::REQUEST_TIMEOUT, "body_timeout", message));
                 }
                 Ok(None) => break,
                 Ok(Some(Err(e))) => {

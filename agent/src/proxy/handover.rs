@@ -235,6 +235,10 @@ impl Proxy {
                 cached_tokens: partner.cached_tokens,
                 expected_output: 1.0,
                 streaming: false,
+                tpot_ms: None,
+                finish_in_ms: None,
+                stage_in_ms: None,
+                most_output: Some(1.0),
                 ..whole.hop.clone().later(partner.transfer_ms)
             },
             body,

@@ -25,6 +25,11 @@ pub(crate) const OBJECTIVES: [&str; 3] =
 /// Names under which it sends an objective for the time to first token, ms.
 pub(crate) const TTFT_OBJECTIVES: [&str; 3] =
     ["x-llm-d-slo-ttft-ms", "x-gateway-slo-ttft-ms", "x-slo-ttft-ms"];
+/// Names under which it sends an objective for the time per output token, ms.
+pub(crate) const TPOT_OBJECTIVES: [&str; 3] =
+    ["x-llm-d-slo-tpot-ms", "x-gateway-slo-tpot-ms", "x-slo-tpot-ms"];
+/// Name of the compound task that a request is a call of.
+pub(crate) const TASK: &str = "x-plimsoll-task";
 /// Names of whoever the request is for.
 pub(crate) const TENANTS: [&str; 3] =
     ["x-plimsoll-tenant", "x-llm-d-inference-fairness-id", "x-gateway-inference-fairness-id"];
@@ -42,6 +47,11 @@ pub(crate) fn first_text<'a>(headers: &'a HeaderMap, names: &[&str]) -> Option<&
 /// Priority of a request within its pool: that of the InferenceObjective which it names.
 pub(crate) fn priority(headers: &HeaderMap, route: &PoolRoute) -> i32 {
     route.objective_priority(first_text(headers, &OBJECTIVES))
+}
+
+/// The tenant of a request, hashed; 0 where it names none.
+pub(crate) fn tenant(headers: &HeaderMap) -> u64 {
+    first_text(headers, &TENANTS).map_or(0, |t| xxhash_rust::xxh3::xxh3_64(t.as_bytes()))
 }
 
 /// A header with a positive number.

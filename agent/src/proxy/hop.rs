@@ -12,12 +12,28 @@ pub(crate) struct Hop {
     pub(crate) streaming: bool,
     /// Milliseconds (model time) until the request must produce its first token (`None`: no objective).
     pub(crate) first_token_in_ms: Option<f64>,
+    /// Time per output token that it must keep, ms (`None`: no objective).
+    pub(crate) tpot_ms: Option<f64>,
+    /// Milliseconds (model time) until it must be over (`None`: no objective).
+    pub(crate) finish_in_ms: Option<f64>,
+    /// Milliseconds (model time) until its task's stage should be over (`None`: of no task, or one without a deadline).
+    pub(crate) stage_in_ms: Option<f64>,
+    /// Answer tokens that the client allows (`None`: no limit).
+    pub(crate) most_output: Option<f64>,
+    /// Its tier (`None`: that of the objective it names).
+    pub(crate) priority: Option<i32>,
 }
 
 impl Hop {
     /// The same request so many milliseconds later.
     pub(crate) fn later(self, ms: f64) -> Self {
-        Self { first_token_in_ms: self.first_token_in_ms.map(|left| left - ms), ..self }
+        let less = |left: Option<f64>| left.map(|left| left - ms);
+        Self {
+            first_token_in_ms: less(self.first_token_in_ms),
+            finish_in_ms: less(self.finish_in_ms),
+            stage_in_ms: less(self.stage_in_ms),
+            ..self
+        }
     }
 
     pub(crate) fn to_text(&self) -> String {
@@ -29,8 +45,20 @@ impl Hop {
             self.expected_output,
             u8::from(self.streaming)
         );
-        if let Some(ms) = self.first_token_in_ms {
-            text.push_str(&format!(";first={ms:.0}"));
+        let figures = [
+            ("first", self.first_token_in_ms),
+            ("tpot", self.tpot_ms),
+            ("finish", self.finish_in_ms),
+            ("stage", self.stage_in_ms),
+            ("most", self.most_output),
+        ];
+        for (name, value) in figures {
+            if let Some(value) = value {
+                text.push_str(&format!(";{name}={value:.0}"));
+            }
+        }
+        if let Some(priority) = self.priority {
+            text.push_str(&format!(";priority={priority}"));
         }
         text
     }
@@ -38,29 +66,41 @@ impl Hop {
     /// Reads the header; `None` if it names no replica. Figures that make no sense count as unknown.
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let mut replica = None;
-        let mut hop = (0.0, 0.0, 200.0, false, None);
+        let mut hop = Self {
+            // Any valid one: it is replaced below, or nothing comes of this.
+            replica: ReplicaId::new("unknown").ok()?,
+            prompt_tokens: 0.0,
+            cached_tokens: 0.0,
+            expected_output: 200.0,
+            streaming: false,
+            first_token_in_ms: None,
+            tpot_ms: None,
+            finish_in_ms: None,
+            stage_in_ms: None,
+            most_output: None,
+            priority: None,
+        };
         for part in text.split(';') {
             let Some((key, value)) = part.split_once('=') else { continue };
             let (key, value) = (key.trim(), value.trim());
-            let number = value.parse::<f64>().ok().filter(|v| v.is_finite() && *v < 1e12);
+            let number = value.parse::<f64>().ok().filter(|v| v.is_finite() && v.abs() < 1e12);
+            let positive = number.filter(|v| *v > 0.0);
             match key {
                 "replica" => replica = ReplicaId::new(value).ok(),
-                "prompt" => hop.0 = number.unwrap_or(0.0).max(0.0),
-                "cached" => hop.1 = number.unwrap_or(0.0).max(0.0),
-                "output" => hop.2 = number.unwrap_or(200.0).max(1.0),
-                "stream" => hop.3 = value == "1",
-                "first" => hop.4 = number,
+                "prompt" => hop.prompt_tokens = number.unwrap_or(0.0).max(0.0),
+                "cached" => hop.cached_tokens = number.unwrap_or(0.0).max(0.0),
+                "output" => hop.expected_output = number.unwrap_or(200.0).max(1.0),
+                "stream" => hop.streaming = value == "1",
+                "first" => hop.first_token_in_ms = number,
+                "tpot" => hop.tpot_ms = positive,
+                "finish" => hop.finish_in_ms = number,
+                "stage" => hop.stage_in_ms = number,
+                "most" => hop.most_output = positive,
+                "priority" => hop.priority = value.parse().ok(),
                 _ => {}
             }
         }
-        Some(Self {
-            replica: replica?,
-            prompt_tokens: hop.0,
-            cached_tokens: hop.1,
-            expected_output: hop.2,
-            streaming: hop.3,
-            first_token_in_ms: hop.4,
-        })
+        Some(Self { replica: replica?, ..hop })
     }
 }
 
@@ -78,6 +118,11 @@ mod tests {
             expected_output: 20.0,
             streaming: true,
             first_token_in_ms: Some(-30.0),
+            tpot_ms: Some(50.0),
+            finish_in_ms: None,
+            stage_in_ms: Some(-4.0),
+            most_output: Some(64.0),
+            priority: Some(-2),
         };
         assert_eq!(Hop::parse(&hop.to_text()), Some(hop));
         assert_eq!(Hop::parse("replica=Not Valid"), None);

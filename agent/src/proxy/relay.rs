@@ -165,8 +165,10 @@ impl Relay {
         self.over = true;
         self.upstream = None;
         self.resuming = None;
-        self.place = None;
         let usage = self.seen().usage;
+        if let Some(place) = self.place.take().filter(|_| outcome == Outcome::Finished) {
+            place.finished(usage.map(|u| u.completion_tokens as f64));
+        }
         if let Some(mut account) = self.account.take() {
             account.settle(outcome, usage);
         }

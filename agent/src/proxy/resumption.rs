@@ -143,7 +143,8 @@ impl Resumption {
         sizes.prompt_tokens += delivered;
         sizes.expected_output = (sizes.expected_output - delivered).max(1.0);
         // The client is waiting in the middle of a sentence: nothing is more urgent.
-        routed.ttft_objective_ms = Some(0.0);
+        routed.ttft_objective_ms = None;
+        routed.priority = i32::MAX;
         let search = Search {
             proxy: self.proxy.clone(),
             routed,

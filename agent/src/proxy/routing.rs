@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use plimsoll_fleet::{Endpoint, PoolRoute, SloClass};
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use super::account::{Account, Outcome, Sizes};
 use super::forward::{Missed, Routed};
@@ -46,19 +47,39 @@ impl Proxy {
         })?;
         let pool = shared.table.load().by_name.get(&parsed.model).cloned();
         let Some(pool) = pool else { return Err(self.unknown_model(&parsed.model)) };
-        let Opened { account, ttft_objective_ms } = self.open(&parts.headers, api, &parsed, &pool)?;
+        let Opened { mut account, ttft_objective_ms } = self.open(&parts.headers, api, &parsed, &pool)?;
         let mut headers = names::forward_request(&parts.headers);
         headers.insert(names::REQUEST_ID, request_id.clone());
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         if let Ok(value) = HeaderValue::from_str(&account.class) {
             headers.insert(names::SLO_CLASS, value);
         }
+        let route = &pool.view.route;
+        let class = slo_class(route, &parts.headers);
+        let tpot_objective_ms = positive(&parts.headers, &names::TPOT_OBJECTIVES)
+            .or_else(|| class.and_then(|c| c.slo.tpot).map(|o| o.ms));
+        let begun_ms = account.begun_ms();
+        let mut deadline_ms = positive(&parts.headers, &[names::DEADLINE_MS]).map(|ms| begun_ms + ms);
+        let finish_by_ms = class.and_then(|c| c.slo.e2e).map(|o| begun_ms + o.ms);
+        let mut stage_by_ms = None;
+        let mut priority = names::priority(&parts.headers, route);
+        if let Some(name) = text(&parts.headers, names::TASK).filter(|t| !t.is_empty()) {
+            let task = xxh3_64_with_seed(name.as_bytes(), names::tenant(&parts.headers));
+            let class = xxh3_64(account.class.as_bytes());
+            let call = shared.tasks.lock().call(begun_ms, task, class, deadline_ms, priority);
+            account.task = Some(task);
+            (deadline_ms, stage_by_ms, priority) = (call.deadline_ms, call.finish_by_ms, call.priority);
+        }
         let routed = Routed {
             api,
             path: path.to_owned(),
             headers,
             strip_usage: parsed.stream && api.is_generation() && !parsed.include_usage,
-            deadline_ms: positive(&parts.headers, &[names::DEADLINE_MS]).map(|ms| account.begun_ms() + ms),
+            deadline_ms,
+            tpot_objective_ms,
+            finish_by_ms,
+            stage_by_ms,
+            priority,
             ttft_objective_ms,
             parsed,
             body: raw,
@@ -211,6 +232,10 @@ impl Proxy {
                     }
                     Ok(reply) => {
                         let endpoint = &pool.view.route.endpoints[ranked.endpoint];
+                        // What the halves of a pair had cached is not one engine's to say.
+                        account.much_cached = (ranked.prefill.is_none()
+                            && ranked.cached_tokens >= route::MUCH_EXPECTED)
+                            .then(|| pool.view.keys[ranked.endpoint]);
                         return Ok(self.deliver(
                             routed,
                             endpoint,

@@ -1,14 +1,29 @@
 //! What a router believes each replica's prefix cache holds: its own sends, least recently used forgotten first.
 
 use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasher, Hasher, RandomState};
 
 /// Most replicas remembered for one block; the one touched longest ago gives way.
 const MAX_HOLDERS: usize = 64;
+
+/// A block that was followed by others so often belongs to many prompts.
+const FORKS: u32 = 4;
+/// Blocks looked at for the end of what is shared.
+const MOST_SHARED: usize = 256;
 
 #[derive(Debug, Clone, Copy)]
 struct Holder {
     replica: u64,
     stamp: u64,
+}
+
+#[derive(Debug, Default)]
+struct Block {
+    holders: Vec<Holder>,
+    /// The block that came after it last.
+    next: u64,
+    /// How often that was another one than before.
+    forks: u32,
 }
 
 #[derive(Debug, Default)]
@@ -18,12 +33,49 @@ struct Shelf {
     live: usize,
 }
 
+/// A hasher for keys that are hashes already: one multiplication, keyed so that clients cannot aim at one bucket.
+#[derive(Debug, Clone)]
+struct Keyed(u64);
+
+impl Default for Keyed {
+    fn default() -> Self {
+        Self(RandomState::new().hash_one(0u8))
+    }
+}
+
+impl BuildHasher for Keyed {
+    type Hasher = Folded;
+
+    fn build_hasher(&self) -> Folded {
+        Folded(self.0)
+    }
+}
+
+struct Folded(u64);
+
+impl Hasher for Folded {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(u64::from(*byte));
+        }
+    }
+
+    fn write_u64(&mut self, key: u64) {
+        let wide = u128::from(key ^ self.0) * 0x9E37_79B9_7F4A_7C15;
+        self.0 = (wide >> 64) as u64 ^ wide as u64;
+    }
+}
+
 /// Block hashes by the replicas that were sent them. Hashes are chained: a block's hash stands for the whole prefix
 /// up to its end, so a replica that holds block `i` holds the prefix.
 #[derive(Debug, Default)]
 pub struct PrefixHistory {
-    blocks: HashMap<u64, Vec<Holder>>,
-    shelves: HashMap<u64, Shelf>,
+    blocks: HashMap<u64, Block, Keyed>,
+    shelves: HashMap<u64, Shelf, Keyed>,
     clock: u64,
 }
 
@@ -32,10 +84,15 @@ impl PrefixHistory {
     pub fn insert(&mut self, replica: u64, prefix: &[u64], capacity: usize) {
         let kept = prefix.len().min(capacity);
         // Tail first: the head of a prefix is then the last to be forgotten.
-        for &block in prefix[..kept].iter().rev() {
+        for (i, &block) in prefix[..kept].iter().enumerate().rev() {
             self.clock += 1;
             let stamp = self.clock;
-            let holders = self.blocks.entry(block).or_default();
+            let entry = self.blocks.entry(block).or_default();
+            if let Some(next) = prefix.get(i + 1).filter(|next| **next != entry.next) {
+                entry.forks += u32::from(entry.next != 0);
+                entry.next = *next;
+            }
+            let holders = &mut entry.holders;
             let shelf = self.shelves.entry(replica).or_default();
             match holders.iter_mut().find(|h| h.replica == replica) {
                 Some(holder) => holder.stamp = stamp,
@@ -63,7 +120,7 @@ impl PrefixHistory {
         let blocks = &mut self.blocks;
         while shelf.live > capacity || shelf.order.len() > 2 * capacity + 64 {
             let Some((block, stamp)) = shelf.order.pop_front() else { break };
-            let Some(holders) = blocks.get_mut(&block) else { continue };
+            let Some(Block { holders, .. }) = blocks.get_mut(&block) else { continue };
             let Some(at) = holders.iter().position(|h| h.replica == replica && h.stamp == stamp) else {
                 continue;
             };
@@ -71,7 +128,9 @@ impl PrefixHistory {
                 // Only the list of uses is too long; the block itself stays.
                 shelf.order.push_back((block, stamp));
                 shelf.order.retain(|(b, s)| {
-                    blocks.get(b).is_some_and(|hs| hs.iter().any(|h| h.replica == replica && h.stamp == *s))
+                    blocks
+                        .get(b)
+                        .is_some_and(|b| b.holders.iter().any(|h| h.replica == replica && h.stamp == *s))
                 });
                 break;
             }
@@ -87,7 +146,7 @@ impl PrefixHistory {
     pub fn forget(&mut self, replica: u64) {
         if let Some(shelf) = self.shelves.remove(&replica) {
             for (block, _) in shelf.order {
-                if let Some(holders) = self.blocks.get_mut(&block) {
+                if let Some(Block { holders, .. }) = self.blocks.get_mut(&block) {
                     holders.retain(|h| h.replica != replica);
                     if holders.is_empty() {
                         self.blocks.remove(&block);
@@ -102,11 +161,18 @@ impl PrefixHistory {
         self.shelves.keys().copied()
     }
 
+    /// How many of the first blocks are shared by prompts that go on differently: a system prompt, say. Looks at no more
+    /// than [`MOST_SHARED`].
+    pub fn shared(&self, prefix: &[u64]) -> usize {
+        let known = prefix.iter().take(MOST_SHARED).map_while(|block| self.blocks.get(block));
+        known.enumerate().filter(|(_, b)| b.forks >= FORKS).last().map_or(0, |(i, _)| i + 1)
+    }
+
     /// The replicas that hold the longest parts of the prefix, deepest first: `(replica, blocks)`, at most `most`.
     /// O(most · log blocks).
     pub fn holders(&self, prefix: &[u64], most: usize) -> Vec<(u64, usize)> {
         let mut found: Vec<(u64, usize)> = Vec::new();
-        let count = |i: usize| self.blocks.get(&prefix[i]).map_or(0, Vec::len);
+        let count = |i: usize| self.blocks.get(&prefix[i]).map_or(0, |b| b.holders.len());
         let mut end = prefix.len();
         let mut above = 0;
         while end > 0 && found.len() < most {
@@ -119,7 +185,7 @@ impl PrefixHistory {
             if low == 0 {
                 break;
             }
-            for holder in self.blocks.get(&prefix[low - 1]).into_iter().flatten() {
+            for holder in self.blocks.get(&prefix[low - 1]).into_iter().flat_map(|b| &b.holders) {
                 if found.len() < most && !found.iter().any(|(r, _)| *r == holder.replica) {
                     found.push((holder.replica, low));
                 }
@@ -159,6 +225,25 @@ mod tests {
         assert_eq!(h.holders(&[500], 1), []);
         assert_eq!(h.blocks.len(), 100);
         assert!(h.shelves[&1].order.len() <= 300);
+    }
+
+    #[test]
+    fn what_many_prompts_begin_with_is_told_from_their_own_part() {
+        let mut h = PrefixHistory::default();
+        for session in 0..20u64 {
+            for turn in 1..4u64 {
+                let mut prompt = vec![1, 2, 3];
+                prompt.extend((0..turn).map(|t| 1_000 * (session + 1) + t));
+                h.insert(session % 4, &prompt, 1_000);
+            }
+        }
+        assert_eq!(h.shared(&[1, 2, 3, 77, 78]), 3);
+        assert_eq!(
+            h.shared(&[1, 2, 3, 1_000, 1_001, 1_002, 1_003]),
+            3,
+            "a conversation that grows is one prompt"
+        );
+        assert_eq!(h.shared(&[9, 9]), 0);
     }
 
     proptest! {

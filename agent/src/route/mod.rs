@@ -2,9 +2,10 @@
 //!
 //! Among the replicas that the plan's flows allow, the least predicted completion wins: queue wait + prefill of what is
 //! not cached + decode. The flows bind between *groups* of equal replicas (equal weight, equal step-time model: what
-//! the plan calls a shape); inside a group load and cache decide. A prefix that nobody holds goes by rendezvous hash
-//! where predictions are about equal, so routers that do not talk still agree. In big pools only the holders of the
-//! prefix, its hashed home and two random replicas of each group are predicted (power of two choices).
+//! the plan calls a shape); inside a group load and cache decide. A prompt is hashed (rendezvous) past what many prompts
+//! share, and its home is taken to hold most of what this router has not sent anywhere itself, so routers that do not
+//! talk still agree. In big pools only the holders of the prefix, its hashed home and two random replicas of each group
+//! are predicted (power of two choices).
 //!
 //! Where prefill and decode are apart, a decode replica is ranked with the prefill replica that makes the best pair with it.
 
@@ -33,6 +34,17 @@ const PREDICT_ALL: usize = 32;
 
 /// Predictions within this factor of the best count as equal, and the hashed home wins.
 const EQUAL_WITHIN: f64 = 1.02;
+
+/// Share of an unseen prompt, past what is shared, that its hashed home is taken to hold: by another router's doing.
+const HOME_HOLDS: f64 = 0.9;
+
+/// And no more than this, tokens: a long prompt that nobody has seen must not queue for its home's sake.
+const HOME_HOLDS_MOST: f64 = 16_384.0;
+
+/// Prompts in a row of which an engine had nothing cached though much was expected: then it has lost its cache.
+const LOST_AFTER: u32 = 2;
+/// What counts as much, tokens.
+pub(crate) const MUCH_EXPECTED: f64 = 512.0;
 
 /// Most endpoints returned: the choice and what to try next.
 const MAX_ORDER: usize = 4;
@@ -179,7 +191,7 @@ pub struct Request<'a> {
 pub enum Reason {
     /// Least predicted completion, with part of the prompt cached.
     Prefix,
-    /// Predictions are about equal and the prompt's hash points here.
+    /// The prompt's hash points here, and no part of it past what many share is known to be elsewhere for less.
     Home,
     /// Least predicted completion.
     Completion,
@@ -250,6 +262,8 @@ pub struct Memory {
     /// Prefixes sent.
     pub history: PrefixHistory,
     balances: HashMap<String, Balance>,
+    /// By replica: answers in a row for which nothing was found cached where much was expected.
+    misses: HashMap<u64, u32>,
     shares: Vec<f64>,
     rng: SmallRng,
 }
@@ -260,6 +274,7 @@ impl Memory {
         Self {
             history: PrefixHistory::default(),
             balances: HashMap::new(),
+            misses: HashMap::new(),
             shares: Vec::new(),
             rng: SmallRng::seed_from_u64(seed),
         }
@@ -272,6 +287,7 @@ impl Memory {
             self.history.forget(replica);
         }
         self.balances.retain(|class, _| view.plans.contains_key(class));
+        self.misses.retain(|replica, _| view.by_key.contains_key(replica));
     }
 
     /// Notes that the request goes to `endpoint`. Call it under the same lock as the [`choose`] before it.
@@ -283,6 +299,21 @@ impl Memory {
             }
         }
         self.remember(view, request, endpoint);
+    }
+
+    /// Takes note of what an engine says it had cached of a prompt of which much was expected there. An engine that
+    /// had nothing [`LOST_AFTER`] times in a row has lost its cache (it was restarted, say): what was sent before is forgotten.
+    pub fn found(&mut self, replica: u64, cached_tokens: u64) {
+        if cached_tokens > 0 {
+            self.misses.remove(&replica);
+            return;
+        }
+        let misses = self.misses.entry(replica).or_default();
+        *misses += 1;
+        if *misses >= LOST_AFTER {
+            self.misses.remove(&replica);
+            self.history.forget(replica);
+        }
     }
 
     /// Notes that a request recorded for one endpoint went to another instead.
@@ -351,7 +382,9 @@ pub fn choose(
     balance.prepare(view.version, plan.members.len());
 
     let usable = |i: usize| availability[i] == Availability::Ready;
-    let prefix_key = home_key(request.prefix);
+    // What many prompts begin with says nothing about where this one's own part is: the hash is keyed past it.
+    let key_at = memory.history.shared(request.prefix);
+    let prefix_key = home_key(request.prefix, key_at);
     let home = prefix_key.and_then(|key| view.home(key, usable));
     let held: Vec<(usize, usize)> = memory
         .history
@@ -385,18 +418,24 @@ pub fn choose(
     }
 
     let prefills = pair::prefills(view, plan, request, prefix_key, &held, &load, &mut memory.rng);
-    let cached_at = |i: usize| {
-        let depth = held.iter().find(|(h, _)| *h == i).map_or(0, |(_, d)| *d);
-        (depth as f64 * request.tokens_per_block).min(request.prompt_tokens)
-    };
+    let depth_of = |i: usize| held.iter().find(|(h, _)| *h == i).map_or(0, |(_, d)| *d);
+    let cached_at = |i: usize| (depth_of(i) as f64 * request.tokens_per_block).min(request.prompt_tokens);
     let rank = |i: usize| {
-        let (cached, l) = (cached_at(i), load(i));
+        let (depth, cached, l) = (depth_of(i), cached_at(i), load(i));
         if endpoints[i].role == Role::Decode {
             return pair::rank(endpoints, i, cached, &l, &prefills, request);
         }
+        // What other routers were asked of this prompt's beginning they have sent to its home, too.
+        let unseen = if home == Some(i) { request.prefix.len().saturating_sub(key_at.max(depth)) } else { 0 };
+        let assumed = cached + (HOME_HOLDS * unseen as f64 * request.tokens_per_block).min(HOME_HOLDS_MOST);
+        let assumed = assumed.min(request.prompt_tokens);
         let prediction =
-            predict(&endpoints[i].coefficients, &l, request.prompt_tokens, cached, request.expected_output);
-        let reason = if cached > 0.0 { Reason::Prefix } else { Reason::Completion };
+            predict(&endpoints[i].coefficients, &l, request.prompt_tokens, assumed, request.expected_output);
+        let reason = match depth {
+            0 if unseen == 0 => Reason::Completion,
+            _ if unseen > 0 && depth <= key_at => Reason::Home,
+            _ => Reason::Prefix,
+        };
         Some(Ranked { endpoint: i, prediction, cached_tokens: cached, reason, prefill: None })
     };
     let asked = candidates.len();
@@ -443,7 +482,7 @@ pub fn choose(
     });
     if let (Some(home), Some((allowed, best))) = (home, ranked.first().copied())
         && best.endpoint != home
-        && best.cached_tokens == 0.0
+        && best.cached_tokens <= key_at as f64 * request.tokens_per_block
         && let Some(at) =
             ranked.iter().position(|(a, r)| *a == allowed && r.endpoint == home && alone(r) == alone(&best))
         && ranked[at].1.prediction.e2e_ms() <= best.prediction.e2e_ms() * EQUAL_WITHIN
@@ -495,9 +534,10 @@ pub fn choose(
     choice
 }
 
-/// What an unseen prompt is hashed by: its second block, past most of what all prompts share, else its first.
-fn home_key(prefix: &[u64]) -> Option<u64> {
-    prefix.get(1).or_else(|| prefix.first()).copied()
+/// What an unseen prompt is hashed by: the first block past what is known to be shared; where nothing is, its second
+/// block, past most of what all prompts share, else its first.
+fn home_key(prefix: &[u64], shared: usize) -> Option<u64> {
+    prefix.get(shared.max(1)).or_else(|| prefix.last()).copied()
 }
 
 #[cfg(test)]

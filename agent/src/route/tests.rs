@@ -220,6 +220,58 @@ proptest! {
     }
 }
 
+#[test]
+fn routers_that_do_not_talk_send_a_conversation_to_one_replica() {
+    let view = view((0..8).map(|i| endpoint(i, None, 10.0)).collect());
+    let mut routers: Vec<Memory> = (0..4).map(Memory::new).collect();
+    // A system prompt of 20 blocks, shared by all; each conversation grows by 10 blocks a turn.
+    let prompt = |conversation: u64, turns: u64| -> Vec<u64> {
+        (0..20)
+            .chain((0..10 * turns).map(|b| 1_000 * (conversation + 1) + b))
+            .map(|b| mix(b + 1, 77))
+            .collect()
+    };
+    let mut homes: HashMap<u64, Vec<usize>> = HashMap::new();
+    for turn in 1..=4 {
+        for conversation in 0..60u64 {
+            let prefix = prompt(conversation, turn);
+            let request = request(&prefix);
+            // Every turn is somebody else's.
+            let memory = &mut routers[((conversation + turn) % 4) as usize];
+            let chosen = choose(&view, &request, |_| ReplicaLoad::default(), memory).order[0].endpoint;
+            memory.record(&view, &request, chosen);
+            homes.entry(conversation).or_default().push(chosen);
+        }
+    }
+    // The first turns go where the system prompt is; once it is known to be shared, every router finds the same home.
+    let learned: Vec<_> = homes.iter().filter(|(c, _)| **c >= 20).map(|(_, h)| &h[1..]).collect();
+    assert!(learned.iter().all(|h| h.iter().all(|r| *r == h[0])), "{learned:?}");
+    let used: std::collections::HashSet<usize> = learned.iter().map(|h| h[0]).collect();
+    assert!(used.len() >= 6, "and they are spread: {used:?}");
+}
+
+#[test]
+fn an_engine_that_lost_its_cache_is_no_longer_believed() {
+    let view = view((0..2).map(|i| endpoint(i, None, 10.0)).collect());
+    let mut memory = Memory::new(1);
+    let prefix: Vec<u64> = (100..140).collect();
+    let request = request(&prefix);
+    let first = choose(&view, &request, |_| ReplicaLoad::default(), &mut memory).order[0].endpoint;
+    memory.record(&view, &request, first);
+    let believed = |memory: &mut Memory| {
+        let order = choose(&view, &request, |_| ReplicaLoad::default(), memory).order;
+        order.iter().find(|r| r.endpoint == first).unwrap().cached_tokens
+    };
+    assert!(believed(&mut memory) >= MUCH_EXPECTED);
+    let key = view.keys[first];
+    memory.found(key, 0);
+    memory.found(key, 640);
+    memory.found(key, 0);
+    assert!(believed(&mut memory) > 0.0, "not twice in a row");
+    memory.found(key, 0);
+    assert_eq!(believed(&mut memory), 0.0);
+}
+
 fn half(i: usize, role: Role, protocol: HandOverProtocol) -> Endpoint {
     let hand_over = HandOver {
         protocol,

@@ -404,7 +404,9 @@ pub async fn agent(name: &str, node: Option<&str>, change: impl FnOnce(&mut Agen
     Agent::start(config, CancellationToken::new()).await.unwrap()
 }
 
-pub fn client() -> Client<HttpConnector, Full<Bytes>> {
+pub type HttpClient = Client<HttpConnector, Full<Bytes>>;
+
+pub fn client() -> HttpClient {
     Client::builder(TokioExecutor::new()).build_http()
 }
 

@@ -54,6 +54,10 @@ pub struct Args {
     /// Longest time a shutdown waits for requests to finish, seconds
     #[arg(long, default_value_t = 30)]
     pub shutdown_grace_seconds: u64,
+    /// Share of a tenant (as in x-plimsoll-tenant) against others of its tier when engines are full; may be given several
+    /// times [default: 1]
+    #[arg(long, value_name = "TENANT=WEIGHT", value_parser = tenant_weight)]
+    pub tenant_weight: Vec<(String, f64)>,
     /// Engines run this much faster than the clock
     #[arg(long, default_value_t = 1.0)]
     pub speed: f64,
@@ -97,6 +101,14 @@ impl AgentTlsArgs {
     }
 }
 
+fn tenant_weight(text: &str) -> Result<(String, f64), String> {
+    let (tenant, weight) = text.split_once('=').ok_or("give TENANT=WEIGHT, such as research=2")?;
+    match weight.parse::<f64>() {
+        Ok(w) if w.is_finite() && w > 0.0 && !tenant.is_empty() => Ok((tenant.to_owned(), w)),
+        _ => Err(format!("{weight:?} is not a weight above 0, or the tenant has no name")),
+    }
+}
+
 /// Runs it until a signal.
 ///
 /// # Errors
@@ -132,6 +144,7 @@ pub async fn run(args: &Args) -> Outcome {
         tls,
         public,
         clients: if args.tls.peers_only { Clients::Peers } else { Clients::Everybody },
+        tenant_weights: args.tenant_weight.iter().cloned().collect(),
         metrics: metrics.clone(),
         limits: ProxyLimits {
             shutdown_grace: Duration::from_secs(args.shutdown_grace_seconds),
