@@ -1,4 +1,5 @@
-//! Time, gap and memory of planning large mixed fleets: `cargo bench -p plimsoll-scheduler --bench fleets [pools …]`.
+//! Time, gap and memory of planning large mixed fleets: `cargo bench -p plimsoll-scheduler --bench fleets [pools …]`; with `apart`, prefill and
+//! decode may be on replicas of their own.
 //!
 //! Ten accelerators a pool, of eight kinds in four zones, and so much demand that some kinds run short; a budget for each of ten teams
 //! inside one for all. Each fleet is planned cold (no plan in force, nothing known of any shape), then again as it then runs with each
@@ -9,6 +10,7 @@ mod support;
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
+use plimsoll_fleet::pool::Disaggregation;
 use plimsoll_fleet::*;
 use plimsoll_scheduler::plan::{PlanInput, PlannerConfig, ShapeCache, plan};
 use support::{Failure, Noise, budget, mixed_demand, node, variant};
@@ -106,6 +108,7 @@ fn peak_mib() -> f64 {
 fn main() -> Result<(), Failure> {
     let mut sizes: Vec<usize> = std::env::args().filter_map(|a| a.parse().ok()).collect();
     let load = std::env::args().find_map(|a| a.strip_prefix("load=")?.parse().ok()).unwrap_or(6.0);
+    let apart = std::env::args().any(|a| a == "apart");
     if sizes.is_empty() {
         sizes = vec![10, 50, 200, 1000];
     }
@@ -117,7 +120,10 @@ fn main() -> Result<(), Failure> {
         let mut demands = BTreeMap::new();
         let mut noise = Noise(7);
         for i in 0..count {
-            let (pool, demand) = pool(i, load, &mut noise)?;
+            let (mut pool, demand) = pool(i, load, &mut noise)?;
+            if apart {
+                pool.parallelism.disaggregation = Disaggregation::Auto;
+            }
             demands.insert(pool.id.clone(), demand);
             snapshot.pools.push(pool);
         }

@@ -23,6 +23,7 @@ mod greedy;
 pub mod inventory;
 mod master;
 mod options;
+mod pairs;
 mod parallel;
 pub mod performance;
 pub(crate) mod prepare;
@@ -33,6 +34,7 @@ pub mod solver;
 mod spread;
 mod tableau;
 mod today;
+mod together;
 mod whole;
 
 use std::collections::BTreeMap;
@@ -40,7 +42,7 @@ use std::collections::BTreeMap;
 use plimsoll_fleet::{ClusterSnapshot, Consumption, DemandEstimate, Plan, PoolId};
 
 pub use config::PlannerConfig;
-pub use engine_model::EngineModel;
+pub use engine_model::{EngineModel, engine_config};
 pub use performance::ShapeCache;
 
 use crate::place;
@@ -86,7 +88,7 @@ pub struct PlanOutcome {
 
 /// Plans with the engine model and the default solver.
 pub fn plan(input: &PlanInput<'_>) -> PlanOutcome {
-    plan_with(input, &EngineModel::default(), &BranchAndBound)
+    plan_with(input, &EngineModel, &BranchAndBound)
 }
 
 /// Plans with a given performance model and solver.
