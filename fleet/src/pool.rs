@@ -74,11 +74,11 @@ pub struct EngineSpec {
 #[serde(rename_all = "lowercase")]
 pub enum Disaggregation {
     /// Where it pays.
-    #[default]
     Auto,
     /// Always.
     Always,
     /// Never.
+    #[default]
     Never,
 }
 
