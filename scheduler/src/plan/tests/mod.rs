@@ -4,7 +4,9 @@ pub(crate) mod support;
 
 mod adopted;
 mod budgets;
+mod fuzz;
 mod optimal;
+mod pains;
 mod provision;
 mod reasons;
 mod rollout;
