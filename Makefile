@@ -6,11 +6,12 @@ TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 PLIMSOLL := $(TARGET_DIR)/release/plimsoll
 UP_FLAGS ?=
 SCALE_FLAGS ?=
+FUZZ_COUNT ?= 100000
 ROUTER_FLAGS ?=
 SOAK_REQUESTS ?= 1000000
 MEASUREMENTS ?= engine/tests/data/example_measurements.csv
 
-.PHONY: help up build test test-tools lint e2e e2e-kube e2e-kind chart differential bench bench-router soak scale validate-model generate drift clean
+.PHONY: help up build test test-tools lint e2e e2e-kube e2e-kind chart differential bench bench-plan bench-router fuzz-plan soak scale validate-model generate drift clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -61,6 +62,12 @@ differential: ## Put the same requests to the in-process cluster and to a real A
 
 bench: ## Print the benchmark tables of docs/benchmarks.md.
 	@$(CARGO) bench --locked -p plimsoll-engine -p plimsoll-scheduler -p plimsoll-agent
+
+bench-plan: ## Print the planner's tables: against other policies, and when forecasts are wrong (docs/benchmarks.md).
+	@$(CARGO) bench --locked -p plimsoll-scheduler --bench habits --bench stress
+
+fuzz-plan: ## Plan FUZZ_COUNT random worlds, sound and broken, and check what must hold of every plan.
+	@PLIMSOLL_FUZZ_COUNT=$(FUZZ_COUNT) $(CARGO) test --locked -p plimsoll-scheduler --lib plan::tests::fuzz -- --nocapture
 
 bench-router: ## Put the same traffic through other routers and ours, and print the tables of docs/benchmarks.md; ROUTER_FLAGS=--help for more.
 	@scripts/bench-router $(ROUTER_FLAGS)

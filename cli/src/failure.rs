@@ -17,6 +17,16 @@ impl Failure {
         Self { message: message.into(), hint: None, source: None, code: 1 }
     }
 
+    /// An exit status that is an answer and needs no words.
+    pub fn quiet(code: u8) -> Self {
+        Self::new("").code(code)
+    }
+
+    /// Whether there is nothing to say.
+    pub fn is_quiet(&self) -> bool {
+        self.message.is_empty()
+    }
+
     /// A failure caused by another error.
     pub fn caused(
         message: impl Into<String>,

@@ -89,7 +89,9 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("{failure}");
+            if !failure.is_quiet() {
+                eprintln!("{failure}");
+            }
             ExitCode::from(failure.exit_code())
         }
     }

@@ -57,15 +57,22 @@ pub struct BindingConstraint {
     pub unit: String,
     /// Cost that one more unit would save, $/h (shadow price).
     pub usd_per_hour_per_unit: f64,
+    /// Whether demand is left unserved: one more unit would then serve more of it, and its price is no saving.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unserved: bool,
 }
 
 impl fmt::Display for BindingConstraint {
-    /// `budget team-a (one more $/h saves $0.52/h)`, `budget green (100 W more saves $0.12/h)`.
+    /// `budget team-a (one more $/h saves $0.52/h)`, `budget green (100 W more saves $0.12/h)`, `inventory h100 a (one more GPU
+    /// serves more of what is unserved)`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let more = match self.unit.starts_with(|c: char| c.is_ascii_digit()) {
             true => format!("{} more", self.unit),
             false => format!("one more {}", self.unit),
         };
+        if self.unserved {
+            return write!(f, "{} ({more} serves more of what is unserved)", self.constraint);
+        }
         write!(f, "{} ({more} saves ${:.2}/h)", self.constraint, self.usd_per_hour_per_unit)
     }
 }
@@ -380,13 +387,15 @@ mod tests {
     fn constraints_say_what_more_of_them_saves() {
         let text = |constraint: &str, unit: &str, usd: f64| {
             let (constraint, unit) = (constraint.to_owned(), unit.to_owned());
-            BindingConstraint { constraint, unit, usd_per_hour_per_unit: usd }.to_string()
+            BindingConstraint { constraint, unit, usd_per_hour_per_unit: usd, unserved: usd > 1e3 }
+                .to_string()
         };
         assert_eq!(text("inventory h100 a", "GPU", 2.3), "inventory h100 a (one more GPU saves $2.30/h)");
         assert_eq!(
             text("budget green", BudgetUnit::Watts.step_text(), 0.12),
             "budget green (100 W more saves $0.12/h)"
         );
+        assert_eq!(text("budget a", "$/h", 1e6), "budget a (one more $/h serves more of what is unserved)");
     }
 
     #[test]

@@ -368,7 +368,11 @@ fn a_budget_says_what_is_planned_of_each_cap_and_what_binds_or_is_exceeded() {
         constraint: "budget green".to_owned(),
         unit: "100 W".to_owned(),
         usd_per_hour_per_unit: 0.12,
+        unserved: false,
     }];
     let status = budget(&judged, Some(&plan), at(0));
     assert_eq!(status.binding.as_deref(), Some("yes, $0.12/h for 100 W"));
+    plan.binding[0].unserved = true;
+    let status = budget(&judged, Some(&plan), at(0));
+    assert_eq!(status.binding.as_deref(), Some("yes, demand is unserved"));
 }

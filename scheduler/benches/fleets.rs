@@ -1,5 +1,6 @@
-//! Time, gap and memory of planning large mixed fleets: `cargo bench -p plimsoll-scheduler --bench fleets [pools …]`; with `apart`, prefill and
-//! decode may be on replicas of their own.
+//! Time, gap and memory of planning large mixed fleets: `cargo bench -p plimsoll-scheduler --bench fleets [-- pools … apart --json FILE]`.
+//! With `apart`, prefill and decode may be on replicas of their own. With `--json` the cold instances are written as plain programs for
+//! `scripts/compare-highs`.
 //!
 //! Ten accelerators a pool, of eight kinds in four zones, and so much demand that some kinds run short; a budget for each of ten teams
 //! inside one for all. Each fleet is planned cold (no plan in force, nothing known of any shape), then again as it then runs with each
@@ -12,65 +13,11 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use plimsoll_fleet::pool::Disaggregation;
 use plimsoll_fleet::*;
-use plimsoll_scheduler::plan::{PlanInput, PlannerConfig, ShapeCache, plan};
-use support::{Failure, Noise, budget, mixed_demand, node, variant};
-
-/// Accelerator class, GPUs of a node, GPUs for every thousand pools.
-const KINDS: [(&str, u32, usize); 8] = [
-    ("h200", 8, 640),
-    ("h100", 8, 1280),
-    ("a100-80", 8, 1600),
-    ("a100-40", 8, 1280),
-    ("l40s", 4, 1600),
-    ("l4", 4, 2000),
-    ("a10g", 4, 1280),
-    ("mi300x", 8, 320),
-];
-const ZONES: [&str; 4] = ["a", "b", "c", "d"];
-/// Model, p95 TTFT and TPOT objectives (ms), typical rate.
-const MODELS: [(&str, f64, f64, f64); 6] = [
-    ("llama-3.1-8b", 1000.0, 50.0, 6.0),
-    ("llama-3.1-8b", 2500.0, 90.0, 3.0),
-    ("qwen3-30b-a3b", 1500.0, 60.0, 4.0),
-    ("qwen3-32b", 2000.0, 80.0, 1.5),
-    ("gpt-oss-20b", 1000.0, 40.0, 5.0),
-    ("llama-3.1-70b", 3000.0, 100.0, 0.8),
-];
-
-fn pool(i: usize, load: f64, noise: &mut Noise) -> Result<(ModelPool, DemandEstimate), Failure> {
-    let (model, ttft, tpot, typical) = MODELS[(noise.next() * MODELS.len() as f64) as usize];
-    // Rates spread over a factor of thirty.
-    let rps = load * typical * (30.0_f64).powf(noise.next()) / 6.0;
-    let mut pool = support::pool(
-        &format!("team-{}/pool-{i:04}", i % 10),
-        i,
-        model,
-        (ttft, tpot),
-        vec![variant("bf16", Dtype::Bf16, 1.0)],
-    )?;
-    pool.scaling.max_replicas = 200;
-    pool.priority = (i % 3) as i32;
-    Ok((pool, mixed_demand(rps)))
-}
-
-fn cluster(pools: usize, stock: f64) -> Result<ClusterSnapshot, Failure> {
-    let mut snapshot = ClusterSnapshot::default();
-    for (name, gpus, per_thousand) in KINDS {
-        let class = presets::accelerator(name).ok_or("no such accelerator preset")?;
-        let nodes = (stock * (per_thousand * pools) as f64 / 1e3 / f64::from(gpus)).ceil().max(4.0) as usize;
-        for i in 0..nodes {
-            snapshot.nodes.push(node(&format!("{name}-{i:03}"), &class, gpus, ZONES[i % ZONES.len()])?);
-        }
-        snapshot.accelerators.push(class);
-    }
-    let each = 2.4 * pools as f64;
-    snapshot.budgets.push(budget("all", 10.0 * each, None, None));
-    for team in 0..10 {
-        let namespace = Some(format!("team-{team}"));
-        snapshot.budgets.push(budget(&format!("team-{team}"), each, namespace, Some("all")));
-    }
-    Ok(snapshot)
-}
+use plimsoll_scheduler::baselines::{Candidates, with_problem};
+use plimsoll_scheduler::plan::program::Problem;
+use plimsoll_scheduler::plan::{EngineModel, PlanInput, PlannerConfig, ShapeCache, plan};
+use support::fleet::{cluster, pool};
+use support::{Failure, Noise};
 
 /// What runs after a plan: all of it.
 fn run(snapshot: &mut ClusterSnapshot, plan: &Plan) {
@@ -105,7 +52,57 @@ fn peak_mib() -> f64 {
     line.trim().trim_end_matches(" kB").parse().map_or(f64::NAN, |kib: f64| kib / 1024.0)
 }
 
+/// A problem as one plain mixed-integer program would need it, with what the planner made of it.
+fn written(problem: &Problem<'_>, plan: &Plan, seconds: f64) -> serde_json::Value {
+    let cells: Vec<_> = problem
+        .cells
+        .iter()
+        .map(|c| {
+            let groups: BTreeMap<String, u32> =
+                [1, 2, 4, 8].iter().map(|size| (size.to_string(), c.groups(*size))).collect();
+            serde_json::json!({"accelerator": c.accelerator, "usd_per_hour": c.usd_per_hour, "groups": groups})
+        })
+        .collect();
+    let pools: Vec<_> = problem
+        .pools
+        .iter()
+        .map(|p| {
+            let candidates: Vec<_> = p
+                .set
+                .candidates
+                .iter()
+                .map(|k| {
+                    serde_json::json!({
+                        "accelerator": k.shape.accelerator,
+                        "tensor": k.shape.tensor_parallel,
+                        "stages": k.shape.pipeline_parallel,
+                        "rates_rps": k.rates,
+                    })
+                })
+                .collect();
+            let demand: Vec<f64> = p.set.classes.iter().map(|c| c.rps * p.headroom).collect();
+            serde_json::json!({"demand_rps": demand, "floor": p.floor, "ceiling": p.ceiling, "candidates": candidates,
+                "start_factor": p.start_factor})
+        })
+        .collect();
+    let budgets: Vec<_> =
+        problem.budgets.iter().map(|b| serde_json::json!({"left": b.left, "covers": b.covers})).collect();
+    serde_json::json!({
+        "pools": pools,
+        "cells": cells,
+        "budgets": budgets,
+        "plan_objective": plan.quality.objective,
+        "plan_bound": plan.quality.bound,
+        "plan_usd_per_hour": plan.usd_per_hour,
+        "plan_unserved_rps": plan.pools.iter().map(|p| p.unserved_rps).sum::<f64>(),
+        "plan_seconds": seconds,
+    })
+}
+
 fn main() -> Result<(), Failure> {
+    let args: Vec<String> = std::env::args().collect();
+    let json = args.iter().position(|a| a == "--json").and_then(|i| args.get(i + 1));
+    let mut instances = Vec::new();
     let mut sizes: Vec<usize> = std::env::args().filter_map(|a| a.parse().ok()).collect();
     let load = std::env::args().find_map(|a| a.strip_prefix("load=")?.parse().ok()).unwrap_or(6.0);
     let apart = std::env::args().any(|a| a == "apart");
@@ -127,7 +124,9 @@ fn main() -> Result<(), Failure> {
             demands.insert(pool.id.clone(), demand);
             snapshot.pools.push(pool);
         }
-        let (config, idle, cache) = (PlannerConfig::default(), BTreeMap::new(), ShapeCache::default());
+        let price = args.iter().find_map(|a| a.strip_prefix("price=")?.parse().ok()).unwrap_or(0.0);
+        let config = PlannerConfig { lost_request_price: price, ..PlannerConfig::default() };
+        let (idle, cache) = (BTreeMap::new(), ShapeCache::default());
         let (mut previous, mut serial): (Option<Plan>, u64) = (None, 1);
         for name in ["cold", "moved", "same"] {
             if name == "moved" {
@@ -137,7 +136,7 @@ fn main() -> Result<(), Failure> {
                 }
             }
             let started = Timestamp::now();
-            let out = plan(&PlanInput {
+            let input = PlanInput {
                 snapshot: &snapshot,
                 demands: &demands,
                 previous: previous.as_ref(),
@@ -148,7 +147,8 @@ fn main() -> Result<(), Failure> {
                 trigger: name.to_owned(),
                 idle: &idle,
                 cache: &cache,
-            });
+            };
+            let out = plan(&input);
             let took = Timestamp::now().duration_since(started).as_secs_f64();
             let gpus: u32 = snapshot.nodes.iter().map(|n| n.allocatable_gpus).sum();
             let unserved: f64 = out.plan.pools.iter().map(|p| p.unserved_rps).fold(0.0, |a, b| a + b);
@@ -166,10 +166,18 @@ fn main() -> Result<(), Failure> {
                 out.plan.binding.len(),
                 peak_mib(),
             );
+            if json.is_some() && name == "cold" {
+                let model = EngineModel::default();
+                instances
+                    .push(with_problem(&input, &model, Candidates::Kept, |p| written(p, &out.plan, took)));
+            }
             serial = out.next_serial;
             run(&mut snapshot, &out.plan);
             previous = Some(out.plan);
         }
+    }
+    if let Some(path) = json {
+        std::fs::write(path, serde_json::to_vec(&instances)?)?;
     }
     Ok(())
 }

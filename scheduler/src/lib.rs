@@ -1,6 +1,7 @@
 //! Demand forecast, plan, placement, explanation; then the service around them.
 
 pub mod advice;
+pub mod baselines;
 pub mod canary;
 pub mod clock;
 pub mod cold_start;

@@ -135,13 +135,14 @@ impl Planner for EnginePlanner {
 }
 
 /// Plans a cluster that nobody runs, with the demand its pools expect (`plimsoll plan -f DIR`), and again under
-/// `changes` if there are any.
+/// `changes` if there are any. What an earlier plan wanted counts as under way.
 ///
 /// # Errors
 /// What is wrong with a change, and what to write instead.
 pub fn plan_offline(
     planner: &dyn Planner,
     snapshot: ClusterSnapshot,
+    earlier: Option<&Plan>,
     changes: &[String],
     now: Timestamp,
 ) -> Result<(Plan, Option<Plan>), String> {
@@ -151,11 +152,11 @@ pub fn plan_offline(
     let demands =
         snapshot.pools.iter().map(|p| (p.id.clone(), tracker.estimate(p, at))).collect::<BTreeMap<_, _>>();
     let mut request = PlanRequest {
-        next_serial: free_serial(1, &snapshot, None),
+        next_serial: free_serial(1, &snapshot, earlier),
         snapshot: Arc::new(snapshot),
         demands,
-        previous: None,
-        number: 1,
+        previous: earlier.cloned(),
+        number: earlier.map_or(1, |p| p.number + 1),
         now,
         trigger: "planned from files".to_owned(),
         idle: BTreeMap::new(),
@@ -170,7 +171,7 @@ pub fn plan_offline(
     }
     request.snapshot = Arc::new(changed);
     request.previous = Some(base.clone());
-    request.number = 2;
+    request.number += 1;
     request.trigger = format!("what if {}", changes.join(", "));
     let changed = planner.plan(&request).plan;
     Ok((base, Some(changed)))

@@ -1,12 +1,15 @@
-//! `plimsoll plan`: the plan of a running fleet or of manifests, and what it would be in a changed world.
+//! `plimsoll plan`: the plan of a running fleet or of manifests, and what changes against what runs, against an earlier plan, or in a
+//! changed world.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use plimsoll_fleet::{BudgetUnit, Plan};
 use plimsoll_proto::document;
 use plimsoll_proto::v1::WhatIfRequest;
-use plimsoll_scheduler::explain::{PoolDiff, diff};
+use plimsoll_scheduler::explain::{PoolDiff, Summary, diff};
+use plimsoll_scheduler::plan::PlannerConfig;
 use plimsoll_scheduler::planner::{EnginePlanner, plan_offline};
+use serde_json::Value;
 
 use crate::failure::{Failure, Outcome};
 use crate::manifests;
@@ -14,6 +17,9 @@ use crate::nodespec::NodeGroups;
 use crate::scheduler_client::{SchedulerArgs, refused};
 
 /// Show the plan, from a running scheduler or from manifests alone (-f), and what a change would make of it
+///
+/// Exit status: 0 nothing changes, 2 something does, 3 planned demand is left unserved (whatever changes), 1 no plan could be made.
+/// Without --what-if and --against there is nothing to compare with: 0, or 3.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Manifest file or folder; may be repeated. Plans offline, without any cluster
@@ -22,7 +28,14 @@ pub struct Args {
     /// Nodes for an offline plan, as COUNTxGPUSxCLASS,…
     #[arg(long, default_value = "4x8xh100,2x4xl40s,2x1xl4", requires = "files")]
     nodes: NodeGroups,
-    /// A change to plan as well, e.g. `gpu/h100+4`, `budget/team-a=60`, `budget/green.watts=5000`, `slo/default/chat.tpot=60ms`, `demand/chat*2`
+    /// As of `plimsoll scheduler`: what a request costs that misses its objectives because a forecast was wrong, in prices of serving it
+    #[arg(long, default_value_t = 0.0, hide_default_value = true, requires = "files")]
+    lost_request_price: f64,
+    /// An earlier plan (`-o json` or `-o yaml`) that is taken for what runs: shows what the manifests change of it
+    #[arg(long, value_name = "FILE", requires = "files")]
+    against: Option<PathBuf>,
+    /// A change to plan as well, e.g. `gpu/h100+4`, `budget/team-a=60`, `budget/green.watts=5000`, `slo/default/chat.tpot=60ms`,
+    /// `pool/chat.rps=2x`, `pool/chat.max=8`, `node/h100-0=gone`; may be repeated
     #[arg(long = "what-if", value_name = "CHANGE")]
     what_if: Vec<String>,
     /// How to print
@@ -36,66 +49,124 @@ pub struct Args {
 enum Output {
     Table,
     Json,
+    Yaml,
 }
 
+/// Exit status when something changes.
+const CHANGES: u8 = 2;
 /// Exit status when something asked for is not served in full.
-const NOT_SERVED: u8 = 2;
+const NOT_SERVED: u8 = 3;
+
+/// What is shown.
+struct Shown {
+    plan: Plan,
+    /// What it is compared with.
+    base: Option<Plan>,
+}
 
 /// Runs it.
 ///
 /// # Errors
-/// If manifests cannot be read, the scheduler does not answer, or a change is not understood; with status 2 if the plan leaves
-/// demand unserved.
+/// If manifests cannot be read, the scheduler does not answer, or a change is not understood; with status 2 if something changes, and
+/// with status 3 if the plan leaves demand unserved.
 pub async fn run(args: &Args) -> Outcome {
-    let (base, changed) = if args.files.is_empty() { remote(args).await? } else { offline(args)? };
-    let shown = changed.as_ref().unwrap_or(&base);
-    match args.output {
-        Output::Json => {
-            let value = match &changed {
-                Some(changed) => serde_json::json!({"base": base, "changed": changed}),
-                None => serde_json::json!(base),
-            };
-            println!("{value:#}");
-        }
-        Output::Table => {
-            for line in table(shown) {
-                println!("{line}");
-            }
-            if let Some(changed) = &changed {
-                println!();
-                println!("changes ({})", args.what_if.join(", "));
-                let changes = diff(&base, changed);
-                if changes.iter().any(PoolDiff::is_change) {
-                    for change in changes.iter().filter(|c| c.is_change()) {
-                        println!("{change}");
-                    }
-                } else {
-                    println!("  none: the plan stays as it is");
-                }
-                println!("  ${:.2}/h → ${:.2}/h", base.usd_per_hour, changed.usd_per_hour);
-            }
-        }
-    }
-    let short: Vec<String> =
-        shown.pools.iter().filter(|p| p.unserved_rps > 1e-6).map(|p| p.pool.to_string()).collect();
-    if short.is_empty() {
-        Ok(())
-    } else {
-        Err(Failure::new(format!("demand is left unserved: {}", short.join(", "))).code(NOT_SERVED))
-    }
+    let shown = if args.files.is_empty() { remote(args).await? } else { offline(args)? };
+    println!("{}", render(&shown, &args.what_if, args.output)?);
+    verdict(&shown)
 }
 
-fn offline(args: &Args) -> Result<(Plan, Option<Plan>), Failure> {
+/// The exit status, as a failure where it is not 0.
+fn verdict(shown: &Shown) -> Outcome {
+    let unserved = shown.plan.pools.iter().filter(|p| p.unserved_rps > 1e-6);
+    let short: Vec<String> = unserved.map(|p| p.pool.to_string()).collect();
+    if !short.is_empty() {
+        return Err(Failure::new(format!("demand is left unserved: {}", short.join(", "))).code(NOT_SERVED));
+    }
+    let changes = |base: &Plan| diff(base, &shown.plan).iter().any(PoolDiff::is_change);
+    if shown.base.as_ref().is_some_and(changes) {
+        return Err(Failure::quiet(CHANGES));
+    }
+    Ok(())
+}
+
+fn render(shown: &Shown, what_if: &[String], output: Output) -> Result<String, Failure> {
+    if output == Output::Table {
+        let mut lines = table(&shown.plan);
+        if let Some(base) = &shown.base {
+            lines.push(String::new());
+            lines.extend(changes(base, &shown.plan, what_if));
+        }
+        return Ok(lines.join("\n"));
+    }
+    let value = match &shown.base {
+        Some(base) => {
+            let diffs = diff(base, &shown.plan);
+            let summary = Summary::of(&diffs, base, &shown.plan);
+            serde_json::json!({"base": base, "changed": shown.plan, "changes": diffs, "summary": summary})
+        }
+        None => serde_json::json!(shown.plan),
+    };
+    if output == Output::Json {
+        return Ok(format!("{value:#}"));
+    }
+    let text = serde_saphyr::to_string(&value)
+        .map_err(|e| Failure::caused("the plan cannot be written as YAML", e))?;
+    Ok(text.trim_end().to_owned())
+}
+
+/// The diff as people read it: `+` what comes, `~` what changes, `-` what goes.
+fn changes(base: &Plan, plan: &Plan, what_if: &[String]) -> Vec<String> {
+    let diffs = diff(base, plan);
+    let mut lines = vec![match what_if.is_empty() {
+        true => "changes".to_owned(),
+        false => format!("changes ({})", what_if.join(", ")),
+    }];
+    lines.extend(diffs.iter().filter(|d| d.is_change()).map(ToString::to_string));
+    lines.push(format!("plan: {}", Summary::of(&diffs, base, plan)));
+    lines
+}
+
+fn offline(args: &Args) -> Result<Shown, Failure> {
     let mut loaded = manifests::load(&args.files)?;
     for problem in &loaded.problems {
         eprintln!("skipped {problem}");
     }
     manifests::add_nodes(&mut loaded.snapshot, &args.nodes)?;
-    plan_offline(&EnginePlanner::default(), loaded.snapshot, &args.what_if, jiff::Timestamp::now())
-        .map_err(Failure::new)
+    let against = args.against.as_deref().map(read_plan).transpose()?;
+    let config = PlannerConfig { lost_request_price: args.lost_request_price, ..PlannerConfig::default() };
+    let (base, changed) = plan_offline(
+        &EnginePlanner::new(config),
+        loaded.snapshot,
+        against.as_ref(),
+        &args.what_if,
+        jiff::Timestamp::now(),
+    )
+    .map_err(Failure::new)?;
+    Ok(match (against, changed) {
+        (Some(against), changed) => Shown { plan: changed.unwrap_or(base), base: Some(against) },
+        (None, Some(changed)) => Shown { plan: changed, base: Some(base) },
+        (None, None) => Shown { plan: base, base: None },
+    })
 }
 
-async fn remote(args: &Args) -> Result<(Plan, Option<Plan>), Failure> {
+/// A plan that `-o json` or `-o yaml` wrote; of a comparison, the later one.
+fn read_plan(path: &Path) -> Result<Plan, Failure> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|e| Failure::caused(format!("failed to read {}", path.display()), e))?;
+    // JSON is YAML too, but is read as what it is, for the better messages.
+    let value: Value = match serde_json::from_str(&text) {
+        Ok(value) => value,
+        Err(_) => serde_saphyr::from_str(&text)
+            .map_err(|e| Failure::caused(format!("{} is neither JSON nor YAML", path.display()), e))?,
+    };
+    let plan = value.get("changed").unwrap_or(&value);
+    serde_json::from_value(plan.clone()).map_err(|e| {
+        Failure::caused(format!("{} holds no plan", path.display()), e)
+            .hint("write one with `plimsoll plan -f DIR -o json > plan.json`")
+    })
+}
+
+async fn remote(args: &Args) -> Result<Shown, Failure> {
     let mut client = args.scheduler.connect().await?;
     let response = client
         .what_if(WhatIfRequest { changes: args.what_if.clone(), snapshot: None })
@@ -107,11 +178,10 @@ async fn remote(args: &Args) -> Result<(Plan, Option<Plan>), Failure> {
             .map_err(|e| Failure::caused("the scheduler's answer cannot be read", e))
     };
     let base = read(response.base.as_ref())?;
-    let changed = match args.what_if.is_empty() {
-        true => None,
-        false => Some(read(response.changed.as_ref())?),
-    };
-    Ok((base, changed))
+    Ok(match args.what_if.is_empty() {
+        true => Shown { plan: base, base: None },
+        false => Shown { plan: read(response.changed.as_ref())?, base: Some(base) },
+    })
 }
 
 fn table(plan: &Plan) -> Vec<String> {
@@ -145,4 +215,85 @@ fn table(plan: &Plan) -> Vec<String> {
         lines.push(format!("exceeded: {used}"));
     }
     lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn args(extra: &[&str]) -> Args {
+        #[derive(clap::Parser)]
+        struct Cli {
+            #[command(flatten)]
+            args: Args,
+        }
+        let examples = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples");
+        let given = ["plan", "-f", examples].into_iter().chain(extra.iter().copied());
+        <Cli as clap::Parser>::parse_from(given).args
+    }
+
+    fn shown(extra: &[&str]) -> Shown {
+        offline(&args(extra)).unwrap()
+    }
+
+    fn code(shown: &Shown) -> u8 {
+        verdict(shown).err().map_or(0, |f| f.exit_code())
+    }
+
+    #[test]
+    fn the_exit_status_says_whether_anything_changes_and_whether_all_is_served() {
+        assert_eq!(code(&shown(&[])), 0);
+        assert_eq!(
+            code(&shown(&["--what-if", "gpu/h100+8"])),
+            0,
+            "more of what is not short changes nothing"
+        );
+        assert_eq!(code(&shown(&["--what-if", "pool/chat.rps=3x"])), 2);
+        assert_eq!(code(&shown(&["--nodes", "2x4xl40s"])), 3);
+        assert_eq!(code(&shown(&["--what-if", "gpu/h100-32"])), 3);
+    }
+
+    #[test]
+    fn changes_read_as_those_of_other_planners_do() {
+        let shown = shown(&["--what-if", "pool/chat.rps=3x", "--what-if", "pool/code.rps=1x"]);
+        let text = render(&shown, &["pool/chat.rps=3x".to_owned()], Output::Table).unwrap();
+        assert!(text.contains("\nchanges (pool/chat.rps=3x)\n~ default/chat   "), "{text}");
+        assert!(!text.contains("~ default/code"), "{text}");
+        let last = text.lines().last().unwrap();
+        assert!(
+            last.starts_with("plan: 0 to add, 1 to change, 0 to remove; ") && last.contains(" (+$"),
+            "{last}"
+        );
+    }
+
+    #[test]
+    fn an_earlier_plan_is_what_runs() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = shown(&[]);
+        for (output, name) in [(Output::Json, "plan.json"), (Output::Yaml, "plan.yaml")] {
+            let file = dir.path().join(name);
+            std::fs::write(&file, render(&first, &[], output).unwrap()).unwrap();
+            let file = file.to_str().unwrap();
+            let again = shown(&["--against", file]);
+            assert_eq!(code(&again), 0, "{name}: {:?}", diff(again.base.as_ref().unwrap(), &again.plan));
+            let more = shown(&["--against", file, "--what-if", "pool/chat.rps=3x"]);
+            assert_eq!(code(&more), 2, "{name}");
+            let value: Value = serde_json::from_str(&render(&more, &[], Output::Json).unwrap()).unwrap();
+            assert_eq!(value["summary"]["change"], 1, "{name}");
+            let chat =
+                value["changes"].as_array().unwrap().iter().find(|c| c["pool"] == "default/chat").unwrap();
+            assert_eq!(chat["action"], "change", "{name}");
+        }
+        let file = dir.path().join("none.json");
+        std::fs::write(&file, "{}").unwrap();
+        let failure = offline(&args(&["--against", file.to_str().unwrap()])).err().unwrap();
+        assert!(failure.to_string().contains("none.json holds no plan"), "{failure}");
+    }
+
+    #[test]
+    fn a_mistyped_change_is_an_error_that_says_what_was_meant() {
+        let failure = offline(&args(&["--what-if", "gpu/h10+4"])).err().unwrap();
+        assert_eq!(failure.exit_code(), 1);
+        assert!(failure.to_string().contains("did you mean h100?"), "{failure}");
+    }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use plimsoll_proto::tls::ClientTls;
 use plimsoll_proto::v1::ExplainRequest;
 use plimsoll_proto::v1::plan_service_client::PlanServiceClient;
+use plimsoll_scheduler::plan::PlannerConfig;
 use plimsoll_scheduler::planner::EnginePlanner;
 use plimsoll_scheduler::service::{
     Candidate, FORWARDED, STANDBY, Scheduler, SchedulerConfig, SchedulerMetrics, SchedulerTls, Standing,
@@ -51,6 +52,10 @@ pub struct Args {
     /// Longest time between plans, seconds
     #[arg(long, default_value_t = 60.0)]
     pub replan_seconds: f64,
+    /// What a request costs that misses its objectives because forecast or engine model were wrong, in prices of serving it: above 1,
+    /// fleets get headroom where it costs less than it is expected to save, e.g. 10 [default: 0, none beyond the usual margins]
+    #[arg(long, default_value_t = 0.0, hide_default_value = true)]
+    pub lost_request_price: f64,
     /// Simulated time runs this much faster than the clock (with engines at the same speed)
     #[arg(long, default_value_t = 1.0)]
     pub speed: f64,
@@ -165,7 +170,10 @@ pub async fn run(args: &Args) -> Outcome {
         data_dir: args.data.clone(),
         replan_interval: Duration::from_secs_f64(args.replan_seconds.clamp(0.1, 86_400.0)),
         time_scale: args.speed,
-        ..SchedulerConfig::new(std::sync::Arc::new(EnginePlanner::default()))
+        ..SchedulerConfig::new(std::sync::Arc::new(EnginePlanner::new(PlannerConfig {
+            lost_request_price: args.lost_request_price,
+            ..PlannerConfig::default()
+        })))
     };
     let handle = Scheduler::start(config, stop.clone())
         .await

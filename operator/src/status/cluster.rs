@@ -124,6 +124,7 @@ pub fn budget(judged: &Judged<Budget, fleet::Budget>, plan: Option<&Plan>, now: 
         };
         let price = plan.and_then(|p| p.binding.iter().find(|b| named(&b.constraint)));
         status.binding = plan.map(|_| match (price, exceeded) {
+            (Some(b), _) if b.unserved => "yes, demand is unserved".to_owned(),
             (Some(b), _) => {
                 let per = if b.unit.starts_with(|c: char| c.is_ascii_digit()) { "for" } else { "a" };
                 format!("yes, ${:.2}/h {per} {}", b.usd_per_hour_per_unit, b.unit)

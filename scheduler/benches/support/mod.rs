@@ -1,5 +1,8 @@
 //! What the planner's benches are made of.
 
+#[allow(dead_code)]
+pub mod fleet;
+
 use std::collections::BTreeMap;
 
 use plimsoll_fleet::pool::{Disaggregation, EngineSpec, Mode, Parallelism, Placement, Scaling};

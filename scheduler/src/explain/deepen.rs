@@ -10,7 +10,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use plimsoll_fleet::plan::{BindingConstraint, PoolOutcome, Prediction, RunnerUp, Why};
 use plimsoll_fleet::pool::Disaggregation;
 use plimsoll_fleet::{
-    BudgetUnit, ClusterSnapshot, DemandEstimate, Plan, PoolId, PoolPlan, Role, Shape, StepCoefficients,
+    BudgetUnit, ClusterSnapshot, Consumption, DemandEstimate, OnLimit, Plan, PoolId, PoolPlan, Role, Shape,
+    StepCoefficients,
 };
 
 use super::{rounded_up, signed_usd, what_if};
@@ -20,8 +21,12 @@ use crate::plan::prepare::{Spent, budgets_of, spend};
 use crate::plan::solver::BranchAndBound;
 use crate::plan::{EngineModel, PlanInput, PlannerConfig, ShapeCache, plan_with};
 
-/// Share by which an objective is loosened to see what it would bring.
-const LOOSEN: f64 = 0.2;
+/// Shares by which an objective is loosened to see what it would bring: the first that brings something is said.
+const LOOSEN: [f64; 2] = [0.2, 0.5];
+/// Shares of what a budget lacks for everything that are tried as well: the least that serves more is said.
+const PARTS: [f64; 2] = [0.25, 0.5];
+/// Accelerators of each class that are tried together with more of all budgets.
+const MORE_GPUS: u32 = 64;
 /// Most lines of what would help.
 const MOST_HELP: usize = 6;
 /// A horizon long enough that the price of a change does not matter, seconds.
@@ -103,23 +108,56 @@ impl Trial<'_> {
     }
 }
 
+/// What a change brings.
+#[derive(Debug, Clone, Copy)]
+struct Gain {
+    /// Dollars per hour saved; less than nothing where more is served for more.
+    usd_per_hour: f64,
+    /// Requests per second served more.
+    rps: f64,
+}
+
+impl Gain {
+    /// As a limit that binds, of which this many units were added.
+    fn binding(self, constraint: String, unit: String, units: f64) -> BindingConstraint {
+        let unserved = self.rps > 1e-3;
+        let usd_per_hour_per_unit = if unserved { 0.0 } else { self.usd_per_hour / units };
+        BindingConstraint { constraint, unit, usd_per_hour_per_unit, unserved }
+    }
+}
+
 /// How a trial compares with the base, in words; `None` if it brings nothing.
 fn gain(base: &PoolPlan, trial: &PoolPlan) -> Option<String> {
     let more = base.unserved_rps - trial.unserved_rps;
     let usd = trial.usd_per_hour - base.usd_per_hour;
     if more > 1e-3 {
-        let rest = if trial.unserved_rps > 1e-3 { String::new() } else { ", all of it".to_owned() };
-        Some(format!("serves {more:.2} rps more{rest}, for {}", signed_usd(usd)))
+        let rest = if trial.unserved_rps > 1e-3 { "" } else { ", all of it" };
+        let attainment = |p: &PoolPlan| 1.0 - p.unserved_rps / base.demand.total_rps().max(1e-9);
+        Some(format!(
+            "serves {more:.2} rps more{rest} (attainment {:.3} → {:.3}), for {}",
+            attainment(base).max(0.0),
+            attainment(trial).max(0.0),
+            signed_usd(usd)
+        ))
     } else if more > -1e-3 && trial.replicas.len() >= base.replicas.len().min(1) && usd < -0.005 {
         let with = if trial.fleet_text() == base.fleet_text() {
             String::new()
         } else {
-            format!(" with {}", trial.fleet_text())
+            format!(" with {}{}", trial.fleet_text(), enough(base, trial))
         };
         Some(format!("{}{with}", signed_usd(usd)))
     } else {
         None
     }
+}
+
+/// The accelerator that serves a pool in a trial and did not before.
+fn enough(base: &PoolPlan, trial: &PoolPlan) -> String {
+    let kinds = |p: &PoolPlan| -> BTreeSet<String> {
+        p.replicas.iter().map(|r| r.shape.accelerator.to_uppercase()).collect()
+    };
+    let new: Vec<String> = kinds(trial).difference(&kinds(base)).cloned().collect();
+    if new.is_empty() { String::new() } else { format!(": {} becomes enough", new.join(" and ")) }
 }
 
 /// Explains one pool of a plan in full: the runner-up found by planning without the chosen shapes, the constraints
@@ -166,23 +204,34 @@ pub fn deepen(input: &PlanInput<'_>, plan: &Plan, pool: &PoolId) -> Why {
 
     let mut help: Vec<(f64, String)> = Vec::new();
     let mut binding: Vec<BindingConstraint> = Vec::new();
-    let mut test = |change: &str, says: &dyn Fn(&str) -> String| -> Option<f64> {
-        let (s, d) = what_if::apply(&snapshot, &demands, change).ok()?;
-        let p = trial.run(&s, &d, &model, input.cache)?;
+    // What all of some changes save, and what they serve more, if they bring anything.
+    let mut test = |changes: &[String], says: &dyn Fn(&str) -> String| -> Option<Gain> {
+        let mut changed = (snapshot.clone(), demands.clone());
+        for change in changes {
+            changed = what_if::apply(&changed.0, &changed.1, change).ok()?;
+        }
+        let p = trial.run(&changed.0, &changed.1, &model, input.cache)?;
         let text = gain(&base, &p)?;
-        let worth =
-            (base.usd_per_hour - p.usd_per_hour) + 1e3 * (base.unserved_rps - p.unserved_rps).max(0.0);
-        help.push((worth, says(&text)));
-        (base.unserved_rps - p.unserved_rps < 1e-3).then_some(base.usd_per_hour - p.usd_per_hour)
+        let gain = Gain {
+            usd_per_hour: base.usd_per_hour - p.usd_per_hour,
+            rps: (base.unserved_rps - p.unserved_rps).max(0.0),
+        };
+        help.push((gain.usd_per_hour + 1e3 * gain.rps, says(&text)));
+        Some(gain)
     };
     for class in spec.slo_classes.iter().take(2) {
         let objectives = [("TTFT", class.slo.ttft), ("TPOT", class.slo.tpot), ("E2E", class.slo.e2e)];
         for (metric, objective) in objectives.iter().filter_map(|(m, o)| o.map(|o| (m, o))) {
-            let looser = (objective.ms * (1.0 + LOOSEN)).round().max(objective.ms + 1.0);
             let path = format!("{pool}.{}.{}", class.name, metric.to_lowercase());
-            test(&format!("slo/{path}={looser}ms"), &|gain| {
-                format!("{metric} {looser:.0} ms instead of {:.0}: {gain}", objective.ms)
-            });
+            for share in LOOSEN {
+                let looser = (objective.ms * (1.0 + share)).round().max(objective.ms + 1.0);
+                let tested = test(&[format!("slo/{path}={looser}ms")], &|gain| {
+                    format!("{metric} {looser:.0} ms instead of {:.0}: {gain}", objective.ms)
+                });
+                if tested.is_some() {
+                    break;
+                }
+            }
         }
     }
     let mut classes: Vec<&str> = snapshot
@@ -194,46 +243,85 @@ pub fn deepen(input: &PlanInput<'_>, plan: &Plan, pool: &PoolId) -> Why {
         })
         .collect();
     classes.sort_unstable();
-    for class in classes.into_iter().take(8) {
+    for class in classes.iter().copied().take(8) {
         // The smallest addition that could matter: one group of the smallest size in use or proposed.
         for gpus in [1_u32, 2, 4, 8] {
-            let saves = test(&format!("gpu/{class}+{gpus}"), &|gain| {
+            let brings = test(&[format!("gpu/{class}+{gpus}")], &|gain| {
                 format!("{gpus} more {}: {gain}", class.to_uppercase())
             });
-            if let Some(usd) = saves {
-                binding.push(BindingConstraint {
-                    constraint: format!("inventory {class}"),
-                    unit: "GPU".to_owned(),
-                    usd_per_hour_per_unit: usd / f64::from(gpus),
-                });
+            if let Some(gain) = brings {
+                let (constraint, unit) = (format!("inventory {class}"), "GPU".to_owned());
+                binding.push(gain.binding(constraint, unit, f64::from(gpus)));
                 break;
             }
         }
     }
-    let caps = budgets_of(&snapshot, pool).into_iter().flat_map(|name| BudgetUnit::ALL.map(|u| (name, u)));
-    for (name, unit) in caps {
-        let budget = snapshot.budgets.iter().find(|b| b.name == name);
-        let Some(cap) = budget.and_then(|b| b.cap(unit)).filter(|c| c.is_finite()) else { continue };
-        let raise = |to: f64| format!("budget/{name}.{}={to}", unit.field());
-        // Without this cap, how much would be taken? That much more is worth asking for.
-        let free = what_if::apply(&snapshot, &demands, &raise(1e9))
-            .ok()
-            .and_then(|(s, d)| trial.run(&s, &d, &model, input.cache))
-            .map_or(0.0, |p| p.consumption().of(unit));
+    let caps: Vec<(&str, BudgetUnit, f64)> = budgets_of(&snapshot, pool)
+        .into_iter()
+        .flat_map(|name| BudgetUnit::ALL.map(|unit| (name, unit)))
+        .filter_map(|(name, unit)| {
+            let budget = snapshot.budgets.iter().find(|b| b.name == name)?;
+            let cap = budget.cap(unit).filter(|c| c.is_finite())?;
+            (budget.on_limit != OnLimit::Alert).then_some((name, unit, cap))
+        })
+        .collect();
+    let raise = |name: &str, unit: BudgetUnit, to: f64| format!("budget/{name}.{}={to}", unit.field());
+    let taken_without = |changes: &[String]| -> Option<Consumption> {
+        let mut changed = (snapshot.clone(), demands.clone());
+        for change in changes {
+            changed = what_if::apply(&changed.0, &changed.1, change).ok()?;
+        }
+        Some(trial.run(&changed.0, &changed.1, &model, input.cache)?.consumption())
+    };
+    // What is worth asking for is what would be taken without a cap, in whole cents, watts or grams.
+    let wanted = |takes: &Consumption, unit: BudgetUnit| {
         let cents = 100.0 / unit.step();
-        let wanted = (free * cents - 1e-6).ceil() / cents;
-        if wanted <= cap {
+        (takes.of(unit) * cents - 1e-6).ceil() / cents
+    };
+    let mut helped = false;
+    for (name, unit, cap) in &caps {
+        let Some(free) = taken_without(&[raise(name, *unit, 1e9)]) else { continue };
+        let wanted = wanted(&free, *unit);
+        if wanted <= *cap {
             continue;
         }
         let more = wanted - cap;
-        let says = unit.amount(rounded_up(unit, more));
-        let saves = test(&raise(wanted), &|gain| format!("budget {name} +{says}: {gain}"));
-        if let Some(usd) = saves {
-            binding.push(BindingConstraint {
-                constraint: format!("budget {name}"),
-                unit: unit.step_text().to_owned(),
-                usd_per_hour_per_unit: usd / (more / unit.step()),
-            });
+        let parts = PARTS.iter().filter(|_| base.unserved_rps > 1e-3);
+        for share in parts.chain([&1.0]) {
+            let step = if *share < 1.0 { (more * share).ceil().min(more) } else { more };
+            let says = unit.amount(rounded_up(*unit, step));
+            let brings =
+                test(&[raise(name, *unit, cap + step)], &|gain| format!("budget {name} +{says}: {gain}"));
+            if let Some(gain) = brings {
+                let (constraint, per) = (format!("budget {name}"), unit.step_text().to_owned());
+                binding.retain(|b| b.constraint != constraint || b.unit != per);
+                binding.push(gain.binding(constraint, per, step / unit.step()));
+                helped |= gain.rps > 1e-3;
+            }
+        }
+    }
+    if base.unserved_rps > 1e-3 && !helped && !caps.is_empty() {
+        // Several limits bind at once: none alone would help, all together may, with more accelerators if need be.
+        let lifted: Vec<String> = caps.iter().map(|(name, unit, _)| raise(name, *unit, 1e9)).collect();
+        let most = classes.iter().take(8).map(|class| format!("gpu/{class}+{MORE_GPUS}"));
+        for accelerators in [Vec::new(), most.collect::<Vec<String>>()] {
+            let all: Vec<String> = lifted.iter().chain(&accelerators).cloned().collect();
+            let Some(free) = taken_without(&all) else { continue };
+            let short = || caps.iter().filter(|(_, unit, cap)| wanted(&free, *unit) > *cap);
+            let amount = |(name, unit, cap): &(&str, BudgetUnit, f64)| {
+                format!("budget {name} +{}", unit.amount(rounded_up(*unit, wanted(&free, *unit) - cap)))
+            };
+            let mut names: Vec<String> = short().map(amount).collect();
+            if !accelerators.is_empty() {
+                names.push("more accelerators".to_owned());
+            }
+            let mut changes: Vec<String> = short().map(|(n, u, _)| raise(n, *u, wanted(&free, *u))).collect();
+            changes.extend(accelerators);
+            if names.len() > 1
+                && test(&changes, &|gain| format!("{}, together: {gain}", names.join(" and "))).is_some()
+            {
+                break;
+            }
         }
     }
     help.sort_by(|a, b| b.0.total_cmp(&a.0).then_with(|| a.1.cmp(&b.1)));
@@ -250,7 +338,9 @@ pub fn deepen(input: &PlanInput<'_>, plan: &Plan, pool: &PoolId) -> Why {
         });
         why.binding.push(b);
     }
-    why.binding.sort_by(|a, b| b.usd_per_hour_per_unit.total_cmp(&a.usd_per_hour_per_unit));
+    why.binding.sort_by(|a, b| {
+        b.unserved.cmp(&a.unserved).then(b.usd_per_hour_per_unit.total_cmp(&a.usd_per_hour_per_unit))
+    });
     why
 }
 

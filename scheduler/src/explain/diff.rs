@@ -4,12 +4,29 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use plimsoll_fleet::{Plan, PoolId, PoolPlan};
+use serde::Serialize;
 
 use super::signed_usd;
 
+/// What becomes of a pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Action {
+    /// It stays as it is.
+    None,
+    /// It was not planned before.
+    Add,
+    /// Its fleet, its cost or what of it is served differs.
+    Change,
+    /// It is gone.
+    Remove,
+}
+
 /// How a pool differs between two plans.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct PoolDiff {
+    /// What becomes of it.
+    pub action: Action,
     /// Pool.
     pub pool: PoolId,
     /// Fleet before (`None`: the pool was not planned).
@@ -31,20 +48,17 @@ pub struct PoolDiff {
 impl PoolDiff {
     /// Whether anything differs.
     pub fn is_change(&self) -> bool {
-        self.from != self.to
-            || self.starts + self.stops > 0
-            || self.usd_per_hour.abs() >= 0.005
-            || (self.served.0 - self.served.1).abs() >= 5e-4
+        self.action != Action::None
     }
 }
 
 impl fmt::Display for PoolDiff {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let sign = match (&self.from, &self.to) {
-            (None, _) => '+',
-            (_, None) => '-',
-            _ if self.is_change() => '~',
-            _ => ' ',
+        let sign = match self.action {
+            Action::Add => '+',
+            Action::Remove => '-',
+            Action::Change => '~',
+            Action::None => ' ',
         };
         let none = || "–".to_owned();
         let (from, to) = (self.from.clone().unwrap_or_else(none), self.to.clone().unwrap_or_else(none));
@@ -76,7 +90,8 @@ pub fn diff(before: &Plan, after: &Plan) -> Vec<PoolDiff> {
                 p.map(|p| p.replicas.iter().map(|r| r.id.to_string()).collect()).unwrap_or_default()
             };
             let (old, new) = (replicas(a), replicas(b));
-            PoolDiff {
+            let mut diff = PoolDiff {
+                action: Action::None,
                 pool: id.clone(),
                 from: a.map(PoolPlan::fleet_text),
                 to: b.map(PoolPlan::fleet_text),
@@ -85,9 +100,82 @@ pub fn diff(before: &Plan, after: &Plan) -> Vec<PoolDiff> {
                 starts: new.difference(&old).count() as u32,
                 stops: old.difference(&new).count() as u32,
                 reason: b.map(|p| p.why.summary.clone()).unwrap_or_default(),
-            }
+            };
+            diff.action = match (a, b) {
+                (None, _) => Action::Add,
+                (_, None) => Action::Remove,
+                _ if diff.from != diff.to
+                    || diff.starts + diff.stops > 0
+                    || diff.usd_per_hour.abs() >= 0.005
+                    || (diff.served.0 - diff.served.1).abs() >= 5e-4 =>
+                {
+                    Action::Change
+                }
+                _ => Action::None,
+            };
+            diff
         })
         .collect()
+}
+
+/// A diff in one line.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Summary {
+    /// Pools that come.
+    pub add: usize,
+    /// Pools that change.
+    pub change: usize,
+    /// Pools that go.
+    pub remove: usize,
+    /// Replicas to start.
+    pub starts: u32,
+    /// Replicas to stop.
+    pub stops: u32,
+    /// Cost of the fleet before and after, dollars per hour.
+    pub usd_per_hour: (f64, f64),
+}
+
+impl Summary {
+    /// Of a diff between two plans.
+    pub fn of(diffs: &[PoolDiff], before: &Plan, after: &Plan) -> Self {
+        let count = |action| diffs.iter().filter(|d| d.action == action).count();
+        Self {
+            add: count(Action::Add),
+            change: count(Action::Change),
+            remove: count(Action::Remove),
+            starts: diffs.iter().map(|d| d.starts).sum(),
+            stops: diffs.iter().map(|d| d.stops).sum(),
+            usd_per_hour: (before.usd_per_hour, after.usd_per_hour),
+        }
+    }
+
+    /// Whether anything changes.
+    pub fn is_change(&self) -> bool {
+        self.add + self.change + self.remove > 0
+    }
+}
+
+impl fmt::Display for Summary {
+    /// `1 to add, 2 to change, 0 to remove; 3 replicas start, 1 stops; $4.60/h → $11.50/h (+$6.90/h)`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (from, to) = self.usd_per_hour;
+        if !self.is_change() {
+            return write!(f, "no changes; ${to:.2}/h");
+        }
+        let replicas = |n: u32| if n == 1 { "replica starts" } else { "replicas start" };
+        write!(
+            f,
+            "{} to add, {} to change, {} to remove; {} {}, {} {}; ${from:.2}/h → ${to:.2}/h ({})",
+            self.add,
+            self.change,
+            self.remove,
+            self.starts,
+            replicas(self.starts),
+            self.stops,
+            if self.stops == 1 { "stops" } else { "stop" },
+            signed_usd(to - from)
+        )
+    }
 }
 
 #[cfg(test)]
@@ -110,6 +198,15 @@ mod tests {
         let mut gone = before.clone();
         gone.pools.clear();
         assert!(diff(&before, &gone)[0].to_string().starts_with("- default/chat"));
-        assert!(diff(&gone, &before)[0].to_string().starts_with("+ default/chat"));
+        let added = diff(&gone, &before);
+        assert!(added[0].to_string().starts_with("+ default/chat"));
+        gone.usd_per_hour = 0.0;
+        let text = Summary::of(&added, &gone, &before).to_string();
+        assert!(
+            text.starts_with("1 to add, 0 to change, 0 to remove; 1 replica starts, 0 stop; $0.00/h → $"),
+            "{text}"
+        );
+        let none = Summary::of(&diff(&before, &before), &before, &before);
+        assert!(!none.is_change() && none.to_string().starts_with("no changes; $"), "{none}");
     }
 }

@@ -9,7 +9,7 @@ pub(crate) mod remarks;
 pub mod what_if;
 
 pub use deepen::deepen;
-pub use diff::{PoolDiff, diff};
+pub use diff::{Action, PoolDiff, Summary, diff};
 
 use std::collections::{BTreeMap, BTreeSet};
 

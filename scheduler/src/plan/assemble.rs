@@ -144,7 +144,8 @@ fn budget_uses(input: &PlanInput<'_>, pools: &[PoolPlan]) -> Vec<BudgetUse> {
 /// A coupling row as people read it.
 fn constraint(group: &Group<'_>, what: &Coupling, price: f64) -> BindingConstraint {
     let (constraint, unit, steps) = group.problem.named(what);
-    BindingConstraint { constraint, unit, usd_per_hour_per_unit: price / steps }
+    let unserved = !group.answer.complete;
+    BindingConstraint { constraint, unit, usd_per_hour_per_unit: price / steps, unserved }
 }
 
 /// What a group's answer leaves of the coupling rows.

@@ -75,6 +75,9 @@ pub enum Leniency {
 /// Steps by which objectives out of reach are stretched: to twice what some shape just meets.
 const STRETCHES: [f64; 9] = [2.5, 3.0, 4.0, 6.0, 8.0, 12.0, 20.0, 40.0, 100.0];
 
+/// Most power of an accelerator that is believed, watts.
+const MOST_WATTS: f64 = 1e5;
+
 /// A shape that a pool may take.
 #[derive(Clone)]
 pub(super) struct Allowed<'a> {
@@ -275,7 +278,7 @@ pub fn candidates(
         }
         if price(snapshot, &accelerator.name, false).is_none() {
             let text = format!(
-                "AcceleratorClass {}: usdPerHour is {}; give a price of 0 or more",
+                "AcceleratorClass {}: usdPerHour is {}; give a price of 0 or more, up to 1000000",
                 accelerator.name, accelerator.usd_per_hour
             );
             set.rejected.push((None, Rejection::Other(text)));
@@ -503,10 +506,13 @@ pub(super) struct Able {
 /// What a shape is able to do, or why it is not.
 fn answer(model: &dyn Performance, cache: &ShapeCache, query: &Query<'_>) -> Result<Able, Rejection> {
     let rates = rates(model, cache, query)?;
-    let most = query.accelerator.most_watts() * f64::from(query.shape.gpus());
+    // A figure that is none, or that no accelerator draws, would reach into programs with all others.
+    let each = query.accelerator.most_watts();
+    let each = if each.is_nan() { MOST_WATTS } else { each.clamp(0.0, MOST_WATTS) };
+    let most = each * f64::from(query.shape.gpus());
     let watts = cache.evaluate(model, query).as_ref().as_ref().map_or(f64::NAN, |e| e.watts);
     // A figure that is none counts as full load.
-    Ok(Able { rates, watts: if watts.is_finite() { watts.clamp(0.0, most.max(0.0)) } else { most } })
+    Ok(Able { rates, watts: if watts.is_finite() { watts.clamp(0.0, most) } else { most } })
 }
 
 /// Rates of each class, scaled so that the linear load line `Σ f/μ ≤ n` meets the mix's own load line exactly.

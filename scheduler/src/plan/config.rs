@@ -7,6 +7,11 @@ use super::solver::Limits;
 pub struct PlannerConfig {
     /// Predictions must stay below the objectives by this many times their known relative error.
     pub margin_factor: f64,
+    /// What a request costs that does not meet its objectives because more came, or all took longer, than foreseen: in prices of
+    /// serving it. Capacity beyond the plan is bought until it costs what it is expected to save ([`super::margin`]); up to 1 (the default): none.
+    pub lost_request_price: f64,
+    /// By how much demand may exceed its estimate, relative (90 % stay within): what the estimate's own quantile does not cover.
+    pub demand_error: f64,
     /// Time over which the price of a start or stop is spread, seconds: how long a decision is expected to hold.
     pub change_horizon_seconds: f64,
     /// Price of a stop, as a share of the price of a start.
@@ -32,6 +37,8 @@ impl Default for PlannerConfig {
     fn default() -> Self {
         Self {
             margin_factor: 1.0,
+            lost_request_price: 0.0,
+            demand_error: 0.0,
             change_horizon_seconds: 600.0,
             stop_share: 0.1,
             scale_down_headroom: 0.15,

@@ -530,6 +530,16 @@ mod tests {
     }
 
     #[test]
+    fn a_limit_that_two_kinds_share_does_not_hide_the_cheaper_fleet() {
+        let kinds =
+            vec![kind(&[2.25], &[(0.5, 2), (1.0, ENDLESS)]), kind(&[0.25], &[(0.25, 1), (0.25, ENDLESS)])];
+        let takes = vec![(0, 0, 1.0), (0, 1, 1.0), (1, 0, 4.0), (1, 1, 4.0)];
+        let c = Covering { limits: vec![Limit { takes, most: 6.0 }], ..all_of(kinds, 1, 2, 7) };
+        let found = c.cheapest(100_000, 0.0).unwrap();
+        assert_eq!(found.counts, [1, 1], "{found:?}");
+    }
+
+    #[test]
     fn what_runs_is_kept_while_a_new_one_is_dearer_with_its_start() {
         // One replica is enough; the running kind costs 3 kept, a new one of the other 2.5 and its start 1.
         let kinds = vec![kind(&[0.9], &[(3.0, 1), (4.0, ENDLESS)]), kind(&[0.9], &[(3.5, ENDLESS)])];

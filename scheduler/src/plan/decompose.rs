@@ -3,7 +3,8 @@
 //!
 //! 1. *First fleet*: each pool takes what it would take alone; where that does not fit, pools choose one after another, highest tier
 //!    and largest first, from what is left; a pool that comes away short moves to the front of its tier and all choose anew. Polished, a greedy
-//!    fleet competes: every pool chooses once more with all others fixed.
+//!    fleet competes: every pool chooses once more with all others fixed. Where something is short, so does that of
+//!    [`crate::baselines::adaptive_greedy`].
 //! 2. *Prices* ([`super::master`]): the master picks a mix of columns for each pool; its shadow prices ask the pools for new columns, until
 //!    none helps or the rounds are up. Every round proves a lower bound. It is far tighter than the linear
 //!    relaxation's, because fleets are whole. A re-plan begins at the prices of the plan in force.
@@ -28,6 +29,7 @@ use super::program::{self, Answer, Coupling, PoolAnswer, PoolProblem, Problem};
 use super::residual::Remaining;
 use super::solver::{Limits, Solver};
 use super::whole::solve_whole;
+use crate::baselines::adaptive_greedy;
 
 /// Whole variables up to which a problem is also solved as one program.
 const WHOLE_VARIABLES: usize = 500;
@@ -110,6 +112,13 @@ fn by_prices(problem: &Problem<'_>, solver: &dyn Solver, limits: &Limits) -> Ans
     if problem.pools.len() > FEW_POOLS && problem.pools.iter().any(|p| p.headroom > 1.0) {
         // Not all of it can be had with ease: then headroom is the first to go, and this answer with it.
         return Answer { pools: answers, objective, bound: 0.0, complete: false, prices: Vec::new() };
+    }
+    if problem.pools.len() <= FEW_POOLS {
+        // Where something is short, another way to build fleets is worth its time: many orders, and a local search.
+        best.consider(search.of_fleets(&adaptive_greedy(problem)));
+        if best.is_complete() {
+            return search.cheapest(best, &problem.hints);
+        }
     }
     let (hints, prices) = search.serve_more(&mut best);
     if best.is_complete() {

@@ -85,6 +85,13 @@ impl<'c> Dive<'c> {
                 }
             }
         }
+        // Where serving is worth nothing (what must be there anyway serves all), the first class alone says what is good value: the
+        // first cut is only a bound in the order that it gives.
+        let mut first = prices.to_vec();
+        if let Some(y) = first.first_mut().filter(|_| prices.iter().sum::<f64>() <= 0.0) {
+            *y = 1.0;
+        }
+        let prices = first.as_slice();
         let price = |item: &Item| {
             if item.cost <= 0.0 { item.cost } else { item.cost / covering.kinds[item.kind].brings(prices) }
         };

@@ -142,11 +142,14 @@ impl Reserved {
     }
 }
 
+/// Highest price of an accelerator that is believed, dollars per hour: beyond it figures in one program are too far apart.
+pub const MOST_USD_PER_HOUR: f64 = 1e6;
+
 /// Price of one accelerator on a node of this class; `None` where it is not a price.
 pub fn price(snapshot: &ClusterSnapshot, accelerator: &str, spot: bool) -> Option<f64> {
     let class = snapshot.accelerators.iter().find(|a| a.name == accelerator)?;
     let usd = if spot { class.spot_usd_per_hour.unwrap_or(class.usd_per_hour) } else { class.usd_per_hour };
-    (usd.is_finite() && usd >= 0.0).then_some(usd)
+    (0.0..=MOST_USD_PER_HOUR).contains(&usd).then_some(usd)
 }
 
 /// Where the electricity of a class's nodes in a zone comes from (an empty zone is not known). Figures that are none count as

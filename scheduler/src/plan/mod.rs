@@ -19,17 +19,18 @@ mod decompose;
 mod dive;
 mod downgrade;
 mod engine_model;
-mod greedy;
+pub(crate) mod greedy;
 pub mod inventory;
+pub mod margin;
 mod master;
 mod options;
 mod pairs;
-mod parallel;
+pub(crate) mod parallel;
 pub mod performance;
 pub(crate) mod prepare;
 pub mod program;
 mod provision;
-mod residual;
+pub(crate) mod residual;
 pub mod solver;
 mod spread;
 mod tableau;
@@ -167,8 +168,11 @@ fn solve_group<'a>(
         spread::over_zones(problem, &mut answer);
         answer
     };
+    let doubts: Vec<margin::Doubt> = members.iter().map(|i| prepare::doubt(input, &drafts[*i])).collect();
     let problem_of = |lowered: &BTreeMap<usize, String>| {
-        prepare::problem_with(input, drafts, &members, reserved, spent, lowered)
+        let mut problem = prepare::problem_with(input, drafts, &members, reserved, spent, lowered);
+        margin::raise(&mut problem, &doubts, input.config.lost_request_price, &limits);
+        problem
     };
     let below = downgrade::served_below(drafts, &members);
     let more = 1.0 + input.config.scale_down_headroom.clamp(0.0, 10.0);

@@ -12,9 +12,10 @@ use plimsoll_fleet::{
     PoolId, PoolPlan, ReplicaId, ReplicaPhase, RequestClass, Shape,
 };
 
-use super::candidates::{CandidateSet, candidates, prune};
+use super::candidates::{Candidate, CandidateSet, candidates, prune};
 use super::greedy::answer_of;
 use super::inventory::{Eligibility, Reserved, cells, eligibility, gpus_by_node, grid, price};
+use super::margin::{self, Doubt};
 use super::parallel;
 use super::performance::Performance;
 use super::program::{
@@ -280,6 +281,13 @@ pub(crate) fn reserve_fixed(
     spent
 }
 
+/// Budgets by name: a plan must not depend on the order in which they were listed.
+fn in_order(snapshot: &ClusterSnapshot) -> Vec<&Budget> {
+    let mut budgets: Vec<&Budget> = snapshot.budgets.iter().collect();
+    budgets.sort_by(|a, b| a.name.cmp(&b.name));
+    budgets
+}
+
 /// Names of the budgets a pool counts against: those that cover it, and all they are nested in.
 pub(crate) fn budgets_of<'a>(snapshot: &'a ClusterSnapshot, pool: &PoolId) -> BTreeSet<&'a str> {
     let mut names = BTreeSet::new();
@@ -306,7 +314,7 @@ pub(crate) fn spend(snapshot: &ClusterSnapshot, pool: &PoolId, takes: &Consumpti
 pub(crate) fn budget_notes(snapshot: &ClusterSnapshot, pool: &PoolId) -> Vec<String> {
     let mut notes = Vec::new();
     let names = budgets_of(snapshot, pool);
-    for b in snapshot.budgets.iter().filter(|b| names.contains(b.name.as_str())) {
+    for b in in_order(snapshot).into_iter().filter(|b| names.contains(b.name.as_str())) {
         for unit in BudgetUnit::ALL.into_iter().filter(|u| b.cap(*u).is_some_and(f64::is_nan)) {
             notes.push(format!(
                 "budget {}: its cap is not a number and is not applied; set {}",
@@ -329,6 +337,20 @@ pub(crate) fn budget_notes(snapshot: &ClusterSnapshot, pool: &PoolId) -> Vec<Str
         }
     }
     notes
+}
+
+/// What is not certain about a pool: the forecast's error beyond the demand as planned, and the model's error on the shapes that
+/// could serve it (the least of them: those are what is chosen from).
+pub(crate) fn doubt(input: &PlanInput<'_>, draft: &Draft<'_>) -> Doubt {
+    let class = |name: &str| input.snapshot.accelerators.iter().find(|a| a.name == name);
+    let error = |c: &Candidate| {
+        let stated = class(&c.shape.accelerator)?.calibration.relative_error;
+        Some(draft.pool.expected_error(&c.shape, stated)).filter(|e| e.is_finite())
+    };
+    let error = draft.set.candidates.iter().filter_map(error).fold(f64::INFINITY, f64::min);
+    let error = if error.is_finite() { error.clamp(0.0, 1.0) } else { 0.0 };
+    let (of_model, of_demand) = (margin::spread(error), margin::spread(input.config.demand_error));
+    Doubt { spread: of_model.hypot(of_demand), drawn_in: 1.0 + input.config.margin(error) }
 }
 
 /// [`problem_with`] no pool that may go below its quality.
@@ -448,7 +470,7 @@ fn interruption_seconds(pool: &ModelPool, classes: &[RequestClass]) -> f64 {
 fn budget_rows(snapshot: &ClusterSnapshot, pools: &[&ModelPool], spent: &Spent) -> Vec<BudgetRow> {
     let mut rows = Vec::new();
     let of_pools: Vec<BTreeSet<&str>> = pools.iter().map(|p| budgets_of(snapshot, &p.id)).collect();
-    for b in snapshot.budgets.iter().filter(|b| b.on_limit != OnLimit::Alert) {
+    for b in in_order(snapshot).into_iter().filter(|b| b.on_limit != OnLimit::Alert) {
         let covers: Vec<bool> = of_pools.iter().map(|names| names.contains(b.name.as_str())).collect();
         if !covers.contains(&true) {
             continue;

@@ -171,6 +171,13 @@ pub trait Solver: Send + Sync {
     fn relax(&self, program: &Program) -> Result<Relaxed, SolveError>;
 }
 
+/// What a solver library answers, or that it failed: on figures that are too far apart they may panic, which must cost one answer
+/// and not the planner.
+fn contained<T>(solve: impl FnOnce() -> T) -> Result<T, SolveError> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(solve))
+        .map_err(|_| SolveError::Failed("it panicked; the program's figures may be too far apart".to_owned()))
+}
+
 /// The default solver: microlp's branch and bound for whole variables, Clarabel for relaxations and prices.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct BranchAndBound;
@@ -221,7 +228,7 @@ impl Solver for BranchAndBound {
         options.mip_gap = limits.gap;
         options.time_limit = Duration::try_from_secs_f64(limits.seconds).ok();
         options.warm_start = start.map(|s| vars.iter().copied().zip(s.iter().copied()).collect());
-        let outcome = problem.solve_with(options).map_err(|e| match e {
+        let outcome = contained(|| problem.solve_with(options))?.map_err(|e| match e {
             microlp::Error::Infeasible => SolveError::Infeasible,
             other => SolveError::Failed(other.to_string()),
         })?;
@@ -292,7 +299,7 @@ impl InteriorPoint {
                 Comparison::Equal => left.eq(r.rhs),
             }));
         }
-        let mut solution = model.solve().map_err(|e| match e {
+        let mut solution = contained(|| model.solve())?.map_err(|e| match e {
             good_lp::ResolutionError::Infeasible => SolveError::Infeasible,
             other => SolveError::Failed(other.to_string()),
         })?;
@@ -333,6 +340,16 @@ mod tests {
         assert!((r.objective - 8.0).abs() < 1e-5, "{}", r.objective);
         // One more unit of cover costs 2 (b); one more unit of `a ≤ 2` saves 2·2 − 3 = 1.
         assert!((r.prices[0] - 2.0).abs() < 1e-4 && (r.prices[1] + 1.0).abs() < 1e-4, "{:?}", r.prices);
+    }
+
+    #[test]
+    fn a_library_that_panics_costs_an_answer_and_not_the_planner() {
+        let hook = std::panic::take_hook();
+        std::panic::set_hook(Box::new(|_| {}));
+        let answer = contained(|| -> u32 { panic!("numerical trouble") });
+        std::panic::set_hook(hook);
+        assert!(matches!(answer, Err(SolveError::Failed(why)) if why.starts_with("it panicked")));
+        assert_eq!(contained(|| 7), Ok(7));
     }
 
     #[test]

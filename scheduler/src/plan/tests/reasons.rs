@@ -240,7 +240,65 @@ fn explanations_test_what_they_say() {
     assert!(
         why.would_help
             .iter()
-            .any(|l| l == "budget all +$1.40/h: serves 0.02 rps more, all of it, for +$4.40/h"),
+            .any(|l| l == "budget all +$1.40/h: serves 0.02 rps more, all of it (attainment 0.000 → 1.000), for +$4.40/h"),
         "{why:?}"
     );
+}
+
+#[test]
+fn of_several_limits_that_bind_at_once_each_is_named_with_what_all_would_bring() {
+    let mut w = World::up();
+    w.add(pool("chat", "llama-3.1-8b", 2000.0, 100.0), demand(vec![class("a", 30.0, 1000.0, 200.0)]));
+    let free = w.plan();
+    // A budget inside a budget: more of either alone changes nothing.
+    let cap = 0.5 * free.usd_per_hour;
+    let mut inner = budget("team-a", cap);
+    inner.parent = Some("all".to_owned());
+    inner.scope.namespaces = vec!["default".to_owned()];
+    w.snapshot.budgets = vec![inner, budget("all", cap)];
+    let plan = w.plan();
+    assert_eq!(plan.pools[0].outcome, PoolOutcome::BudgetLimited);
+    assert!(plan.binding.iter().all(|b| b.unserved), "{:?}", plan.binding);
+    let why = deepen(&w.input(), &plan, &"chat".parse().unwrap());
+    println!("{why:#?}");
+    let together = why.would_help.iter().find(|l| l.contains(", together: ")).unwrap();
+    assert!(
+        together.starts_with("budget all +$") && together.contains(" and budget team-a +$"),
+        "{together}"
+    );
+    assert!(together.contains(", all of it (attainment 0.") && together.contains(" → 1.000)"), "{together}");
+    // And so it is.
+    for b in &mut w.snapshot.budgets {
+        let (_, rest) = together.split_once(&format!("budget {} +$", b.name)).unwrap();
+        let more: f64 = rest.split_once("/h").unwrap().0.parse().unwrap();
+        b.usd_per_hour = Some(cap + more);
+    }
+    assert_eq!(w.plan().pools[0].outcome, PoolOutcome::Served);
+}
+
+#[test]
+fn a_budget_that_binds_says_what_a_part_and_what_all_of_it_would_serve() {
+    let mut w = World::up();
+    w.add(pool("chat", "llama-3.1-8b", 2000.0, 100.0), demand(vec![class("a", 60.0, 1000.0, 200.0)]));
+    let free = w.plan();
+    w.snapshot.budgets = vec![budget("team-a", 0.4 * free.usd_per_hour)];
+    let plan = w.plan();
+    let why = deepen(&w.input(), &plan, &"chat".parse().unwrap());
+    println!("{why:#?}");
+    let of_budget: Vec<&String> =
+        why.would_help.iter().filter(|l| l.starts_with("budget team-a +$")).collect();
+    assert!(of_budget.len() >= 2, "{:?}", why.would_help);
+    for line in of_budget {
+        // Each holds when it is done.
+        let more: f64 = line.split_once("+$").unwrap().1.split_once("/h").unwrap().0.parse().unwrap();
+        let after: f64 = line.split_once("→ ").unwrap().1.split_once(')').unwrap().0.parse().unwrap();
+        let mut raised = w.snapshot.clone();
+        raised.budgets[0].usd_per_hour = Some(0.4 * free.usd_per_hour + more);
+        let input = crate::plan::PlanInput { snapshot: &raised, ..w.input() };
+        let got = &crate::plan::plan(&input).plan.pools[0];
+        let attainment = 1.0 - got.unserved_rps / got.demand.total_rps();
+        assert!((attainment - after).abs() < 5e-3, "{line}: {attainment}");
+    }
+    let limit = why.binding.iter().find(|b| b.constraint == "budget team-a").unwrap();
+    assert!(limit.to_string().ends_with("serves more of what is unserved)"), "{limit}");
 }

@@ -8,22 +8,43 @@
 //! | `budget/green.watts=5000`, `budget/green.gramsCO2ePerHour=900` | caps of power and emissions |
 //! | `slo/default/chat.tpot=60ms` | an objective of a pool (of its default class, or `chat.batch.tpot`) |
 //! | `demand/default/chat*2`, `demand/chat=10` | demand of a pool, as a factor or as requests per second |
+//! | `pool/chat.rps=2x`, `pool/chat.rps=+50%` | the same |
+//! | `pool/chat.min=2`, `.max=8`, `.priority=100`, `.minQuality=0.95` | a pool's bounds, tier and quality |
+//! | `node/h-0=gone`, `node/h-0=cordoned`, `node/h-0=ready` | a node lost, closed to new replicas, or back |
+
+mod closest;
+mod pool;
 
 use std::collections::BTreeMap;
 
 use plimsoll_fleet::{BudgetUnit, ClusterSnapshot, DemandEstimate, Objective, Percentile, PoolId};
+
+use closest::closest;
+use pool::Rate;
+
+/// What a change may begin with.
+const KINDS: [&str; 7] = ["gpu", "price", "budget", "slo", "demand", "pool", "node"];
 
 /// Why a what-if expression cannot be applied.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum WhatIfError {
     /// It is not of a known form.
     #[error(
-        "what-if {0:?} is not understood; use gpu/h100+4, price/h100=1.9, budget/team-a=60, \
-         slo/namespace/pool.tpot=60ms or demand/namespace/pool*2"
+        "what-if {expression:?} is not understood; use gpu/h100+4, price/h100=1.9, budget/team-a=60, \
+         slo/namespace/pool.tpot=60ms, demand/namespace/pool*2, pool/namespace/pool.max=8 or node/name=gone{}",
+        did_you_mean(.meant.as_deref())
     )]
-    Syntax(String),
+    Syntax {
+        /// The expression.
+        expression: String,
+        /// The same without what looks like a slip of the hand.
+        meant: Option<String>,
+    },
     /// It names something that does not exist.
-    #[error("what-if {expression:?}: there is no {kind} {name:?}; there is {existing}")]
+    #[error(
+        "what-if {expression:?}: there is no {kind} {name:?}; there is {existing}{}",
+        did_you_mean(.meant.as_deref())
+    )]
     Unknown {
         /// The expression.
         expression: String,
@@ -33,6 +54,8 @@ pub enum WhatIfError {
         name: String,
         /// What exists.
         existing: String,
+        /// What of it looks as if it was meant.
+        meant: Option<String>,
     },
     /// Its value cannot be.
     #[error("what-if {expression:?}: {problem}")]
@@ -42,6 +65,10 @@ pub enum WhatIfError {
         /// What is wrong and what to write instead.
         problem: String,
     },
+}
+
+fn did_you_mean(meant: Option<&str>) -> String {
+    meant.map(|m| format!("; did you mean {m}?")).unwrap_or_default()
 }
 
 /// A changed input.
@@ -57,7 +84,12 @@ pub fn apply(
     change: &str,
 ) -> Result<Changed, WhatIfError> {
     let change = change.trim();
-    let syntax = || WhatIfError::Syntax(change.to_owned());
+    let syntax = || {
+        let (kind, rest) = change.split_once('/').unwrap_or((change, ""));
+        let meant = closest(kind, KINDS).filter(|near| *near != kind && !rest.is_empty());
+        let meant = meant.map(|near| format!("{near}/{rest}"));
+        WhatIfError::Syntax { expression: change.to_owned(), meant }
+    };
     let (kind, rest) = change.split_once('/').ok_or_else(syntax)?;
     let mut snapshot = snapshot.clone();
     let mut demands = demands.clone();
@@ -103,29 +135,50 @@ pub fn apply(
                 },
             )?;
             let pool = pool_index(&snapshot, change, name)?;
-            let id = snapshot.pools[pool].id.clone();
-            let demand = demands.entry(id.clone()).or_default();
-            let total = demand.total_rps();
-            if total > 0.0 {
-                let scale = if factor { value } else { value / total };
-                demand.classes.iter_mut().for_each(|c| c.rps *= scale);
-            } else if !factor {
-                let mut classes = crate::plan::candidates::planned_classes(&snapshot.pools[pool], &[]);
-                classes.iter_mut().for_each(|c| c.rps = value);
-                demand.classes = classes;
-            } else {
-                return Err(WhatIfError::Value {
-                    expression: change.to_owned(),
-                    problem: format!(
-                        "{id} has no demand to multiply; give a rate instead, e.g. demand/{id}=2"
-                    ),
-                });
-            }
-            demand.source = format!("what-if {change}");
+            let rate = if factor { Rate::Times(value) } else { Rate::Rps(value) };
+            set_rate(&snapshot, &mut demands, change, pool, rate)?;
+        }
+        "pool" => {
+            let at = rest.split_once('=').ok_or_else(syntax)?;
+            pool::pool(&mut snapshot, &mut demands, change, at)?;
+        }
+        "node" => {
+            let at = rest.split_once('=').ok_or_else(syntax)?;
+            pool::node(&mut snapshot, change, at)?;
         }
         _ => return Err(syntax()),
     }
     Ok((snapshot, demands))
+}
+
+/// Gives a pool another rate.
+fn set_rate(
+    snapshot: &ClusterSnapshot,
+    demands: &mut BTreeMap<PoolId, DemandEstimate>,
+    change: &str,
+    pool: usize,
+    rate: Rate,
+) -> Result<(), WhatIfError> {
+    let id = snapshot.pools[pool].id.clone();
+    let demand = demands.entry(id.clone()).or_default();
+    let total = demand.total_rps();
+    match rate {
+        Rate::Times(scale) if total > 0.0 => demand.classes.iter_mut().for_each(|c| c.rps *= scale),
+        Rate::Rps(rps) if total > 0.0 => demand.classes.iter_mut().for_each(|c| c.rps *= rps / total),
+        Rate::Rps(rps) => {
+            let mut classes = crate::plan::candidates::planned_classes(&snapshot.pools[pool], &[]);
+            classes.iter_mut().for_each(|c| c.rps = rps);
+            demand.classes = classes;
+        }
+        Rate::Times(_) => {
+            return Err(WhatIfError::Value {
+                expression: change.to_owned(),
+                problem: format!("{id} has no demand to multiply; give a rate instead, e.g. demand/{id}=2"),
+            });
+        }
+    }
+    demand.source = format!("what-if {change}");
+    Ok(())
 }
 
 fn list(names: impl Iterator<Item = String>) -> String {
@@ -134,8 +187,19 @@ fn list(names: impl Iterator<Item = String>) -> String {
     if names.is_empty() { "none".to_owned() } else { names.join(", ") }
 }
 
-fn unknown(expression: &str, kind: &'static str, name: &str, existing: String) -> WhatIfError {
-    WhatIfError::Unknown { expression: expression.to_owned(), kind, name: name.to_owned(), existing }
+fn unknown(
+    expression: &str,
+    kind: &'static str,
+    name: &str,
+    existing: impl Iterator<Item = String>,
+) -> WhatIfError {
+    let existing: Vec<String> = existing.collect();
+    // A pool may be named without its namespace.
+    let names =
+        existing.iter().flat_map(|e| [Some(e.as_str()), e.split_once('/').map(|(_, short)| short)]).flatten();
+    let meant = closest(name, names).map(str::to_owned);
+    let (expression, name) = (expression.to_owned(), name.to_owned());
+    WhatIfError::Unknown { expression, kind, name, existing: list(existing.into_iter()), meant }
 }
 
 fn dollars(change: &str, value: &str) -> Result<f64, WhatIfError> {
@@ -170,19 +234,19 @@ fn cap_index(
     if let Some(budget) = at(path) {
         return Ok((budget, BudgetUnit::UsdPerHour));
     }
-    let existing = || list(snapshot.budgets.iter().map(|b| b.name.clone()));
+    let existing = || snapshot.budgets.iter().map(|b| b.name.clone());
     let Some((name, field)) = path.rsplit_once('.') else {
         return Err(unknown(change, "budget", path, existing()));
     };
     let budget = at(name).ok_or_else(|| unknown(change, "budget", name, existing()))?;
     let unit = BudgetUnit::ALL.into_iter().find(|u| u.field().eq_ignore_ascii_case(field));
-    let fields = || BudgetUnit::ALL.map(BudgetUnit::field).join(", ");
+    let fields = || BudgetUnit::ALL.into_iter().map(|u| u.field().to_owned());
     unit.map(|u| (budget, u)).ok_or_else(|| unknown(change, "cap", field, fields()))
 }
 
 fn class_index(snapshot: &ClusterSnapshot, change: &str, name: &str) -> Result<usize, WhatIfError> {
     snapshot.accelerators.iter().position(|a| a.name.eq_ignore_ascii_case(name)).ok_or_else(|| {
-        unknown(change, "accelerator class", name, list(snapshot.accelerators.iter().map(|a| a.name.clone())))
+        unknown(change, "accelerator class", name, snapshot.accelerators.iter().map(|a| a.name.clone()))
     })
 }
 
@@ -193,7 +257,7 @@ fn pool_index(snapshot: &ClusterSnapshot, change: &str, name: &str) -> Result<us
         (Some((i, _)), None) => Some(i),
         _ => None,
     });
-    found.ok_or_else(|| unknown(change, "pool", name, list(snapshot.pools.iter().map(|p| p.id.to_string()))))
+    found.ok_or_else(|| unknown(change, "pool", name, snapshot.pools.iter().map(|p| p.id.to_string())))
 }
 
 fn gpus(snapshot: &mut ClusterSnapshot, change: &str, name: &str, delta: i64) -> Result<(), WhatIfError> {
@@ -257,14 +321,14 @@ fn slo(snapshot: &mut ClusterSnapshot, change: &str, path: &str, value: &str) ->
         },
     };
     let pool = &mut snapshot.pools[pool];
-    let existing = list(pool.slo_classes.iter().map(|c| c.name.clone()));
+    let existing: Vec<String> = pool.slo_classes.iter().map(|c| c.name.clone()).collect();
     let index = match class {
         None => 0,
         Some(name) => pool
             .slo_classes
             .iter()
             .position(|c| c.name == name)
-            .ok_or_else(|| unknown(change, "SLO class", name, existing.clone()))?,
+            .ok_or_else(|| unknown(change, "SLO class", name, existing.into_iter()))?,
     };
     let slo = &mut pool
         .slo_classes
@@ -275,7 +339,14 @@ fn slo(snapshot: &mut ClusterSnapshot, change: &str, path: &str, value: &str) ->
         "ttft" => &mut slo.ttft,
         "tpot" => &mut slo.tpot,
         "e2e" => &mut slo.e2e,
-        _ => return Err(unknown(change, "objective", metric, "ttft, tpot, e2e".to_owned())),
+        _ => {
+            return Err(unknown(
+                change,
+                "objective",
+                metric,
+                ["ttft", "tpot", "e2e"].map(str::to_owned).into_iter(),
+            ));
+        }
     };
     *objective = Some(Objective { percentile: objective.map_or(Percentile::P95, |o| o.percentile), ms });
     Ok(())
@@ -322,6 +393,19 @@ mod tests {
         assert_eq!(go("demand/chat*2").1[&chat].total_rps(), 6.0);
         assert_eq!(go("demand/default/chat=1.5").1[&chat].total_rps(), 1.5);
         assert_eq!(go("demand/idle=2").1[&"idle".parse::<PoolId>().unwrap()].total_rps(), 2.0);
+        for (text, rps) in [("2x", 6.0), ("*2", 6.0), ("+50%", 4.5), ("-20%", 2.4), ("50%", 1.5), ("7", 7.0)]
+        {
+            let got = go(&format!("pool/chat.rps={text}")).1[&chat].total_rps();
+            assert!((got - rps).abs() < 1e-9, "{text}: {got}");
+        }
+        let scaling = |c: &str| go(c).0.pools[0].scaling.clone();
+        assert_eq!(scaling("pool/chat.min=2").min_replicas, 2);
+        assert_eq!(scaling("pool/default/chat.max=8").max_replicas, 8);
+        assert_eq!(go("pool/chat.priority=-5").0.pools[0].priority, -5);
+        assert_eq!(go("pool/chat.minquality=0.9").0.pools[0].min_quality, 0.9);
+        let node = |c: &str| go(c).0.nodes[0].clone();
+        assert!(!node("node/h-0=gone").ready && !node("node/h-0=cordoned").schedulable);
+        assert!(node("node/h-0=ready").ready);
     }
 
     #[rstest]
@@ -334,16 +418,32 @@ mod tests {
     #[case("budget/b.watts=1", "there is no budget \"b\"; there is team-a")]
     #[case(
         "budget/team-a.joules=1",
-        "there is no cap \"joules\"; there is usdPerHour, watts, gramsCO2ePerHour"
+        "there is no cap \"joules\"; there is gramsCO2ePerHour, usdPerHour, watts"
     )]
     #[case("budget/team-a.watts=much", "is not an amount of watts; write a number of 0 or more")]
     #[case("slo/x.tpot=1ms", "there is no pool \"x\"; there is default/chat, default/idle")]
     #[case("slo/chat.gold.tpot=1ms", "there is no SLO class \"gold\"; there is default")]
-    #[case("slo/chat.speed=1ms", "there is no objective \"speed\"; there is ttft, tpot, e2e")]
+    #[case("slo/chat.speed=1ms", "there is no objective \"speed\"; there is e2e, tpot, ttft")]
     #[case("slo/chat.tpot=fast", "is not a duration")]
     #[case("demand/chat*NaN", "is not a number of 0 or more")]
     #[case("demand/idle*2", "has no demand to multiply")]
     #[case("price/h100=NaN", "is not an amount")]
+    #[case("gpu/h10+4", "; did you mean h100?")]
+    #[case("demand/chta*2", "; did you mean chat?")]
+    #[case("budget/taem-a=3", "; did you mean team-a?")]
+    #[case("gpus/h100+4", "; did you mean gpu/h100+4?")]
+    #[case("slo/chat.tpto=60ms", "; did you mean tpot?")]
+    #[case("pool/chat=2x", "name a field, e.g. pool/chat.rps=2x")]
+    #[case(
+        "pool/chat.maxx=2",
+        "there is no pool field \"maxx\"; there is max, min, minQuality, priority, rps; did you mean max?"
+    )]
+    #[case("pool/chat.max=two", "is not a whole number of replicas")]
+    #[case("pool/chat.rps=fast", "write a rate (7), a factor (2x) or a share (+50%, -20%)")]
+    #[case("pool/chat.rps=-120%", "is not a rate")]
+    #[case("pool/chat.minQuality=2", "is not a quality from 0 to 1")]
+    #[case("node/h-9=gone", "there is no node \"h-9\"")]
+    #[case("node/h-0=asleep", "is no state of a node; there is cordoned, gone, ready")]
     fn mistakes_name_what_exists(#[case] change: &str, #[case] says: &str) {
         let w = world();
         let error = apply(&w.snapshot, &w.demands, change).unwrap_err().to_string();
