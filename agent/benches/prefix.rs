@@ -4,7 +4,7 @@
 //! Mooncake's form (`timestamp` in ms, `input_length`, `output_length`, `hash_ids` of blocks of 512 tokens). Replicas are a
 //! prefill queue, a batch and an LRU cache; times are simulated, so every run prints the same.
 
-#![allow(clippy::unwrap_used, clippy::print_stdout, missing_docs)]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, missing_docs)]
 
 #[path = "../tests/support/mod.rs"]
 mod support;

@@ -1,5 +1,7 @@
 //! Clients and engines that mean no good, over raw sockets: clear answers, bounded memory, nobody else disturbed.
 
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 mod support;
 
 use std::net::SocketAddr;

@@ -153,6 +153,7 @@ fn classes_share_the_traffic() {
 #[case::pp_too_deep(json!({"parallelism": {"pipeline": [64]}, "model": {"preset": "phi-4"}}), "spec.parallelism.pipeline", "at most 40")]
 #[case::no_experts(json!({"parallelism": {"expert": true}}), "spec.parallelism.expert", "mixture-of-experts")]
 #[case::experts_of_llamacpp(json!({"parallelism": {"expert": true}, "model": {"preset": "mixtral-8x7b"}, "engine": {"kind": "llamacpp"}}), "spec.parallelism.expert", "vllm or sglang")]
+#[case::parts_of_llamacpp(json!({"parallelism": {"disaggregation": "Always"}, "engine": {"kind": "llamacpp"}}), "spec.parallelism.disaggregation", "vllm or sglang")]
 #[case::quality(json!({"variants": [{"name": "a", "weights": "bf16", "quality": 1.5}]}), "spec.variants[0].quality", "from 0 to 1")]
 #[case::variant_twice(json!({"variants": [{"name": "a", "weights": "bf16"}, {"name": "a", "weights": "fp8"}]}), "spec.variants[1].name", "its own name")]
 #[case::int4_without_source(json!({"variants": [{"name": "q4", "weights": "int4"}]}), "spec.variants[0].source", "quantised to int4")]

@@ -103,7 +103,8 @@ impl KvTransfer {
         self.latency_ms + self.occupied_ms(prompt_tokens)
     }
 
-    fn occupied_ms(&self, prompt_tokens: f64) -> f64 {
+    /// Time for which one prompt takes the whole link, milliseconds.
+    pub fn occupied_ms(&self, prompt_tokens: f64) -> f64 {
         1e3 * self.bytes(prompt_tokens) / self.bytes_per_second
     }
 }

@@ -6,7 +6,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::budget::{BudgetUnit, Consumption, OnLimit};
-use crate::{DemandEstimate, NodeName, PoolId, ReplicaId, Shape};
+use crate::{DemandEstimate, NodeName, PoolId, ReplicaId, Role, Shape};
 
 /// One replica the plan wants.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -39,8 +39,11 @@ pub struct Prediction {
 pub struct Flow {
     /// Name of the request class.
     pub class: String,
-    /// Shape that serves it.
+    /// Shape that serves it, or does its part of it: what prefill replicas take, decode replicas take as well.
     pub shape: Shape,
+    /// Zone that a prefill or decode replica's flow is bound to, because its counterparts are there (empty: any).
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub zone: String,
     /// Rate, requests per second.
     pub rps: f64,
 }
@@ -164,7 +167,7 @@ pub struct PoolPlan {
     pub outcome: PoolOutcome,
     /// Wanted replicas.
     pub replicas: Vec<ReplicaAssignment>,
-    /// Flow of each request class to each shape.
+    /// Flow of each request class to each shape; what is prefilled and decoded apart is in it twice.
     pub flows: Vec<Flow>,
     /// Demand left unserved, requests per second.
     pub unserved_rps: f64,
@@ -197,6 +200,11 @@ pub struct PoolPlan {
 }
 
 impl PoolPlan {
+    /// Rate that is served: each request once, wherever it is decoded.
+    pub fn served_rps(&self) -> f64 {
+        self.flows.iter().filter(|f| f.shape.role != Role::Prefill).map(|f| f.rps).sum()
+    }
+
     /// What its replicas take of budgets.
     pub fn consumption(&self) -> Consumption {
         Consumption {
@@ -209,7 +217,7 @@ impl PoolPlan {
     /// Highest rate of the wanted replicas within the objectives, under the planned mix, requests per second.
     pub fn max_rps(&self) -> f64 {
         let line = |s: &Shape| self.load_lines.iter().find(|(l, _)| l == s).map_or(0.0, |(_, rps)| *rps);
-        self.by_shape().iter().map(|(s, n)| f64::from(*n) * line(s)).sum()
+        served_rps(self.by_shape().iter().map(|(s, n)| (s.role, f64::from(*n) * line(s))))
     }
 
     /// What runs today beside what is advised, for a pool that adopts engines of others.
@@ -243,6 +251,20 @@ impl PoolPlan {
         let parts: Vec<String> = self.by_shape().iter().map(|(s, n)| format!("{n}× {s}")).collect();
         if parts.is_empty() { "–".to_owned() } else { parts.join(" + ") }
     }
+}
+
+/// What replicas serve together, from the role and rate of each: those that serve requests whole, and as much as can be both prefilled
+/// and decoded. Requests per second, or any other measure of a flow.
+pub fn served_rps(replicas: impl IntoIterator<Item = (Role, f64)>) -> f64 {
+    let (mut whole, mut prefill, mut decode) = (0.0, 0.0, 0.0);
+    for (role, rps) in replicas {
+        *match role {
+            Role::Mixed => &mut whole,
+            Role::Prefill => &mut prefill,
+            Role::Decode => &mut decode,
+        } += rps;
+    }
+    whole + f64::min(prefill, decode)
 }
 
 /// How good the solution is known to be.

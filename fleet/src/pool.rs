@@ -36,6 +36,16 @@ impl EngineKind {
         }
     }
 
+    /// Whether prefill and decode can be on replicas of their own.
+    pub fn disaggregates(self) -> bool {
+        matches!(self, Self::Vllm | Self::Sglang | Self::Simulated)
+    }
+
+    /// Whether it is started with room for LoRA adapters.
+    pub fn serves_adapters(self) -> bool {
+        matches!(self, Self::Vllm | Self::Sglang)
+    }
+
     /// Whether one replica of it can run over several nodes.
     pub fn spans_nodes(self) -> bool {
         matches!(self, Self::Vllm | Self::Sglang | Self::Simulated)
@@ -64,11 +74,11 @@ pub struct EngineSpec {
 #[serde(rename_all = "lowercase")]
 pub enum Disaggregation {
     /// Where it pays.
-    #[default]
     Auto,
     /// Always.
     Always,
     /// Never.
+    #[default]
     Never,
 }
 

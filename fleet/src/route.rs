@@ -107,7 +107,8 @@ pub struct Endpoint {
     pub engine_address: String,
     /// Model name to put into requests sent to the engine.
     pub engine_model: String,
-    /// Share of the pool's traffic by request class `(class, weight)`; an empty list means an even share.
+    /// Share of the pool's traffic by request class `(class, weight)`; an empty list means an even share. Of prefill
+    /// replicas it is their share of what is prefilled apart, of all others of what is answered.
     pub weights: Vec<(String, f64)>,
     /// Step-time model.
     pub coefficients: StepCoefficients,

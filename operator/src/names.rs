@@ -28,6 +28,10 @@ pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 pub const PLIMSOLL: &str = "plimsoll";
 /// Port of an engine's API on its pod.
 pub const ENGINE_PORT: i32 = 8000;
+/// Port at which a vLLM engine tells others how to read its KV cache.
+pub const HAND_OVER_PORT: i32 = 5600;
+/// Port at which an SGLang prefill engine and decode engines meet.
+pub const BOOTSTRAP_PORT: i32 = 8998;
 /// Port at which the pods of a replica over several nodes find one another.
 pub const RENDEZVOUS_PORT: i32 = 29_500;
 

@@ -11,6 +11,7 @@ use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::resource::v1::{ResourceClaim, ResourceSlice};
 use plimsoll_crds::AcceleratorClass;
+use plimsoll_fleet::Role;
 use plimsoll_operator::build::{Action, queue};
 use plimsoll_operator::devices::DynamicResources;
 use plimsoll_operator::disruption::{self, Step};
@@ -44,6 +45,53 @@ fn built(world: &World, node: &str) -> Value {
     let prepared = decide(world, Some(&plan(7, &world.pools[0], vec![one])), &[], at(100));
     assert!(prepared.problems.is_empty(), "{:?}", prepared.problems);
     serde_json::to_value(&pods(&prepared)[0]).unwrap()
+}
+
+/// The engine's container of a replica that does one part of each request, on an engine of a kind.
+fn part(kind: &str, role: Role) -> Value {
+    let spec = format!(
+        "{{model: {{name: llama-3.1-70b, preset: llama-3.1-70b}}, slo: {{ttft: {{p95: 800ms}}}}, engine: {{kind: {kind}}}}}"
+    );
+    let world = world(vec![pool("chat", &spec)]);
+    let mut one = assignment("chat-1", "gpu-1");
+    one.shape.role = role;
+    let prepared = decide(&world, Some(&plan(7, &world.pools[0], vec![one])), &[], at(100));
+    assert!(prepared.problems.is_empty(), "{:?}", prepared.problems);
+    let pod = serde_json::to_value(&pods(&prepared)[0]).unwrap();
+    assert_eq!(pod["metadata"]["labels"]["plimsoll.dev/role"], json!(role.to_string()));
+    pod["spec"]["containers"][0].clone()
+}
+
+#[test]
+fn engines_that_prefill_or_decode_know_how_caches_get_from_one_to_the_other() {
+    let argument = |engine: &Value, name: &str| -> Option<String> {
+        let args: Vec<&str> = engine["args"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+        let at = args.iter().position(|a| *a == name)?;
+        Some((*args.get(at + 1)?).to_owned())
+    };
+    let ports = |engine: &Value| -> Vec<i64> {
+        engine["ports"].as_array().unwrap().iter().filter_map(|p| p["containerPort"].as_i64()).collect()
+    };
+    for role in [Role::Prefill, Role::Decode] {
+        let vllm = part("vllm", role);
+        let connector: Value =
+            serde_json::from_str(&argument(&vllm, "--kv-transfer-config").unwrap()).unwrap();
+        assert_eq!(connector, json!({"kv_connector": "NixlConnector", "kv_role": "kv_both"}));
+        let env = vllm["env"].as_array().unwrap();
+        let own = env.iter().find(|v| v["name"] == "VLLM_NIXL_SIDE_CHANNEL_HOST").unwrap();
+        assert_eq!(own["valueFrom"]["fieldRef"]["fieldPath"], "status.podIP");
+        assert!(env.contains(&json!({"name": "VLLM_NIXL_SIDE_CHANNEL_PORT", "value": "5600"})));
+        assert_eq!(ports(&vllm), [8000, 5600]);
+        let sglang = part("sglang", role);
+        assert_eq!(argument(&sglang, "--disaggregation-mode"), Some(role.to_string()));
+        assert_eq!(argument(&sglang, "--disaggregation-transfer-backend").as_deref(), Some("nixl"));
+        let meets = role == Role::Prefill;
+        let port = argument(&sglang, "--disaggregation-bootstrap-port");
+        assert_eq!(port.as_deref(), meets.then_some("8998"));
+        assert_eq!(ports(&sglang), if meets { vec![8000, 8998] } else { vec![8000] });
+    }
+    let whole = part("vllm", Role::Mixed);
+    assert_eq!((argument(&whole, "--kv-transfer-config"), ports(&whole)), (None, vec![8000]));
 }
 
 #[rstest]

@@ -1,5 +1,6 @@
-//! Time, gap and memory of planning large mixed fleets: `cargo bench -p plimsoll-scheduler --bench fleets [-- pools … --json FILE]`.
-//! With `--json` the cold instances are written as plain programs for `scripts/compare-highs`.
+//! Time, gap and memory of planning large mixed fleets: `cargo bench -p plimsoll-scheduler --bench fleets [-- pools … --json FILE]`; with
+//! `apart`, prefill and decode may be on replicas of their own. With `--json` the cold instances are written as plain programs for
+//! `scripts/compare-highs`.
 //!
 //! Ten accelerators a pool, of eight kinds in four zones, and so much demand that some kinds run short; a budget for each of ten teams
 //! inside one for all. Each fleet is planned cold (no plan in force, nothing known of any shape), then again as it then runs with each
@@ -10,6 +11,7 @@ mod support;
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
+use plimsoll_fleet::pool::Disaggregation;
 use plimsoll_fleet::*;
 use plimsoll_scheduler::baselines::{Candidates, with_problem};
 use plimsoll_scheduler::plan::program::Problem;
@@ -103,6 +105,7 @@ fn main() -> Result<(), Failure> {
     let mut instances = Vec::new();
     let mut sizes: Vec<usize> = std::env::args().filter_map(|a| a.parse().ok()).collect();
     let load = std::env::args().find_map(|a| a.strip_prefix("load=")?.parse().ok()).unwrap_or(6.0);
+    let apart = std::env::args().any(|a| a == "apart");
     if sizes.is_empty() {
         sizes = vec![10, 50, 200, 1000];
     }
@@ -114,7 +117,10 @@ fn main() -> Result<(), Failure> {
         let mut demands = BTreeMap::new();
         let mut noise = Noise(7);
         for i in 0..count {
-            let (pool, demand) = pool(i, load, &mut noise)?;
+            let (mut pool, demand) = pool(i, load, &mut noise)?;
+            if apart {
+                pool.parallelism.disaggregation = Disaggregation::Auto;
+            }
             demands.insert(pool.id.clone(), demand);
             snapshot.pools.push(pool);
         }

@@ -6,10 +6,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use plimsoll_fleet::plan::served_rps;
 use plimsoll_fleet::pool::{EngineKind, Mode};
 use plimsoll_fleet::rollout::Gate;
 use plimsoll_fleet::{
-    ClusterSnapshot, NodeName, Plan, PoolId, ReplicaAssignment, ReplicaId, ReplicaPhase, ReplicaStatus, Shape,
+    ClusterSnapshot, NodeName, Plan, PoolId, ReplicaAssignment, ReplicaId, ReplicaPhase, ReplicaStatus, Role,
+    Shape,
 };
 use serde::{Deserialize, Serialize};
 
@@ -85,13 +87,11 @@ fn decide_pool(
     let planned = input.plan.pool(pool).map(|p| p.replicas.as_slice()).unwrap_or_default();
     let ready = |id: &ReplicaId| exists.get(id).is_some_and(|r| r.phase == ReplicaPhase::Ready);
     let waiting: Vec<_> = planned.iter().filter(|r| !ready(&r.id)).collect();
-    let mut capacity: f64 = planned.iter().filter(|r| ready(&r.id)).map(|r| line(&r.shape)).sum();
+    let mut serving: Vec<(&ReplicaId, Role, f64)> =
+        planned.iter().filter(|r| ready(&r.id)).map(|r| (&r.id, r.shape.role, line(&r.shape))).collect();
     // Dropped replicas that still take requests carry load too.
-    capacity += dropped
-        .iter()
-        .filter(|r| r.phase == ReplicaPhase::Ready && !state.draining.contains_key(&r.id))
-        .map(|r| line(&r.shape))
-        .sum::<f64>();
+    let open = |r: &&&ReplicaStatus| r.phase == ReplicaPhase::Ready && !state.draining.contains_key(&r.id);
+    serving.extend(dropped.iter().filter(open).map(|r| (&r.id, r.shape.role, line(&r.shape))));
     let rps = input.rps.get(pool).copied().unwrap_or(0.0);
     // While a canary is judged, somebody has to serve what it is compared with.
     let judged = input.snapshot.pools.iter().any(|p| &p.id == pool && p.rollout.gate == Gate::Canary);
@@ -105,7 +105,9 @@ fn decide_pool(
             continue;
         }
         if !state.draining.contains_key(&replica.id) {
-            let left = capacity - line(&replica.shape);
+            // What others prefill or decode counts only as far as there is another for the rest.
+            let others = serving.iter().filter(|(id, _, _)| **id != replica.id);
+            let left = served_rps(others.map(|(_, role, rps)| (*role, *rps)));
             let blocks = waiting.iter().any(|w| is_in_the_way(input.snapshot, replica, w));
             // A successor has to show that it serves before the replica it takes over from stops.
             let spare = left >= rps && !replica.outdated;
@@ -114,7 +116,7 @@ fn decide_pool(
             if !go {
                 continue;
             }
-            capacity = left;
+            serving.retain(|(id, _, _)| **id != replica.id);
             state.draining.insert(replica.id.clone(), input.now);
         }
         let since = state.draining.get(&replica.id).copied().unwrap_or(input.now);
@@ -179,13 +181,22 @@ mod tests {
 
         fn decide(&mut self, now: f64) -> (Vec<String>, Vec<String>) {
             let id: PoolId = "default/a".parse().unwrap();
+            self.decide_with(&[((id, shape()), 2.0)].into(), now)
+        }
+
+        fn decide_with(
+            &mut self,
+            load_lines: &BTreeMap<(PoolId, Shape), f64>,
+            now: f64,
+        ) -> (Vec<String>, Vec<String>) {
+            let id: PoolId = "default/a".parse().unwrap();
             decide(
                 &mut self.state,
                 &DrainInput {
                     plan: &self.plan,
                     snapshot: &self.snapshot,
-                    rps: &[(id.clone(), self.rps)].into(),
-                    load_lines: &[((id, shape()), 2.0)].into(),
+                    rps: &[(id, self.rps)].into(),
+                    load_lines,
                     agents: &self.agents,
                     unwatched_seconds: 300.0,
                     now,
@@ -229,6 +240,25 @@ mod tests {
         let mut w = World::new(&[("a-1", "n1"), ("a-2", "n1")], &running);
         w.rps = 1.5;
         assert_eq!(w.decide(0.0).0, ["old-1"], "two rps left of four; the second one must stay");
+    }
+
+    #[test]
+    fn what_serves_whole_stays_until_both_parts_that_take_over_are_there() {
+        let running =
+            [("old-1", "n2", Ready), ("p", "n1", Ready), ("d", "n1", Starting), ("d-2", "n1", Starting)];
+        let mut w = World::new(&[("p", "n1"), ("d", "n1"), ("d-2", "n1")], &running);
+        let mut lines = BTreeMap::new();
+        let id: PoolId = "default/a".parse().unwrap();
+        for role in [Role::Mixed, Role::Prefill, Role::Decode] {
+            lines.insert((id.clone(), Shape { role, ..shape() }), 2.0);
+        }
+        for (i, role) in [(0, Role::Prefill), (1, Role::Decode), (2, Role::Decode)] {
+            w.plan.pools[0].replicas[i].shape.role = role;
+            w.snapshot.replicas[i + 1].shape.role = role;
+        }
+        assert_eq!(w.decide_with(&lines, 0.0).0, Vec::<String>::new(), "nobody decodes what p prefills");
+        w.snapshot.replicas[2].phase = Ready;
+        assert_eq!(w.decide_with(&lines, 1.0).0, ["old-1"]);
     }
 
     #[test]

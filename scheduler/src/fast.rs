@@ -6,10 +6,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use plimsoll_fleet::plan::served_rps;
 use plimsoll_fleet::pool::Mode;
 use plimsoll_fleet::{
     Budget, BudgetUnit, ClusterSnapshot, Consumption, ModelPool, NodeInfo, NodeName, OnLimit, Plan, PoolId,
-    PoolPlan, ReplicaAssignment, ReplicaId, ReplicaPhase, ReplicaStatus, Shape,
+    PoolPlan, ReplicaAssignment, ReplicaId, ReplicaPhase, ReplicaStatus, Role, Shape,
 };
 
 use crate::place::fair_share;
@@ -146,7 +147,8 @@ impl<'a> Index<'a> {
 }
 
 enum Verdict {
-    Add(String),
+    /// One more replica of a role.
+    Add(Role, String),
     Remove(ReplicaId, String),
 }
 
@@ -170,22 +172,28 @@ fn verdict(
         *memory = Memory { waiting: memory.waiting, ..Memory::default() };
         return None;
     }
-    let capacity: f64 = loads.iter().map(|(_, l)| l.capacity_tokens).sum();
-    let outstanding: f64 = loads.iter().map(|(_, l)| l.outstanding_tokens).sum();
-    let waiting: f64 = loads.iter().filter_map(|(_, l)| l.waiting).sum();
-    if capacity <= 0.0 || !capacity.is_finite() || !outstanding.is_finite() {
+    let groups = groups(&loads);
+    if groups.iter().any(|g| g.capacity <= 0.0 || !g.capacity.is_finite() || !g.outstanding.is_finite()) {
         return None;
     }
-    let queue = waiting >= config.waiting_per_replica * n as f64 && waiting >= memory.waiting;
+    let waiting: f64 = groups.iter().map(|g| g.waiting).sum();
+    let grows = waiting >= memory.waiting;
     memory.waiting = waiting;
-    if outstanding > config.high * capacity || queue {
+    let queue = |g: &Group| g.waiting >= config.waiting_per_replica * g.replicas && grows;
+    let pressed = groups.iter().filter(|g| g.used() > config.high || queue(g));
+    if let Some(most) = pressed.max_by(|a, b| a.used().total_cmp(&b.used())) {
         memory.slack_since = None;
         let since = *memory.pressed_since.get_or_insert(input.now);
         if input.now - since >= config.up_seconds && input.now > since && (n as u32) < planned.envelope.1 {
-            return Some(Verdict::Add(format!(
-                "tokens at {:.0} % of capacity, {waiting:.0} requests waiting",
-                100.0 * outstanding / capacity
-            )));
+            let of = if most.role == Role::Mixed { String::new() } else { format!("{}: ", most.role) };
+            return Some(Verdict::Add(
+                most.role,
+                format!(
+                    "{of}tokens at {:.0} % of capacity, {:.0} requests waiting",
+                    100.0 * most.used(),
+                    most.waiting
+                ),
+            ));
         }
         return None;
     }
@@ -193,14 +201,25 @@ fn verdict(
 
     let line = |s: &Shape| planned.load_lines.iter().find(|(shape, _)| shape == s).map(|(_, rps)| *rps);
     let created = |r: &ReplicaAssignment| index.replicas.get(&r.id).map(|s| s.created_at);
-    let dearest = planned.replicas.iter().max_by(|a, b| {
+    // The last of a role in a zone leaves others without a counterpart.
+    let zone = |r: &ReplicaAssignment| {
+        input.snapshot.nodes.iter().find(|x| r.nodes.first() == Some(&x.name)).map(|x| x.zone.as_str())
+    };
+    let may_go = |r: &&ReplicaAssignment| {
+        let same = |o: &&ReplicaAssignment| o.shape.role == r.shape.role && zone(o) == zone(r);
+        r.shape.role == Role::Mixed || planned.replicas.iter().filter(same).count() > 1
+    };
+    let dearest = planned.replicas.iter().filter(may_go).max_by(|a, b| {
         let cost =
             |r: &ReplicaAssignment| usd_per_hour(r, input.snapshot) / line(&r.shape).unwrap_or(1.0).max(1e-9);
         cost(a).total_cmp(&cost(b)).then_with(|| created(a).cmp(&created(b)))
     })?;
-    let others: f64 = loads.iter().filter(|(r, _)| r.id != dearest.id).map(|(_, l)| l.capacity_tokens).sum();
-    let lines: Option<f64> =
-        planned.replicas.iter().filter(|r| r.id != dearest.id).map(|r| line(&r.shape)).sum();
+    let peers = loads.iter().filter(|(r, _)| r.shape.role == dearest.shape.role);
+    let outstanding: f64 = peers.clone().map(|(_, l)| l.outstanding_tokens).sum();
+    let others: f64 = peers.filter(|(r, _)| r.id != dearest.id).map(|(_, l)| l.capacity_tokens).sum();
+    let rest = planned.replicas.iter().filter(|r| r.id != dearest.id);
+    let lines: Option<Vec<(Role, f64)>> = rest.map(|r| Some((r.shape.role, line(&r.shape)?))).collect();
+    let lines = lines.map(served_rps);
     let demand = input.demand_rps.get(&pool.id).copied();
     let slack = n as u32 > planned.envelope.0.max(1)
         && waiting < 0.5
@@ -224,6 +243,39 @@ fn verdict(
     })
 }
 
+/// What replicas of one role hold.
+struct Group {
+    role: Role,
+    replicas: f64,
+    capacity: f64,
+    outstanding: f64,
+    waiting: f64,
+}
+
+impl Group {
+    fn used(&self) -> f64 {
+        self.outstanding / self.capacity
+    }
+}
+
+/// Replicas that serve requests whole, that prefill and that decode are pressed each for themselves.
+fn groups(loads: &[(&ReplicaAssignment, &ReplicaLoad)]) -> Vec<Group> {
+    let mut groups: Vec<Group> = Vec::new();
+    for (r, load) in loads {
+        let role = r.shape.role;
+        let at = groups.iter().position(|g| g.role == role).unwrap_or_else(|| {
+            groups.push(Group { role, replicas: 0.0, capacity: 0.0, outstanding: 0.0, waiting: 0.0 });
+            groups.len() - 1
+        });
+        let g = &mut groups[at];
+        g.replicas += 1.0;
+        g.capacity += load.capacity_tokens;
+        g.outstanding += load.outstanding_tokens;
+        g.waiting += load.waiting.unwrap_or(0.0);
+    }
+    groups
+}
+
 /// Price of a replica, $/h (0 if its accelerator class is unknown).
 pub fn usd_per_hour(r: &ReplicaAssignment, snapshot: &ClusterSnapshot) -> f64 {
     price(&r.shape, r.spot, snapshot)
@@ -243,7 +295,13 @@ fn apply(
     input: &FastInput<'_>,
 ) -> Option<FastChange> {
     let before = planned.replicas.len();
-    let added = matches!(verdict, Verdict::Add(_));
+    let added = matches!(verdict, Verdict::Add(..));
+    let role = match &verdict {
+        Verdict::Add(role, _) => Some(*role),
+        Verdict::Remove(..) => None,
+    };
+    let of_role = |r: &&ReplicaAssignment| role.is_none_or(|role| r.shape.role == role);
+    let peers = planned.replicas.iter().filter(of_role).count();
     let mut next_serial = input.next_serial;
     let mut replicas = planned.replicas.clone();
     let why = match verdict {
@@ -251,9 +309,18 @@ fn apply(
             replicas.retain(|r| r.id != id);
             why
         }
-        Verdict::Add(why) => {
+        Verdict::Add(role, why) => {
             // The cheapest per request of the shapes in use that has room.
-            let mut options: Vec<&ReplicaAssignment> = planned.replicas.iter().collect();
+            let mut options: Vec<&ReplicaAssignment> = planned.replicas.iter().filter(of_role).collect();
+            // Where its counterparts are.
+            let counterparts = planned
+                .replicas
+                .iter()
+                .filter(|r| !matches!(r.shape.role, Role::Mixed) && r.shape.role != role);
+            let nodes: BTreeSet<&NodeName> = counterparts.flat_map(|r| &r.nodes).collect();
+            let zones = input.snapshot.nodes.iter().filter(|n| nodes.contains(&n.name));
+            let zones: BTreeSet<&str> = zones.map(|n| n.zone.as_str()).collect();
+            let reaches = |n: &NodeInfo| role == Role::Mixed || zones.contains(n.zone.as_str());
             let line = |s: &Shape| {
                 planned.load_lines.iter().find(|(x, _)| x == s).map_or(1.0, |(_, rps)| rps.max(1e-9))
             };
@@ -263,7 +330,7 @@ fn apply(
             });
             options.dedup_by(|a, b| a.shape == b.shape && a.spot == b.spot);
             let (model, node) = options.into_iter().find_map(|r| {
-                let node = free_node(pool, &r.shape, r.spot, input)?;
+                let node = free_node(pool, &r.shape, r.spot, &reaches, input)?;
                 let more = ReplicaAssignment { nodes: vec![node.clone()], ..r.clone() };
                 let takes = consumption(&more, planned, input.snapshot);
                 within_budgets(&pool.id, &takes, input).then_some((r, node))
@@ -298,7 +365,7 @@ fn apply(
     for used in plan.budgets.iter_mut().filter(|b| names.contains(b.budget.as_str())) {
         used.planned += takes.of(used.unit) - before_it.of(used.unit);
     }
-    let shown_rps = planned.demand.total_rps() * (before + 1) as f64 / before.max(1) as f64;
+    let shown_rps = planned.demand.total_rps() * (peers + 1) as f64 / peers.max(1) as f64;
     Some(FastChange { plan, next_serial, pool: pool.id.clone(), added, shown_rps })
 }
 
@@ -335,7 +402,13 @@ fn within_budgets(pool: &PoolId, extra: &Consumption, input: &FastInput<'_>) -> 
 
 /// The node for one more replica of a one-node shape: not one that its pool crowds, and of the rest the one it
 /// fills best, counting what is planned and what still runs.
-fn free_node(pool: &ModelPool, shape: &Shape, spot: bool, input: &FastInput<'_>) -> Option<NodeName> {
+fn free_node(
+    pool: &ModelPool,
+    shape: &Shape,
+    spot: bool,
+    reaches: &dyn Fn(&NodeInfo) -> bool,
+    input: &FastInput<'_>,
+) -> Option<NodeName> {
     let planned: BTreeSet<&ReplicaId> =
         input.plan.pools.iter().flat_map(|p| &p.replicas).map(|r| &r.id).collect();
     let wanted = input.plan.pools.iter().flat_map(|p| &p.replicas).map(|r| (&r.shape, &r.nodes));
@@ -362,7 +435,7 @@ fn free_node(pool: &ModelPool, shape: &Shape, spot: bool, input: &FastInput<'_>)
         .iter()
         .filter(|n| n.accelerator == shape.accelerator && n.spot == spot)
         .filter(|n| eligibility(pool, n) == Eligibility::Open)
-        .filter(|n| free(n) >= shape.gpus())
+        .filter(|n| free(n) >= shape.gpus() && reaches(n))
         .min_by_key(|n| (crowded(n), free(n), n.name.clone()))
         .map(|n| n.name.clone())
 }
@@ -429,6 +502,36 @@ mod tests {
         // It is not there yet: nothing more happens, however full the others are.
         w.plan = change.plan;
         assert_eq!(w.look(2000.0, 50.0, 60), None);
+    }
+
+    #[test]
+    fn of_two_parts_the_pressed_one_grows_and_neither_goes_without_the_other() {
+        let roles = [Role::Prefill, Role::Decode, Role::Decode];
+        let world = |rps: f64| {
+            let mut w = World::new(3, rps);
+            w.plan.pools[0].load_lines = roles.map(|role| (Shape { role, ..shape() }, 2.0)).to_vec();
+            for (i, role) in roles.into_iter().enumerate() {
+                w.plan.pools[0].replicas[i].shape.role = role;
+                w.snapshot.replicas[i].shape.role = role;
+            }
+            w
+        };
+        // The nodes with the most room are where nobody prefills.
+        let mut w = world(2.0);
+        w.snapshot.nodes[1].zone = "b".into();
+        w.snapshot.nodes[0].allocatable_gpus = 4;
+        let change = w.look(950.0, 0.0, 10).unwrap();
+        let new = change.plan.pools[0].replicas.last().unwrap();
+        assert_eq!((new.shape.role, new.nodes[0].as_str()), (Role::Decode, "n1"));
+        assert!((change.shown_rps - 3.0).abs() < 1e-9, "of two that decode: {}", change.shown_rps);
+        // One of those that decode may go, the only one that prefills may not.
+        let mut w = world(1.0);
+        let change = w.look(10.0, 0.0, 2000).unwrap();
+        let left: Vec<Role> = change.plan.pools[0].replicas.iter().map(|r| r.shape.role).collect();
+        assert_eq!(left, [Role::Prefill, Role::Decode]);
+        w.plan = change.plan;
+        w.snapshot.replicas.retain(|r| w.plan.pools[0].replicas.iter().any(|p| p.id == r.id));
+        assert_eq!(w.look(0.0, 0.0, 4000), None);
     }
 
     #[test]

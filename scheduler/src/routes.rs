@@ -15,9 +15,9 @@ use plimsoll_fleet::{
     ReplicaPhase, ReplicaStatus, RequestClass, Role, RouteTable, Shape, StepCoefficients,
 };
 
-use crate::plan::EngineModel;
 use crate::plan::candidates::planned_classes;
 use crate::plan::performance::{Performance, Query};
+use crate::plan::{EngineModel, engine_config};
 
 /// For a replica whose shape the engine model cannot describe (adopted, or its class is gone): a mid-size model on a
 /// mid-size accelerator, so that choosing among replicas still works.
@@ -215,7 +215,7 @@ fn step(
 ) -> Option<StepCoefficients> {
     let accelerator = snapshot.accelerators.iter().find(|a| a.name == shape.accelerator)?;
     let variant = pool.variant(&shape.variant)?;
-    EngineModel::default().coefficients(&Query {
+    EngineModel.coefficients(&Query {
         pool,
         variant,
         accelerator,
@@ -224,32 +224,41 @@ fn step(
         arrival_scv: 1.0,
         margin: 0.0,
         stretch: 1.0,
+        engine: engine_config(pool, &snapshot.adapters),
+        limits: None,
     })
 }
 
-/// Gives each endpoint its share of each class's planned flow; classes of which no flow reaches a ready replica keep
-/// an even share.
+/// Gives each endpoint its share of each class's planned flow: those that answer (all but prefill replicas) of what is answered, and prefill
+/// replicas of what is prefilled apart, so that what some prefill others decode. Classes of which no flow reaches a ready replica keep an even
+/// share.
 fn weigh(plan: &PoolPlan, replicas: &[&ReplicaStatus], endpoints: &mut [Endpoint]) {
     let shape_of = |e: &Endpoint| replicas.iter().find(|r| r.id == e.replica).map(|r| r.shape.clone());
     let shapes: Vec<Option<Shape>> = endpoints.iter().map(shape_of).collect();
     let open: Vec<bool> = endpoints.iter().map(|e| !e.draining).collect();
+    let answers: Vec<bool> = endpoints.iter().map(|e| e.role != Role::Prefill).collect();
+    let in_zone: Vec<String> = endpoints.iter().map(|e| e.zone.clone()).collect();
     let mut classes: Vec<&str> = plan.flows.iter().map(|f| f.class.as_str()).collect();
     classes.sort_unstable();
     classes.dedup();
     for class in classes {
         let mut weights = vec![0.0; endpoints.len()];
         for flow in plan.flows.iter().filter(|f| f.class == class) {
+            let here = |i: usize| flow.zone.is_empty() || flow.zone == in_zone[i];
             let members: Vec<usize> = (0..endpoints.len())
-                .filter(|i| open[*i] && shapes[*i].as_ref() == Some(&flow.shape))
+                .filter(|i| open[*i] && here(*i) && shapes[*i].as_ref() == Some(&flow.shape))
                 .collect();
             for i in &members {
                 weights[*i] += flow.rps / members.len() as f64;
             }
         }
-        let total: f64 = weights.iter().sum();
-        if total > 0.0 {
-            for (endpoint, weight) in endpoints.iter_mut().zip(&weights) {
-                endpoint.weights.push((class.to_owned(), weight / total));
+        for part in [true, false] {
+            let own = |i: &usize| answers[*i] == part;
+            let total: f64 = (0..endpoints.len()).filter(own).map(|i| weights[i]).sum();
+            if total > 0.0 {
+                for i in (0..endpoints.len()).filter(own) {
+                    endpoints[i].weights.push((class.to_owned(), weights[i] / total));
+                }
             }
         }
     }
@@ -258,15 +267,8 @@ fn weigh(plan: &PoolPlan, replicas: &[&ReplicaStatus], endpoints: &mut [Endpoint
 /// Splits the pool's cost over prompt and answer tokens by the engine time each takes, $ per million. With no demand
 /// the pool counts as loaded to its line.
 fn token_prices(plan: &PoolPlan, mix: &[RequestClass], step: &StepCoefficients) -> Option<(f64, f64)> {
-    let rps: f64 = plan.flows.iter().map(|f| f.rps).sum();
-    let full: f64 = plan
-        .by_shape()
-        .iter()
-        .map(|(s, n)| {
-            plan.load_lines.iter().find(|(l, _)| l == s).map_or(0.0, |(_, line)| line * f64::from(*n))
-        })
-        .sum();
-    let rate = if rps > 1e-9 { rps } else { full };
+    let rps = plan.served_rps();
+    let rate = if rps > 1e-9 { rps } else { plan.max_rps() };
     let replicas = plan.replicas.len() as f64;
     if rate <= 0.0 || replicas <= 0.0 || mix.is_empty() {
         return None;

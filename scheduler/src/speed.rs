@@ -8,11 +8,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use plimsoll_engine::EngineConfig;
 use plimsoll_engine::calibrate::{Online, OnlineConfig, Prior, Subject, Window};
 use plimsoll_fleet::pool::{EngineKind, ObservedSpeed};
 use plimsoll_fleet::telemetry::{AgentReport, Work};
 use plimsoll_fleet::{ClusterSnapshot, ModelPool, PoolId, ReplicaId, ReplicaPhase, ReplicaStatus, Shape};
+
+use crate::plan::engine_config;
 
 /// Length of a window, virtual seconds.
 const WINDOW_SECONDS: f64 = 60.0;
@@ -192,7 +193,7 @@ fn subject(replica: &ReplicaStatus, snapshot: &ClusterSnapshot) -> Option<Subjec
         variant: pool.variant(&replica.shape.variant)?.clone(),
         accelerator: snapshot.accelerators.iter().find(|a| a.name == replica.shape.accelerator)?.clone(),
         shape: replica.shape.clone(),
-        config: EngineConfig::default(),
+        config: engine_config(pool, &snapshot.adapters),
     })
 }
 
@@ -200,6 +201,7 @@ fn subject(replica: &ReplicaStatus, snapshot: &ClusterSnapshot) -> Option<Subjec
 mod tests {
     use super::*;
     use crate::testing::*;
+    use plimsoll_fleet::Role;
     use plimsoll_fleet::telemetry::{EngineReport, ReplicaTraffic};
 
     struct World {
@@ -291,6 +293,26 @@ mod tests {
         world.minutes(300, usual);
         assert_eq!(world.speeds.apply(&mut snapshot).len(), 1, "all is as before");
         assert!(snapshot.pools[0].observed.is_empty());
+    }
+
+    #[test]
+    fn a_decode_replica_is_compared_with_decoding_alone() {
+        let mut world = World::new();
+        let whole = world.predicted_tpot_ms();
+        world.snapshot.replicas[0].shape.role = Role::Decode;
+        let subject = subject(&world.snapshot.replicas[0], &world.snapshot).unwrap();
+        let model = subject.model(&subject.accelerator.calibration).unwrap();
+        let usual = model.decode_ms(4.0, 600.0) / (1.0 - 1e-3 * model.prefill_ms(1.0, 499.0));
+        assert!(usual < 0.98 * whole, "prompts are computed elsewhere: {usual} {whole}");
+        world.minutes(60, usual);
+        world.minutes(40, 1.5 * usual);
+        let mut snapshot = world.snapshot.clone();
+        world.speeds.apply(&mut snapshot);
+        let [observed] = &snapshot.pools[0].observed[..] else { panic!("{:?}", snapshot.pools[0].observed) };
+        assert!(
+            (observed.factor - 1.5).abs() <= 0.051 && observed.shape.role == Role::Decode,
+            "{observed:?}"
+        );
     }
 
     #[test]

@@ -314,6 +314,7 @@ impl Conversation {
             let first = picked.order.first().map_or(0.0, |r| r.prediction.decode_ms);
             let clock = self.proxy.shared.clock;
             let flight = std::mem::replace(&mut picked.flight, Flight::none());
+            picked.account.unseen();
             tokio::spawn(async move {
                 tokio::time::sleep(clock.real(first)).await;
                 drop(flight);

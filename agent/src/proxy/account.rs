@@ -89,6 +89,8 @@ pub(crate) struct Account {
     pub(crate) task: Option<u64>,
     /// Whether it is demand for the engine's accelerators, to be reported as such.
     counted: bool,
+    /// Its answer went another way: how long it took is not known.
+    unseen: bool,
     settled: bool,
 }
 
@@ -122,8 +124,14 @@ impl Account {
             much_cached: None,
             task: None,
             counted,
+            unseen: false,
             settled: false,
         }
+    }
+
+    /// The answer's body is not shown here: the request is counted, its times are not.
+    pub(crate) fn unseen(&mut self) {
+        self.unseen = true;
     }
 
     pub(crate) fn begun_ms(&self) -> f64 {
@@ -188,7 +196,9 @@ impl Account {
             self.shared.tasks.lock().ended(now, task);
         }
         let pool = &self.pool.view.route.pool;
-        let output = usage.map_or(self.token_events, |u| u.completion_tokens);
+        // Budgets pay for what an answer was expected to take where nobody saw it.
+        let counted = if self.unseen { self.expected_output.round() as u64 } else { self.token_events };
+        let output = usage.map_or(counted, |u| u.completion_tokens);
         let input = usage.map_or(self.prompt_estimate.round() as u64, |u| u.prompt_tokens);
         let used = match outcome {
             Outcome::Refused => 0.0,
@@ -215,6 +225,7 @@ impl Account {
             .inc();
         match outcome {
             _ if !self.counted => {}
+            Outcome::Finished if self.unseen => {}
             Outcome::Refused => self.shared.book.lock().refused(pool, &self.class),
             Outcome::Failed => self.shared.book.lock().failed(pool, &self.class),
             Outcome::Invalid | Outcome::Cancelled => {}

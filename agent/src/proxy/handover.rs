@@ -228,27 +228,18 @@ impl Proxy {
         self.shared.config.metrics.phase_seconds.get_or_create(&labels).observe(ms.max(0.0) / 1000.0);
     }
 
-    fn prefill_errand(
-        &self,
-        sizes: Sizes,
-        pool: &Pool,
-        partner: Partner,
-        whole: &Errand,
-        body: Bytes,
-    ) -> Errand {
+    fn prefill_errand(&self, pool: &Pool, partner: Partner, whole: &Errand, body: Bytes) -> Errand {
         Errand {
             hop: Hop {
                 replica: pool.view.route.endpoints[partner.endpoint].replica.clone(),
-                prompt_tokens: sizes.prompt_tokens,
                 cached_tokens: partner.cached_tokens,
                 expected_output: 1.0,
                 streaming: false,
-                first_token_in_ms: whole.hop.first_token_in_ms.map(|ms| ms - partner.transfer_ms),
                 tpot_ms: None,
                 finish_in_ms: None,
                 stage_in_ms: None,
                 most_output: Some(1.0),
-                priority: whole.hop.priority,
+                ..whole.hop.clone().later(partner.transfer_ms)
             },
             body,
             prefilled: false,
@@ -267,6 +258,7 @@ impl Proxy {
         tries: &mut Tries,
     ) -> Side<Result<Reply, Missed>> {
         let clock = self.shared.clock;
+        let asked = clock.now_ms();
         let endpoints = &pool.view.route.endpoints;
         let (prefill, decode) = (&endpoints[partner.endpoint], &endpoints[ranked.endpoint]);
         let kept = match tries.kept.take() {
@@ -274,7 +266,7 @@ impl Proxy {
             Some(kept) if decode.transfer_ms(&kept.at, 0.0).is_some() => kept,
             _ => {
                 let began = clock.now_ms();
-                let errand = self.prefill_errand(sizes, pool, partner, &whole, vllm_prefill(&whole.body));
+                let errand = self.prefill_errand(pool, partner, &whole, vllm_prefill(&whole.body));
                 let answer = match self.run(routed, pool, partner.endpoint, errand).await {
                     Ok(answer) => answer,
                     Err(missed) => return Side::Prefill(Err(not_begun(missed))),
@@ -299,7 +291,7 @@ impl Proxy {
         };
         let body = with_members(&whole.body, &told(&[("kv_transfer_params", kept.params.clone())]));
         let began = clock.now_ms();
-        let hop = Hop { cached_tokens: sizes.prompt_tokens, ..whole.hop };
+        let hop = Hop { cached_tokens: sizes.prompt_tokens, ..whole.hop }.later(began - asked);
         let done = self.run(routed, pool, ranked.endpoint, Errand { hop, body, prefilled: true }).await;
         Side::Decode(match done {
             Ok(reply) => {
@@ -340,7 +332,7 @@ impl Proxy {
         let decode_body = with_members(&whole.body, &meet);
         let mut changes = meet;
         changes.extend([("stream", Some("false".to_owned())), ("stream_options", None)]);
-        let errand = self.prefill_errand(sizes, pool, partner, &whole, with_members(&whole.body, &changes));
+        let errand = self.prefill_errand(pool, partner, &whole, with_members(&whole.body, &changes));
 
         let began = clock.now_ms();
         let prefilled = Prefilled::new(&prefill.replica);

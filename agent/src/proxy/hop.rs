@@ -25,6 +25,17 @@ pub(crate) struct Hop {
 }
 
 impl Hop {
+    /// The same request so many milliseconds later.
+    pub(crate) fn later(self, ms: f64) -> Self {
+        let less = |left: Option<f64>| left.map(|left| left - ms);
+        Self {
+            first_token_in_ms: less(self.first_token_in_ms),
+            finish_in_ms: less(self.finish_in_ms),
+            stage_in_ms: less(self.stage_in_ms),
+            ..self
+        }
+    }
+
     pub(crate) fn to_text(&self) -> String {
         let mut text = format!(
             "replica={};prompt={:.0};cached={:.0};output={:.0};stream={}",

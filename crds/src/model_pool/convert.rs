@@ -701,6 +701,14 @@ fn parallelism(
             check.invalid("spec.parallelism.expert", true, "is not for llama.cpp", "use vllm or sglang");
         }
     }
+    if given.disaggregation == Disaggregation::Always && engine == EngineKind::Llamacpp {
+        check.invalid(
+            "spec.parallelism.disaggregation",
+            "Always",
+            "is not for llama.cpp, which hands no KV cache over",
+            "use vllm or sglang, or Never",
+        );
+    }
     pool::Parallelism {
         tensor,
         pipeline,

@@ -545,7 +545,7 @@ pub struct Parallelism {
     /// mixture-of-experts models on vLLM and SGLang.
     #[serde(default)]
     pub expert: bool,
-    /// Whether prefill and decode run on separate replicas.
+    /// Whether prefill and decode run on separate replicas: Auto, where that is cheaper; their engines need a KV connector.
     #[serde(default)]
     pub disaggregation: Disaggregation,
 }
@@ -554,11 +554,11 @@ pub struct Parallelism {
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Disaggregation {
     /// Where it pays.
-    #[default]
     Auto,
     /// Always.
     Always,
     /// Never.
+    #[default]
     Never,
 }
 

@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use plimsoll_fleet::Calibration;
+use plimsoll_fleet::{Calibration, Role};
 
 use super::coefficients::{COUNT, with_logs};
 use super::fit::{Fit, gradient};
@@ -324,10 +324,12 @@ impl Online {
     }
 }
 
-/// TPOT of a window from the batch that ran: `D(B, s)/(1 − λw)`, λ the rate of finished requests.
+/// TPOT of a window from the batch that ran: `D(B, s)/(1 − λw)`, λ the rate of finished requests. A decode replica computes
+/// the last token of each prompt alone.
 fn predict(model: &ReplicaModel, w: &Window) -> Option<f64> {
-    let new = (w.input_tokens - w.cached_tokens).max(1.0);
-    let share = w.finished / (1e3 * w.seconds) * model.prefill_ms(new, w.cached_tokens);
+    let cached = if model.role() == Role::Decode { w.input_tokens - 1.0 } else { w.cached_tokens };
+    let new = (w.input_tokens - cached).max(1.0);
+    let share = w.finished / (1e3 * w.seconds) * model.prefill_ms(new, cached.max(0.0));
     let context = w.input_tokens + 0.5 * w.output_tokens;
     let step = model.decode_ms(w.running.max(1.0), context) / model.tokens_per_step();
     (share < 0.95).then_some(step / (1.0 - share))

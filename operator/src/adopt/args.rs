@@ -36,9 +36,12 @@ pub fn read(container: &Container) -> Option<CommandLine> {
     }
     .unwrap_or_default();
     let weights = stated_weights(&words).or_else(|| weights_of_name(model)).or_else(|| compute_dtype(&words));
-    let role = match value(&words, &["--disaggregation-mode"]) {
-        Some("prefill") => Role::Prefill,
-        Some("decode") => Role::Decode,
+    let connector = value(&words, &["--kv-transfer-config"])
+        .and_then(|text| serde_json::from_str::<serde_json::Value>(text).ok());
+    let hands_over = connector.as_ref().and_then(|c| c["kv_role"].as_str());
+    let role = match value(&words, &["--disaggregation-mode"]).or(hands_over) {
+        Some("prefill" | "kv_producer") => Role::Prefill,
+        Some("decode" | "kv_consumer") => Role::Decode,
         _ => Role::Mixed,
     };
     Some(CommandLine {

@@ -3,13 +3,13 @@
 use k8s_openapi::api::core::v1::{EnvVar, EnvVarSource, ObjectFieldSelector};
 use plimsoll_crds::presets;
 use plimsoll_fleet::shape::Variant;
-use plimsoll_fleet::{AcceleratorClass, Adapter, Dtype, EngineKind, ModelPool, Shape, Vendor};
+use plimsoll_fleet::{AcceleratorClass, Adapter, Dtype, EngineKind, ModelPool, Role, Shape, Vendor};
 
 use super::group::Seat;
 use super::pod::literal;
 use super::storage::WEIGHTS;
 use crate::config::EngineImages;
-use crate::names::{ENGINE_PORT, RENDEZVOUS_PORT};
+use crate::names::{BOOTSTRAP_PORT, ENGINE_PORT, HAND_OVER_PORT, RENDEZVOUS_PORT};
 
 /// Where weights come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -91,12 +91,39 @@ pub fn launch(
     weights: &Weights,
     adapters: &[&Adapter],
 ) -> Launch {
-    match pool.engine.kind {
+    let mut launch = match pool.engine.kind {
         EngineKind::Vllm => vllm(images, pool, shape, variant, weights, adapters),
         EngineKind::Sglang => sglang(images, pool, shape, variant, weights, adapters),
         EngineKind::Llamacpp => llamacpp(images, pool, shape, variant, class, weights),
         EngineKind::Simulated => simulated(images, pool, shape, variant),
         EngineKind::External => Launch::default(),
+    };
+    hand_over(&mut launch, pool.engine.kind, shape.role);
+    launch
+}
+
+/// Makes an engine one that only prefills or decodes.
+fn hand_over(launch: &mut Launch, kind: EngineKind, role: Role) {
+    if role == Role::Mixed {
+        return;
+    }
+    match kind {
+        // An engine does either part as it is asked; what it needs is the connector, and an address that others reach.
+        EngineKind::Vllm => {
+            let connector = serde_json::json!({"kv_connector": "NixlConnector", "kv_role": "kv_both"});
+            flag(&mut launch.args, "--kv-transfer-config", connector);
+            launch.env.push(pod_field("VLLM_NIXL_SIDE_CHANNEL_HOST", "status.podIP"));
+            launch.env.push(literal("VLLM_NIXL_SIDE_CHANNEL_PORT", &HAND_OVER_PORT.to_string()));
+        }
+        EngineKind::Sglang => {
+            flag(&mut launch.args, "--disaggregation-mode", role);
+            flag(&mut launch.args, "--disaggregation-transfer-backend", "nixl");
+            if role == Role::Prefill {
+                flag(&mut launch.args, "--disaggregation-bootstrap-port", BOOTSTRAP_PORT);
+            }
+        }
+        EngineKind::Simulated => flag(&mut launch.args, "--role", role),
+        EngineKind::Llamacpp | EngineKind::External => {}
     }
 }
 

@@ -194,6 +194,23 @@ fn claimed() -> ResourceClaim {
     ResourceClaim { name: devices::CLAIM.to_owned(), request: None }
 }
 
+/// The ports at which an engine is reached: its API's, and where engines find each other's KV caches.
+fn ports(kind: fleet::EngineKind, role: fleet::Role) -> Vec<ContainerPort> {
+    let port = |name: &str, container_port: i32| ContainerPort {
+        name: Some(name.to_owned()),
+        container_port,
+        protocol: Some("TCP".to_owned()),
+        ..ContainerPort::default()
+    };
+    let apart = match (kind, role) {
+        (_, fleet::Role::Mixed) => None,
+        (fleet::EngineKind::Vllm, _) => Some(port("hand-over", names::HAND_OVER_PORT)),
+        (fleet::EngineKind::Sglang, fleet::Role::Prefill) => Some(port("bootstrap", names::BOOTSTRAP_PORT)),
+        _ => None,
+    };
+    [port("engine", names::ENGINE_PORT)].into_iter().chain(apart).collect()
+}
+
 #[expect(clippy::too_many_arguments, reason = "one call, each argument one part of the pod")]
 fn spec(
     inputs: &Inputs<'_>,
@@ -222,12 +239,7 @@ fn spec(
         command: (!launch.command.is_empty()).then_some(launch.command),
         args: Some(launch.args.into_iter().chain(pool.engine.args.iter().cloned()).collect()),
         env: Some(env),
-        ports: Some(vec![ContainerPort {
-            name: Some("engine".to_owned()),
-            container_port: names::ENGINE_PORT,
-            protocol: Some("TCP".to_owned()),
-            ..ContainerPort::default()
-        }]),
+        ports: Some(ports(pool.engine.kind, assignment.shape.role)),
         resources: Some(ResourceRequirements {
             claims: claim_template.is_some().then(|| vec![claimed()]),
             ..resources(resource, gpu_resource, assignment.shape.gpus_on_each(seat.size))

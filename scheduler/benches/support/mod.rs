@@ -5,7 +5,7 @@ pub mod fleet;
 
 use std::collections::BTreeMap;
 
-use plimsoll_fleet::pool::{EngineSpec, Mode, Parallelism, Placement, Scaling};
+use plimsoll_fleet::pool::{Disaggregation, EngineSpec, Mode, Parallelism, Placement, Scaling};
 use plimsoll_fleet::shape::Variant;
 use plimsoll_fleet::*;
 
@@ -50,7 +50,7 @@ pub fn variant(name: &str, weights: Dtype, quality: f64) -> Variant {
     Variant { name: name.to_owned(), weights, kv: Dtype::Bf16, quality, source: None }
 }
 
-/// Pool number `i` of a model preset, with 95th percentiles as objectives: one replica at least and a hundred at most.
+/// Pool number `i` of a model preset, served by whole replicas, with 95th percentiles as objectives: one replica at least and a hundred at most.
 pub fn pool(
     id: &str,
     i: usize,
@@ -80,7 +80,7 @@ pub fn pool(
             scale_to_zero_after_seconds: None,
             min_zones: 1,
         },
-        parallelism: Parallelism::default(),
+        parallelism: Parallelism { disaggregation: Disaggregation::Never, ..Parallelism::default() },
         placement: Placement::default(),
         engine: EngineSpec {
             kind: EngineKind::Simulated,

@@ -7,9 +7,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use plimsoll_fleet::plan::{BindingConstraint, Prediction, RunnerUp, Why};
+use plimsoll_fleet::plan::{BindingConstraint, PoolOutcome, Prediction, RunnerUp, Why};
+use plimsoll_fleet::pool::Disaggregation;
 use plimsoll_fleet::{
-    BudgetUnit, ClusterSnapshot, Consumption, DemandEstimate, OnLimit, Plan, PoolId, PoolPlan, Shape,
+    BudgetUnit, ClusterSnapshot, Consumption, DemandEstimate, OnLimit, Plan, PoolId, PoolPlan, Role, Shape,
     StepCoefficients,
 };
 
@@ -173,7 +174,7 @@ pub fn deepen(input: &PlanInput<'_>, plan: &Plan, pool: &PoolId) -> Why {
         input.demands.get(pool).map(|d| (pool.clone(), d.clone())).into_iter().collect();
     let config = PlannerConfig { change_horizon_seconds: LONG_RUN_SECONDS, ..input.config.clone() };
     let trial = Trial { input, config, pool };
-    let model = EngineModel::default();
+    let model = EngineModel;
     let Some(base) = trial.run(&snapshot, &demands, &model, input.cache) else { return why };
 
     let chosen: BTreeSet<Shape> = planned.by_shape().into_keys().collect();
@@ -183,6 +184,22 @@ pub fn deepen(input: &PlanInput<'_>, plan: &Plan, pool: &PoolId) -> Why {
             .run(&snapshot, &demands, &without, &ShapeCache::default())
             .filter(|p| !p.replicas.is_empty())
             .map(|p| runner_up(planned, &p));
+    }
+
+    if spec.parallelism.disaggregation == Disaggregation::Auto
+        && spec.engine.kind.disaggregates()
+        && let Some(apart) = chosen.first().map(|_| chosen.iter().any(|s| s.role != Role::Mixed))
+    {
+        let mut other = snapshot.clone();
+        let kind = if apart { Disaggregation::Never } else { Disaggregation::Always };
+        other.pools.iter_mut().for_each(|p| p.parallelism.disaggregation = kind);
+        let name = if apart { "prefill and decode together" } else { "prefill and decode apart" };
+        why.remarks.extend(trial.run(&other, &demands, &model, input.cache).map(|p| {
+            match p.replicas.is_empty() || p.outcome == PoolOutcome::Infeasible {
+                true => format!("{name}: {}", p.why.summary),
+                false => format!("{name}: {}, {}", p.fleet_text(), runner_up(planned, &p).because),
+            }
+        }));
     }
 
     let mut help: Vec<(f64, String)> = Vec::new();

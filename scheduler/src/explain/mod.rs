@@ -14,6 +14,7 @@ pub use diff::{Action, PoolDiff, Summary, diff};
 use std::collections::{BTreeMap, BTreeSet};
 
 use plimsoll_fleet::plan::{BindingConstraint, RunnerUp, Why};
+use plimsoll_fleet::pool::Disaggregation;
 use plimsoll_fleet::{BudgetUnit, ClusterSnapshot, Dtype, ModelPool, RequestClass, Shape};
 
 use crate::plan::candidates::{CandidateSet, Leniency, Rejection};
@@ -110,7 +111,8 @@ fn least(facts: &Facts<'_>, unit: BudgetUnit, may: &dyn Fn(usize) -> bool) -> Op
     let pool = facts.problem;
     let mut best: Option<(f64, u32, usize)> = None;
     for (k, candidate) in pool.set.candidates.iter().enumerate() {
-        if !may(k) {
+        // Half of a pair serves nothing by itself.
+        if !may(k) || candidate.pairing.is_some() {
             continue;
         }
         let need = candidate.replicas_for(&pool.set.classes);
@@ -137,10 +139,16 @@ fn least(facts: &Facts<'_>, unit: BudgetUnit, may: &dyn Fn(usize) -> bool) -> Op
     best
 }
 
-/// The cheapest fleet of one shape other than those in use.
+/// The cheapest fleet of one shape other than those in use, or of prefill and decode apart where they are not in use.
 fn next_best(facts: &Facts<'_>) -> Option<RunnerUp> {
     let pool = facts.problem;
-    let (usd, n, k) = least(facts, BudgetUnit::UsdPerHour, &|k| facts.answer.of(k) == 0)?;
+    let whole = least(facts, BudgetUnit::UsdPerHour, &|k| facts.answer.of(k) == 0)
+        .map(|(usd, n, k)| (usd, format!("{n}× {}", pool.set.candidates[k].shape)));
+    let apart = facts.all.apart.as_ref().filter(|_| facts.answer.apart.is_empty()).map(|apart| {
+        let ((p, n), (d, m)) = (&apart.prefill, &apart.decode);
+        (apart.usd_per_hour, format!("{n}× {p} + {m}× {d}"))
+    });
+    let (usd, fleet) = whole.into_iter().chain(apart).min_by(|a, b| a.0.total_cmp(&b.0))?;
     let extra = usd - facts.usd_per_hour;
     let because = if extra > 0.005 {
         "dearer for the same demand".to_owned()
@@ -149,7 +157,6 @@ fn next_best(facts: &Facts<'_>) -> Option<RunnerUp> {
     } else {
         "costs the same".to_owned()
     };
-    let fleet = format!("{n}× {}", pool.set.candidates[k].shape);
     Some(RunnerUp { fleet, extra_usd_per_hour: extra, because })
 }
 
@@ -170,11 +177,19 @@ pub(crate) fn summarise(facts: &Facts<'_>) -> Why {
         ),
         Limiting::None => match &runner_up {
             Some(r) if r.extra_usd_per_hour >= -0.005 => {
-                let name = r.fleet.split_once("× ").map_or(r.fleet.as_str(), |(_, s)| s);
+                let one = r.fleet.split_once("× ").filter(|_| !r.fleet.contains(" + "));
+                let name = one.map_or(r.fleet.as_str(), |(_, s)| s);
                 format!("cheapest; next: {name} {}", signed_usd(r.extra_usd_per_hour))
             }
             Some(r) => {
                 format!("kept: {} would be {} but must start anew", r.fleet, signed_usd(r.extra_usd_per_hour))
+            }
+            None if pool.parallelism.disaggregation == Disaggregation::Always => {
+                "cheapest pairs of prefill and decode, which spec.parallelism.disaggregation asks for"
+                    .to_owned()
+            }
+            None if !facts.answer.apart.is_empty() => {
+                "prefill and decode apart serve it; no replica does alone".to_owned()
             }
             None if facts.answer.counts.keys().map(|(k, _)| k).collect::<BTreeSet<_>>().len() > 1 => {
                 "cheapest mix of shapes that serves it".to_owned()
@@ -267,7 +282,7 @@ pub(crate) fn summarise(facts: &Facts<'_>) -> Why {
         binding: facts.binding.clone(),
         runner_up,
         would_help,
-        remarks: remarks::spot(facts),
+        remarks: remarks::apart(facts).into_iter().chain(remarks::spot(facts)).collect(),
         rejected: rejected(facts.all),
     }
 }

@@ -1,8 +1,8 @@
 //! What else there is to know about a pool's part of a plan: spot capacity, variants below the wanted quality, budgets that only
 //! alert.
 
-use plimsoll_fleet::OnLimit;
 use plimsoll_fleet::plan::BudgetUse;
+use plimsoll_fleet::{OnLimit, Role};
 
 use super::Facts;
 use crate::plan::inventory::Eligibility;
@@ -47,6 +47,28 @@ pub(crate) fn spot(facts: &Facts<'_>) -> Vec<String> {
     }
     remarks.dedup();
     remarks
+}
+
+/// How loaded prefill and decode replicas are where they are apart: the more loaded ones bind.
+pub(crate) fn apart(facts: &Facts<'_>) -> Option<String> {
+    let pool = facts.problem;
+    let load = |role: Role| {
+        let (mut work, mut replicas) = (0.0, 0.0);
+        for (k, candidate) in pool.set.candidates.iter().enumerate().filter(|(_, k)| k.shape.role == role) {
+            replicas += f64::from(facts.answer.of(k));
+            let classes = pool.set.classes.iter().zip(&facts.answer.shares).zip(&candidate.rates);
+            let taken = classes.filter(|((_, shares), _)| shares[k] > 0.0);
+            work += taken.map(|((class, shares), rate)| shares[k] * class.rps / rate).sum::<f64>();
+        }
+        (replicas > 0.0).then(|| work / replicas)
+    };
+    let (prefill, decode) = (load(Role::Prefill)?, load(Role::Decode)?);
+    let (first, second) = if prefill > decode { ("prefill", "decode") } else { ("decode", "prefill") };
+    Some(format!(
+        "prefill and decode apart: {first} binds at {:.0} % of its load line, {second} is at {:.0} %",
+        100.0 * prefill.max(decode),
+        100.0 * prefill.min(decode)
+    ))
 }
 
 /// The variants below the wanted quality that serve, and the budget that binds; `None` where all are good enough.

@@ -3,7 +3,8 @@
 //! Running replicas stay where they are. A tensor-parallel group sits on one node; the stages of a pipeline share a
 //! node where they fit one, and are spread evenly over as few nodes as hold them otherwise: all of them, or none. New
 //! replicas go largest group first, to accelerators that are free now before those that are being vacated, to a node
-//! that holds less than a third of their pool ([`spread`]) before others, and among those to the node they fill best.
+//! that holds less than a third of their pool ([`spread`]) before others, of prefill and decode replicas to one beside a counterpart, whose
+//! caches then need no network, and among those to the node they fill best.
 //! Whole nodes are spared before that only where groups of more than half a node are in use. What fits nowhere is
 //! returned; the planner turns it into a cut and solves again, or lets [`Mode::Repack`] move smaller replicas aside.
 //! Complexity: O(replicas × nodes of their cell).
@@ -13,7 +14,7 @@ mod spread;
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
-use plimsoll_fleet::{NodeName, ReplicaId, ReplicaPhase, Shape};
+use plimsoll_fleet::{NodeName, ReplicaId, ReplicaPhase, Role, Shape};
 
 use self::spread::Spread;
 pub(crate) use self::spread::fair_share;
@@ -130,7 +131,7 @@ impl<'a> Filling<'a> {
     /// Best node for a group of `gpus` of a pool; `soft` counts accelerators that would have to be vacated by others.
     fn best(
         &self,
-        gpus: u32,
+        (gpus, role): (u32, Role),
         pool: usize,
         soft: &BTreeMap<usize, u32>,
         spread: &Spread,
@@ -141,8 +142,10 @@ impl<'a> Filling<'a> {
                 gpus.saturating_sub(self.free[*i].saturating_sub(soft.get(i).copied().unwrap_or(0)));
             let waits = gpus > self.free[*i].saturating_sub(self.leaving[*i]);
             let breaks = self.whole.is_some_and(|whole| 2 * gpus <= whole && self.free[*i] == whole);
-            let crowded = spread.is_crowded(pool, &self.cell.slots[*i].node);
-            (displaced, waits, breaks, crowded, self.free[*i] - gpus, *i)
+            let node = &self.cell.slots[*i].node;
+            let crowded = spread.is_crowded(pool, node);
+            let apart = role != Role::Mixed && !spread.has_counterpart(pool, role, node);
+            (displaced, waits, breaks, crowded, apart, self.free[*i] - gpus, *i)
         })
     }
 
@@ -159,7 +162,7 @@ impl<'a> Filling<'a> {
             let gpus = shape.gpus_on_each(nodes);
             let mut chosen = Vec::new();
             for _ in 0..nodes {
-                chosen.push(self.best(gpus, pool, soft, spread, &chosen)?);
+                chosen.push(self.best((gpus, shape.role), pool, soft, spread, &chosen)?);
             }
             Some(chosen)
         })?;
@@ -191,7 +194,7 @@ fn keep_order(want: &Want, load: &BTreeMap<&NodeName, u32>, spread: &mut Spread)
         let equals = rest.iter().take_while(|l| rank(l) == first);
         let at = equals.map(|l| spread.is_crowded(want.pool, &l.nodes)).position(|crowded| !crowded);
         let live = rest.remove(at.unwrap_or(0));
-        spread.take(want.pool, &live.nodes);
+        spread.take(want.pool, want.shape.role, &live.nodes);
         kept.push(live);
     }
     kept
@@ -260,7 +263,7 @@ fn keep(
     let mut stay = 0;
     for l in live {
         if filling.take_at(&want.shape, want.pool, &l.nodes, spread) {
-            spread.take(want.pool, &l.nodes);
+            spread.take(want.pool, want.shape.role, &l.nodes);
             out.placed.push(Placed { want: index, id: Some(l.id.clone()), nodes: l.nodes.clone() });
             stay += 1;
         }
@@ -280,7 +283,7 @@ fn start(
     for _ in 0..count {
         match filling.take_new(&want.shape, want.pool, want.spans, soft, spread) {
             Some(nodes) => {
-                spread.take(want.pool, &nodes);
+                spread.take(want.pool, want.shape.role, &nodes);
                 out.placed.push(Placed { want: index, id: None, nodes });
             }
             None => out.unplaced.push(index),

@@ -11,11 +11,11 @@ use plimsoll_fleet::{
 
 use super::performance::{Performance, Query};
 use super::prepare::{Draft, Fate, Spent, budget_notes, budgets_of, live_consumption, live_watts, spend};
-use super::program::{Coupling, PoolProblem, row_unit};
+use super::program::{Coupling, PartShare, PoolProblem, row_unit};
 use super::provision;
 use super::residual::Remaining;
 use super::today::today;
-use super::{Group, PlanInput, PlanOutcome};
+use super::{Group, PlanInput, PlanOutcome, engine_config, together};
 use crate::explain::{self, Limiting};
 
 /// Names for new replicas: `<pool>-<serial in base 36>`, never one that exists.
@@ -198,7 +198,8 @@ fn planned(
     let mut flows = Vec::new();
     let mut load_lines = Vec::new();
     let mut replica_watts = Vec::new();
-    let mut prediction = Prediction::default();
+    let mut predictions = together::Predictions::default();
+    let mut mixes: Vec<(Shape, Vec<RequestClass>)> = Vec::new();
     let (mut used, mut total) = (0.0, 0.0);
     for (k, candidate) in problem.set.candidates.iter().enumerate() {
         let n = f64::from(answer.of(k));
@@ -210,7 +211,18 @@ fn planned(
         for (c, class) in problem.set.classes.iter().enumerate() {
             let flow = answer.shares[c][k] * class.rps;
             if flow > 1e-9 {
-                flows.push(Flow { class: class.name.clone(), shape: candidate.shape.clone(), rps: flow });
+                let to = |zone: &str, rps: f64| Flow {
+                    class: class.name.clone(),
+                    shape: candidate.shape.clone(),
+                    zone: zone.to_owned(),
+                    rps,
+                };
+                let apart = answer.apart.iter().filter(|s| (s.class, s.candidate) == (c, k));
+                let zone = |s: &PartShare| group.problem.cells[s.reach].zone.as_str();
+                flows.extend(apart.filter(|s| s.share > 0.0).map(|s| to(zone(s), s.share * class.rps)));
+                if candidate.pairing.is_none() {
+                    flows.push(to("", flow));
+                }
                 mix.push(RequestClass { rps: flow, ..class.clone() });
                 rps += flow;
                 work += flow / candidate.rates[c];
@@ -225,18 +237,11 @@ fn planned(
             mix = problem.set.classes.clone();
         }
         if let Some(p) = predict(input, draft, model, &candidate.shape, &mix, rps / n) {
-            let worst = |a: Option<f64>, b: Option<f64>| match (a, b) {
-                (Some(x), Some(y)) => Some(x.max(y)),
-                (x, y) => x.or(y),
-            };
-            prediction = Prediction {
-                ttft_ms: worst(prediction.ttft_ms, p.ttft_ms),
-                tpot_ms: worst(prediction.tpot_ms, p.tpot_ms),
-                e2e_ms: worst(prediction.e2e_ms, p.e2e_ms),
-                relative_error: prediction.relative_error.max(p.relative_error),
-            };
+            predictions.add(candidate.shape.role, p);
+            mixes.push((candidate.shape.clone(), mix));
         }
     }
+    let prediction = predictions.whole(together::transfer_ms(input.snapshot, draft.pool, &mixes));
     let unserved_rps: f64 = problem
         .set
         .classes
@@ -330,6 +335,8 @@ fn predict(
         arrival_scv: if draft.demand.arrival_scv > 0.0 { draft.demand.arrival_scv } else { 1.0 },
         margin: 0.0,
         stretch: 1.0,
+        engine: engine_config(draft.pool, &input.snapshot.adapters),
+        limits: None,
     };
     model.predict(&query, rps)
 }

@@ -4,11 +4,13 @@
 //! model for a pool (up to ten times that where objectives are out of reach), answered from [`ShapeCache`] where asked
 //! before.
 
+use plimsoll_fleet::pool::Disaggregation;
 use plimsoll_fleet::{ClusterSnapshot, ModelPool, NodeInfo, RequestClass, Role, Shape};
 
-use super::PlannerConfig;
 use super::inventory::{Eligibility, eligibility, price};
+use super::pairs::{self, Pairing};
 use super::performance::{Misfit, Miss, Performance, Query, ShapeCache};
+use super::{PlannerConfig, engine_config};
 
 /// A shape that can serve at least one of a pool's request classes.
 #[derive(Debug, Clone, PartialEq)]
@@ -24,6 +26,8 @@ pub struct Candidate {
     /// Most power that a replica's accelerators draw on average at its load line, watts: what it counts for, however busy
     /// it is.
     pub watts: f64,
+    /// Of a prefill or decode replica: those of one number can exchange caches (`None`: it serves requests whole).
+    pub pairing: Option<usize>,
 }
 
 impl Candidate {
@@ -55,6 +59,8 @@ pub struct CandidateSet {
     pub rejected: Vec<(Option<Shape>, Rejection)>,
     /// Classes (by index) that no shape serves within their objectives, and what was given up to size for them.
     pub lenient: Vec<(usize, Leniency)>,
+    /// What prefill and decode on replicas of their own would take, where that was looked at.
+    pub apart: Option<pairs::Apart>,
 }
 
 /// What is given up where a class is out of every shape's reach: its requests come all the same, and want replicas.
@@ -73,10 +79,58 @@ const STRETCHES: [f64; 9] = [2.5, 3.0, 4.0, 6.0, 8.0, 12.0, 20.0, 40.0, 100.0];
 const MOST_WATTS: f64 = 1e5;
 
 /// A shape that a pool may take.
-struct Allowed<'a> {
-    shape: Shape,
-    variant: &'a plimsoll_fleet::shape::Variant,
-    accelerator: &'a plimsoll_fleet::AcceleratorClass,
+#[derive(Clone)]
+pub(super) struct Allowed<'a> {
+    pub(super) shape: Shape,
+    pub(super) variant: &'a plimsoll_fleet::shape::Variant,
+    pub(super) accelerator: &'a plimsoll_fleet::AcceleratorClass,
+    /// Of a replica that does a part of each request.
+    pub(super) pairing: Option<Pairing>,
+}
+
+/// What the engine model is asked about all shapes of a pool.
+#[derive(Clone, Copy)]
+pub(super) struct Asking<'a> {
+    pub(super) pool: &'a ModelPool,
+    pub(super) engine: plimsoll_engine::EngineConfig,
+    pub(super) config: &'a PlannerConfig,
+    pub(super) model: &'a dyn Performance,
+    pub(super) cache: &'a ShapeCache,
+}
+
+impl Asking<'_> {
+    /// What a replica can do of these classes, within what is left of the objectives to it.
+    pub(super) fn able(
+        &self,
+        o: &Allowed<'_>,
+        classes: &[RequestClass],
+        arrival_scv: f64,
+        stretch: f64,
+    ) -> Result<Able, Rejection> {
+        let pool = self.pool;
+        let error = pool.expected_error(&o.shape, o.accelerator.calibration.relative_error);
+        let error = if o.pairing.is_some() { error.max(pairs::RELATIVE_ERROR) } else { error };
+        let margin = self.config.margin(error);
+        let (variant, accelerator, shape, engine) = (o.variant, o.accelerator, &o.shape, self.engine);
+        let limits = o.pairing.as_ref().map(|p| p.limits.as_slice());
+        let query = Query {
+            pool,
+            variant,
+            accelerator,
+            shape,
+            classes,
+            arrival_scv,
+            margin,
+            stretch,
+            engine,
+            limits,
+        };
+        let mut able = answer(self.model, self.cache, &query)?;
+        if let Some(pairing) = &o.pairing {
+            able.rates.iter_mut().zip(classes).for_each(|(r, c)| *r = r.min(pairing.link_rps(c)));
+        }
+        Ok(able)
+    }
 }
 
 /// Nearest sixteenth of an octave: lengths within 2.2 % of one another share answers.
@@ -131,7 +185,9 @@ pub(crate) fn load_line(
     let classes = asked(&planned_classes(pool, demand));
     let margin = config.margin(pool.expected_error(shape, accelerator.calibration.relative_error));
     let (classes, arrival_scv) = (classes.as_slice(), asked_scv(arrival_scv));
-    let query = Query { pool, variant, accelerator, shape, classes, arrival_scv, margin, stretch: 1.0 };
+    let (engine, stretch, limits) = (engine_config(pool, &snapshot.adapters), 1.0, None);
+    let query =
+        Query { pool, variant, accelerator, shape, classes, arrival_scv, margin, stretch, engine, limits };
     let rates = answer(model, cache, &query)?.rates;
     let served = || classes.iter().zip(&rates).filter(|(_, rate)| **rate > 0.0);
     let rps: f64 = served().map(|(c, _)| c.rps).sum();
@@ -175,12 +231,12 @@ fn tensor_degrees(pool: &ModelPool, domain: u32, node_gpus: u32) -> Vec<u32> {
     degrees
 }
 
-/// Finds a pool's candidates. Each serves at least one class.
+/// Finds a pool's candidates, of which some run already. Each serves at least one class.
 pub fn candidates(
     snapshot: &ClusterSnapshot,
     pool: &ModelPool,
-    demand: &[RequestClass],
-    arrival_scv: f64,
+    running: &[&Shape],
+    (demand, arrival_scv): (&[RequestClass], f64),
     config: &PlannerConfig,
     model: &dyn Performance,
     cache: &ShapeCache,
@@ -306,25 +362,60 @@ pub fn candidates(
                         set.rejected.push((Some(shape), Rejection::Other(text)));
                         continue;
                     }
-                    shapes.push(Allowed { shape, variant, accelerator });
+                    shapes.push(Allowed { shape, variant, accelerator, pairing: None });
                 }
             }
         }
     }
     shapes.sort_by(|a, b| a.shape.cmp(&b.shape));
     shapes.dedup_by(|a, b| a.shape == b.shape);
+    let asking = Asking { pool, engine: engine_config(pool, &snapshot.adapters), config, model, cache };
     let ask = |o: &Allowed<'_>, classes: &[RequestClass], scv: f64, stretch: f64| {
-        let margin = config.margin(pool.expected_error(&o.shape, o.accelerator.calibration.relative_error));
-        let (variant, accelerator, shape) = (o.variant, o.accelerator, &o.shape);
-        let query = Query { pool, variant, accelerator, shape, classes, arrival_scv: scv, margin, stretch };
-        self::answer(model, cache, &query)
+        asking.able(o, classes, scv, stretch)
     };
-    let answers: Vec<_> = shapes.iter().map(|o| ask(o, &asked, scv, 1.0)).collect();
+    let mut answers: Vec<_> = shapes.iter().map(|o| ask(o, &asked, scv, 1.0)).collect();
+    let always = pool.parallelism.disaggregation == Disaggregation::Always;
+    if pool.parallelism.disaggregation != Disaggregation::Never {
+        let whole: Vec<_> = shapes.iter().zip(&answers).collect();
+        let found = pairs::find(&asking, (&set.classes, &asked), scv, &whole, running);
+        match found {
+            Ok((parts, apart)) => {
+                if always {
+                    shapes.clear();
+                    answers.clear();
+                }
+                answers.extend(parts.iter().map(|o| ask(o, &asked, scv, 1.0)));
+                shapes.extend(parts);
+                set.apart = apart;
+            }
+            Err(why) => {
+                if always {
+                    let misfits = shapes.into_iter().zip(answers).filter_map(|(o, a)| {
+                        let why = a.err().filter(|why| matches!(why, Rejection::DoesNotFit(_)))?;
+                        Some((Some(o.shape), why))
+                    });
+                    set.rejected.extend(misfits);
+                    set.rejected.push((None, Rejection::Other(why)));
+                    return set;
+                }
+            }
+        }
+    }
     let nothing = || Able { rates: vec![0.0; asked.len()], watts: 0.0 };
     let mut found: Vec<Able> = answers.iter().map(|a| a.clone().unwrap_or_else(|_| nothing())).collect();
     let serves = |able: Result<Able, Rejection>, class: usize| able.is_ok_and(|a| a.rates[class] > 0.0);
+    // Whether a class is served, where some shapes can do their part of it.
+    let reaches = |able: &dyn Fn(usize) -> bool| {
+        let any = |role: Role, pairing: Option<usize>| {
+            let own =
+                |o: &Allowed<'_>| o.shape.role == role && o.pairing.as_ref().map(|p| p.number) == pairing;
+            (0..shapes.len()).any(|i| own(&shapes[i]) && able(i))
+        };
+        let pairings = shapes.iter().filter_map(|o| o.pairing.as_ref().map(|p| p.number));
+        any(Role::Mixed, None) || pairings.map(Some).any(|p| any(Role::Prefill, p) && any(Role::Decode, p))
+    };
     let out_of_reach = |found: &[Able]| -> Vec<usize> {
-        (0..asked.len()).filter(|c| found.iter().all(|able| able.rates[*c] <= 0.0)).collect()
+        (0..asked.len()).filter(|c| !reaches(&|i| found[i].rates[*c] > 0.0)).collect()
     };
     // Objectives that not even a typical request meets are the owner's to change; those that only some of the requests
     // miss, or all for now, must not take replicas away from them.
@@ -341,7 +432,7 @@ pub fn candidates(
                 Leniency::Stretched(by) => (scv.min(1.0), by),
             };
             // Within twice the limits that some shape just meets: at the limit itself hardly anything can be carried.
-            let first = |c: &usize| shapes.iter().any(|o| serves(ask(o, &asked, scv, stretch / 2.0), *c));
+            let first = |c: &usize| reaches(&|i| serves(ask(&shapes[i], &asked, scv, stretch / 2.0), *c));
             let reached: Vec<usize> = match leniency {
                 Leniency::Calm => missing.clone(),
                 Leniency::Stretched(_) => missing.iter().copied().filter(first).collect(),
@@ -361,7 +452,9 @@ pub fn candidates(
             }
         }
     }
-    for ((option, able), answer) in shapes.into_iter().zip(found).zip(answers) {
+    let mut all: Vec<_> = shapes.into_iter().zip(found).zip(answers).collect();
+    all.sort_by(|((a, _), _), ((b, _), _)| a.shape.cmp(&b.shape));
+    for ((option, able), answer) in all {
         let usd_per_hour = option.accelerator.usd_per_hour * f64::from(option.shape.gpus());
         match answer {
             Err(why) if able.rates.iter().all(|r| *r <= 0.0) => set.rejected.push((Some(option.shape), why)),
@@ -371,6 +464,7 @@ pub fn candidates(
                 rates: able.rates,
                 usd_per_hour,
                 watts: able.watts,
+                pairing: option.pairing.map(|p| p.number),
             }),
         }
     }
@@ -402,11 +496,11 @@ fn why_unusable(pool: &ModelPool, nodes: &[&NodeInfo]) -> String {
 
 /// What a replica of a shape is able to do.
 #[derive(Debug, Clone, PartialEq)]
-struct Able {
+pub(super) struct Able {
     /// Rate of each class.
-    rates: Vec<f64>,
+    pub(super) rates: Vec<f64>,
     /// Most power at them, watts.
-    watts: f64,
+    pub(super) watts: f64,
 }
 
 /// What a shape is able to do, or why it is not.
@@ -480,7 +574,10 @@ pub fn prune(set: &mut CandidateSet, pool: &ModelPool, keep: &dyn Fn(&Shape) -> 
     set.candidates.retain(|a| {
         keep(&a.shape)
             || !all.iter().any(|b| {
-                if a.shape == b.shape || a.shape.accelerator != b.shape.accelerator {
+                if a.shape == b.shape
+                    || a.shape.accelerator != b.shape.accelerator
+                    || (a.shape.role, a.pairing) != (b.shape.role, b.pairing)
+                {
                     return false;
                 }
                 let (stages_a, stages_b) = (a.shape.pipeline_parallel, b.shape.pipeline_parallel);

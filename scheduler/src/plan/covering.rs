@@ -2,7 +2,8 @@
 //!
 //! A [`Covering`] is one pool's part of the program of DESIGN §7 at given prices: kinds of replica, each with the load that
 //! each class would put on it and with prices that rise with the number taken (what runs first, then new ones, then cells
-//! that are dearer); flows may be split as one likes, and what is left unserved may have a price. [`Covering::cheapest`] solves it
+//! that are dearer); flows may be split as one likes, and what is left unserved may have a price. A request is served
+//! by one replica, or by a prefill and a decode replica that a link joins ([`Part`]). [`Covering::cheapest`] solves it
 //! exactly: kinds that others make pointless are left out, a linear relaxation on a tableau of a few rows says what serving each class is
 //! worth, and a search over whole numbers ([`super::dive`]) starts from there. Deterministic: its limit counts nodes.
 //!
@@ -20,9 +21,32 @@ pub(crate) struct Segment {
     pub(crate) most: u32,
 }
 
+/// What a replica does of the requests that come to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Part {
+    /// All.
+    #[default]
+    Whole,
+    /// Prompts, whose answers decode replicas of the same link generate.
+    Prefill(usize),
+    /// Answers to prompts that prefill replicas of the same link computed.
+    Decode(usize),
+}
+
+impl Part {
+    fn link(self) -> Option<usize> {
+        match self {
+            Self::Whole => None,
+            Self::Prefill(link) | Self::Decode(link) => Some(link),
+        }
+    }
+}
+
 /// Replicas of one candidate.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub(crate) struct Kind {
+    /// What they do.
+    pub(crate) part: Part,
     /// Replicas (not whole) that each class would take if all of it came here; infinite if it cannot be served.
     pub(crate) load: Vec<f64>,
     /// Prices, lowest first.
@@ -44,6 +68,21 @@ impl Kind {
             left -= here;
         }
         cost
+    }
+
+    /// What doing this kind's part of all of a class is worth, where `prices` are [`Scratch::prices`].
+    fn worth(&self, prices: &[f64], c: usize) -> f64 {
+        let decode = |link: usize| prices.get((1 + link) * self.load.len() + c).copied().unwrap_or(0.0);
+        match self.part {
+            Part::Whole => prices[c],
+            Part::Prefill(link) => prices[c] - decode(link),
+            Part::Decode(link) => decode(link),
+        }
+    }
+
+    /// What one replica can bring at most at these prices.
+    pub(crate) fn brings(&self, prices: &[f64]) -> f64 {
+        self.load.iter().enumerate().map(|(c, load)| self.worth(prices, c) / load).fold(0.0, f64::max)
     }
 
     /// How many there are at no more than a price.
@@ -111,7 +150,7 @@ enum Relaxed {
 pub(crate) struct Scratch {
     tableau: Tableau,
     values: Vec<f64>,
-    /// What serving each class was worth in the last one.
+    /// What serving each class was worth in the last one; then, link by link, what decoding each class was worth of that.
     pub(crate) prices: Vec<f64>,
 }
 
@@ -142,6 +181,11 @@ impl Covering {
         Some(Cover { counts, ..found })
     }
 
+    /// Links between prefill and decode replicas.
+    pub(crate) fn links(&self) -> usize {
+        self.kinds.iter().filter_map(|k| k.part.link()).max().map_or(0, |last| last + 1)
+    }
+
     /// Kinds that no other makes pointless. Of equals the first stays.
     fn undominated(&self) -> Vec<usize> {
         let useful: Vec<u32> = self.kinds.iter().map(|k| self.useful(k)).collect();
@@ -151,7 +195,9 @@ impl Covering {
             let limited = self.limits.iter().flat_map(|l| &l.takes).any(|(kind, _, _)| *kind == j);
             let times = |(a, b): (&f64, &f64)| if a <= b { 1.0 } else { a / b };
             let times = a.load.iter().zip(&b.load).map(times).fold(1.0, f64::max);
-            if limited || times > 64.0 {
+            // One that serves requests whole does either part of them, and spares the other.
+            let alike = a.part == b.part || a.part == Part::Whole;
+            if limited || !alike || times > 64.0 {
                 return false;
             }
             let times = (times - 1e-9).ceil() as u32;
@@ -240,7 +286,8 @@ impl Covering {
 
     /// Linear relaxation of a node. Columns: each class's share on each kind that serves it; replicas of each segment
     /// above the node's lower bound; slack of each kind; share unserved of each class, at its price or, where there is none,
-    /// at one that keeps it at zero if anything can; slack or shortage of the bounds on all replicas; slack of each limit.
+    /// at one that keeps it at zero if anything can; slack or shortage of the bounds on all replicas; slack of each limit; what more of
+    /// each class could be decoded than is prefilled, by link.
     fn relax(&self, node: &Node, scratch: &mut Scratch) -> Relaxed {
         let (kinds, classes) = (self.kinds.len(), self.unserved.len());
         let least: u32 = node.low.iter().sum();
@@ -298,15 +345,24 @@ impl Covering {
             .fold(0.0, |a, b| f64::max(a, *b));
         let forbidden = 1e3 * (dearest * heaviest).max(priced);
         let tableau = &mut scratch.tableau;
-        tableau.clear(spare + 1 + self.limits.len());
+        let more0 = spare + 1 + self.limits.len();
+        let links = self.links();
+        tableau.clear(more0 + links * classes);
         for (i, (_, cost, most)) in pieces.iter().enumerate() {
             tableau.column(x0 + i, *cost, *most);
         }
         for c in 0..classes {
             let price = self.unserved[c];
             tableau.column(unserved0 + c, if price.is_finite() { price } else { forbidden }, f64::INFINITY);
-            let terms = shares.iter().enumerate().filter(|(_, s)| s.1 == c).map(|(j, _)| (j, 1.0));
+            let first =
+                |s: &(usize, usize, f64)| s.1 == c && !matches!(self.kinds[s.0].part, Part::Decode(_));
+            let terms = shares.iter().enumerate().filter(|(_, s)| first(s)).map(|(j, _)| (j, 1.0));
             tableau.row(terms, unserved0 + c, 1.0);
+        }
+        for (link, c) in (0..links).flat_map(|link| (0..classes).map(move |c| (link, c))) {
+            let flows = shares.iter().enumerate().filter(|(_, s)| s.1 == c);
+            let terms = flows.filter_map(|(j, s)| Some((j, balance(self.kinds[s.0].part, link)?)));
+            tableau.row(terms, more0 + link * classes + c, 0.0);
         }
         for k in 0..kinds {
             let loads = shares.iter().enumerate().filter(|(_, s)| s.0 == k).map(|(j, s)| (j, s.2));
@@ -336,6 +392,10 @@ impl Covering {
         let worth = |c: usize| (price(c) - tableau.reduced_cost(unserved0 + c)).max(0.0);
         scratch.prices.clear();
         scratch.prices.extend((0..classes).map(worth));
+        for i in 0..links * classes {
+            let decode = tableau.reduced_cost(more0 + i).clamp(0.0, scratch.prices[i % classes]);
+            scratch.prices.push(decode);
+        }
         let missing = |c: usize| self.unserved[c].is_infinite() && values[unserved0 + c] > 1e-7;
         if (0..classes).any(missing) || (self.short.is_infinite() && values[short] > 1e-7) {
             return Relaxed::Infeasible;
@@ -348,25 +408,59 @@ impl Covering {
     }
 }
 
+/// How a share of what replicas of this part take counts in the balance of a link: what is prefilled less what is decoded.
+fn balance(part: Part, link: usize) -> Option<f64> {
+    match part {
+        Part::Prefill(l) if l == link => Some(1.0),
+        Part::Decode(l) if l == link => Some(-1.0),
+        Part::Whole | Part::Prefill(_) | Part::Decode(_) => None,
+    }
+}
+
+/// The same parts with links numbered from 0 on.
+pub(crate) fn dense<T>(mut parts: Vec<(Part, T)>) -> Vec<(Part, T)> {
+    let mut links: Vec<usize> = parts.iter().filter_map(|(part, _)| part.link()).collect();
+    links.sort_unstable();
+    links.dedup();
+    let at = |link: usize| links.binary_search(&link).unwrap_or(0);
+    for (part, _) in &mut parts {
+        *part = match *part {
+            Part::Whole => Part::Whole,
+            Part::Prefill(link) => Part::Prefill(at(link)),
+            Part::Decode(link) => Part::Decode(at(link)),
+        };
+    }
+    parts
+}
+
 /// How given replicas can serve most: the share of each class (outer) on each kind (inner), such that what is unserved weighs
-/// least. `load` is [`Kind::load`] of each kind, `weights` that of each class wholly unserved; `None` if nothing was found.
-pub(crate) fn flow(load: &[Vec<f64>], counts: &[u32], weights: &[f64]) -> Option<Vec<Vec<f64>>> {
+/// least. `kinds` are what each kind does and its [`Kind::load`], `weights` that of each class wholly unserved; `None` if nothing was
+/// found.
+pub(crate) fn flow(kinds: &[(Part, Vec<f64>)], counts: &[u32], weights: &[f64]) -> Option<Vec<Vec<f64>>> {
     let classes = weights.len();
-    let shares: Vec<(usize, usize)> = (0..load.len())
+    let shares: Vec<(usize, usize)> = (0..kinds.len())
         .filter(|k| counts[*k] > 0)
         .flat_map(|k| (0..classes).map(move |c| (k, c)))
-        .filter(|(k, c)| load[*k][*c].is_finite())
+        .filter(|(k, c)| kinds[*k].1[*c].is_finite())
         .collect();
-    let (slack0, unserved0) = (shares.len(), shares.len() + load.len());
+    let links = kinds.iter().filter_map(|(part, _)| part.link()).max().map_or(0, |last| last + 1);
+    let (slack0, unserved0) = (shares.len(), shares.len() + kinds.len());
+    let more0 = unserved0 + classes;
     let mut tableau = Tableau::default();
-    tableau.clear(unserved0 + classes);
+    tableau.clear(more0 + links * classes);
     for (c, weight) in weights.iter().enumerate() {
         tableau.column(unserved0 + c, *weight, f64::INFINITY);
-        let terms = shares.iter().enumerate().filter(|(_, s)| s.1 == c).map(|(j, _)| (j, 1.0));
+        let first = |s: &(usize, usize)| s.1 == c && !matches!(kinds[s.0].0, Part::Decode(_));
+        let terms = shares.iter().enumerate().filter(|(_, s)| first(s)).map(|(j, _)| (j, 1.0));
         tableau.row(terms, unserved0 + c, 1.0);
     }
+    for (link, c) in (0..links).flat_map(|link| (0..classes).map(move |c| (link, c))) {
+        let flows = shares.iter().enumerate().filter(|(_, s)| s.1 == c);
+        let terms = flows.filter_map(|(j, s)| Some((j, balance(kinds[s.0].0, link)?)));
+        tableau.row(terms, more0 + link * classes + c, 0.0);
+    }
     for (k, n) in counts.iter().enumerate() {
-        let terms = shares.iter().enumerate().filter(|(_, s)| s.0 == k).map(|(j, s)| (j, load[k][s.1]));
+        let terms = shares.iter().enumerate().filter(|(_, s)| s.0 == k).map(|(j, s)| (j, kinds[k].1[s.1]));
         tableau.row(terms, slack0 + k, f64::from(*n));
     }
     if !tableau.minimise() {
@@ -374,9 +468,24 @@ pub(crate) fn flow(load: &[Vec<f64>], counts: &[u32], weights: &[f64]) -> Option
     }
     let mut values = Vec::new();
     tableau.values(&mut values);
-    let mut found = vec![vec![0.0; load.len()]; classes];
+    let mut found = vec![vec![0.0; kinds.len()]; classes];
     for ((k, c), value) in shares.into_iter().zip(values) {
         found[c][k] = value.clamp(0.0, 1.0);
+    }
+    // Decode replicas may have room for more than is prefilled: they get no more than there is.
+    for found in &mut found {
+        for link in 0..links {
+            let sum = |part: Part| -> f64 {
+                kinds.iter().zip(&*found).filter(|((p, _), _)| *p == part).map(|(_, share)| share).sum()
+            };
+            let (first, second) = (sum(Part::Prefill(link)), sum(Part::Decode(link)));
+            let scale = if second > first { first / second } else { 1.0 };
+            for ((part, _), share) in kinds.iter().zip(&mut *found) {
+                if *part == Part::Decode(link) {
+                    *share *= scale;
+                }
+            }
+        }
     }
     Some(found)
 }
@@ -388,7 +497,7 @@ mod tests {
 
     fn kind(load: &[f64], segments: &[(f64, u32)]) -> Kind {
         let segments = segments.iter().map(|(cost, most)| Segment { cost: *cost, most: *most }).collect();
-        Kind { load: load.to_vec(), segments }
+        Kind { part: Part::Whole, load: load.to_vec(), segments }
     }
 
     fn all_of(kinds: Vec<Kind>, classes: usize, floor: u32, ceiling: u32) -> Covering {
@@ -461,6 +570,26 @@ mod tests {
         assert_eq!(no_demand.cheapest(100, 0.0).map(|c| c.counts), Some(vec![0]));
     }
 
+    #[test]
+    fn what_is_prefilled_is_decoded() {
+        let part = |part, kind: Kind| Kind { part, ..kind };
+        let whole = kind(&[2.5], &[(3.0, ENDLESS)]);
+        let prefill = |link, load| part(Part::Prefill(link), kind(&[load], &[(1.0, ENDLESS)]));
+        let decode = |link, load| part(Part::Decode(link), kind(&[load], &[(1.0, ENDLESS)]));
+        // Two and three are cheaper than three that do both.
+        let kinds = vec![whole.clone(), prefill(0, 1.5), decode(0, 2.5)];
+        let found = all_of(kinds, 1, 0, 100).cheapest(1000, 0.0).unwrap();
+        assert_eq!((found.counts, found.cost), (vec![0, 2, 3], 5.0));
+        assert!((found.bound - 5.0).abs() < 1e-9);
+        // Nobody decodes what is prefilled elsewhere.
+        let kinds = vec![whole, prefill(0, 1.5), decode(1, 2.5)];
+        let found = all_of(kinds, 1, 0, 100).cheapest(1000, 0.0).unwrap();
+        assert_eq!(found.counts, vec![3, 0, 0]);
+        // What is short of one part is as short as a whole.
+        let kinds = [(Part::Prefill(0), vec![2.0]), (Part::Decode(0), vec![1.0])];
+        assert_eq!(flow(&kinds, &[1, 1], &[1.0]), Some(vec![vec![0.5, 0.5]]));
+    }
+
     /// All fleets of at most six of a kind, tried.
     fn brute_force(c: &Covering) -> Option<f64> {
         let mut best: Option<f64> = None;
@@ -500,11 +629,24 @@ mod tests {
             .map(|k| k.load.iter().map(|l| l.is_finite().then(|| p.real(0.0, 0.0, 1.0))).collect())
             .collect();
         for (class, price) in c.unserved.iter().enumerate() {
-            let mut terms: Vec<_> = vars.iter().filter_map(|v| v[class].map(|v| (v, 1.0))).collect();
+            // Each link serves so much of the class: all of that is prefilled, and all of it decoded.
+            let linked: Vec<_> = (0..c.links()).map(|_| p.real(0.0, 0.0, 1.0)).collect();
+            let of = |part: Part| -> Vec<(usize, f64)> {
+                let own = c.kinds.iter().zip(&vars).filter(|(k, _)| k.part == part);
+                own.filter_map(|(_, v)| v[class].map(|v| (v, 1.0))).collect()
+            };
+            let mut all = of(Part::Whole);
+            all.extend(linked.iter().map(|v| (*v, 1.0)));
             if price.is_finite() {
-                terms.push((p.real(*price, 0.0, 1.0), 1.0));
+                all.push((p.real(*price, 0.0, 1.0), 1.0));
             }
-            p.row(terms, Comparison::Equal, 1.0);
+            p.row(all, Comparison::Equal, 1.0);
+            for (link, through) in linked.iter().enumerate() {
+                for part in [Part::Prefill(link), Part::Decode(link)] {
+                    let terms = of(part).into_iter().chain([(*through, -1.0)]).collect();
+                    p.row(terms, Comparison::Equal, 0.0);
+                }
+            }
         }
         for ((kind, vars), n) in c.kinds.iter().zip(&vars).zip(counts) {
             let terms = vars.iter().zip(&kind.load).filter_map(|(v, l)| v.map(|v| (v, *l))).collect();
@@ -528,10 +670,15 @@ mod tests {
         });
         let price = prop_oneof![1 => Just(f64::INFINITY), 1 => (0..40_i32).prop_map(|q| f64::from(q) / 2.0)];
         let limit = prop::option::of((1..5_i32, 1..5_i32, 0..12_i32));
-        (1..4_usize, 1..3_usize, 0..3_u32, 0..9_u32, limit).prop_flat_map(
+        (1..5_usize, 1..3_usize, 0..3_u32, 0..9_u32, limit).prop_flat_map(
             move |(kinds, classes, floor, ceiling, limit)| {
-                let kind = (prop::collection::vec(load.clone(), classes), segments.clone())
-                    .prop_map(|(load, segments)| Kind { load, segments });
+                let part = prop_oneof![
+                    2 => Just(Part::Whole),
+                    2 => (0..2_usize).prop_map(Part::Prefill),
+                    2 => (0..2_usize).prop_map(Part::Decode),
+                ];
+                let kind = (part, prop::collection::vec(load.clone(), classes), segments.clone())
+                    .prop_map(|(part, load, segments)| Kind { part, load, segments });
                 let unserved = prop::collection::vec(price.clone(), classes);
                 (prop::collection::vec(kind, kinds), unserved, price.clone()).prop_map(
                     move |(kinds, unserved, short)| {

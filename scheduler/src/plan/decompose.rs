@@ -527,7 +527,7 @@ fn single<'a>(problem: &Problem<'a>, p: usize) -> Problem<'a> {
 }
 
 /// For each candidate the cheapest cells that together have room for all it could be used for: the others cannot
-/// matter. All cells, where zones are to be spanned.
+/// matter. All cells, where zones are to be spanned or prefill and decode replicas have to be in one.
 fn near(alone: &Problem<'_>) -> BTreeSet<(usize, usize)> {
     let pool = &alone.pools[0];
     let mut near = BTreeSet::new();
@@ -543,7 +543,7 @@ fn near(alone: &Problem<'_>) -> BTreeSet<(usize, usize)> {
         cells.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
         let mut room = 0.0;
         for (_, c) in cells {
-            if room >= pool.useful(k) && pool.min_zones <= 1 {
+            if room >= pool.useful(k) && pool.min_zones <= 1 && candidate.pairing.is_none() {
                 break;
             }
             let here = alone.groups(c, shape.tensor_parallel) / shape.pipeline_parallel.max(1);

@@ -1,11 +1,12 @@
 //! The search behind [`Covering::cheapest`]: depth first over whole numbers of replicas, bounded by cuts.
 //!
-//! Whatever serving the classes is worth (`y`), one replica of a kind can bring no more than `max_c y_c / load_c`, and all
+//! Whatever serving the classes is worth (`y`), one replica of a kind can bring no more than `max_c y_c / load_c` (of one that only
+//! prefills or decodes, with its part of `y`), and all
 //! together must bring `Σ y_c`, or what they do not bring is lost (Benders' cuts, 1962; by duality the cuts together say all there is to
 //! say). Segments are gone through best value for its price first, and a node is bounded by the cut of the linear relaxation's own prices, bought
 //! in that order; a fleet that passes all cuts is asked for its flow, which either is an answer or gives a new cut.
 
-use super::covering::{Covering, Kind, Scratch};
+use super::covering::{Covering, Scratch};
 
 /// Most cuts that are kept.
 const MOST_CUTS: usize = 64;
@@ -47,6 +48,8 @@ pub(crate) struct Dive<'c> {
     /// Best value for its price first, by the first cut.
     items: Vec<Item>,
     cuts: Vec<Cut>,
+    /// What one replica of each item takes of each limit.
+    takes: Vec<Vec<f64>>,
     /// Replicas of each item.
     counts: Vec<u32>,
     /// What is still to be brought before each item, by cut.
@@ -90,7 +93,7 @@ impl<'c> Dive<'c> {
         }
         let prices = first.as_slice();
         let price = |item: &Item| {
-            if item.cost <= 0.0 { item.cost } else { item.cost / brings(&covering.kinds[item.kind], prices) }
+            if item.cost <= 0.0 { item.cost } else { item.cost / covering.kinds[item.kind].brings(prices) }
         };
         items.sort_by(|a, b| {
             price(a).total_cmp(&price(b)).then((a.kind, a.segment).cmp(&(b.kind, b.segment)))
@@ -99,7 +102,13 @@ impl<'c> Dive<'c> {
         for (i, item) in items.iter().enumerate().rev() {
             refunds[i] = refunds[i + 1] + f64::from(item.most) * item.cost.min(0.0);
         }
+        let takes = covering.limits.iter().map(|limit| {
+            let of = |i: &Item| limit.takes.iter().find(|(k, s, _)| (*k, *s) == (i.kind, i.segment));
+            items.iter().map(|i| of(i).map_or(0.0, |(_, _, n)| *n)).collect()
+        });
+        let takes = takes.collect();
         let mut dive = Self {
+            takes,
             counts: vec![0; items.len()],
             missing: vec![Vec::with_capacity(MOST_CUTS); items.len() + 1],
             cuts: Vec::new(),
@@ -113,22 +122,29 @@ impl<'c> Dive<'c> {
             gap,
         };
         dive.cut(prices);
-        let each = covering.unserved.iter().enumerate().filter(|_| covering.unserved.len() <= FEW_CLASSES);
+        let (classes, links) = (covering.unserved.len(), covering.links());
+        let each = covering.unserved.iter().enumerate().filter(|_| classes <= FEW_CLASSES);
         for (c, price) in each {
-            let mut alone = vec![0.0; covering.unserved.len()];
-            alone[c] = if price.is_finite() { *price } else { 1.0 };
+            let worth = if price.is_finite() { *price } else { 1.0 };
+            let mut alone = vec![0.0; (1 + links) * classes];
+            alone[c] = worth;
             dive.cut(&alone);
+            if links > 0 {
+                // The other part: as if all of it were worth being decoded, and prompts nothing.
+                (1..=links).for_each(|link| alone[link * classes + c] = worth);
+                dive.cut(&alone);
+            }
         }
         dive
     }
 
     fn cut(&mut self, prices: &[f64]) {
-        let worth: f64 = prices.iter().sum();
+        let worth: f64 = prices.iter().take(self.covering.unserved.len()).sum();
         if worth <= 0.0 || self.cuts.len() >= MOST_CUTS {
             return;
         }
         let brings: Vec<f64> =
-            self.items.iter().map(|i| brings(&self.covering.kinds[i.kind], prices)).collect();
+            self.items.iter().map(|i| self.covering.kinds[i.kind].brings(prices)).collect();
         let mut least_price = vec![f64::INFINITY; self.items.len() + 1];
         for (i, item) in self.items.iter().enumerate().rev() {
             let price = if brings[i] > 0.0 { item.cost.max(0.0) / brings[i] } else { f64::INFINITY };
@@ -205,15 +221,11 @@ impl<'c> Dive<'c> {
             useful.max(f64::from(covering.floor.saturating_sub(total))).min(f64::from(item.most)) as u32;
         let mut most = if item.cost <= 0.0 { item.most } else { useful };
         most = most.min(covering.ceiling.saturating_sub(total));
-        for limit in &covering.limits {
-            let each = |i: &Item| {
-                let of = limit.takes.iter().find(|(k, s, _)| (*k, *s) == (i.kind, i.segment));
-                of.map_or(0.0, |(_, _, n)| *n)
-            };
-            let own = each(item);
+        for (limit, takes) in covering.limits.iter().zip(&self.takes) {
+            let own = takes[at];
             if own > 0.0 {
-                let before = self.items.iter().zip(&self.counts).take(at);
-                let taken: f64 = before.map(|(i, n)| each(i) * f64::from(*n)).sum();
+                let before = takes.iter().zip(&self.counts).take(at);
+                let taken: f64 = before.map(|(each, n)| each * f64::from(*n)).sum();
                 most = most.min(((limit.most - taken) / own + NOTHING).max(0.0).min(f64::from(most)) as u32);
             }
         }
@@ -311,9 +323,4 @@ pub(crate) fn offer(best: &mut Option<(f64, Vec<u32>)>, cost: f64, counts: &[u32
     if best.as_ref().is_none_or(|(c, _)| cost < *c - 1e-9) {
         *best = Some((cost, counts.to_vec()));
     }
-}
-
-/// What one replica of a kind can bring at most, where serving each class is worth so much.
-fn brings(kind: &Kind, prices: &[f64]) -> f64 {
-    kind.load.iter().zip(prices).map(|(load, price)| price / load).fold(0.0, f64::max)
 }

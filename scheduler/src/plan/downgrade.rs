@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use plimsoll_fleet::budget::OnLimit;
+use plimsoll_fleet::pool::Disaggregation;
 use plimsoll_fleet::shape::Variant;
 use plimsoll_fleet::{DemandEstimate, ModelPool};
 
@@ -43,9 +44,12 @@ pub(crate) fn lowered(
     if below.is_empty() || !input.snapshot.budgets.iter().any(allows) {
         return None;
     }
-    let worse = ModelPool { variants: below, min_quality: 0.0, ..pool.clone() };
+    let mut worse = ModelPool { variants: below, min_quality: 0.0, ..pool.clone() };
     let scv = if demand.arrival_scv > 0.0 { demand.arrival_scv } else { 1.0 };
-    let mut more = candidates(input.snapshot, &worse, &demand.classes, scv, input.config, model, input.cache);
+    // Where quality gives way, prefill and decode need not be apart as well.
+    worse.parallelism.disaggregation = Disaggregation::Never;
+    let of = (demand.classes.as_slice(), scv);
+    let mut more = candidates(input.snapshot, &worse, &[], of, input.config, model, input.cache);
     // What only longer objectives would let them serve, better variants may serve within the true ones.
     for (c, _) in more.lenient.iter().filter(|(c, _)| !set.lenient.iter().any(|(known, _)| known == c)) {
         more.candidates.iter_mut().for_each(|k| k.rates[*c] = 0.0);

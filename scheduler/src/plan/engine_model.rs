@@ -1,23 +1,40 @@
 //! [`Performance`] by `plimsoll-engine`'s closed form.
 
-use plimsoll_engine::{DoesNotFit, EngineConfig, InfeasibleReason, LoadLine, ReplicaModel};
+use plimsoll_engine::{DoesNotFit, EngineConfig, InfeasibleReason, LoadLine, Lora, ReplicaModel};
 use plimsoll_fleet::plan::Prediction;
-use plimsoll_fleet::{Percentile, RequestClass, StepCoefficients};
+use plimsoll_fleet::{Adapter, ModelPool, Percentile, RequestClass, StepCoefficients};
 
 use super::performance::{Evaluation, Misfit, Miss, Performance, Query};
 
-/// The engine model with one setting of the engine for all pools.
+/// The engine model.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct EngineModel {
-    /// Engine settings.
-    pub config: EngineConfig,
+pub struct EngineModel;
+
+/// The settings that a pool's engines are started with, as far as the engine model knows them: those of its kind, and room for its
+/// LoRA adapters where the engine is started with them. All requests count as using one: how many do is not known.
+pub fn engine_config(pool: &ModelPool, adapters: &[Adapter]) -> EngineConfig {
+    let usual = EngineConfig::of(pool.engine.kind.as_str());
+    let ranks: Vec<u32> = adapters.iter().filter(|a| a.base_pool == pool.id).map(|a| a.rank).collect();
+    let Some(max_rank) = ranks.iter().max().copied().filter(|_| pool.engine.kind.serves_adapters()) else {
+        return usual;
+    };
+    let count = ranks.len() as u32;
+    let lora = Lora {
+        slots: count.clamp(1, MOST_LORA_SLOTS),
+        max_rank,
+        adapters: count,
+        mean_rank: ranks.iter().map(|r| f64::from(*r)).sum::<f64>() / f64::from(count),
+        ..Lora::default()
+    };
+    EngineConfig { lora: Some(lora), ..usual }
 }
 
-impl EngineModel {
-    fn replica(&self, q: &Query<'_>) -> Result<ReplicaModel, Misfit> {
-        ReplicaModel::new(&q.pool.served_architecture(), q.variant, q.accelerator, q.shape, &self.config)
-            .map_err(|e| misfit(q, &e))
-    }
+/// Most adapters in a batch that engines are started with.
+const MOST_LORA_SLOTS: u32 = 8;
+
+fn replica(q: &Query<'_>) -> Result<ReplicaModel, Misfit> {
+    ReplicaModel::new(&q.pool.served_architecture(), q.variant, q.accelerator, q.shape, &q.engine)
+        .map_err(|e| misfit(q, &e))
 }
 
 fn misfit(q: &Query<'_>, e: &DoesNotFit) -> Misfit {
@@ -60,7 +77,7 @@ fn miss(q: &Query<'_>, line: &LoadLine) -> Option<Miss> {
 
 impl Performance for EngineModel {
     fn evaluate(&self, q: &Query<'_>) -> Result<Evaluation, Misfit> {
-        let model = self.replica(q)?;
+        let model = replica(q)?;
         let slos = |name: &str| q.slo(name);
         let mix = model.load_line(q.classes, &slos, q.arrival_scv, q.margin);
         // Which of the classes come to this shape is not known yet: the most power that any of them, or all, ask for.
@@ -90,7 +107,7 @@ impl Performance for EngineModel {
     }
 
     fn predict(&self, q: &Query<'_>, rps: f64) -> Option<Prediction> {
-        let model = self.replica(q).ok()?;
+        let model = replica(q).ok()?;
         let load = model.predict(q.classes, rps, q.arrival_scv);
         if load.saturated {
             return None;
@@ -119,7 +136,7 @@ impl Performance for EngineModel {
     }
 
     fn coefficients(&self, q: &Query<'_>) -> Option<StepCoefficients> {
-        let model = self.replica(q).ok()?;
+        let model = replica(q).ok()?;
         let (mut weight, mut context) = (0.0, 0.0);
         for c in q.classes {
             let w = c.rps.max(1e-9) * c.output_tokens.max(1.0);

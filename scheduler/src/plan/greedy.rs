@@ -5,13 +5,16 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use plimsoll_fleet::RequestClass;
 
-use super::covering;
+use super::covering::{self, Part};
 use super::inventory::Eligibility;
-use super::program::{Fleet, PoolAnswer, PoolProblem, Problem};
+use super::program::{Fleet, PartShare, PoolAnswer, PoolProblem, Problem};
 use super::residual::Remaining;
 
 /// Serves a pool's classes with given replicas: as many requests as can be; among equals, all classes in step.
 pub fn fill(pool: &PoolProblem<'_>, counts: &BTreeMap<(usize, usize), u32>) -> PoolAnswer {
+    if pool.has_parts() {
+        return fill_parts(pool, counts);
+    }
     let classes = &pool.set.classes;
     let mut rest: Vec<f64> = classes.iter().map(|c| if c.rps > 0.0 { 1.0 } else { 0.0 }).collect();
     let mut shares = vec![vec![0.0; pool.set.candidates.len()]; classes.len()];
@@ -51,21 +54,72 @@ pub fn fill(pool: &PoolProblem<'_>, counts: &BTreeMap<(usize, usize), u32>) -> P
             (shares, rest) = (flows, unserved);
         }
     }
-    // What headroom reserved is first of all for the demand there is.
-    if pool.headroom > 1.0 {
-        for c in 0..rest.len() {
-            let served: f64 = shares[c].iter().sum();
-            let target = (served * pool.headroom).min(if classes[c].rps > 0.0 { 1.0 } else { 0.0 });
-            if served > 0.0 && rest[c] > 1e-9 {
-                shares[c].iter_mut().for_each(|s| *s *= target / served);
-                rest[c] = 1.0 - target;
-            }
+    for c in 0..rest.len() {
+        let served: f64 = shares[c].iter().sum();
+        if let Some(more) = more_of(pool, c, served, rest[c]) {
+            shares[c].iter_mut().for_each(|s| *s *= more);
+            rest[c] = 1.0 - served * more;
         }
     }
     PoolAnswer {
         counts: counts.clone(),
         shares,
+        apart: Vec::new(),
         unserved: rest.into_iter().map(|r| if r < 1e-7 { 0.0 } else { r }).collect(),
+        short: pool.floor.saturating_sub(counts.values().sum()),
+        zones_short: 0,
+    }
+}
+
+/// How many times as much of a class can be served as with headroom, where some of it is left: what headroom reserved is first of all
+/// for the demand there is.
+fn more_of(pool: &PoolProblem<'_>, c: usize, served: f64, rest: f64) -> Option<f64> {
+    let most = if pool.set.classes[c].rps > 0.0 { 1.0 } else { 0.0 };
+    let target = (served * pool.headroom).min(most);
+    (pool.headroom > 1.0 && served > 0.0 && rest > 1e-9).then(|| target / served)
+}
+
+/// The same for a pool some of whose replicas only prefill or decode.
+fn fill_parts(pool: &PoolProblem<'_>, counts: &BTreeMap<(usize, usize), u32>) -> PoolAnswer {
+    let classes = &pool.set.classes;
+    let wanted: Vec<usize> = (0..classes.len()).filter(|c| classes[*c].rps > 0.0).collect();
+    // Replicas of a candidate that can reach the same others are of one kind.
+    let mut kinds: Vec<(usize, Part, Option<usize>)> = Vec::new();
+    let mut totals: Vec<u32> = Vec::new();
+    for ((k, c), n) in counts {
+        let Some(part) = pool.part(*k, *c) else { continue };
+        match kinds.iter().position(|(j, p, _)| (j, p) == (k, &part)) {
+            Some(i) => totals[i] += n,
+            None => {
+                let reach = if part == Part::Whole { None } else { pool.reach[*c] };
+                kinds.push((*k, part, reach));
+                totals.push(*n);
+            }
+        }
+    }
+    let loads: Vec<(Part, Vec<f64>)> =
+        covering::dense(kinds.iter().map(|(k, part, _)| (*part, pool.load(*k, &wanted))).collect());
+    let weights: Vec<f64> = wanted.iter().map(|c| classes[*c].rps / pool.total_rps()).collect();
+    let flows = covering::flow(&loads, &totals, &weights).unwrap_or_default();
+    let mut shares = vec![vec![0.0; pool.set.candidates.len()]; classes.len()];
+    let mut unserved: Vec<f64> = classes.iter().map(|c| if c.rps > 0.0 { 1.0 } else { 0.0 }).collect();
+    let mut apart = Vec::new();
+    for (class, flow) in wanted.iter().copied().zip(flows) {
+        let first = flow.iter().zip(&kinds).filter(|(_, (_, part, _))| !matches!(part, Part::Decode(_)));
+        let served: f64 = first.map(|(share, _)| share).sum();
+        let more = more_of(pool, class, served, 1.0 - served).unwrap_or(1.0);
+        unserved[class] = (1.0 - served * more).max(0.0);
+        for (share, (k, _, reach)) in flow.iter().zip(&kinds) {
+            let share = share * more;
+            shares[class][*k] += share;
+            apart.extend(reach.map(|reach| PartShare { class, candidate: *k, reach, share }));
+        }
+    }
+    PoolAnswer {
+        counts: counts.clone(),
+        shares,
+        apart,
+        unserved: unserved.into_iter().map(|r| if r < 1e-7 { 0.0 } else { r }).collect(),
         short: pool.floor.saturating_sub(counts.values().sum()),
         zones_short: 0,
     }
@@ -75,7 +129,8 @@ pub fn fill(pool: &PoolProblem<'_>, counts: &BTreeMap<(usize, usize), u32>) -> P
 fn most(pool: &PoolProblem<'_>, totals: &[u32]) -> Option<Vec<Vec<f64>>> {
     let classes = &pool.set.classes;
     let wanted: Vec<usize> = (0..classes.len()).filter(|c| classes[*c].rps > 0.0).collect();
-    let load: Vec<Vec<f64>> = (0..totals.len()).map(|k| pool.load(k, &wanted)).collect();
+    let load: Vec<(Part, Vec<f64>)> =
+        (0..totals.len()).map(|k| (Part::Whole, pool.load(k, &wanted))).collect();
     let weights: Vec<f64> = wanted.iter().map(|c| classes[*c].rps / pool.total_rps()).collect();
     let flows = covering::flow(&load, totals, &weights)?;
     let mut shares = vec![vec![0.0; totals.len()]; classes.len()];
@@ -122,6 +177,15 @@ pub fn greedy(problem: &Problem<'_>) -> Fleet {
             let unserved = now.unserved.iter().any(|u| *u > 1e-9);
             if !unserved && total >= pool.floor {
                 break;
+            }
+            if unserved && pool.has_parts() {
+                let Some(more) = cheapest_parts(problem, p, counts, &now, &left) else { break };
+                for (k, c) in more {
+                    left.take(p, k, c);
+                    *counts.entry((k, c)).or_default() += 1;
+                    total += 1;
+                }
+                continue;
             }
             let mut best: Option<(f64, usize, usize)> = None;
             for (k, candidate) in pool.set.candidates.iter().enumerate() {
@@ -190,4 +254,52 @@ pub fn greedy(problem: &Problem<'_>) -> Fleet {
         counts.retain(|_, n| *n > 0);
     }
     fleet
+}
+
+/// The replica, or the prefill and decode replica that can reach each other, that serve most more for their price; `None` if none
+/// does. Asks for the flow with each.
+fn cheapest_parts(
+    problem: &Problem<'_>,
+    p: usize,
+    counts: &BTreeMap<(usize, usize), u32>,
+    now: &PoolAnswer,
+    left: &Remaining<'_, '_>,
+) -> Option<Vec<(usize, usize)>> {
+    let pool = &problem.pools[p];
+    let mut places: Vec<(usize, usize, Part)> = Vec::new();
+    for (k, candidate) in pool.set.candidates.iter().enumerate() {
+        for (c, cell) in problem.cells.iter().enumerate() {
+            let open = cell.accelerator == candidate.shape.accelerator
+                && cell.eligible[p] == Eligibility::Open
+                && problem.allowed.as_ref().is_none_or(|a| a.contains(&(k, c)));
+            if let Some(part) = pool.part(k, c).filter(|_| open && left.fits(p, k, c)) {
+                places.push((k, c, part));
+            }
+        }
+    }
+    let mut tries: Vec<Vec<(usize, usize)>> = places.iter().map(|(k, c, _)| vec![(*k, *c)]).collect();
+    for (k, c, part) in &places {
+        let Part::Prefill(link) = part else { continue };
+        for (j, d, _) in places.iter().filter(|(_, _, other)| *other == Part::Decode(*link)) {
+            let both: BTreeMap<(usize, usize), u32> = [((*k, *c), 1), ((*j, *d), 1)].into();
+            if left.fits_all(p, &both) {
+                tries.push(vec![(*k, *c), (*j, *d)]);
+            }
+        }
+    }
+    let mut best: Option<(f64, Vec<(usize, usize)>)> = None;
+    for more in tries {
+        if counts.values().sum::<u32>() + more.len() as u32 > pool.ceiling {
+            continue;
+        }
+        let mut with = counts.clone();
+        more.iter().for_each(|at| *with.entry(*at).or_default() += 1);
+        let gain = pool.undone(now) - pool.undone(&fill(pool, &with));
+        let usd: f64 = more.iter().map(|(k, c)| pool.cost(*k, &problem.cells[*c])).sum();
+        let score = usd / gain;
+        if gain > 1e-9 && best.as_ref().is_none_or(|(s, _)| score < s - 1e-12) {
+            best = Some((score, more));
+        }
+    }
+    best.map(|(_, more)| more)
 }

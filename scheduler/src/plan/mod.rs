@@ -24,6 +24,7 @@ pub mod inventory;
 pub mod margin;
 mod master;
 mod options;
+mod pairs;
 pub(crate) mod parallel;
 pub mod performance;
 pub(crate) mod prepare;
@@ -34,6 +35,7 @@ pub mod solver;
 mod spread;
 mod tableau;
 mod today;
+mod together;
 mod whole;
 
 use std::collections::BTreeMap;
@@ -41,7 +43,7 @@ use std::collections::BTreeMap;
 use plimsoll_fleet::{ClusterSnapshot, Consumption, DemandEstimate, Plan, PoolId};
 
 pub use config::PlannerConfig;
-pub use engine_model::EngineModel;
+pub use engine_model::{EngineModel, engine_config};
 pub use performance::ShapeCache;
 
 use crate::place;
@@ -87,7 +89,7 @@ pub struct PlanOutcome {
 
 /// Plans with the engine model and the default solver.
 pub fn plan(input: &PlanInput<'_>) -> PlanOutcome {
-    plan_with(input, &EngineModel::default(), &BranchAndBound)
+    plan_with(input, &EngineModel, &BranchAndBound)
 }
 
 /// Plans with a given performance model and solver.

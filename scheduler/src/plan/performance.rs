@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use plimsoll_engine::EngineConfig;
 use plimsoll_fleet::plan::Prediction;
 use plimsoll_fleet::shape::Variant;
 use plimsoll_fleet::{AcceleratorClass, ModelPool, Objective, RequestClass, Shape, Slo};
@@ -27,12 +28,20 @@ pub struct Query<'a> {
     pub margin: f64,
     /// Factor on the objectives' limits: 1, or more where the objectives themselves are out of reach.
     pub stretch: f64,
+    /// Settings of the engine.
+    pub engine: EngineConfig,
+    /// Objectives by SLO class in place of the pool's: what is left of them to a replica that does a part of each request.
+    pub limits: Option<&'a [(String, Slo)]>,
 }
 
 impl Query<'_> {
     /// The objectives of an SLO class, stretched.
     pub fn slo(&self, class: &str) -> Slo {
-        let slo = self.pool.slo_class(class).map(|c| c.slo).unwrap_or_default();
+        let own = self.limits.and_then(|limits| limits.iter().find(|(name, _)| name == class));
+        let slo = match own {
+            Some((_, slo)) => *slo,
+            None => self.pool.slo_class(class).map(|c| c.slo).unwrap_or_default(),
+        };
         let by = |o: Option<Objective>| o.map(|o| Objective { ms: o.ms * self.stretch.max(1.0), ..o });
         Slo { ttft: by(slo.ttft), tpot: by(slo.tpot), e2e: by(slo.e2e) }
     }
@@ -169,13 +178,14 @@ fn key(q: &Query<'_>) -> String {
     );
     let _ = write!(
         key,
-        "{:?}|{:?}|{:?}|{:?}|{:?}|{:?}|{:?}|{:?}|",
+        "{:?}|{:?}|{:?}|{:?}|{:?}|{:?}|{:?}|{:?}|{:?}|",
         q.pool.architecture,
         q.pool.max_context_tokens,
         (&q.variant.name, q.variant.weights, q.variant.kv),
         facts,
         a.calibration,
         q.shape,
+        q.engine,
         q.arrival_scv,
         q.margin
     );

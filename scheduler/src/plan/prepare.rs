@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use plimsoll_fleet::budget::OnLimit;
+use plimsoll_fleet::plan::served_rps;
 use plimsoll_fleet::pool::EngineKind;
 use plimsoll_fleet::rollout::Rollout;
 use plimsoll_fleet::{
     Budget, BudgetUnit, ClusterSnapshot, Consumption, DemandEstimate, ModelPool, NodeName, Objective, Plan,
-    PoolId, PoolPlan, ReplicaId, ReplicaPhase, RequestClass,
+    PoolId, PoolPlan, ReplicaId, ReplicaPhase, RequestClass, Shape,
 };
 
 use super::candidates::{Candidate, CandidateSet, candidates, prune};
@@ -18,7 +19,7 @@ use super::margin::{self, Doubt};
 use super::parallel;
 use super::performance::Performance;
 use super::program::{
-    Answer, BudgetRow, Coupling, PoolProblem, Problem, couplings, grams_co2e_per_hour, row_unit,
+    Answer, BudgetRow, Coupling, PoolProblem, Problem, couplings, grams_co2e_per_hour, reach, row_unit,
 };
 use super::provision;
 use super::{PlanInput, downgrade};
@@ -115,15 +116,10 @@ fn draft<'a>(input: &PlanInput<'a>, pool: &'a ModelPool, model: &dyn Performance
         let why = "spec.slo has no class; give at least one objective, such as tpot: {p95: 50ms}".to_owned();
         return blank(Fate::Broken(why), demand, notes, live);
     }
-    let all = candidates(
-        input.snapshot,
-        pool,
-        &demand.classes,
-        if demand.arrival_scv > 0.0 { demand.arrival_scv } else { 1.0 },
-        input.config,
-        model,
-        input.cache,
-    );
+    let running: Vec<&Shape> = live.iter().map(|l| &l.shape).collect();
+    let scv = if demand.arrival_scv > 0.0 { demand.arrival_scv } else { 1.0 };
+    let of = (demand.classes.as_slice(), scv);
+    let all = candidates(input.snapshot, pool, &running, of, input.config, model, input.cache);
     if all.candidates.is_empty() {
         let why = crate::explain::why_no_shape(input.snapshot, pool, &all);
         return Draft { all, ..blank(Fate::Broken(why), demand, notes, live) };
@@ -148,6 +144,10 @@ fn draft<'a>(input: &PlanInput<'a>, pool: &'a ModelPool, model: &dyn Performance
     let ceiling = scaling.max_replicas;
     let mut set = all.clone();
     prune(&mut set, pool, &|shape| live.iter().any(|l| &l.shape == shape));
+    if floor > 0 && total <= 1e-9 && set.candidates.iter().any(|k| k.pairing.is_some()) {
+        // A replica that is kept without traffic must be able to serve what comes: of two parts, one of each.
+        set.classes.iter_mut().for_each(|c| c.rps = NOMINAL_RPS);
+    }
     let lowered = downgrade::lowered(input, pool, &demand, &set, &live, model);
     // Only a pool that is planned rolls out: elsewhere what runs stays, and nothing would name successors.
     let mut live = live;
@@ -165,6 +165,9 @@ fn draft<'a>(input: &PlanInput<'a>, pool: &'a ModelPool, model: &dyn Performance
     let floor = floor.min(ceiling);
     Draft { pool, demand, all, set, lowered, live, outgoing, floor, ceiling, fate: Fate::Planned, notes }
 }
+
+/// Rate that a pool without traffic is planned for where prefill and decode may be apart, requests per second.
+const NOMINAL_RPS: f64 = 1e-6;
 
 /// Age at which a replica that failed before it ever served is given up and another made in its place, seconds: as long
 /// as the kubelet's own longest wait between two tries.
@@ -376,6 +379,7 @@ pub(crate) fn problem_with<'a>(
     let pools: Vec<&ModelPool> = members.iter().map(|i| drafts[*i].pool).collect();
     let cells = cells(snapshot, &pools, reserved, &leaving(snapshot, drafts));
     let budgets = budget_rows(snapshot, &pools, spent);
+    let reach = reach(&cells);
     let problems = members
         .iter()
         .enumerate()
@@ -391,11 +395,11 @@ pub(crate) fn problem_with<'a>(
             }
             let start_factor = input.config.start_factor(d.pool.engine.cold_start_seconds);
             // Capacity of what runs, in units of today's demand.
-            let capacity: f64 = running
-                .iter()
-                .map(|((k, _), n)| f64::from(*n) / set.candidates[*k].replicas_for(&set.classes))
-                .filter(|x| x.is_finite())
-                .sum();
+            let each = running.iter().map(|((k, _), n)| {
+                let candidate = &set.candidates[*k];
+                (candidate.shape.role, f64::from(*n) / candidate.replicas_for(&set.classes))
+            });
+            let capacity = served_rps(each.filter(|(_, x)| x.is_finite()));
             let headroom =
                 (capacity * (1.0 - 1e-6)).clamp(1.0, 1.0 + input.config.scale_down_headroom.clamp(0.0, 10.0));
             PoolProblem {
@@ -410,6 +414,7 @@ pub(crate) fn problem_with<'a>(
                 stop_factor: start_factor * input.config.stop_share.clamp(0.0, 1.0),
                 interruption_seconds: interruption_seconds(d.pool, &set.classes),
                 below_quality_factor: downgrade::factor(d.pool, &pools),
+                reach: Arc::clone(&reach),
             }
         })
         .collect();

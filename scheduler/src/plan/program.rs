@@ -6,9 +6,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use plimsoll_engine::power::Grid;
-use plimsoll_fleet::{BudgetUnit, Consumption, ModelPool};
+use plimsoll_fleet::{BudgetUnit, Consumption, ModelPool, Role};
 
 use super::candidates::CandidateSet;
+use super::covering::Part;
 use super::inventory::{Cell, Eligibility};
 
 /// One pool as the program sees it.
@@ -38,6 +39,8 @@ pub struct PoolProblem<'a> {
     /// Price of a replica whose variant is below the wanted quality, in prices of the replica: far more than any that is not
     /// could cost instead.
     pub below_quality_factor: f64,
+    /// By cell: the cells whose replicas can hand caches to those here have the same number (`None`: it is not known which).
+    pub reach: Arc<[Option<usize>]>,
 }
 
 impl PoolProblem<'_> {
@@ -46,21 +49,35 @@ impl PoolProblem<'_> {
         self.set.classes.iter().map(|c| c.rps).sum()
     }
 
+    /// Whether some of its candidates only prefill or decode.
+    pub(crate) fn has_parts(&self) -> bool {
+        self.set.candidates.iter().any(|k| k.pairing.is_some())
+    }
+
+    /// What replicas of candidate `k` in a cell do of requests; `None` where prefill and decode replicas cannot reach each other.
+    pub(crate) fn part(&self, k: usize, cell: usize) -> Option<Part> {
+        let candidate = &self.set.candidates[k];
+        let Some(pairing) = candidate.pairing else { return Some(Part::Whole) };
+        let link = pairing * self.reach.len() + self.reach.get(cell).copied().flatten()?;
+        Some(if candidate.shape.role == Role::Decode { Part::Decode(link) } else { Part::Prefill(link) })
+    }
+
     /// Price of a replica of candidate `k` in a cell, dollars per hour.
     pub fn usd(&self, k: usize, cell: &Cell) -> f64 {
         cell.usd_per_hour * f64::from(self.set.candidates[k].shape.gpus())
     }
 
     /// Price of a replica in the objective, dollars per hour: with expected interruptions, with what keeps variants below the wanted
-    /// quality for need, and with what breaks ties: among equals, the better variant, and more small replicas rather than fewer
-    /// large ones, because losing a node then costs less.
+    /// quality for need, and with what breaks ties: among equals, the better variant, replicas that serve requests whole, and more small
+    /// replicas rather than fewer large ones, because losing a node then costs less.
     pub fn cost(&self, k: usize, cell: &Cell) -> f64 {
         let (usd, candidate) = (self.usd(k, cell), &self.set.candidates[k]);
         let size = f64::from(candidate.shape.gpus());
         let tie = TIE_USD * (size * (1.0 + 0.1 * size.log2()) + (1.0 - candidate.quality.clamp(0.0, 1.0)));
         let preferred = self.pool.placement.spot == plimsoll_fleet::pool::SpotPolicy::Preferred && !cell.spot;
         let below = if self.is_below_quality(k) { self.below_quality_factor * (1.0 + usd) } else { 0.0 };
-        usd + tie + if preferred { 0.01 * usd } else { 0.0 } + below + self.interruptions_usd(k, cell)
+        let half = if candidate.pairing.is_some() { HALF * usd } else { 0.0 };
+        usd + tie + if preferred { 0.01 * usd } else { 0.0 } + half + below + self.interruptions_usd(k, cell)
     }
 
     /// Replicas (not whole) of candidate `k` that all of each class (by index) would take, headroom included; infinite where it
@@ -278,13 +295,28 @@ pub enum Coupling {
     Budget(usize),
 }
 
+/// A share of a class that replicas of one candidate prefill or decode in one place.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct PartShare {
+    /// Class.
+    pub class: usize,
+    /// Candidate.
+    pub candidate: usize,
+    /// The first of the cells that can exchange caches with one another, as in [`PoolProblem::reach`].
+    pub reach: usize,
+    /// Share of the class.
+    pub share: f64,
+}
+
 /// One pool's part of an answer.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct PoolAnswer {
     /// Replicas by candidate and cell.
     pub counts: BTreeMap<(usize, usize), u32>,
-    /// Share of each class (outer) that each candidate (inner) serves.
+    /// Share of each class (outer) that each candidate (inner) serves, or does its part of.
     pub shares: Vec<Vec<f64>>,
+    /// The shares of candidates that only prefill or decode, by where they do.
+    pub apart: Vec<PartShare>,
     /// Share of each class left unserved.
     pub unserved: Vec<f64>,
     /// Replicas short of the floor.
@@ -324,8 +356,21 @@ pub struct Answer {
 pub(crate) const SHORT_WEIGHT: f64 = 0.25;
 /// Weight of a missing zone.
 pub(crate) const ZONE_WEIGHT: f64 = 0.05;
+/// Price of being half of a pair, in prices of the replica: of two that cost the same, the one that needs no other.
+const HALF: f64 = 0.01;
 /// Dollars per hour that a GPU costs at least in the objective, so that free hardware is not wasted.
 pub(crate) const TIE_USD: f64 = 1e-4;
+
+/// By cell, the first of the cells in its zone: replicas hand caches to others of their zone. Of nodes that an autoscaler has yet to add the
+/// zone is known only where there is but one.
+pub(crate) fn reach(cells: &[Cell]) -> Arc<[Option<usize>]> {
+    let mut zones: BTreeMap<&str, usize> = BTreeMap::new();
+    for (c, cell) in cells.iter().enumerate().filter(|(_, cell)| !cell.is_autoscaled()) {
+        zones.entry(&cell.zone).or_insert(c);
+    }
+    let only = if zones.len() == 1 { zones.values().next().copied() } else { None };
+    cells.iter().map(|c| if c.is_autoscaled() { only } else { zones.get(c.zone.as_str()).copied() }).collect()
+}
 
 /// Replicas by candidate and cell, for each pool.
 pub type Fleet = Vec<BTreeMap<(usize, usize), u32>>;
@@ -378,7 +423,7 @@ fn for_each_upper(problem: &Problem<'_>, mut f: impl FnMut(usize, usize, usize, 
             let useful = pool.useful(k).min(f64::from(pool.ceiling));
             for c in by_class.get(shape.accelerator.as_str()).into_iter().flatten().copied() {
                 let cell = &problem.cells[c];
-                if cell.eligible[p] == Eligibility::Closed {
+                if cell.eligible[p] == Eligibility::Closed || pool.part(k, c).is_none() {
                     continue;
                 }
                 let running = f64::from(pool.running.get(&(k, c)).copied().unwrap_or(0));

@@ -71,6 +71,10 @@ fn best(
     let in_zone = |c: usize| by_zone.get(zone(c)).copied().unwrap_or(0);
     let mut found: Option<(u32, Move)> = None;
     for ((k, from), n) in counts {
+        // Prefill and decode replicas stay within each other's reach.
+        if pool.set.candidates[*k].pairing.is_some() {
+            continue;
+        }
         for to in twins[*from].iter().copied() {
             let gain = in_zone(*from).saturating_sub(in_zone(to));
             if gain < 2 {

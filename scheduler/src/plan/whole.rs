@@ -2,7 +2,8 @@
 //!
 //! Variables: whole replicas kept and started by pool, shape and cell; the share of each request class that flows to
 //! each shape; shares left unserved; shortfalls below the replica and zone bounds. Rows: demand, load lines, slots of
-//! each cell ([`super::inventory`]), budgets, replica bounds, zones. Tiers are served in order, lexicographically: if
+//! each cell ([`super::inventory`]), budgets, replica bounds, zones; and where prefill and decode are apart, that what is prefilled within
+//! reach of some decode replicas is decoded there. Tiers are served in order, lexicographically: if
 //! everything can be served, one solve finds the cheapest fleet; otherwise each tier, highest first, minimises what it
 //! leaves unserved with the tiers above fixed, and the last solve minimises dollars and price of change.
 //!
@@ -11,10 +12,13 @@
 
 use std::collections::BTreeMap;
 
+use super::covering::Part;
 use super::greedy::{answer_of, fill};
 use super::inventory::Eligibility;
 use super::options::Options;
-use super::program::{Answer, Coupling, Fleet, PoolAnswer, PoolProblem, Problem, SHORT_WEIGHT, ZONE_WEIGHT};
+use super::program::{
+    Answer, Coupling, Fleet, PartShare, PoolAnswer, PoolProblem, Problem, SHORT_WEIGHT, ZONE_WEIGHT,
+};
 use super::solver::{Comparison, Limits, Program, Solution, SolveError, Solver, VarId};
 
 /// The variables of one pool.
@@ -22,7 +26,9 @@ use super::solver::{Comparison, Limits, Program, Solution, SolveError, Solver, V
 struct PoolVars {
     kept: Vec<(usize, usize, VarId)>,
     new: Vec<(usize, usize, VarId)>,
-    /// By class, by candidate.
+    /// Candidates, each as often as there are places from which its replicas reach different others.
+    kinds: Vec<(usize, Part)>,
+    /// By class, by kind.
     flow: Vec<Vec<Option<VarId>>>,
     unserved: Vec<VarId>,
     short: VarId,
@@ -46,7 +52,7 @@ fn build(problem: &Problem<'_>) -> Built {
     let mut spend: Vec<Vec<(VarId, f64)>> = vec![Vec::new(); problem.budgets.len()];
     for (p, pool) in problem.pools.iter().enumerate() {
         let mut vars = PoolVars::default();
-        let mut by_candidate: Vec<Vec<VarId>> = vec![Vec::new(); pool.set.candidates.len()];
+        let mut by_kind: Vec<Vec<VarId>> = Vec::new();
         let mut by_zone: BTreeMap<&str, Vec<VarId>> = BTreeMap::new();
         for (k, candidate) in pool.set.candidates.iter().enumerate() {
             let shape = &candidate.shape;
@@ -55,6 +61,7 @@ fn build(problem: &Problem<'_>) -> Built {
                 if cell.accelerator != shape.accelerator || cell.eligible[p] == Eligibility::Closed {
                     continue;
                 }
+                let Some(part) = pool.part(k, c) else { continue };
                 let usd = pool.usd(k, cell);
                 let cost = pool.cost(k, cell);
                 let takes: Vec<(usize, f64)> = (0..problem.budgets.len())
@@ -64,9 +71,14 @@ fn build(problem: &Problem<'_>) -> Built {
                 let running = pool.running.get(&(k, c)).copied().unwrap_or(0);
                 let stop = pool.stop_factor * usd;
                 constant += f64::from(running) * stop;
+                let kind = vars.kinds.iter().position(|x| *x == (k, part)).unwrap_or_else(|| {
+                    vars.kinds.push((k, part));
+                    by_kind.push(Vec::new());
+                    by_kind.len() - 1
+                });
                 let mut add = |program: &mut Program, cost: f64, upper: f64| {
                     let v = program.integer(cost, 0.0, upper);
-                    by_candidate[k].push(v);
+                    by_kind[kind].push(v);
                     by_zone.entry(cell.zone.as_str()).or_default().push(v);
                     slots.entry(c).or_default().push((shape.tensor_parallel, shape.pipeline_parallel, v));
                     for (b, takes) in &takes {
@@ -86,19 +98,31 @@ fn build(problem: &Problem<'_>) -> Built {
             }
         }
         // Demand: every class is served or counted as unserved, in shares of its rate.
-        let mut load: Vec<Vec<(VarId, f64)>> = vec![Vec::new(); pool.set.candidates.len()];
+        let mut load: Vec<Vec<(VarId, f64)>> = vec![Vec::new(); vars.kinds.len()];
         for (c, class) in pool.set.classes.iter().enumerate() {
             let mut terms = Vec::new();
-            let mut flows = vec![None; pool.set.candidates.len()];
+            let mut flows = vec![None; vars.kinds.len()];
+            let mut through: BTreeMap<usize, Vec<(VarId, f64)>> = BTreeMap::new();
             if class.rps > 0.0 {
-                for (k, candidate) in pool.set.candidates.iter().enumerate() {
-                    if candidate.rates[c] > 0.0 && !by_candidate[k].is_empty() {
+                for (i, (k, part)) in vars.kinds.iter().enumerate() {
+                    let rate = pool.set.candidates[*k].rates[c];
+                    if rate > 0.0 && !by_kind[i].is_empty() {
                         let v = program.real(0.0, 0.0, 1.0);
-                        flows[k] = Some(v);
-                        terms.push((v, 1.0));
-                        load[k].push((v, class.rps * pool.headroom / candidate.rates[c]));
+                        flows[i] = Some(v);
+                        match part {
+                            Part::Whole => terms.push((v, 1.0)),
+                            Part::Prefill(link) => {
+                                terms.push((v, 1.0));
+                                through.entry(*link).or_default().push((v, 1.0));
+                            }
+                            Part::Decode(link) => through.entry(*link).or_default().push((v, -1.0)),
+                        }
+                        load[i].push((v, class.rps * pool.headroom / rate));
                     }
                 }
+            }
+            for balance in through.into_values() {
+                program.row(balance, Comparison::AtMost, 0.0);
             }
             let u = program.real(0.0, 0.0, if class.rps > 0.0 { 1.0 } else { 0.0 });
             if class.rps > 0.0 {
@@ -110,11 +134,11 @@ fn build(problem: &Problem<'_>) -> Built {
         }
         for (k, mut terms) in load.into_iter().enumerate() {
             if !terms.is_empty() {
-                terms.extend(by_candidate[k].iter().map(|v| (*v, -1.0)));
+                terms.extend(by_kind[k].iter().map(|v| (*v, -1.0)));
                 program.row(terms, Comparison::AtMost, 0.0);
             }
         }
-        let every: Vec<VarId> = by_candidate.iter().flatten().copied().collect();
+        let every: Vec<VarId> = by_kind.iter().flatten().copied().collect();
         vars.short = program.real(0.0, 0.0, f64::from(pool.floor));
         if pool.floor > 0 {
             let mut terms: Vec<_> = every.iter().map(|v| (*v, 1.0)).collect();
@@ -212,11 +236,18 @@ fn start_of(problem: &Problem<'_>, built: &Built, fleet: &[BTreeMap<(usize, usiz
         let filled = fill(pool, &counts);
         for (c, flows) in vars.flow.iter().enumerate() {
             let mut served = 0.0;
-            for (k, v) in flows.iter().enumerate() {
-                if let Some(v) = v {
-                    values[*v] = filled.shares[c][k];
-                    served += filled.shares[c][k];
-                }
+            for (v, (k, part)) in flows.iter().zip(&vars.kinds) {
+                let Some(v) = v else { continue };
+                let at = |s: &&PartShare| {
+                    let link = pool.part(*k, s.reach);
+                    s.class == c && s.candidate == *k && link.as_ref() == Some(part)
+                };
+                let share = match part {
+                    Part::Whole => filled.shares[c][*k],
+                    _ => filled.apart.iter().filter(at).map(|s| s.share).sum(),
+                };
+                values[*v] = share;
+                served += if matches!(part, Part::Decode(_)) { 0.0 } else { share };
             }
             if pool.set.classes[c].rps > 0.0 {
                 values[vars.unserved[c]] = (1.0 - served).clamp(0.0, 1.0);
@@ -251,7 +282,8 @@ fn read(problem: &Problem<'_>, built: &Built, values: &[f64]) -> Vec<PoolAnswer>
         .pools
         .iter()
         .zip(&built.vars)
-        .map(|(pool, vars)| {
+        .enumerate()
+        .map(|(p, (pool, vars))| {
             let mut counts = BTreeMap::new();
             for (k, c, v) in vars.kept.iter().chain(&vars.new) {
                 let n = values[*v].round().max(0.0) as u32;
@@ -259,12 +291,18 @@ fn read(problem: &Problem<'_>, built: &Built, values: &[f64]) -> Vec<PoolAnswer>
                     *counts.entry((*k, *c)).or_insert(0) += n;
                 }
             }
+            if pool.has_parts() {
+                return answer_of(problem, p, &counts);
+            }
             let tidy = |x: f64| if x < 1e-7 { 0.0 } else { x.min(1.0) };
-            let shares: Vec<Vec<f64>> = vars
-                .flow
-                .iter()
-                .map(|flows| flows.iter().map(|v| v.map_or(0.0, |v| tidy(values[v]))).collect())
-                .collect();
+            let share_of = |flows: &Vec<Option<VarId>>| {
+                let mut shares = vec![0.0; pool.set.candidates.len()];
+                for (v, (k, _)) in flows.iter().zip(&vars.kinds) {
+                    shares[*k] = v.map_or(0.0, |v| tidy(values[v]));
+                }
+                shares
+            };
+            let shares: Vec<Vec<f64>> = vars.flow.iter().map(share_of).collect();
             let unserved = shares
                 .iter()
                 .zip(&pool.set.classes)
@@ -281,7 +319,7 @@ fn read(problem: &Problem<'_>, built: &Built, values: &[f64]) -> Vec<PoolAnswer>
             zones.dedup();
             let zones_short =
                 if pool.min_zones > 1 { pool.min_zones.saturating_sub(zones.len() as u32) } else { 0 };
-            PoolAnswer { counts, shares, unserved, short, zones_short }
+            PoolAnswer { counts, shares, apart: Vec::new(), unserved, short, zones_short }
         })
         .collect()
 }

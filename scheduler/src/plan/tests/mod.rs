@@ -3,6 +3,7 @@
 pub(crate) mod support;
 
 mod adopted;
+mod apart;
 mod budgets;
 mod fuzz;
 mod optimal;

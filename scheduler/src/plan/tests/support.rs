@@ -240,7 +240,16 @@ impl World {
                     assert_eq!(info.accelerator, r.shape.accelerator);
                 }
             }
-            let flow: f64 = p.flows.iter().map(|f| f.rps).sum();
+            let flow = p.served_rps();
+            let of = |role: Role| p.flows.iter().filter(|f| f.shape.role == role).map(|f| f.rps).sum::<f64>();
+            let (prefill, decode) = (of(Role::Prefill), of(Role::Decode));
+            assert!(
+                (prefill - decode).abs() <= 1e-6 * (1.0 + prefill),
+                "{prefill} prefilled, {decode} decoded"
+            );
+            let zone = |r: &ReplicaAssignment| {
+                self.snapshot.nodes.iter().find(|n| r.nodes.first() == Some(&n.name)).map_or("", |n| &n.zone)
+            };
             let asked: f64 = p.demand.classes.iter().map(|c| c.rps).filter(|r| r.is_finite()).sum();
             let external =
                 self.snapshot.pools.iter().any(|s| s.id == p.pool && s.engine.kind == EngineKind::External);
@@ -251,7 +260,10 @@ impl World {
                 p.unserved_rps
             );
             for f in &p.flows {
-                assert!(f.rps >= 0.0 && p.replicas.iter().any(|r| r.shape == f.shape), "flow to nothing");
+                let takes = |r: &ReplicaAssignment| {
+                    r.shape == f.shape && (f.zone.is_empty() || r.nodes.is_empty() || zone(r) == f.zone)
+                };
+                assert!(f.rps >= 0.0 && p.replicas.iter().any(takes), "flow to nothing");
             }
             assert!(p.utilisation <= 1.0 + 1e-6 && p.usd_per_hour >= 0.0);
             assert!(!p.why.summary.is_empty(), "{} has no reason", p.pool);
