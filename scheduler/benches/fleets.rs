@@ -167,7 +167,7 @@ fn main() -> Result<(), Failure> {
                 peak_mib(),
             );
             if json.is_some() && name == "cold" {
-                let model = EngineModel::default();
+                let model = EngineModel;
                 instances
                     .push(with_problem(&input, &model, Candidates::Kept, |p| written(p, &out.plan, took)));
             }

@@ -65,16 +65,12 @@ fn table(title: &str, world: &Asked) {
     let full = world.ours(None);
     let mut frontier = vec![full];
     for (name, policy) in policies() {
-        let verdict = with_problem(
-            &world.0.input(&world.0.snapshot),
-            &EngineModel::default(),
-            Candidates::Kept,
-            |problem| {
+        let verdict =
+            with_problem(&world.0.input(&world.0.snapshot), &EngineModel, Candidates::Kept, |problem| {
                 let verdict = judge(problem, &policy(problem));
                 let undone: f64 = verdict.undone.iter().map(|(_, u)| *u).sum();
                 (verdict.usd_per_hour, 1.0 - undone / problem.pools.len().max(1) as f64)
-            },
-        );
+            });
         let (usd, attainment) = verdict;
         let ours = world.least(attainment, &mut frontier);
         let saves = 100.0 * (1.0 - ours / usd);

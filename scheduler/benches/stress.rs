@@ -66,9 +66,7 @@ fn judged(
     let base = world.input(&world.snapshot);
     let input =
         plimsoll_scheduler::plan::PlanInput { demands: &demands, config: &config, cache: &cache, ..base };
-    with_problem(&input, &Slower(delays, EngineModel::default()), Candidates::All, |truth| {
-        judge(truth, &fleet(truth))
-    })
+    with_problem(&input, &Slower(delays, EngineModel), Candidates::All, |truth| judge(truth, &fleet(truth)))
 }
 
 /// A standard normal figure.
@@ -141,7 +139,7 @@ fn main() -> Result<(), Failure> {
     }
     world.config = without_margins();
     let input = world.input(&world.snapshot);
-    with_problem(&input, &EngineModel::default(), Candidates::Kept, |problem| {
+    with_problem(&input, &EngineModel, Candidates::Kept, |problem| {
         let fleet = adaptive_greedy(problem);
         row("adaptive greedy, no margins", &world, &|truth| translate(problem, &fleet, truth), &mut least);
     });
