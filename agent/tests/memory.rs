@@ -1,5 +1,7 @@
 //! What connections and streams cost in memory. One test, in a process of its own: others would be measured with it.
 
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use std::net::SocketAddr;
