@@ -12,7 +12,7 @@ use support::*;
 
 const SPEED: f64 = 50.0;
 /// Of engines that are killed at work: a busy machine must be in time.
-const SLOW: f64 = 4.0;
+const SLOW: f64 = 1.0;
 
 async fn engine(role: Role, protocol: HandOverProtocol, speed: f64) -> (EngineServer, StepCoefficients) {
     let mut config = EngineServerConfig::from_presets("llama-3.1-8b", "h100", 1, "bf16").unwrap();
@@ -160,10 +160,7 @@ async fn a_prefill_engine_that_dies_mid_way_costs_no_answer() {
             tokio::spawn(send(post(fleet.gateway.addr(), "/v1/chat/completions", body.to_string())))
         });
         let answers: Vec<_> = answers.collect();
-        until(&format!("the prefill engine is at work by {protocol:?}"), || {
-            fleet.engines[0].stats().running > 0
-        })
-        .await;
+        until(&format!("the prefill engine is at work by {protocol:?}"), || fleet.prefilled(0) > 0).await;
         fleet.engines[0].kill();
         for answer in answers {
             let got = answer.await.unwrap();

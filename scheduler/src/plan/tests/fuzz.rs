@@ -174,7 +174,7 @@ fn world(dice: &mut Dice) -> (World, BTreeSet<PoolId>) {
 
 fn model(number: u64, dice: &mut Dice) -> Box<dyn Performance> {
     if number.is_multiple_of(ENGINE_MODEL) {
-        return Box::new(EngineModel::default());
+        return Box::new(EngineModel);
     }
     let rate = |dice: &mut Dice| if dice.one_in(8) { 0.0 } else { dice.between(0.2, 12.0) };
     let mut table: BTreeMap<String, Vec<f64>> =
