@@ -12,7 +12,7 @@ use std::process::{Child, Command, Stdio};
 
 use plimsoll_agent::AgentHandle;
 use plimsoll_fleet::StepCoefficients;
-use plimsoll_simulator::engine_server::{EngineServer, EngineServerConfig};
+use plimsoll_simulator::engine_server::EngineServer;
 use serde_json::{Value, json};
 use support::*;
 
@@ -39,20 +39,11 @@ fn documented() -> String {
 }
 
 async fn engine() -> (EngineServer, StepCoefficients) {
-    let mut config = EngineServerConfig::from_presets("llama-3.1-8b", "h100", 1, "bf16").unwrap();
-    config.served_model = "chat-model".into();
-    config.speed = SPEED;
-    let model = plimsoll_engine::ReplicaModel::new(
-        &config.architecture,
-        &config.variant,
-        &config.accelerator,
-        &config.shape,
-        &config.engine,
-    );
-    let coefficients = model.unwrap().coefficients(2000.0);
-    let engine = EngineServer::start(config).await.unwrap();
-    engine.ready().await;
-    (engine, coefficients)
+    simulated_engine(|config| {
+        config.served_model = "chat-model".into();
+        config.speed = SPEED;
+    })
+    .await
 }
 
 /// Two engines, a gateway that picks among them, and Envoy in front of all.

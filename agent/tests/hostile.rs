@@ -50,17 +50,6 @@ fn responses(answer: &str) -> usize {
     answer.matches("HTTP/1.1 ").count()
 }
 
-async fn still_serves(gateway: &AgentHandle) {
-    let got = send(chat(gateway.addr(), true)).await;
-    assert_eq!((got.status, got.content()), (200, "t0 t1 t2 ".to_owned()));
-}
-
-const BODY: &str = r#"{"model":"chat-model","messages":[]}"#;
-
-fn request(headers: &str, body: &str) -> String {
-    format!("POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n{headers}\r\n{body}")
-}
-
 /// What would be another request if its bytes were taken for one.
 const SMUGGLED: &str = "POST /v1/completions HTTP/1.1\r\nhost: x\r\nx-smuggled: 1\r\ncontent-length: 34\r\n\r\n{\"model\":\"chat-model\",\"prompt\":\"\"}";
 
@@ -85,7 +74,7 @@ const SMUGGLED: &str = "POST /v1/completions HTTP/1.1\r\nhost: x\r\nx-smuggled: 
 async fn requests_whose_length_is_doubtful_reach_no_engine(#[case] headers: &str, #[case] body: &str) {
     let engine = Engine::start().await;
     let gateway = gateway(engine.addr).await;
-    let answer = raw(gateway.addr(), format!("{}{SMUGGLED}", request(headers, body)).as_bytes()).await;
+    let answer = raw(gateway.addr(), format!("{}{SMUGGLED}", raw_request(headers, body)).as_bytes()).await;
     assert!((400..500).contains(&status(&answer)), "{answer}");
     assert!(responses(&answer) <= 1, "what followed was taken for a request: {answer}");
     assert_eq!(engine.requests(), 0, "nothing of it reached the engine: {answer}");
@@ -97,10 +86,10 @@ async fn two_requests_in_a_row_are_two_and_the_engine_sees_lengths_of_ours() {
     let engine = Engine::start().await;
     let gateway = gateway(engine.addr).await;
     let chunked = format!("{:x}\r\n{BODY}\r\n0\r\n\r\n", BODY.len());
-    let both = request(
+    let both = raw_request(
         "transfer-encoding: chunked\r\nconnection: keep-alive, x-secret\r\nx-secret: 1\r\n",
         &chunked,
-    ) + &request(&format!("content-length: {}\r\n", BODY.len()), BODY);
+    ) + &raw_request(&format!("content-length: {}\r\n", BODY.len()), BODY);
     let answer = raw(gateway.addr(), both.as_bytes()).await;
     assert_eq!((responses(&answer), answer.matches("200 OK").count()), (2, 2), "{answer}");
     assert_eq!(engine.requests(), 2);
@@ -118,7 +107,7 @@ async fn bad_bodies_are_answered_in_openais_shape() {
     let gateway = gateway(engine.addr).await;
     let post = |body: &[u8]| {
         let mut text =
-            request(&format!("connection: close\r\ncontent-length: {}\r\n", body.len()), "").into_bytes();
+            raw_request(&format!("connection: close\r\ncontent-length: {}\r\n", body.len()), "").into_bytes();
         text.extend_from_slice(body);
         text
     };
@@ -136,9 +125,9 @@ async fn bad_bodies_are_answered_in_openais_shape() {
     let answer = raw(gateway.addr(), &post(deep.as_bytes())).await;
     assert!(status(&answer) == 400 && answer.contains("not valid JSON"), "{answer}");
     // Over the limit: announced, and found out on the way.
-    let answer = raw(gateway.addr(), request("content-length: 99999999\r\n", "{").as_bytes()).await;
+    let answer = raw(gateway.addr(), raw_request("content-length: 99999999\r\n", "{").as_bytes()).await;
     assert!(status(&answer) == 413 && answer.contains("body_too_large"), "{answer}");
-    let mut endless = request("transfer-encoding: chunked\r\n", "").into_bytes();
+    let mut endless = raw_request("transfer-encoding: chunked\r\n", "").into_bytes();
     for _ in 0..40 {
         endless.extend_from_slice(b"10000\r\n");
         endless.extend_from_slice(&[b' '; 0x10000]);
@@ -155,11 +144,11 @@ async fn headers_have_a_limit() {
     let engine = Engine::start().await;
     let gateway = gateway(engine.addr).await;
     let big = format!("x-big: {}\r\n", "x".repeat(40 << 10));
-    let answer = raw(gateway.addr(), request(&big, "").as_bytes()).await;
+    let answer = raw(gateway.addr(), raw_request(&big, "").as_bytes()).await;
     assert!(status(&answer) == 431 && answer.contains("headers_too_large"), "{answer}");
     // Beyond what is read at all there is a status and no body.
     let many: String = (0..200_000).map(|i| format!("x-{i}: y\r\n")).collect();
-    let answer = raw(gateway.addr(), request(&many, "").as_bytes()).await;
+    let answer = raw(gateway.addr(), raw_request(&many, "").as_bytes()).await;
     assert!(
         answer.is_empty() || (400..500).contains(&status(&answer)),
         "{}",
@@ -218,7 +207,7 @@ async fn slow_clients_are_cut_off_and_hold_nobody_up() {
 async fn a_body_that_stops_coming_is_answered() {
     let engine = Engine::start().await;
     let gateway = gateway(engine.addr).await;
-    let answer = raw(gateway.addr(), request("content-length: 100\r\n", "{").as_bytes()).await;
+    let answer = raw(gateway.addr(), raw_request("content-length: 100\r\n", "{").as_bytes()).await;
     assert!(status(&answer) == 408 && answer.contains("no part of the body came"), "{answer}");
     still_serves(&gateway).await;
 }
@@ -273,7 +262,7 @@ async fn what_an_engine_breaks_the_client_is_told(#[case] answer: Vec<u8>) {
     let gateway = gateway(broken).await;
     let ask = r#"{"model":"chat-model","stream":true,"messages":[]}"#;
     let head = format!("connection: close\r\ncontent-length: {}\r\n", ask.len());
-    let got = raw(gateway.addr(), request(&head, ask).as_bytes()).await;
+    let got = raw(gateway.addr(), raw_request(&head, ask).as_bytes()).await;
     assert!(asked.load(Ordering::SeqCst) >= 1);
     assert!(status(&got) == 200 || status(&got) >= 500, "{got}");
     assert!(got.contains("\"error\":{") && got.contains("\"engine_failed\""), "{got}");

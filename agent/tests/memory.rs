@@ -23,17 +23,6 @@ async fn gateway(engine: SocketAddr) -> AgentHandle {
     gateway
 }
 
-async fn still_serves(gateway: &AgentHandle) {
-    let got = send(chat(gateway.addr(), true)).await;
-    assert_eq!((got.status, got.content()), (200, "t0 t1 t2 ".to_owned()));
-}
-
-const BODY: &str = r#"{"model":"chat-model","messages":[]}"#;
-
-fn request(headers: &str, body: &str) -> String {
-    format!("POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n{headers}\r\n{body}")
-}
-
 /// An engine that answers every request with these bytes, and closes.
 async fn scripted(answer: Vec<u8>) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -79,7 +68,9 @@ async fn thousands_of_idle_connections_cost_little_and_disturb_nobody() {
     assert!(each < 32 << 10, "{each} bytes a connection");
     // An idle one still works.
     let mut one = idle.pop().unwrap();
-    one.write_all(request(&format!("content-length: {}\r\n", BODY.len()), BODY).as_bytes()).await.unwrap();
+    one.write_all(raw_request(&format!("content-length: {}\r\n", BODY.len()), BODY).as_bytes())
+        .await
+        .unwrap();
     let mut buffer = [0u8; 12];
     one.read_exact(&mut buffer).await.unwrap();
     assert_eq!(&buffer, b"HTTP/1.1 200");
@@ -95,7 +86,7 @@ async fn an_event_without_end_passes_in_bounded_memory() {
     let mut stream = TcpStream::connect(gateway.addr()).await.unwrap();
     let ask = r#"{"model":"chat-model","stream":true,"messages":[]}"#;
     let head = format!("connection: close\r\ncontent-length: {}\r\n", ask.len());
-    stream.write_all(request(&head, ask).as_bytes()).await.unwrap();
+    stream.write_all(raw_request(&head, ask).as_bytes()).await.unwrap();
     let (mut most, mut length, before) = (0, 0, resident());
     let mut buffer = vec![0u8; 64 << 10];
     while let Ok(n @ 1..) = stream.read(&mut buffer).await {

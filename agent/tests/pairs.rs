@@ -6,7 +6,7 @@ mod support;
 
 use plimsoll_agent::AgentHandle;
 use plimsoll_fleet::{Endpoint, HandOver, HandOverProtocol, Role, RouteTable, StepCoefficients};
-use plimsoll_simulator::engine_server::{EngineServer, EngineServerConfig};
+use plimsoll_simulator::engine_server::EngineServer;
 use serde_json::{Value, json};
 use support::*;
 
@@ -15,21 +15,12 @@ const SPEED: f64 = 50.0;
 const SLOW: f64 = 1.0;
 
 async fn engine(role: Role, protocol: HandOverProtocol, speed: f64) -> (EngineServer, StepCoefficients) {
-    let mut config = EngineServerConfig::from_presets("llama-3.1-8b", "h100", 1, "bf16").unwrap();
-    config.speed = speed;
-    config.shape.role = role;
-    config.needs_room = protocol == HandOverProtocol::Sglang;
-    let model = plimsoll_engine::ReplicaModel::new(
-        &config.architecture,
-        &config.variant,
-        &config.accelerator,
-        &config.shape,
-        &config.engine,
-    );
-    let coefficients = model.unwrap().coefficients(2000.0);
-    let engine = EngineServer::start(config).await.unwrap();
-    engine.ready().await;
-    (engine, coefficients)
+    simulated_engine(|config| {
+        config.speed = speed;
+        config.shape.role = role;
+        config.needs_room = protocol == HandOverProtocol::Sglang;
+    })
+    .await
 }
 
 /// A gateway, and a node for each engine.

@@ -13,7 +13,7 @@ use http_body_util::BodyExt;
 use parking_lot::Mutex;
 use plimsoll_agent::metrics::{ReasonLabels, ResumeLabels};
 use plimsoll_agent::{AgentHandle, AgentMetrics};
-use plimsoll_simulator::engine_server::{EngineServer, EngineServerConfig};
+use plimsoll_simulator::engine_server::EngineServer;
 use serde_json::{Value, json};
 use support::*;
 
@@ -136,19 +136,7 @@ const SPEED: f64 = 3.0;
 const TOKENS: u64 = 1200;
 
 async fn engine(speed: f64) -> (EngineServer, plimsoll_fleet::StepCoefficients) {
-    let mut config = EngineServerConfig::from_presets("llama-3.1-8b", "h100", 1, "bf16").unwrap();
-    config.speed = speed;
-    let model = plimsoll_engine::ReplicaModel::new(
-        &config.architecture,
-        &config.variant,
-        &config.accelerator,
-        &config.shape,
-        &config.engine,
-    );
-    let coefficients = model.unwrap().coefficients(2000.0);
-    let engine = EngineServer::start(config).await.unwrap();
-    engine.ready().await;
-    (engine, coefficients)
+    simulated_engine(|config| config.speed = speed).await
 }
 
 /// An agent that can die as a process does: with everything it has open.

@@ -5,26 +5,14 @@
 mod support;
 
 use plimsoll_fleet::RouteTable;
-use plimsoll_simulator::engine_server::{EngineServer, EngineServerConfig};
+use plimsoll_simulator::engine_server::EngineServer;
 use serde_json::{Value, json};
 use support::*;
 
 const SPEED: f64 = 50.0;
 
 async fn engine() -> (EngineServer, plimsoll_fleet::StepCoefficients) {
-    let mut config = EngineServerConfig::from_presets("llama-3.1-8b", "h100", 1, "bf16").unwrap();
-    config.speed = SPEED;
-    let model = plimsoll_engine::ReplicaModel::new(
-        &config.architecture,
-        &config.variant,
-        &config.accelerator,
-        &config.shape,
-        &config.engine,
-    );
-    let coefficients = model.unwrap().coefficients(2000.0);
-    let engine = EngineServer::start(config).await.unwrap();
-    engine.ready().await;
-    (engine, coefficients)
+    simulated_engine(|config| config.speed = SPEED).await
 }
 
 fn turn(conversation: usize, turns: usize) -> Value {

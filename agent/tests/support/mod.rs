@@ -23,6 +23,7 @@ use plimsoll_fleet::{
     Endpoint, EngineKind, NodeName, Objective, Percentile, PoolRoute, ReplicaId, Role, RouteTable, Slo,
     SloClass, StepCoefficients,
 };
+use plimsoll_simulator::engine_server::{EngineServer, EngineServerConfig};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -472,4 +473,37 @@ pub async fn until(what: &str, mut condition: impl FnMut() -> bool) {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     panic!("waited in vain until {what}");
+}
+
+/// A simulated engine that is ready, and how long its steps take.
+pub async fn simulated_engine(
+    configure: impl FnOnce(&mut EngineServerConfig),
+) -> (EngineServer, StepCoefficients) {
+    let mut config = EngineServerConfig::from_presets("llama-3.1-8b", "h100", 1, "bf16").unwrap();
+    configure(&mut config);
+    let model = plimsoll_engine::ReplicaModel::new(
+        &config.architecture,
+        &config.variant,
+        &config.accelerator,
+        &config.shape,
+        &config.engine,
+    );
+    let coefficients = model.unwrap().coefficients(2000.0);
+    let engine = EngineServer::start(config).await.unwrap();
+    engine.ready().await;
+    (engine, coefficients)
+}
+
+/// A request's body that is in order.
+pub const BODY: &str = r#"{"model":"chat-model","messages":[]}"#;
+
+/// A request as bytes on a connection.
+pub fn raw_request(headers: &str, body: &str) -> String {
+    format!("POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n{headers}\r\n{body}")
+}
+
+/// Other requests are answered as ever.
+pub async fn still_serves(gateway: &AgentHandle) {
+    let got = send(chat(gateway.addr(), true)).await;
+    assert_eq!((got.status, got.content()), (200, "t0 t1 t2 ".to_owned()));
 }

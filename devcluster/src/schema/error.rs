@@ -53,13 +53,9 @@ impl ErrorKind {
         }
     }
 
-    /// Whether CEL rules are not run while an error of this kind stands.
-    pub(crate) fn blocks_rules(self) -> bool {
-        matches!(
-            self,
-            Self::NotSupported | Self::Required | Self::TooLong | Self::TooMany | Self::TypeInvalid
-        )
-    }
+    /// CEL rules are not run while an error of one of these kinds stands.
+    pub(crate) const BLOCKING: [Self; 5] =
+        [Self::NotSupported, Self::Required, Self::TooLong, Self::TooMany, Self::TypeInvalid];
 }
 
 /// One violation of a schema. `Display` is the API server's own wording, path included.

@@ -48,7 +48,7 @@ impl CompiledSchema {
     /// [`validate`](Self::validate), where what was found before may keep rules from being checked.
     pub(crate) fn validate_after(&self, new: &Value, old: Option<&Value>, blocked: bool) -> Vec<FieldError> {
         let mut errors = validate::validate(&self.root, new, old);
-        if blocked || errors.iter().any(|e| e.kind.blocks_rules()) {
+        if blocked || errors.iter().any(|e| ErrorKind::BLOCKING.contains(&e.kind)) {
             if self.root.has_rules {
                 errors.push(FieldError::new(
                     "",

@@ -3,30 +3,18 @@
 use serde_json::{Map, Value};
 
 use super::compile::{Additional, Node};
+use crate::apply::builtin;
+use crate::apply::typing::Shape;
 
 /// Whether a key belongs to every resource whatever its schema says.
 fn is_resource_key(key: &str) -> bool {
     matches!(key, "apiVersion" | "kind" | "metadata")
 }
 
-/// Fields of `metadata`.
-const METADATA: [&str; 15] = [
-    "annotations",
-    "creationTimestamp",
-    "deletionGracePeriodSeconds",
-    "deletionTimestamp",
-    "finalizers",
-    "generateName",
-    "generation",
-    "labels",
-    "managedFields",
-    "name",
-    "namespace",
-    "ownerReferences",
-    "resourceVersion",
-    "selfLink",
-    "uid",
-];
+/// Whether `metadata` has a field of this name, in resources and in those embedded in them.
+fn is_metadata(field: &str) -> bool {
+    matches!(&builtin::object_meta().shape, Shape::Map(map) if map.fields.contains_key(field))
+}
 
 /// Drops unknown fields.
 pub(super) fn prune(node: &Node, value: &mut Value) {
@@ -36,7 +24,7 @@ pub(super) fn prune(node: &Node, value: &mut Value) {
             for (key, child) in map.iter_mut() {
                 if node.resource && is_resource_key(key) {
                     if let Value::Object(fields) = child {
-                        fields.retain(|field, _| METADATA.contains(&field.as_str()));
+                        fields.retain(|field, _| is_metadata(field));
                     }
                     continue;
                 }
@@ -77,7 +65,7 @@ fn collect_unknown(node: &Node, value: &Value, path: &str, out: &mut Vec<String>
                     out.push(path);
                 } else if node.resource && is_resource_key(key) {
                     let fields = child.as_object().into_iter().flatten().map(|(field, _)| field);
-                    let unknown = fields.filter(|field| !METADATA.contains(&field.as_str()));
+                    let unknown = fields.filter(|field| !is_metadata(field));
                     out.extend(unknown.map(|field| format!("{path}.{field}")));
                 } else if let Some(below) = node.child(key) {
                     collect_unknown(below, child, &path, out);

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use crate::gvk::GroupKind;
-use crate::schema::FieldError;
+use crate::schema::{ErrorKind, FieldError};
 use crate::store::{Expired, GroupResource};
 
 /// One entry of `details.causes`.
@@ -83,9 +83,7 @@ impl From<&FieldError> for Cause {
 impl Cause {
     /// Whether rules of a custom resource are not checked after it.
     pub(crate) fn blocks_rules(&self) -> bool {
-        ["Required", "NotSupported", "TooLong", "TooMany", "TypeInvalid"]
-            .iter()
-            .any(|kind| self.reason.strip_prefix("FieldValue") == Some(*kind))
+        ErrorKind::BLOCKING.iter().any(|kind| kind.reason() == self.reason)
     }
 }
 
