@@ -40,6 +40,9 @@ pub struct AgentConfig {
     pub clients: Clients,
     /// Weights of tenants at this agent's engines, by the name that their requests carry; 1 for those not listed.
     pub tenant_weights: HashMap<String, f64>,
+    /// Threads of its own that it serves requests on (0: the runtime that it is started on, as one of several agents in a
+    /// process would).
+    pub serve_threads: usize,
     /// Metrics, registered by the caller.
     pub metrics: AgentMetrics,
 }
@@ -61,6 +64,7 @@ impl AgentConfig {
             public: None,
             clients: Clients::Everybody,
             tenant_weights: HashMap::new(),
+            serve_threads: 0,
             metrics: AgentMetrics::default(),
         }
     }

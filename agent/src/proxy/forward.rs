@@ -17,7 +17,7 @@ use super::headers::{self as names, positive, text};
 use super::hop::Hop;
 use super::relay::{AnswerBody, Relay};
 use super::resumption::Resumption;
-use super::upstream::{UpstreamError, Whom};
+use super::upstream::{InBody, UpstreamError, Whom};
 use crate::admit::lengths::LengthKey;
 use crate::admit::{Ask, Refusal, RefusalReason};
 use crate::body::{self, Api, Parsed};
@@ -427,7 +427,7 @@ impl Proxy {
                 rest,
                 first,
                 routed.scanner(endpoint),
-                self.upstream.idle,
+                self.upstream.idle_after,
                 Some(account),
                 reply.place,
                 endpoint.replica.to_string(),
@@ -517,7 +517,7 @@ impl Proxy {
                         rest,
                         first,
                         SseScanner::new(false, None),
-                        self.upstream.idle,
+                        self.upstream.idle_after,
                         None,
                         reply.place,
                         local.replica.id.to_string(),
@@ -580,5 +580,5 @@ pub(super) struct Reply {
 #[derive(Debug)]
 pub(super) enum Content {
     Whole(Bytes),
-    Stream { first: Bytes, rest: Incoming },
+    Stream { first: Bytes, rest: InBody },
 }

@@ -8,12 +8,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::StatusCode;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
 
 use super::account::{Account, Outcome, Place};
 use super::resumption::{Cut, Leg, Next, Resuming, Resumption};
-use super::upstream::chain;
+use super::upstream::{InBody, chain};
 use crate::openai::ApiError;
 use crate::resume;
 use crate::sse::{Seen, SseScanner};
@@ -76,7 +75,7 @@ impl Body for AnswerBody {
 /// ends the engine's work.
 #[derive(Debug)]
 pub(crate) struct Relay {
-    upstream: Option<Incoming>,
+    upstream: Option<InBody>,
     first: Option<Bytes>,
     scanner: SseScanner,
     idle: Pin<Box<Sleep>>,
@@ -108,7 +107,7 @@ struct Fault {
 
 impl Relay {
     pub(super) fn new(
-        upstream: Incoming,
+        upstream: InBody,
         first: Bytes,
         scanner: SseScanner,
         idle_after: Duration,
