@@ -83,6 +83,7 @@ pub(crate) struct Table {
     pub(crate) routes: RouteTable,
     pub(crate) epoch: String,
     pub(crate) by_name: HashMap<String, Arc<Pool>>,
+    tenant_weights: HashMap<String, f64>,
 }
 
 /// State of a running agent.
@@ -159,6 +160,13 @@ impl Shared {
 
     pub(crate) fn next_id(&self) -> u64 {
         self.serial.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// A tenant's share against others of its tier: as this agent is configured, else as the routes say, else 1.
+    pub(crate) fn tenant_weight(&self, tenant: Option<&str>) -> f64 {
+        let Some(tenant) = tenant else { return 1.0 };
+        let own = self.config.tenant_weights.get(tenant).copied();
+        own.or_else(|| self.table.load().tenant_weights.get(tenant).copied()).unwrap_or(1.0)
     }
 
     /// Makes a table the current one. Requests under way keep what they hold of the old one.
@@ -254,7 +262,8 @@ impl Shared {
             .get_or_create(&crate::metrics::AgentLabels { agent: self.config.name.clone() })
             .set(routes.version as i64);
         self.locals.store(Arc::new(locals));
-        self.table.store(Arc::new(Table { routes, epoch, by_name }));
+        let tenant_weights = routes.tenant_weights.iter().cloned().collect();
+        self.table.store(Arc::new(Table { routes, epoch, by_name, tenant_weights }));
         drop((memories, replicas));
         self.apply_drains();
     }

@@ -295,7 +295,7 @@ impl Proxy {
                 tenant: names::tenant(headers),
                 class: text(headers, names::SLO_CLASS).map_or(0, |c| xxh3_64(c.as_bytes())),
             },
-            weight: shared.config.tenant_weight(names::first_text(headers, &names::TENANTS)),
+            weight: shared.tenant_weight(names::first_text(headers, &names::TENANTS)),
             prompt_tokens: hop.prompt_tokens.max(1.0),
             cached_tokens: hop.cached_tokens,
             expected_output: hop.expected_output,

@@ -31,7 +31,8 @@ impl<T> Idle<T> {
         {
             let mut kept = self.kept.lock();
             let of_kind = kept.get_mut(&whom)?;
-            let (key, stack) = of_kind.get_key_value(address).map(|(k, _)| k.clone()).zip(of_kind.get_mut(address))?;
+            let (key, stack) =
+                of_kind.get_key_value(address).map(|(k, _)| k.clone()).zip(of_kind.get_mut(address))?;
             let (since, last) = stack.pop()?;
             if now.duration_since(since) < self.keep {
                 return Some((key, last));

@@ -212,9 +212,9 @@ impl Upstream {
         *request.headers_mut() = headers;
         let host = HeaderValue::from_str(address).map_err(|_| wrong())?;
         request.headers_mut().insert(header::HOST, host);
-        tokio::time::timeout(self.first_byte, self.exchange(whom, address, request)).await.unwrap_or_else(|_| {
-            Err(UpstreamError::FirstByte { address: address.to_owned(), after: self.first_byte })
-        })
+        tokio::time::timeout(self.first_byte, self.exchange(whom, address, request)).await.unwrap_or_else(
+            |_| Err(UpstreamError::FirstByte { address: address.to_owned(), after: self.first_byte }),
+        )
     }
 
     /// Asks over a connection that is at hand, else over a new one.

@@ -55,7 +55,7 @@ pub struct Args {
     #[arg(long, default_value_t = 30)]
     pub shutdown_grace_seconds: u64,
     /// Share of a tenant (as in x-plimsoll-tenant) against others of its tier when engines are full; may be given several
-    /// times [default: 1]
+    /// times [default: the weight of the Tenant object of that name, else 1]
     #[arg(long, value_name = "TENANT=WEIGHT", value_parser = tenant_weight)]
     pub tenant_weight: Vec<(String, f64)>,
     /// Threads that serve requests [default: one a processor core, at most 8]
