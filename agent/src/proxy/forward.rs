@@ -26,7 +26,7 @@ use crate::openai::ApiError;
 use crate::replica::{Flight, Replica};
 use crate::route::{self, Ranked};
 use crate::shared::Pool;
-use crate::sse::{SseScanner, rename_model, usage_of};
+use crate::sse::{SseScanner, rename_model, usage_of, with_cached_tokens};
 
 /// Why an attempt at one replica gave no answer.
 #[derive(Debug)]
@@ -412,7 +412,7 @@ impl Proxy {
         tracing::Span::current().record("replica", endpoint.replica.as_str());
         account.served_by(&endpoint.replica);
         let mut headers = names::forward_response(&reply.head.headers);
-        if let Place::Pair(_, prefill) = &reply.place {
+        if let Some(prefill) = reply.place.prefilled_by() {
             account.prefilled_by(prefill.clone());
             if let Ok(value) = HeaderValue::from_str(prefill.replica.as_str()) {
                 headers.insert(names::PREFILL_REPLICA, value);
@@ -443,6 +443,12 @@ impl Proxy {
                     _ => Outcome::Failed,
                 };
                 let usage = usage_of(&bytes).filter(|_| status.is_success());
+                let bytes = match reply.place.prefilled_by().filter(|_| usage.is_some()) {
+                    Some(prefill) => {
+                        with_cached_tokens(&bytes, prefill.cached_tokens()).map_or(bytes, Bytes::from)
+                    }
+                    None => bytes,
+                };
                 reply.place.finished(usage.map(|u| u.completion_tokens as f64));
                 account.settle(outcome, usage);
                 let quoted = |name: &str| serde_json::Value::from(name).to_string().into_bytes();
