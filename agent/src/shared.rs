@@ -58,6 +58,13 @@ pub(crate) struct PoolMemory {
     pub(crate) stats: Mutex<PoolStats>,
 }
 
+impl PoolMemory {
+    /// Prompt tokens that one hashed block stands for.
+    pub(crate) fn tokens_per_block(&self) -> f64 {
+        crate::route::BLOCK_BYTES as f64 / self.stats.lock().bytes_per_token()
+    }
+}
+
 /// A pool in the current table.
 #[derive(Debug)]
 pub(crate) struct Pool {
@@ -203,8 +210,11 @@ impl Shared {
                         replicas.get(&endpoint.replica).filter(|r| r.local.is_some() == mine).cloned();
                     let replica = known.unwrap_or_else(|| {
                         let local = mine.then(|| {
-                            let engine =
-                                LocalEngine::new(&endpoint.coefficients, self.config.limits.max_queue);
+                            let engine = LocalEngine::new(
+                                &endpoint.coefficients,
+                                self.config.limits.max_queue,
+                                self.incarnation,
+                            );
                             if !first_table {
                                 engine.liveness.lock().put_on_trial();
                             }

@@ -24,6 +24,7 @@ use crate::body::{self, Api, Parsed};
 use crate::local::{self, LocalEngine};
 use crate::openai::ApiError;
 use crate::replica::{Flight, Replica};
+use crate::route::residency::{self, News};
 use crate::route::{self, Ranked};
 use crate::shared::Pool;
 use crate::sse::{SseScanner, rename_model, usage_of, with_cached_tokens};
@@ -122,6 +123,8 @@ impl Proxy {
                 stage_in_ms: routed.stage_by_ms.map(|by| by - now),
                 most_output: routed.parsed.max_output.map(f64::from),
                 priority: Some(routed.priority),
+                marks: residency::marks(&routed.parsed.prefix),
+                seen: None,
             },
             // Where engines hand over caches, whose they take is not for clients to say.
             body: if endpoint.hand_over.is_some() { without_hand_over(body) } else { body },
@@ -154,10 +157,10 @@ impl Proxy {
         errand: Errand,
     ) -> Result<Reply, Missed> {
         let shared = &self.shared;
-        let replica = &pool.replicas[endpoint];
+        let (replica, index) = (&pool.replicas[endpoint], endpoint);
         let endpoint = &pool.view.route.endpoints[endpoint];
         let now = shared.clock.now_ms();
-        let Errand { hop, body, prefilled } = errand;
+        let Errand { mut hop, body, prefilled } = errand;
         let out = || Either::Left(Full::new(body.clone()));
         let mut headers = routed.headers.clone();
         let (path, api) = (routed.path.as_str(), routed.api);
@@ -176,6 +179,7 @@ impl Proxy {
                     )
                     .await
                     .map_err(Missed::Refused)?;
+                engine.held.lock().note(&hop.marks);
                 let place = Place::Here(permit);
                 self.send(Whom::Engine, &endpoint.engine_address, path, headers, out(), place, replica, api)
                     .await
@@ -192,13 +196,17 @@ impl Proxy {
                 };
                 let agent = endpoint.agent_address.as_deref().filter(|_| !replica.agent_gone(now));
                 if let Some(agent) = agent {
+                    hop.seen = replica.followed();
                     let mut hop_headers = headers.clone();
                     self.hop_headers(&mut hop_headers, &hop, routed.deadline_ms)?;
                     let missed = match self
                         .send(Whom::Agent, agent, path, hop_headers, out(), place(), replica, api)
                         .await
                     {
-                        Ok(reply) => return Ok(Reply { through_agent: true, ..reply }),
+                        Ok(reply) => {
+                            self.hear(pool, index, &reply.head.headers);
+                            return Ok(Reply { through_agent: true, ..reply });
+                        }
                         Err(missed) => missed,
                     };
                     let how = match &missed {
@@ -233,6 +241,14 @@ impl Proxy {
                     .map_err(reached)
             }
         }
+    }
+
+    /// Takes in what the agent beside an engine says that others have sent there.
+    fn hear(&self, pool: &Pool, endpoint: usize, headers: &HeaderMap) {
+        let Some(news) = text(headers, names::HELD.as_str()).and_then(News::parse) else { return };
+        pool.replicas[endpoint].follow(news.upto);
+        let tokens_per_block = pool.memory.tokens_per_block();
+        pool.memory.router.lock().hear(&pool.view, endpoint, tokens_per_block, &news);
     }
 
     /// Adds what the agent beside an engine is told.
@@ -503,6 +519,7 @@ impl Proxy {
                 return Ok(self.refuse_hop(&refusal, Some(&local.replica)));
             }
         };
+        let news = local.engine.held.lock().exchange(hop.seen, &hop.marks);
         let mut headers = names::forward_request(&parts.headers);
         headers.remove(names::DEADLINE_MS);
         if let Some(length) = body.size_hint().exact() {
@@ -517,6 +534,11 @@ impl Proxy {
                 let mut headers = names::forward_response(&reply.head.headers);
                 if let Ok(value) = HeaderValue::from_str(&local.replica.hint_text()) {
                     headers.insert(names::LOAD, value);
+                }
+                if hop.seen != Some(news.upto)
+                    && let Ok(value) = HeaderValue::from_str(&news.to_text())
+                {
+                    headers.insert(names::HELD, value);
                 }
                 let body = match reply.content {
                     Content::Stream { first, rest } => AnswerBody::Stream(Box::new(Relay::new(
