@@ -172,7 +172,13 @@ fn observe(shared: &Shared, local: &LocalReplica, healthy: bool, scraped: scrape
         let mut since = engine.empty_since.lock();
         *since = (engine.draining() && empty).then(|| since.unwrap_or(now));
     }
-    *engine.metrics.lock() = scraped;
+    let tokens = scraped.token_counter;
+    let before = std::mem::replace(&mut *engine.metrics.lock(), scraped).token_counter;
+    // Counters start again where the engine does, and so does its cache.
+    let restarted = before.zip(tokens).is_some_and(|(before, now)| now < before);
+    if restarted || (was_healthy == Some(true) && is_healthy == Some(false)) {
+        engine.held.lock().lost();
+    }
     shared.refresh_state(local);
     if stalled || is_healthy == Some(false) {
         // They may still be answered elsewhere.

@@ -184,4 +184,15 @@ pub struct RouteTable {
     pub plan: u64,
     /// Pools, in order of identity.
     pub pools: Vec<PoolRoute>,
+    /// Shares of tenants against others of their tier where an engine is full, by the name that their requests carry, in order of
+    /// name; 1 for those not listed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tenant_weights: Vec<(String, f64)>,
+}
+
+impl RouteTable {
+    /// Whether it says the same as another, whatever their versions.
+    pub fn says_same(&self, other: &Self) -> bool {
+        self.pools == other.pools && self.tenant_weights == other.tenant_weights
+    }
 }

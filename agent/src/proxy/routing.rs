@@ -449,7 +449,7 @@ pub(crate) fn question<'a>(
         class,
         prefix: &parsed.prefix,
         prompt_tokens: sizes.prompt_tokens,
-        tokens_per_block: route::BLOCK_BYTES as f64 / pool.memory.stats.lock().bytes_per_token(),
+        tokens_per_block: pool.memory.tokens_per_block(),
         expected_output: sizes.expected_output,
         adapter: None,
         ttft_objective_ms,

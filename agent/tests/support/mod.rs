@@ -390,7 +390,7 @@ pub fn pool(endpoints: Vec<Endpoint>) -> PoolRoute {
 }
 
 pub fn table(version: u64, endpoints: Vec<Endpoint>) -> RouteTable {
-    RouteTable { version, plan: 30 + version, pools: vec![pool(endpoints)] }
+    RouteTable { version, plan: 30 + version, pools: vec![pool(endpoints)], ..RouteTable::default() }
 }
 
 pub async fn agent(name: &str, node: Option<&str>, change: impl FnOnce(&mut AgentConfig)) -> AgentHandle {

@@ -109,6 +109,22 @@ pub struct RouteTable {
     pub pools: ::prost::alloc::vec::Vec<PoolRoute>,
     #[prost(string, tag = "4")]
     pub epoch: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "5")]
+    pub tenant_weights: ::prost::alloc::vec::Vec<TenantWeight>,
+}
+/// Share of a tenant against others of its tier where an engine is full; 1 for those not listed.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct TenantWeight {
+    /// As requests name it.
+    #[prost(string, tag = "1")]
+    pub tenant: ::prost::alloc::string::String,
+    #[prost(double, tag = "2")]
+    pub weight: f64,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct TenantWeights {
+    #[prost(message, repeated, tag = "1")]
+    pub weights: ::prost::alloc::vec::Vec<TenantWeight>,
 }
 /// Changes from `base_version` to `version`. An agent that holds another version asks for a full table by reconnecting.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -124,6 +140,9 @@ pub struct RouteDelta {
     /// namespace/name of pools that are gone.
     #[prost(string, repeated, tag = "5")]
     pub removed: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// All weights as they are now. Absent: as they were.
+    #[prost(message, optional, tag = "6")]
+    pub tenant_weights: ::core::option::Option<TenantWeights>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct PoolRoute {

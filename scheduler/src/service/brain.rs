@@ -509,8 +509,7 @@ async fn route(shared: &Arc<Shared>) -> bool {
         shared.state.lock().routes_dirty = true;
         return false;
     };
-    if current.as_ref().is_none_or(|t| t.pools != table.pools)
-        && !publish(shared, table, agents, drains).await
+    if current.as_ref().is_none_or(|t| !t.says_same(&table)) && !publish(shared, table, agents, drains).await
     {
         shared.state.lock().routes_dirty = true;
         return false;
