@@ -7,6 +7,7 @@ use plimsoll_fleet::{Percentile, RequestClass, Role};
 use crate::mix::{ClassWork, Mix};
 use crate::quantile::{Wait, gamma, normal, of_sum};
 use crate::queue::{State, burst_size};
+use crate::ranks::PromptCost;
 use crate::{ReplicaModel, Resource};
 
 /// How much of the batch's spread remains in a request's own mean: the batch changes while the request runs. For
@@ -27,6 +28,8 @@ pub(crate) struct Shared {
     pub(crate) prefill_share: f64,
     /// Second moment of prefill work, ms².
     pub(crate) work_square: f64,
+    /// Whether prompts have steps of their own.
+    first: bool,
     /// Tokens that a step yields for a request.
     yielded: f64,
     /// Decode step that an arrival finds under way, times the chance that there is one, milliseconds.
@@ -56,15 +59,25 @@ impl Shared {
     /// `None` if prompts come faster than they can be computed.
     pub(crate) fn new(model: &ReplicaModel, mix: &Mix, state: &State, rate: f64, burst: f64) -> Option<Self> {
         let batch = state.mean_batch;
-        let decode_ms = model.times.decode(batch, batch * mix.context);
-        let token_budget = (model.batched_tokens() - model.times.budget(batch)).max(1.0);
-        let (mut s1, mut s2, mut work_square) = (0.0, 0.0, 0.0);
+        let decode_ms = mix.decode(model, batch);
+        let (cost, prompts) = mix.settle(model, rate, decode_ms, burst)?;
+        let first = model.prompts_first();
+        let ranks = model.times.ranks.count;
+        let of_rank = if first { 0.0 } else { model.times.budget(batch / ranks) };
+        let token_budget = (model.batched_tokens() - of_rank).max(1.0);
+        // Second moments count with what a prompt costs by itself, so that they never fall as more of them share steps.
+        let alone = PromptCost { rank: 1.0, steps: f64::from(u8::from(first)) };
+        // What a prompt adds to a step that has others: on another rank, and no step of its own unless it fills some.
+        let beside = PromptCost { rank: 1.0 / ranks, steps: if first { 1e-12 } else { 0.0 } };
+        let (mut s1, mut s2, mut work_square, mut beside_square) = (0.0, 0.0, 0.0, 0.0);
         for c in &mix.classes {
             // A prompt's turn: its own arithmetic and its share of the steps that carry it.
-            let s = c.work_ms + c.new / token_budget * decode_ms;
+            let steps = if first { 0.0 } else { c.new / (token_budget * ranks) * decode_ms };
+            let s = c.work(&beside) + steps;
             s1 += c.share * s;
             s2 += c.share * s * s;
-            work_square += c.share * c.work_ms * c.work_ms;
+            work_square += c.share * c.work(&cost) * c.work(&alone);
+            beside_square += c.share * c.work(&beside) * c.work(&PromptCost { rank: 1.0, ..beside });
         }
         let busy = rate * s1;
         if busy >= 1.0 {
@@ -78,7 +91,26 @@ impl Shared {
             // Nothing is decoded meanwhile, so a prompt bears its step's own cost as well: it finds work more often.
             prefill_wait.p = p.max(1.0 - (1.0 - state.busy) / burst);
         }
-        let prefill_share = rate * mix.work_ms;
+        let work_ms = mix.work_ms(&cost);
+        let prefill_share = rate * work_ms;
+        let gate = Gate {
+            rate,
+            burst,
+            decode_ms,
+            prefill_share,
+            lone_ms: mix.work_ms(&PromptCost { rank: 1.0, ..beside }),
+            work_ms: mix.work_ms(&beside),
+            work_square: beside_square,
+            busy: state.busy,
+            kind: match (model.role, first) {
+                (Role::Prefill, _) => Steps::Prompts,
+                (_, true) => Steps::PromptsFirst {
+                    prompts: prompts * cost.steps,
+                    alone_ms: mix.classes.iter().map(|c| c.share * c.alone_ms).sum(),
+                },
+                _ => Steps::Mixed,
+            },
+        };
         Some(Self {
             api_ms: model.api_overhead_ms(),
             rate,
@@ -86,18 +118,10 @@ impl Shared {
             decode_ms,
             prefill_share,
             work_square,
+            first,
             yielded: model.times.yielded,
             residual_ms: decode_ms * state.busy,
-            gate: Gate {
-                rate,
-                burst,
-                decode_ms,
-                prefill_share,
-                work_square,
-                busy: state.busy,
-                alone: model.role == Role::Prefill,
-            }
-            .waits(mix, model.batched_tokens()),
+            gate: gate.waits(mix, model.batched_tokens() * ranks),
             token_budget,
             batch_wait: state.wait,
             prefill_wait,
@@ -116,7 +140,9 @@ impl Shared {
 
     /// TTFT without waiting for others, milliseconds.
     fn ttft_alone(&self, c: &ClassWork) -> f64 {
-        self.api_ms + c.prefill_ms + (c.new / self.token_budget).ceil() * self.decode_ms
+        let steps =
+            if self.first { c.alone_ms } else { (c.new / self.token_budget).ceil() * self.decode_ms };
+        self.api_ms + c.prefill_ms + steps
     }
 
     /// Mean wait between arrival and the step that completes the prompt, batch places aside.
@@ -135,7 +161,7 @@ impl Shared {
         Point {
             z,
             wait_ms: of_sum((self.turn_mean(), turn), place),
-            decode_ms: model.times.decode(batch, batch * mix.context),
+            decode_ms: mix.decode(model, batch),
         }
     }
 
@@ -185,24 +211,61 @@ struct Gate {
     burst: f64,
     decode_ms: f64,
     prefill_share: f64,
+    /// Work of a prompt that has the step that carries it to itself, milliseconds.
+    lone_ms: f64,
+    /// What one adds to a step that has others: less where they are on other attention ranks.
+    work_ms: f64,
+    /// Second moment of that work, ms².
     work_square: f64,
     busy: f64,
-    /// Steps begin only for prompts: nothing is decoded.
-    alone: bool,
+    kind: Steps,
+}
+
+/// What steps begin for.
+#[derive(Debug, Clone, Copy)]
+enum Steps {
+    /// Whatever runs and waits.
+    Mixed,
+    /// Prompts: nothing is decoded.
+    Prompts,
+    /// Prompts alone while there are any, decoding otherwise.
+    PromptsFirst {
+        /// Steps of prompts for each of decoding.
+        prompts: f64,
+        /// What such a step takes beside its prompts' work, milliseconds.
+        alone_ms: f64,
+    },
 }
 
 impl Gate {
     /// Mean step where each has a prompt at least: `X = D + w·λX/(1 − e^(−λX))`, the arrivals of the last step given
     /// that there are some.
-    fn step_of_prompts(&self, work_ms: f64) -> f64 {
+    fn step_of_prompts(&self) -> f64 {
         const ROUNDS: u32 = 8;
-        let mut step = (self.decode_ms + work_ms).max(self.decode_ms / (1.0 - self.prefill_share));
+        let mut step = (self.decode_ms + self.lone_ms).max(self.decode_ms / (1.0 - self.prefill_share));
         for _ in 0..ROUNDS {
             let arrivals = self.rate * step;
             let some = if arrivals > 1e-9 { arrivals / -(-arrivals).exp_m1() } else { 1.0 };
-            step = self.decode_ms + work_ms * some;
+            step = self.decode_ms + self.lone_ms + self.work_ms * (some - 1.0);
         }
         step
+    }
+
+    /// Mean and variance of steps, of decoding (`D`) and of `prompts` of prompts for each of those (`S`, what is left of
+    /// a cycle `D/(1 − ρ)`).
+    fn either_step(&self, prompts: f64, alone_ms: f64, dispersion: f64) -> (f64, f64) {
+        let (decode, q) = (self.decode_ms, prompts);
+        let cycle = decode / (1.0 - self.prefill_share);
+        if q <= 1e-12 {
+            return (decode, 0.0);
+        }
+        let prompt = alone_ms.max((cycle - decode) / q);
+        let mean = (decode + q * prompt) / (1.0 + q);
+        let spread = self.rate * cycle * self.work_square * dispersion;
+        let square = (decode * decode + q * prompt * prompt + spread) / (1.0 + q);
+        // Where steps of prompts are shorter than those of decoding, more of them would mean shorter waits: more load is
+        // never faster.
+        (mean, (square - mean * mean).max((decode - mean) * mean).max(0.0))
     }
 
     /// The rest of the step under way, and the prompts that come with one's own.
@@ -211,14 +274,19 @@ impl Gate {
     /// `Var[X] = λ E[w²] E[X]/(1 − ρ²)`. An arrival finds a length-biased step, waits for a uniform part of it, and
     /// is joined by all who arrived in it and in its own burst, as far as the token budget goes.
     fn waits(&self, mix: &Mix, token_budget: f64) -> Waits {
-        let rho = self.prefill_share;
+        let rho = self.rate * self.work_ms;
         let dispersion = 2.0 * self.burst - 1.0;
-        let (mean, variance) = if self.alone {
-            let mean = self.step_of_prompts(mix.work_ms);
-            (mean, self.rate * self.work_square * dispersion * mean)
-        } else {
-            let mean = self.decode_ms / (1.0 - rho);
-            (mean, self.rate * self.work_square * dispersion * mean / (1.0 - rho * rho))
+        let (mean, variance) = match self.kind {
+            Steps::Prompts => {
+                let mean = self.step_of_prompts();
+                (mean, self.rate * self.work_square * dispersion * mean)
+            }
+            Steps::Mixed => {
+                let mean = self.decode_ms / (1.0 - self.prefill_share);
+                let rho = self.prefill_share;
+                (mean, self.rate * self.work_square * dispersion * mean / (1.0 - rho * rho))
+            }
+            Steps::PromptsFirst { prompts, alone_ms } => self.either_step(prompts, alone_ms, dispersion),
         };
         let step = mean + variance / mean;
         // Requests beside one's own, as far as the step has room: first of one's burst (a size-biased geometric),
@@ -235,7 +303,7 @@ impl Gate {
         let spread = variance * (1.0 / 3.0 + fit * rho * (1.0 + fit * rho))
             + step * step / 12.0
             + fit * self.rate * self.work_square * step;
-        let work = mix.work_ms;
+        let work = self.work_ms;
         let burst = burst_fit * burst_mates * work;
         Waits {
             step: (self.busy * wait, self.busy * (spread + wait * wait) - (self.busy * wait).powi(2)),

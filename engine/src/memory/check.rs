@@ -1,6 +1,6 @@
 //! Figures that make no sense, and parallelism that a model cannot have.
 
-use plimsoll_fleet::{AcceleratorClass, ModelArchitecture, Shape};
+use plimsoll_fleet::{AcceleratorClass, Attention, ModelArchitecture, Shape};
 
 use super::DoesNotFit;
 use crate::EngineConfig;
@@ -147,6 +147,10 @@ pub(super) fn check_parallelism(
         return Err(DoesNotFit::Heads {
             model: arch.name.clone(),
             heads: arch.heads,
+            kv_heads: match arch.attention {
+                Attention::Grouped { kv_heads } if arch.heads.is_multiple_of(tp) => Some(kv_heads),
+                _ => None,
+            },
             tensor_parallel: tp,
             allowed: allowed.join(", "),
         });
