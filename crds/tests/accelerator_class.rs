@@ -61,7 +61,7 @@ fn links_caps_and_launches_reach_the_engine_model() {
         assert!(problems.iter().any(|p| p.starts_with(field)), "{field}: {problems:?}");
     }
     let capped = refused(json!({"powerCapWatts": 50}));
-    assert!(capped[0].starts_with("spec.powerCapWatts: 50 is not above the idle power"), "{capped:?}");
+    assert!(capped[0].starts_with("spec.powerCapWatts: \"50\" is not above the idle power"), "{capped:?}");
 }
 
 #[test]

