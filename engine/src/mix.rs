@@ -175,14 +175,17 @@ impl Mix {
             let n = n as f64;
             if first {
                 // A request decodes in all steps but those of its own prompt, and prompts begin when requests end.
-                let work_ms = mix.work_ms(&model.prompt_cost(n / decoding.max(1.0), 1.0));
+                let work_ms = mix.work_ms(&model.prompt_cost(n / decoding.max(1.0), 1.0, 1.0));
                 return work_ms + decoding * mix.decode(model, n) / n;
             }
             let n = n.min(full);
             let work_ms = if model.times.ranks.alone() {
                 work_ms
             } else {
-                mix.work_ms(&model.prompt_cost(n / steps, 1.0))
+                let (prompts, decode) = (n / steps, mix.decode(model, n));
+                let work = |decoding| mix.work_ms(&model.prompt_cost(prompts, 1.0, decoding));
+                // The share of decoding, from what prompts cost were they to come evenly.
+                work(decode / (decode + prompts * work(1.0)))
             };
             work_ms + steps * mix.decode(model, n) / n
         }));
@@ -210,11 +213,11 @@ impl Mix {
         burst: f64,
     ) -> Option<(PromptCost, f64)> {
         const HALVINGS: u32 = 30;
+        let bare = rate * decode_ms;
         let steady = |prompts: f64| {
-            let cost = model.prompt_cost(prompts, burst);
+            let cost = model.prompt_cost(prompts, burst, bare / prompts);
             rate * (decode_ms + prompts * self.work_ms(&cost)) <= prompts
         };
-        let bare = rate * decode_ms;
         if model.times.ranks.alone() && !model.prompts_first() {
             let cost = PromptCost::BESIDE;
             let busy = rate * self.work_ms(&cost);
@@ -224,7 +227,7 @@ impl Mix {
             return None;
         }
         if bare <= 0.0 {
-            return Some((model.prompt_cost(0.0, burst), 0.0));
+            return Some((model.prompt_cost(0.0, burst, 1.0), 0.0));
         }
         let (mut low, mut high) = (bare, 2.0 * bare);
         while !steady(high) {
@@ -237,7 +240,7 @@ impl Mix {
             let mid = 0.5 * (low + high);
             if steady(mid) { high = mid } else { low = mid }
         }
-        Some((model.prompt_cost(high, burst), high))
+        Some((model.prompt_cost(high, burst, bare / high), high))
     }
 
     /// The highest rate at which the queue does not grow for ever, requests per millisecond.

@@ -66,6 +66,24 @@ impl Ranks {
         if self.alone() { context } else { context + self.maximum * deviation * requests.sqrt() }
     }
 
+    /// Prompts that gather in the step that a prompt comes in, where `prompts` come in a mean one and decoding takes
+    /// `decoding` of it. A prompt comes in a long step rather than in a short one: with a share `π = ν/b` of steps that
+    /// carry `b` prompts each, `E[X²]/E[X] = (1 + (1 − r)²(1 − π)/π) E[X]`.
+    pub(crate) fn gathered(&self, prompts: f64, decoding: f64) -> f64 {
+        const ROUNDS: u32 = 6;
+        if self.alone() || prompts <= 1e-12 {
+            return prompts;
+        }
+        let spread = (1.0 - decoding.clamp(0.0, 1.0)).powi(2);
+        let mut all = prompts;
+        for _ in 0..ROUNDS {
+            let together = all / -(-all).exp_m1();
+            let some = (prompts / together).min(1.0);
+            all = prompts * (1.0 + spread * (1.0 - some) / some);
+        }
+        all
+    }
+
     /// What prompts cost where `prompts` begin in a step on average: mean and variance of `⌈N/R⌉` for each of them. The
     /// variance, which is small where some prompt is in nearly every step, is held at its peak before: more load never
     /// makes times more even.

@@ -132,14 +132,14 @@ impl ReplicaModel {
 
     /// What prompts cost others where `prompts` begin in a decode step on average, in bursts of `burst`: a share of
     /// their rank's time, and, prompts first, of steps of their own. Of such steps there are `1 − e^(−ν/b)` for each of
-    /// decoding, those in which some prompt came.
-    pub(crate) fn prompt_cost(&self, prompts: f64, burst: f64) -> PromptCost {
+    /// decoding, those in which some prompt came. `decoding` is the share of time that decode steps take.
+    pub(crate) fn prompt_cost(&self, prompts: f64, burst: f64, decoding: f64) -> PromptCost {
         let steps = match self.prompts_first() {
             false => 0.0,
             true if prompts <= 1e-12 => 1.0 / burst,
             true => -(-prompts / burst).exp_m1() / prompts,
         };
-        let (rank, variance) = self.times.ranks.share(prompts);
+        let (rank, variance) = self.times.ranks.share(self.times.ranks.gathered(prompts, decoding));
         PromptCost { rank, variance, steps }
     }
 
@@ -210,10 +210,11 @@ impl ReplicaModel {
         // While a client waits for its first token it neither decodes nor, once it has it, is delayed by its own
         // prompt.
         let mut decoding = batch;
-        let mut tpot = 0.0;
+        let mut tpot: f64 = 0.0;
         for _ in 0..ROUNDS {
             let step = self.times.decode_of(decoding, decoding * context, deviation) / self.times.yielded;
-            let cost = self.prompt_cost(decoding * self.times.yielded / output_tokens, 1.0);
+            let cost =
+                self.prompt_cost(decoding * self.times.yielded / output_tokens, 1.0, step / tpot.max(step));
             // Steps that prompts have to themselves are left out: clients that began together stay so, and their prompts
             // share steps (as simulated and as measured with SGLang).
             let work = share * (cost.rank * rank_work + all_work);
