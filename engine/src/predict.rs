@@ -44,6 +44,8 @@ pub(crate) struct Shared {
     pub(crate) batch_wait: Wait,
     /// Wait for prompts ahead in the batch.
     pub(crate) prefill_wait: Wait,
+    /// Wait for a prompt's turn.
+    turn: Wait,
 }
 
 /// A percentile, as far as it is common to all classes.
@@ -98,6 +100,12 @@ impl Shared {
             // Nothing is decoded meanwhile, so a prompt bears its step's own cost as well: it finds work more often.
             prefill_wait.p = p.max(1.0 - (1.0 - state.busy) / burst);
         }
+        let mut turn = prefill_wait;
+        if !model.times.ranks.alone() {
+            // Prompts on several ranks do not take turns: one waits for the rest of the step under way.
+            let lone = mix.work_ms(&PromptCost { rank: 1.0, ..shared }) + decode_ms;
+            turn.mean_ms = turn.mean_ms.min(0.5 * lone * burst);
+        }
         let work_ms = mix.work_ms(&cost);
         let prefill_share = rate * work_ms;
         // What prompts take that come because prompts took time: of several ranks, they fall on others.
@@ -138,6 +146,7 @@ impl Shared {
             token_budget,
             batch_wait: state.wait,
             prefill_wait,
+            turn,
         })
     }
 
@@ -160,14 +169,14 @@ impl Shared {
 
     /// Mean wait between arrival and the step that completes the prompt, batch places aside.
     fn turn_mean(&self) -> f64 {
-        self.gate.mean().max(0.5 * self.residual_ms + self.prefill_wait.mean())
+        self.gate.mean().max(0.5 * self.residual_ms + self.turn.mean())
     }
 
     /// What percentile `p` means for every class.
     pub(crate) fn at(&self, model: &ReplicaModel, mix: &Mix, state: &State, p: f64) -> Point {
         let z = normal(p);
         // Short prompts share steps; long ones take turns. Each view is right at its end, and too small at the other.
-        let turn = self.gate.quantile(z).max(p * self.residual_ms + self.prefill_wait.quantile(p));
+        let turn = self.gate.quantile(z).max(p * self.residual_ms + self.turn.quantile(p));
         let place = (self.batch_wait.mean(), self.batch_wait.quantile(p));
         let mean = state.mean_batch;
         let batch = (mean + LIFETIME_AVERAGING * (state.batch_quantile(p) - mean)).max(1.0);
