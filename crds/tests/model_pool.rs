@@ -124,7 +124,11 @@ fn of_architecture(more: serde_json::Value) -> ModelPool {
                                   "parametersBillion": 60.0, "contextTokens": 131072});
     for (field, value) in more.as_object().unwrap() {
         let all = architecture.as_object_mut().unwrap();
-        if value.is_null() { all.remove(field) } else { all.insert(field.clone(), value.clone()) };
+        if value.is_null() {
+            all.remove(field)
+        } else {
+            all.insert(field.clone(), value.clone())
+        };
     }
     patched(json!({"spec": {"model": {
         "preset": null, "source": "s3://models/mine", "name": "mine", "architecture": architecture}}}))

@@ -109,8 +109,7 @@ impl Shared {
         let work_ms = mix.work_ms(&cost);
         let prefill_share = rate * work_ms;
         // What prompts take that come because prompts took time: of several ranks, they fall on others.
-        let feedback =
-            if model.times.ranks.alone() { prefill_share } else { rate * mix.work_ms(&beside) };
+        let feedback = if model.times.ranks.alone() { prefill_share } else { rate * mix.work_ms(&beside) };
         let gate = Gate {
             rate,
             burst,
@@ -162,8 +161,7 @@ impl Shared {
 
     /// TTFT without waiting for others, milliseconds.
     fn ttft_alone(&self, c: &ClassWork) -> f64 {
-        let steps =
-            if self.first { c.alone_ms } else { (c.new / self.token_budget).ceil() * self.decode_ms };
+        let steps = if self.first { c.alone_ms } else { (c.new / self.token_budget).ceil() * self.decode_ms };
         self.api_ms + c.prefill_ms + steps
     }
 
@@ -180,11 +178,7 @@ impl Shared {
         let place = (self.batch_wait.mean(), self.batch_wait.quantile(p));
         let mean = state.mean_batch;
         let batch = (mean + LIFETIME_AVERAGING * (state.batch_quantile(p) - mean)).max(1.0);
-        Point {
-            z,
-            wait_ms: of_sum((self.turn_mean(), turn), place),
-            decode_ms: mix.decode(model, batch),
-        }
+        Point { z, wait_ms: of_sum((self.turn_mean(), turn), place), decode_ms: mix.decode(model, batch) }
     }
 
     pub(crate) fn ttft(&self, c: &ClassWork, at: &Point) -> f64 {
@@ -213,8 +207,7 @@ impl Shared {
         // would fall again and low percentiles with it, so it is held: more load is never faster.
         let alone = 1.0 - self.feedback;
         let held = if self.feedback < 0.5 { 1.0 } else { 4.0 * self.feedback * alone };
-        let variance =
-            held * self.rate * self.work_square * self.dispersion * own / (free * alone * alone);
+        let variance = held * self.rate * self.work_square * self.dispersion * own / (free * alone * alone);
         at.decode_ms + gamma(mean_work, variance, at.z) / steps
     }
 

@@ -131,7 +131,7 @@ mod tests {
         for ranks in [2, 4, 8, 32] {
             let mut last = 0.0;
             for mean in [0.01, 0.3, 0.6, 1.0, 2.0, 4.0, 8.0, 16.0, 60.0] {
-                let (mut p, mut square) = ((-mean as f64).exp(), 0.0);
+                let (mut p, mut square) = (f64::exp(-mean), 0.0);
                 for n in 1..400u32 {
                     p *= mean / f64::from(n);
                     square += p * f64::from(n.div_ceil(ranks)).powi(2);

@@ -11,8 +11,8 @@ use crate::links::{self, Link};
 use crate::lora::LoraTimes;
 use crate::memory::Weights;
 use crate::power::Power;
-use crate::speculation::DraftTimes;
 use crate::ranks::Ranks;
+use crate::speculation::DraftTimes;
 use crate::{EngineConfig, power};
 
 /// Latency of passing activations to the next pipeline stage, milliseconds: measured 0.02–0.09 (A100, TensorRT-LLM).

@@ -91,7 +91,10 @@ fn both_scheduling_rules_agree_with_the_simulation() {
                     let [_, ttft95, tpot50, tpot95, e2e95] =
                         errors(&name, &model, &class(input, output), load, 1.0);
                     assert!(ttft95.abs() < 0.3, "{name} at {load}");
-                    assert!(tpot50.abs() < 0.1 && tpot95.abs() < 0.2 && e2e95.abs() < 0.2, "{name} at {load}");
+                    assert!(
+                        tpot50.abs() < 0.1 && tpot95.abs() < 0.2 && e2e95.abs() < 0.2,
+                        "{name} at {load}"
+                    );
                 }
             }
         }
@@ -114,7 +117,9 @@ fn both_scheduling_rules_saturate_as_simulated() {
                 let (from, to) = (percentile(&mut ends, 0.3), percentile(&mut ends, 0.8));
                 let pace = 0.5 * REQUESTS as f64 / (to - from) * 1e3;
                 let error = form / pace - 1.0;
-                println!("{scheduling:?} {name} {input}/{output}: {form:.2} rps, simulated {pace:.2} ({error:+.3})");
+                println!(
+                    "{scheduling:?} {name} {input}/{output}: {form:.2} rps, simulated {pace:.2} ({error:+.3})"
+                );
                 assert!((-0.15..0.1).contains(&error), "{scheduling:?} {name} {input}/{output}: {error:+.3}");
             }
         }

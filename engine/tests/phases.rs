@@ -178,6 +178,8 @@ fn tpot_of_decode_replicas() {
     let mut names: Vec<_> = by_name.into_iter().collect();
     names.sort();
     for (name, [below, between, above]) in names {
-        println!("{name}: {between} rows between one request alone and all on one replica, {below} below, {above} above");
+        println!(
+            "{name}: {between} rows between one request alone and all on one replica, {below} below, {above} above"
+        );
     }
 }

@@ -7,8 +7,8 @@ mod common;
 use common::class;
 use plimsoll_engine::sim::{Replica, SimPolicy, SimRequest};
 use plimsoll_engine::{
-    Draft, EngineConfig, KvOffload, KvTransfer, LinkTier, Lora, PdModel, ReplicaModel, Scheduling, Speculation,
-    StepLoad,
+    Draft, EngineConfig, KvOffload, KvTransfer, LinkTier, Lora, PdModel, ReplicaModel, Scheduling,
+    Speculation, StepLoad,
 };
 use plimsoll_fleet::shape::Variant;
 use plimsoll_fleet::{

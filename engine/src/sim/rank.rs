@@ -7,8 +7,8 @@ use plimsoll_fleet::Role;
 
 use super::blocks::BlockPool;
 use super::request::{SimPolicy, SimRequest, SimStats, StepOutcome, SubmitError, TokenEvent};
-use crate::kv::KvLayout;
 use crate::ReplicaModel;
+use crate::kv::KvLayout;
 
 /// Place in line: priority, then arrival.
 type Key = (i32, u64);
@@ -389,8 +389,7 @@ impl Rank {
         let room = if tokens == Tokens::All { self.running.len() } else { 0 };
         let mut out = StepOutcome { tokens: Vec::with_capacity(room), ..StepOutcome::default() };
         let mut budget = self.model.config().max_batched_tokens;
-        let prompts_alone =
-            self.model.prompts_first() && self.step_prompts(now_ms, &mut budget, &mut out);
+        let prompts_alone = self.model.prompts_first() && self.step_prompts(now_ms, &mut budget, &mut out);
         if !prompts_alone {
             let mut i = 0;
             while i < self.running.len() && budget > 0 {

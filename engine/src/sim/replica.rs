@@ -118,7 +118,8 @@ impl Replica {
             self.steps += 1;
             return Some(out);
         }
-        let outcomes: Vec<StepOutcome> = self.ranks_mut().filter_map(|rank| rank.step(now_ms, tokens)).collect();
+        let outcomes: Vec<StepOutcome> =
+            self.ranks_mut().filter_map(|rank| rank.step(now_ms, tokens)).collect();
         if outcomes.is_empty() {
             return None;
         }
