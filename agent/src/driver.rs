@@ -4,6 +4,7 @@
 //! |---|---|---|---|---|
 //! | health | `/health` | `/health` | `/health` | `/health`, or the list of models where there is none |
 //! | metrics | `vllm:*` | `sglang:*` | `llamacpp:*` | any of these, where there are any |
+//! | resident adapters | models with a parent in `/v1/models` | the same | none | metrics |
 //! | hand-over of KV caches | `kv_transfer_params` | rooms | none | none |
 //!
 //! A request ends in every one of them when its connection is closed. Hand-overs are
@@ -60,6 +61,14 @@ impl Driver {
         match self {
             Self::Vllm | Self::Sglang | Self::LlamaCpp => &HEALTH[..1],
             Self::OpenAi => &HEALTH,
+        }
+    }
+
+    /// Where it lists the adapters that it holds, beside its models; `None`: nowhere.
+    pub fn adapters_path(self) -> Option<&'static str> {
+        match self {
+            Self::Vllm | Self::Sglang => Some("/v1/models"),
+            Self::LlamaCpp | Self::OpenAi => None,
         }
     }
 

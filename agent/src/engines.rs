@@ -75,20 +75,28 @@ async fn probe(shared: Arc<Shared>, upstream: Upstream, id: ReplicaId, stop: Can
         let looked = async {
             tokio::join!(
                 is_well(&upstream, address, driver, within),
-                upstream.get(address, "/metrics", within)
+                upstream.get(address, "/metrics", within),
+                resident(&upstream, address, driver, within),
             )
         };
-        let (healthy, metrics) = tokio::select! {
+        let (healthy, metrics, resident) = tokio::select! {
             () = stop.cancelled() => return,
             looked = looked => looked,
         };
         // Only a good answer changes what is known; silence is not zero.
-        let scraped = match metrics {
+        let mut scraped = match metrics {
             Ok((200..=299, text)) => {
                 std::str::from_utf8(&text).map(|text| scrape::parse(driver, text)).unwrap_or_default()
             }
             _ => scrape::EngineMetrics::default(),
         };
+        match resident {
+            Some(adapters) => scraped.adapters = adapters,
+            None if driver.adapters_path().is_some() => {
+                scraped.adapters.clone_from(&local.engine.metrics.lock().adapters);
+            }
+            None => {}
+        }
         let made = scraped.token_counter.is_some_and(|tokens| tokens > 0.0);
         observe(&shared, &local, healthy, scraped);
         if !local.engine.draining() && local.engine.liveness.lock().awaits_token() {
@@ -109,6 +117,19 @@ async fn is_well(upstream: &Upstream, address: &str, driver: Driver, within: Dur
         }
     }
     false
+}
+
+/// The adapters that an engine lists; `None`: it lists none, or did not answer.
+async fn resident(
+    upstream: &Upstream,
+    address: &str,
+    driver: Driver,
+    within: Duration,
+) -> Option<Vec<String>> {
+    match upstream.get(address, driver.adapters_path()?, within).await {
+        Ok((200..=299, models)) => scrape::adapters(&models),
+        _ => None,
+    }
 }
 
 /// Lets an engine show that it makes tokens; `made`: its own counters say that it has.

@@ -1,5 +1,7 @@
 //! Engine metrics under each engine's own names ([`Driver`]). What is absent stays unknown; it is never zero.
 
+use serde::Deserialize;
+
 use crate::driver::{Driver, Figure};
 
 /// What an engine says of itself.
@@ -13,7 +15,7 @@ pub struct EngineMetrics {
     pub kv_usage: Option<f64>,
     /// Sum of its counters of tokens: changes whenever it works.
     pub token_counter: Option<f64>,
-    /// Adapters resident, as far as it says.
+    /// Adapters resident, as far as it says: those it lists as models, else those in its metrics.
     pub adapters: Vec<String>,
 }
 
@@ -21,6 +23,8 @@ pub struct EngineMetrics {
 pub fn parse(driver: Driver, text: &str) -> EngineMetrics {
     let mut m = EngineMetrics::default();
     let mut adapters: Vec<String> = Vec::new();
+    // Lines of adapters in requests are never taken back; the value is the time at which each was true.
+    let mut in_requests: (f64, Vec<String>) = (f64::NEG_INFINITY, Vec::new());
     for line in text.lines() {
         let line = line.trim();
         if line.is_empty() || line.starts_with('#') {
@@ -50,23 +54,42 @@ pub fn parse(driver: Driver, text: &str) -> EngineMetrics {
             Some(Figure::KvUsage) => m.kv_usage = Some(m.kv_usage.unwrap_or(0.0).max(value)),
             Some(Figure::Tokens) => add(&mut m.token_counter),
             Some(Figure::Adapter) if value > 0.0 => {
-                adapters.extend(label(labels, "lora_name").or_else(|| label(labels, "adapter")));
+                let name = label(labels, "lora_name").or_else(|| label(labels, "adapter"));
+                adapters.extend(name.filter(|name| !name.is_empty()));
             }
-            Some(Figure::Adapters) => {
-                for key in ["running_lora_adapters", "waiting_lora_adapters"] {
-                    if let Some(list) = label(labels, key) {
-                        adapters
-                            .extend(list.split(',').map(|a| a.trim().to_owned()).filter(|a| !a.is_empty()));
-                    }
-                }
+            Some(Figure::Adapters) if value >= in_requests.0 => {
+                let lists = ["running_lora_adapters", "waiting_lora_adapters"].map(|key| label(labels, key));
+                let names = lists.iter().flatten().flat_map(|list| list.split(',')).map(str::trim);
+                in_requests = (value, names.filter(|name| !name.is_empty()).map(str::to_owned).collect());
             }
-            Some(Figure::Adapter) | None => {}
+            Some(Figure::Adapter | Figure::Adapters) | None => {}
         }
     }
+    adapters.extend(in_requests.1);
     adapters.sort_unstable();
     adapters.dedup();
     m.adapters = adapters;
     m
+}
+
+/// The adapters in an engine's list of models: those that name the model they are for. `None`: it is no such list.
+pub fn adapters(models: &[u8]) -> Option<Vec<String>> {
+    #[derive(Deserialize)]
+    struct Models {
+        data: Vec<Model>,
+    }
+    #[derive(Deserialize)]
+    struct Model {
+        id: String,
+        #[serde(default)]
+        parent: Option<String>,
+    }
+    let listed: Models = serde_json::from_slice(models).ok()?;
+    let mut names: Vec<String> =
+        listed.data.into_iter().filter(|m| m.parent.is_some() && !m.id.is_empty()).map(|m| m.id).collect();
+    names.sort_unstable();
+    names.dedup();
+    Some(names)
 }
 
 fn label(labels: &str, key: &str) -> Option<String> {
@@ -135,6 +158,34 @@ mod tests {
             "vllm:lora_requests_info{max_lora=\"4\",running_lora_adapters=\"b, a\",waiting_lora_adapters=\"\"} 1.7e9\nvllm:lora_adapter_loaded{lora_name=\"c\\\"d\",level=\"gpu\"} 1",
         );
         assert_eq!(m.adapters, ["a", "b", "c\"d"]);
+    }
+
+    #[test]
+    fn of_adapters_in_requests_the_latest_word_counts() {
+        // As vLLM says it: one line for each set that there ever was.
+        let line = |running: &str, at: &str| {
+            format!(
+                "vllm:lora_requests_info{{max_lora=\"2\",running_lora_adapters=\"{running}\",waiting_lora_adapters=\"\"}} {at}\n"
+            )
+        };
+        let lines = [
+            line("red", "1.7961257096637504e+09"),
+            line("", "1.7961257097877727e+09"),
+            line("blue", "1.796125709783102e+09"),
+        ];
+        assert!(parse(Driver::Vllm, &lines.concat()).adapters.is_empty());
+        assert_eq!(parse(Driver::Vllm, &lines[..1].concat()).adapters, ["red"]);
+    }
+
+    #[test]
+    fn adapters_are_models_that_have_a_parent() {
+        let list = br#"{"object":"list","data":[{"id":"tiny","root":"/m","parent":null,"max_model_len":1024},
+            {"id":"red","root":"/a/red","parent":"tiny"},{"id":"blue","parent":"tiny"}]}"#;
+        assert_eq!(adapters(list).unwrap(), ["blue", "red"]);
+        assert_eq!(adapters(br#"{"data":[{"id":"x"}]}"#), Some(vec![]));
+        for none in [&b"{}"[..], b"[]", b"\xff", br#"{"error":{}}"#] {
+            assert!(adapters(none).is_none_or(|a| a.is_empty()));
+        }
     }
 
     proptest! {
