@@ -4,7 +4,7 @@
 //! |---|---|---|---|---|
 //! | health | `/health` | `/health` | `/health` | `/health`, or the list of models where there is none |
 //! | metrics | `vllm:*` | `sglang:*` | `llamacpp:*` | any of these, where there are any |
-//! | resident adapters | models with a parent in `/v1/models` | the same | none | metrics |
+//! | adapters at run time | `/v1/load_lora_adapter` | none | none | none |
 //! | hand-over of KV caches | `kv_transfer_params` | rooms | none | none |
 //!
 //! A request ends in every one of them when its connection is closed. Hand-overs are
@@ -23,6 +23,15 @@ pub enum Driver {
     LlamaCpp,
     /// Anything that speaks OpenAI's API.
     OpenAi,
+}
+
+/// Where an engine takes adapters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AdapterPaths {
+    /// To load one.
+    pub load: &'static str,
+    /// To unload one.
+    pub unload: &'static str,
 }
 
 /// What a line of an engine's metrics tells.
@@ -64,12 +73,28 @@ impl Driver {
         }
     }
 
-    /// Where it lists the adapters that it holds, beside its models; `None`: nowhere.
-    pub fn adapters_path(self) -> Option<&'static str> {
+    /// Where it is told to load and unload adapters while it runs; `None`: it can't be.
+    pub fn adapter_paths(self) -> Option<AdapterPaths> {
         match self {
-            Self::Vllm | Self::Sglang => Some("/v1/models"),
-            Self::LlamaCpp | Self::OpenAi => None,
+            Self::Vllm => {
+                Some(AdapterPaths { load: "/v1/load_lora_adapter", unload: "/v1/unload_lora_adapter" })
+            }
+            Self::Sglang | Self::LlamaCpp | Self::OpenAi => None,
         }
+    }
+
+    /// What an engine is told to load for a source.
+    ///
+    /// # Errors
+    /// Why it can load nothing from there.
+    pub fn adapter_path(self, kind: EngineKind, source: &str) -> Result<String, String> {
+        // It loads nothing, and takes any name.
+        if kind == EngineKind::Simulated {
+            return Ok(source.to_owned());
+        }
+        source.strip_prefix("hf://").map(str::to_owned).ok_or_else(|| {
+            format!("{source} can't be loaded yet; use a source such as hf://org/repo, which engines fetch themselves")
+        })
     }
 
     /// What a metric of this name tells; `None`: nothing that is asked for.

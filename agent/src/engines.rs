@@ -9,6 +9,7 @@ use plimsoll_fleet::ReplicaId;
 use plimsoll_fleet::telemetry::EngineReport;
 use tokio_util::sync::CancellationToken;
 
+use crate::adapters::tend;
 use crate::driver::Driver;
 use crate::metrics::EngineLabels;
 use crate::proxy::upstream::Upstream;
@@ -38,6 +39,7 @@ pub(crate) async fn run(shared: Arc<Shared>, upstream: Upstream, stop: Cancellat
             if !probes.contains_key(id) {
                 let token = stop.child_token();
                 probes.insert(id.clone(), token.clone());
+                tokio::spawn(tend::run(shared.clone(), upstream.clone(), id.clone(), token.clone()));
                 tokio::spawn(probe(shared.clone(), upstream.clone(), id.clone(), token));
             }
         }
@@ -75,28 +77,20 @@ async fn probe(shared: Arc<Shared>, upstream: Upstream, id: ReplicaId, stop: Can
         let looked = async {
             tokio::join!(
                 is_well(&upstream, address, driver, within),
-                upstream.get(address, "/metrics", within),
-                resident(&upstream, address, driver, within),
+                upstream.get(address, "/metrics", within)
             )
         };
-        let (healthy, metrics, resident) = tokio::select! {
+        let (healthy, metrics) = tokio::select! {
             () = stop.cancelled() => return,
             looked = looked => looked,
         };
         // Only a good answer changes what is known; silence is not zero.
-        let mut scraped = match metrics {
+        let scraped = match metrics {
             Ok((200..=299, text)) => {
                 std::str::from_utf8(&text).map(|text| scrape::parse(driver, text)).unwrap_or_default()
             }
             _ => scrape::EngineMetrics::default(),
         };
-        match resident {
-            Some(adapters) => scraped.adapters = adapters,
-            None if driver.adapters_path().is_some() => {
-                scraped.adapters.clone_from(&local.engine.metrics.lock().adapters);
-            }
-            None => {}
-        }
         let made = scraped.token_counter.is_some_and(|tokens| tokens > 0.0);
         observe(&shared, &local, healthy, scraped);
         if !local.engine.draining() && local.engine.liveness.lock().awaits_token() {
@@ -117,19 +111,6 @@ async fn is_well(upstream: &Upstream, address: &str, driver: Driver, within: Dur
         }
     }
     false
-}
-
-/// The adapters that an engine lists; `None`: it lists none, or did not answer.
-async fn resident(
-    upstream: &Upstream,
-    address: &str,
-    driver: Driver,
-    within: Duration,
-) -> Option<Vec<String>> {
-    match upstream.get(address, driver.adapters_path()?, within).await {
-        Ok((200..=299, models)) => scrape::adapters(&models),
-        _ => None,
-    }
 }
 
 /// Lets an engine show that it makes tokens; `made`: its own counters say that it has.
@@ -228,6 +209,10 @@ pub(crate) fn reports(shared: &Shared) -> Vec<EngineReport> {
         .map(|local| {
             let metrics = local.engine.metrics.lock().clone();
             let empty_since = *local.engine.empty_since.lock();
+            let (held, adapter_failures) = {
+                let adapters = local.engine.adapters.lock();
+                (adapters.held().map(|held| held.iter().cloned().collect()), adapters.failures())
+            };
             EngineReport {
                 replica: local.replica.id.clone(),
                 healthy: local.engine.liveness.lock().healthy() == Some(true),
@@ -236,7 +221,8 @@ pub(crate) fn reports(shared: &Shared) -> Vec<EngineReport> {
                 waiting: metrics.waiting,
                 kv_usage: metrics.kv_usage,
                 outstanding_tokens: local.engine.outstanding_tokens(),
-                adapters: metrics.adapters,
+                adapters: held.unwrap_or(metrics.adapters),
+                adapter_failures,
                 drained: local.engine.draining()
                     && local.engine.counts() == (0, 0)
                     && empty_since.is_some_and(|since| now - since >= settle_ms),
@@ -254,6 +240,7 @@ pub(crate) fn reports(shared: &Shared) -> Vec<EngineReport> {
             kv_usage: None,
             outstanding_tokens: 0.0,
             adapters: Vec::new(),
+            adapter_failures: Vec::new(),
             drained: true,
         });
     }

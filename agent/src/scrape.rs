@@ -1,7 +1,5 @@
 //! Engine metrics under each engine's own names ([`Driver`]). What is absent stays unknown; it is never zero.
 
-use serde::Deserialize;
-
 use crate::driver::{Driver, Figure};
 
 /// What an engine says of itself.
@@ -15,7 +13,7 @@ pub struct EngineMetrics {
     pub kv_usage: Option<f64>,
     /// Sum of its counters of tokens: changes whenever it works.
     pub token_counter: Option<f64>,
-    /// Adapters resident, as far as it says: those it lists as models, else those in its metrics.
+    /// Adapters of requests under way, and those resident as far as its metrics say.
     pub adapters: Vec<String>,
 }
 
@@ -70,26 +68,6 @@ pub fn parse(driver: Driver, text: &str) -> EngineMetrics {
     adapters.dedup();
     m.adapters = adapters;
     m
-}
-
-/// The adapters in an engine's list of models: those that name the model they are for. `None`: it is no such list.
-pub fn adapters(models: &[u8]) -> Option<Vec<String>> {
-    #[derive(Deserialize)]
-    struct Models {
-        data: Vec<Model>,
-    }
-    #[derive(Deserialize)]
-    struct Model {
-        id: String,
-        #[serde(default)]
-        parent: Option<String>,
-    }
-    let listed: Models = serde_json::from_slice(models).ok()?;
-    let mut names: Vec<String> =
-        listed.data.into_iter().filter(|m| m.parent.is_some() && !m.id.is_empty()).map(|m| m.id).collect();
-    names.sort_unstable();
-    names.dedup();
-    Some(names)
 }
 
 fn label(labels: &str, key: &str) -> Option<String> {
@@ -175,17 +153,6 @@ mod tests {
         ];
         assert!(parse(Driver::Vllm, &lines.concat()).adapters.is_empty());
         assert_eq!(parse(Driver::Vllm, &lines[..1].concat()).adapters, ["red"]);
-    }
-
-    #[test]
-    fn adapters_are_models_that_have_a_parent() {
-        let list = br#"{"object":"list","data":[{"id":"tiny","root":"/m","parent":null,"max_model_len":1024},
-            {"id":"red","root":"/a/red","parent":"tiny"},{"id":"blue","parent":"tiny"}]}"#;
-        assert_eq!(adapters(list).unwrap(), ["blue", "red"]);
-        assert_eq!(adapters(br#"{"data":[{"id":"x"}]}"#), Some(vec![]));
-        for none in [&b"{}"[..], b"[]", b"\xff", br#"{"error":{}}"#] {
-            assert!(adapters(none).is_none_or(|a| a.is_empty()));
-        }
     }
 
     proptest! {

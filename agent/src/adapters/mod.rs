@@ -11,12 +11,16 @@
 //! One of the slots is never a resident's: an adapter that is wanted once is loaded there, for whoever asks next too. Requests that
 //! name one adapter teach nothing about quality, but count when residents are chosen. [`eviction`] has the rules that others use.
 //!
-//! Nothing here reads a clock or draws at random: the same requests and rewards give the same choices. A choice among `n` adapters of
+//! Which of them engines hold is kept as the routes place them: [`upkeep`] says what to ask an engine next, by what it says that it holds.
+//!
+//! No decision here reads a clock or draws at random: the same requests and rewards give the same choices. A choice among `n` adapters of
 //! contexts with `d` figures takes O(n·d²), a reward O(d²), an epoch's end O(n·(d³ + w·k)) for the `w` requests seen last and `k` slots.
 
 pub mod bandit;
 pub mod eviction;
 mod polar;
 pub mod residents;
+pub(crate) mod tend;
+pub mod upkeep;
 
 pub use polar::{Adapter, Choice, Epochs, Moves, Polar, Rejected, Settings};

@@ -1,8 +1,9 @@
 //! Metrics text of engines, under every driver.
 
 use super::{Dice, fuzz};
+use crate::adapters::tend::adapters_of;
 use crate::driver::Driver;
-use crate::scrape::{EngineMetrics, adapters, parse};
+use crate::scrape::{EngineMetrics, parse};
 
 const DRIVERS: [Driver; 4] = [Driver::Vllm, Driver::Sglang, Driver::LlamaCpp, Driver::OpenAi];
 const WORDS: [&str; 28] = [
@@ -48,8 +49,9 @@ fn sound(m: &EngineMetrics) {
 }
 
 fn check(text: &[u8], dice: &mut Dice) {
-    if let Some(adapters) = adapters(text) {
-        sound(&EngineMetrics { adapters, ..EngineMetrics::default() });
+    if let (Some(held), Ok(list)) = (adapters_of(text), serde_json::from_slice::<serde_json::Value>(text)) {
+        let ids: Vec<_> = list["data"].as_array().unwrap().iter().filter_map(|m| m["id"].as_str()).collect();
+        assert!(held.iter().all(|name| ids.contains(&name.as_str())));
     }
     let text = String::from_utf8_lossy(text);
     let driver = dice.of(&DRIVERS);

@@ -1,4 +1,4 @@
-//! LoRA adapters, loaded and unloaded while the engine runs.
+//! LoRA adapters, loaded and unloaded by the agents as the routes place them, while the engines run.
 
 use std::collections::BTreeSet;
 
@@ -9,16 +9,16 @@ use crate::world::{ADAPTERS, World};
 
 pub async fn at_run_time(world: &mut World) {
     let world: &World = world;
-    for engine in &world.engines {
-        for name in ADAPTERS {
-            engine.adapter(name, true).await;
-        }
-    }
-    let resident = |node: usize| world.nodes[node].engines().remove(0).adapters;
-    for node in 0..2 {
-        eventually("the agent sees what is loaded", || async { resident(node) == ["blue", "green", "red"] })
-            .await;
-    }
+    let both_hold = |names: &'static [&'static str]| async move {
+        let told = |node: usize| world.nodes[node].engines().remove(0).adapters == names;
+        told(0)
+            && told(1)
+            && world.engines[0].holds().await == names
+            && world.engines[1].holds().await == names
+    };
+    world.place(&ADAPTERS, &[]);
+    eventually("the agents have them loaded", || both_hold(&["blue", "green", "red"])).await;
+    world.place(&ADAPTERS, &ADAPTERS);
     let ask = |name: &'static str| async move {
         let body = json!({"model": name, "prompt": "the load line", "max_tokens": 8, "temperature": 0, "ignore_eos": true});
         let got = world.ask("/v1/completions", &body).await;
@@ -32,16 +32,15 @@ pub async fn at_run_time(world: &mut World) {
         texts.insert(text);
     }
     assert_eq!(texts.len(), 4, "each adapter answers in its own way: {texts:?}");
-    // More than the engine holds on its device at once, at the same time.
+    // More than an engine has on its device at once, at the same time.
     let (first, second, third) = tokio::join!(ask("red"), ask("green"), ask("blue"));
     assert!([first, second, third].iter().all(|t| texts.contains(t)));
-    world.engines[0].adapter("green", false).await;
-    world.engines[1].adapter("green", false).await;
-    eventually("the agent sees that it is gone", || async {
-        resident(0) == ["blue", "red"] && resident(1) == ["blue", "red"]
-    })
-    .await;
+    world.place(&["blue", "red"], &["blue", "red"]);
+    eventually("the agents have one unloaded", || both_hold(&["blue", "red"])).await;
     let gone = world.ask("/v1/completions", &json!({"model": "green", "prompt": "x"})).await;
     assert_eq!(gone.status, 404, "{}", gone.text);
     assert!(gone.message().contains("green"), "{}", gone.text);
+    // Nor does the engine itself know it any more.
+    let itself = world.engines[0].ask("/v1/completions", &json!({"model": "green", "prompt": "x"})).await;
+    assert_eq!(itself.status, 404, "{}", itself.text);
 }

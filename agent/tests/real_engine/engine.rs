@@ -222,16 +222,17 @@ impl Vllm {
         send(request).await
     }
 
-    /// Loads or unloads one of the adapters that the set-up made.
-    pub async fn adapter(&self, name: &str, load: bool) {
-        let path = self.options.home.join("tiny/adapters").join(name);
-        let (at, body) = if load {
-            ("/v1/load_lora_adapter", json!({"lora_name": name, "lora_path": path}))
-        } else {
-            ("/v1/unload_lora_adapter", json!({"lora_name": name}))
-        };
-        let got = self.ask(at, &body).await;
-        assert_eq!(got.status, 200, "{}", got.text);
+    /// The adapters that it lists itself, in order.
+    pub async fn holds(&self) -> Vec<String> {
+        let Some((200, text)) = self.get("/v1/models").await else { return Vec::new() };
+        let list: Value = serde_json::from_str(&text).unwrap();
+        let models = list["data"].as_array().unwrap().iter();
+        let mut names: Vec<String> = models
+            .filter(|m| m["parent"].is_string())
+            .map(|m| m["id"].as_str().unwrap().to_owned())
+            .collect();
+        names.sort_unstable();
+        names
     }
 }
 

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use plimsoll_agent::AgentHandle;
-use plimsoll_fleet::{Endpoint, HandOver, HandOverProtocol, PoolRoute, Role, RouteTable};
+use plimsoll_fleet::{AdapterRoute, Endpoint, HandOver, HandOverProtocol, PoolRoute, Role, RouteTable};
 use serde_json::Value;
 
 use crate::engine::{MODEL, Options, Vllm};
@@ -14,8 +14,8 @@ use crate::support::{Got, agent, endpoint, pool, post, send};
 pub const STALL: Duration = Duration::from_secs(4);
 /// A stream that is silent for so long is given up.
 pub const SILENCE: Duration = Duration::from_secs(8);
-/// Adapters that the set-up made.
-pub const ADAPTERS: [&str; 3] = ["red", "green", "blue"];
+/// Adapters that the set-up made, in order of their names.
+pub const ADAPTERS: [&str; 3] = ["blue", "green", "red"];
 
 pub struct World {
     pub engines: Vec<Vllm>,
@@ -42,15 +42,6 @@ fn served(mut e: Endpoint, model: &str) -> Endpoint {
     e.coefficients.per_prefill_token_ms = 0.05;
     e.coefficients.kv_tokens = 8192.0;
     e
-}
-
-/// Routes of a pool under another name.
-fn named(name: &str, endpoints: Vec<Endpoint>) -> PoolRoute {
-    PoolRoute {
-        pool: format!("default/{name}").parse().unwrap(),
-        served_name: name.to_owned(),
-        ..pool(endpoints)
-    }
 }
 
 impl World {
@@ -84,7 +75,7 @@ impl World {
         (0..self.engines.len()).map(|i| served(of(i), model)).collect()
     }
 
-    /// Two replicas of the model, and a pool for each adapter.
+    /// Two replicas of the model.
     pub async fn replicas(home: &Path) -> Self {
         let options = Options {
             home: home.to_owned(),
@@ -101,10 +92,23 @@ impl World {
             pairs: false,
         };
         let world = Self::of(home, &[options.clone(), options]).await;
-        let mut pools = vec![pool(world.endpoints(MODEL))];
-        pools.extend(ADAPTERS.iter().map(|name| named(name, world.endpoints(name))));
-        world.route(pools);
+        world.place(&[], &[]);
         world
+    }
+
+    /// Places these adapters on both replicas; of some it is said that they are held.
+    pub fn place(&self, names: &[&str], held: &[&str]) {
+        let mut pool = pool(self.endpoints(MODEL));
+        let ids: Vec<_> = pool.endpoints.iter().map(|e| e.replica.clone()).collect();
+        let route = |name: &&str| AdapterRoute {
+            served_name: (*name).to_owned(),
+            // What the engine is told is what follows the scheme: here a folder.
+            source: format!("hf://{}", self.home.join("tiny/adapters").join(name).display()),
+            placed: ids.clone(),
+            held: if held.contains(name) { ids.clone() } else { Vec::new() },
+        };
+        pool.adapters = names.iter().map(route).collect();
+        self.route(vec![pool]);
     }
 
     /// One replica that embeds.
