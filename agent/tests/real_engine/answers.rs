@@ -80,7 +80,7 @@ pub async fn whole_and_streamed(world: &mut World) {
 /// A conversation goes back to where its prompt is cached, and the client, the books and the engine agree on how much of it was.
 pub async fn what_was_cached(world: &mut World) {
     world.gateway.take_traffic();
-    let content = "the water may come so far and no higher; ".repeat(20);
+    let content = "the water may come so far and no higher; ".repeat(50);
     let first = world.chat(chat(&content, 4, false)).await;
     let engine = world.which(&first);
     let hits = world.engines[engine].metric("vllm:prefix_cache_hits_total", "").await;

@@ -39,7 +39,7 @@ async fn an_agent(name: &str, node: Option<&str>) -> AgentHandle {
 fn served(mut e: Endpoint, model: &str) -> Endpoint {
     e.engine_model = model.to_owned();
     e.coefficients.base_ms = 5.0;
-    e.coefficients.per_prefill_token_ms = 0.05;
+    e.coefficients.per_prefill_token_ms = 0.5;
     e.coefficients.kv_tokens = 8192.0;
     e
 }
