@@ -11,7 +11,7 @@ ROUTER_FLAGS ?=
 SOAK_REQUESTS ?= 1000000
 MEASUREMENTS ?= engine/tests/data/example_measurements.csv
 
-.PHONY: help up build test test-tools lint e2e e2e-kube e2e-kind chart differential bench bench-plan bench-router bench-lora fuzz-plan soak scale validate-model generate drift clean
+.PHONY: help up build test test-tools test-engine lint e2e e2e-kube e2e-kind chart differential bench bench-plan bench-router bench-lora fuzz fuzz-plan soak scale validate-model generate drift clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -30,6 +30,10 @@ test: build test-tools ## Run every test, the end-to-end test on the in-process 
 
 test-tools: ## Get the optional real clients of the end-to-end test (kubectl, the openai package) where they can be had.
 	@scripts/test-tools
+
+test-engine: ## Put a real vLLM on CPU (several GB from PyPI, once) behind the agent; says so and skips where it cannot be had.
+	@scripts/require rust cc
+	@PLIMSOLL_TEST_ENGINE=1 $(CARGO) test --locked -p plimsoll-agent --test real_engine -- --nocapture
 
 lint: ## Check format, clippy (warnings are errors) and, where installed, cargo-deny.
 	@scripts/require rust cc
@@ -68,6 +72,9 @@ bench-plan: ## Print the planner's tables: against other policies, and when fore
 
 fuzz-plan: ## Plan FUZZ_COUNT random worlds, sound and broken, and check what must hold of every plan.
 	@PLIMSOLL_FUZZ_COUNT=$(FUZZ_COUNT) $(CARGO) test --locked -p plimsoll-scheduler --lib plan::tests::fuzz -- --nocapture
+
+fuzz: ## Put FUZZ_COUNT inputs to every parser of the data plane, and check what must hold of each.
+	@PLIMSOLL_FUZZ_COUNT=$(FUZZ_COUNT) $(CARGO) test --release --locked -p plimsoll-agent --lib fuzz
 
 bench-router: ## Put the same traffic through other routers and ours, and print the tables of docs/benchmarks.md; ROUTER_FLAGS=--help for more.
 	@scripts/bench-router $(ROUTER_FLAGS)

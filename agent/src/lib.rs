@@ -23,6 +23,8 @@ mod clock;
 mod config;
 pub mod driver;
 mod engines;
+#[cfg(test)]
+mod fuzz;
 pub mod liveness;
 mod local;
 pub mod metrics;

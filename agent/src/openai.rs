@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use http::{HeaderValue, StatusCode, header};
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// An error as OpenAI clients expect it.
 #[derive(Debug, Clone, PartialEq)]
@@ -83,6 +83,64 @@ impl ApiError {
         if let Some(after) = self.retry_after {
             headers
                 .insert(header::RETRY_AFTER, HeaderValue::from(after.as_secs_f64().ceil().max(1.0) as u64));
+        }
+    }
+}
+
+/// Most of an engine's own words that go into an error, characters.
+const MOST_WORDS: usize = 1000;
+
+/// What an engine says of an error, in OpenAI's shape; `None`: it has that shape. Engines' frameworks answer some faults
+/// in their own way: `{"detail": …}` for a path that the engine does not serve, bare text, or nothing.
+pub fn reshaped(status: StatusCode, said: &[u8]) -> Option<String> {
+    let value: Value = serde_json::from_slice(said).unwrap_or_default();
+    if value["error"]["message"].is_string() {
+        return None;
+    }
+    let words =
+        ["error", "message", "detail"].into_iter().map(|member| &value[member]).find(|v| !v.is_null());
+    let words = match words {
+        Some(Value::String(text)) => text.clone(),
+        Some(other) => other.to_string(),
+        None => String::from_utf8_lossy(&said[..said.len().min(4 * MOST_WORDS)]).trim().to_owned(),
+    };
+    let words: String = words.chars().take(MOST_WORDS).collect();
+    let message = match words.as_str() {
+        "" => format!("the engine answered {status}"),
+        words => format!("the engine answered {status}: {words}"),
+    };
+    let error = if status.is_server_error() {
+        ApiError::server(status, "engine_error", message)
+    } else {
+        ApiError::invalid(status, "engine_error", message)
+    };
+    Some(error.body())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_engines_say_gets_openais_shape_unless_it_has_it() {
+        let vllm = br#"{"error":{"message":"too long","type":"BadRequestError","param":null,"code":400}}"#;
+        assert_eq!(reshaped(StatusCode::BAD_REQUEST, vllm), None);
+        for (said, word) in [
+            (&br#"{"detail":"Not Found"}"#[..], "404 Not Found: Not Found"),
+            (br#"{"detail":[{"loc":["body"],"msg":"missing"}]}"#, "missing"),
+            (br#"{"object":"error","message":"no such model","code":404}"#, "no such model"),
+            (br#"{"error":"out of slots"}"#, "out of slots"),
+            (b"Not here\n", "404 Not Found: Not here"),
+            (b"\xff\xfe", "404 Not Found"),
+            (b"", "the engine answered 404 Not Found"),
+        ] {
+            let body: Value = serde_json::from_str(&reshaped(StatusCode::NOT_FOUND, said).unwrap()).unwrap();
+            let error = &body["error"];
+            assert!(error["message"].as_str().unwrap().contains(word), "{body}");
+            assert_eq!(
+                (&error["type"], &error["code"]),
+                (&json!("invalid_request_error"), &json!("engine_error"))
+            );
         }
     }
 }

@@ -7,7 +7,9 @@
 //! limits on new tokens shrink by what was delivered. The continuation is then rewritten, so that the client sees one
 //! stream: one id, one role, one end, one sum of tokens.
 //!
-//! Tokens delivered are counted by events, one each, as engines send them, unless the stream carries running usage.
+//! Tokens delivered are counted by events, one each, unless the stream carries running usage. Engines send fewer events than
+//! tokens where a character has several tokens or where they guess ahead: so the engine that is to go on is asked how many the
+//! text has ([`Transcript::uncounted`]), and its word counts if it is more.
 
 mod chunk;
 mod fit;
@@ -115,6 +117,8 @@ pub struct Transcript {
     prompt: Option<u64>,
     cached: Option<u64>,
     finished: bool,
+    /// The stream's own usage says how many tokens came so far.
+    counted: bool,
     /// The usage that ends a stream was sent.
     usage_sent: bool,
     unfit: Option<Unfit>,
@@ -137,6 +141,7 @@ impl Transcript {
             prompt: None,
             cached: None,
             finished: false,
+            counted: false,
             usage_sent: false,
             unfit: None,
             splicing: false,
@@ -147,6 +152,16 @@ impl Transcript {
     /// Answer tokens delivered so far.
     pub fn tokens(&self) -> u64 {
         self.tokens
+    }
+
+    /// The text whose tokens are known by events alone; `None`: there is none.
+    pub fn uncounted(&self) -> Option<&str> {
+        Some(self.text.as_str()).filter(|text| !text.is_empty() && !self.counted)
+    }
+
+    /// An engine counts so many tokens in [`Self::uncounted`].
+    pub fn recount(&mut self, tokens: u64) {
+        self.tokens = self.tokens.max(tokens);
     }
 
     /// Whether the answer's end was sent.
@@ -265,6 +280,7 @@ impl Transcript {
     }
 
     fn note(&mut self, chunk: &Chunk, repeated: usize) {
+        self.counted = chunk.usage.is_some();
         if let Some(choice) = chunk.choices.iter().flatten().next() {
             let text = choice.shown();
             let opens = choice.delta.as_ref().is_some_and(|d| d.role.is_some());

@@ -13,7 +13,7 @@ pub struct EngineMetrics {
     pub kv_usage: Option<f64>,
     /// Sum of its counters of tokens: changes whenever it works.
     pub token_counter: Option<f64>,
-    /// Adapters resident, as far as it says.
+    /// Adapters of requests under way, and those resident as far as its metrics say.
     pub adapters: Vec<String>,
 }
 
@@ -21,6 +21,8 @@ pub struct EngineMetrics {
 pub fn parse(driver: Driver, text: &str) -> EngineMetrics {
     let mut m = EngineMetrics::default();
     let mut adapters: Vec<String> = Vec::new();
+    // Lines of adapters in requests are never taken back; the value is the time at which each was true.
+    let mut in_requests: (f64, Vec<String>) = (f64::NEG_INFINITY, Vec::new());
     for line in text.lines() {
         let line = line.trim();
         if line.is_empty() || line.starts_with('#') {
@@ -50,19 +52,18 @@ pub fn parse(driver: Driver, text: &str) -> EngineMetrics {
             Some(Figure::KvUsage) => m.kv_usage = Some(m.kv_usage.unwrap_or(0.0).max(value)),
             Some(Figure::Tokens) => add(&mut m.token_counter),
             Some(Figure::Adapter) if value > 0.0 => {
-                adapters.extend(label(labels, "lora_name").or_else(|| label(labels, "adapter")));
+                let name = label(labels, "lora_name").or_else(|| label(labels, "adapter"));
+                adapters.extend(name.filter(|name| !name.is_empty()));
             }
-            Some(Figure::Adapters) => {
-                for key in ["running_lora_adapters", "waiting_lora_adapters"] {
-                    if let Some(list) = label(labels, key) {
-                        adapters
-                            .extend(list.split(',').map(|a| a.trim().to_owned()).filter(|a| !a.is_empty()));
-                    }
-                }
+            Some(Figure::Adapters) if value >= in_requests.0 => {
+                let lists = ["running_lora_adapters", "waiting_lora_adapters"].map(|key| label(labels, key));
+                let names = lists.iter().flatten().flat_map(|list| list.split(',')).map(str::trim);
+                in_requests = (value, names.filter(|name| !name.is_empty()).map(str::to_owned).collect());
             }
-            Some(Figure::Adapter) | None => {}
+            Some(Figure::Adapter | Figure::Adapters) | None => {}
         }
     }
+    adapters.extend(in_requests.1);
     adapters.sort_unstable();
     adapters.dedup();
     m.adapters = adapters;
@@ -135,6 +136,23 @@ mod tests {
             "vllm:lora_requests_info{max_lora=\"4\",running_lora_adapters=\"b, a\",waiting_lora_adapters=\"\"} 1.7e9\nvllm:lora_adapter_loaded{lora_name=\"c\\\"d\",level=\"gpu\"} 1",
         );
         assert_eq!(m.adapters, ["a", "b", "c\"d"]);
+    }
+
+    #[test]
+    fn of_adapters_in_requests_the_latest_word_counts() {
+        // As vLLM says it: one line for each set that there ever was.
+        let line = |running: &str, at: &str| {
+            format!(
+                "vllm:lora_requests_info{{max_lora=\"2\",running_lora_adapters=\"{running}\",waiting_lora_adapters=\"\"}} {at}\n"
+            )
+        };
+        let lines = [
+            line("red", "1.7961257096637504e+09"),
+            line("", "1.7961257097877727e+09"),
+            line("blue", "1.796125709783102e+09"),
+        ];
+        assert!(parse(Driver::Vllm, &lines.concat()).adapters.is_empty());
+        assert_eq!(parse(Driver::Vllm, &lines[..1].concat()).adapters, ["red"]);
     }
 
     proptest! {

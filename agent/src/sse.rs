@@ -65,6 +65,8 @@ pub struct SseScanner {
     /// Somebody else computed the prompt, and found so much of it cached, as far as is known.
     elsewhere: Option<Option<u64>>,
     tail: BytesMut,
+    /// Bytes of `tail` in which no event ends.
+    searched: usize,
     raw: bool,
     seen: Seen,
 }
@@ -122,6 +124,7 @@ impl SseScanner {
             rename: rename.map(|(from, to)| (quoted(from), quoted(to))),
             elsewhere: None,
             tail: BytesMut::new(),
+            searched: 0,
             raw: false,
             seen: Seen::default(),
         }
@@ -149,8 +152,17 @@ impl SseScanner {
             chunk
         } else {
             self.tail.extend_from_slice(&chunk);
+            // However small the parts that an event comes in, each of its bytes is looked at once.
+            if !self.raw
+                && self.tail.len() <= MAX_EVENT_BYTES
+                && event_end(&self.tail, self.searched).is_none()
+            {
+                self.searched = self.tail.len().saturating_sub(2);
+                return Bytes::new();
+            }
             self.tail.split().freeze()
         };
+        self.searched = 0;
         let mut at = 0;
         // Copied output, once an event was dropped or changed; until then a slice of `data` will do.
         let mut out: Option<BytesMut> = None;
@@ -304,8 +316,14 @@ pub(crate) fn with_cached_tokens(data: &[u8], cached_tokens: Option<u64>) -> Opt
 
 /// The text with its first `"model": FROM` changed to `TO` (both quoted), or `None` if there is none.
 pub fn rename_model(data: &[u8], from: &[u8], to: &[u8]) -> Option<Vec<u8>> {
-    let key = find(data, b"\"model\"")? + 7;
-    let rest = data[key..].trim_ascii_start().strip_prefix(b":")?.trim_ascii_start();
+    let mut rest = data;
+    // "model" may also be a value.
+    let rest = loop {
+        rest = &rest[find(rest, b"\"model\"")? + 7..];
+        if let Some(value) = rest.trim_ascii_start().strip_prefix(b":") {
+            break value.trim_ascii_start();
+        }
+    };
     let after = rest.strip_prefix(from)?;
     let start = data.len() - rest.len();
     let mut out = Vec::with_capacity(data.len() + to.len());

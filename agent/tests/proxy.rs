@@ -71,7 +71,8 @@ async fn embeddings_and_completions_pass_and_tokenizing_is_no_demand() {
         let body = json!({"model": "chat-model", "input": "x", "prompt": "x"});
         assert_eq!(send(post(gateway.addr(), path, body.to_string())).await.status, 200, "{path}");
     }
-    assert_eq!(engine.requests(), 3);
+    // The engine of these tests does not count what it tokenises.
+    assert_eq!(engine.requests(), 2);
     assert_eq!(gateway.take_traffic()[0].arrived, 2);
 }
 

@@ -74,6 +74,34 @@ async fn another_engine_goes_on() {
     }
 }
 
+/// Engines that guess ahead, or whose characters have several tokens, send fewer events than tokens.
+#[tokio::test]
+async fn tokens_are_counted_by_an_engine_where_events_are_fewer() {
+    for (limit, left) in [(10, Some(6)), (4, None)] {
+        let (engines, [gateway, _node], metrics) = two(true).await;
+        for engine in &engines {
+            engine.state.per_event.store(2, SeqCst);
+        }
+        engines[0].next(&[Act::DieAfter(4)]);
+        let got = send(request(gateway.addr(), json!({"max_tokens": limit}))).await;
+        let text = if left.is_some() { "t0 t1 t2 t3 t4 t5 " } else { "t0 t1 t2 t3 " };
+        assert_eq!(got.content(), text, "{}", got.text);
+        assert!(got.text.ends_with("data: [DONE]\n\n"), "{}", got.text);
+        let ends: Vec<Value> = got
+            .events()
+            .iter()
+            .map(|e| e["choices"][0]["finish_reason"].clone())
+            .filter(|f| !f.is_null())
+            .collect();
+        assert_eq!(ends, [if left.is_some() { "stop" } else { "length" }], "{}", got.text);
+        let rest = engines.iter().map(|e| e.state.last_body.lock().clone());
+        let asked: Vec<Value> = rest.filter(|b| b["continue_final_message"] == true).collect();
+        assert_eq!(asked.first().map(|b| b["max_tokens"].clone()), left.map(|n| json!(n)));
+        let outcome = if left.is_some() { "resumed" } else { "finished" };
+        assert_eq!(resumed(&metrics, outcome), 1);
+    }
+}
+
 #[tokio::test]
 async fn what_went_on_was_asked_for_the_rest_alone() {
     let (engines, [gateway, _node], _) = two(false).await;

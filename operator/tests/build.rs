@@ -101,6 +101,7 @@ fn a_replica_is_a_pinned_restricted_pod_that_tells_who_it_is() {
             "--kv-cache-dtype",
             "auto",
             "--enable-prefix-caching",
+            "--enable-prompt-tokens-details",
             "--max-num-seqs",
             "64"
         ])
@@ -112,7 +113,7 @@ fn a_replica_is_a_pinned_restricted_pod_that_tells_who_it_is() {
 const SIM: &str = "{model: {name: m, preset: llama-3.1-8b}, slo: {ttft: {p95: 1s}}, engine: {kind: KIND}, maxContextTokens: 4096}";
 
 #[rstest]
-#[case::sglang("sglang", &["--model-path", "meta-llama/Llama-3.1-8B-Instruct", "--tensor-parallel-size", "2", "--context-length", "4096"])]
+#[case::sglang("sglang", &["--model-path", "meta-llama/Llama-3.1-8B-Instruct", "--tensor-parallel-size", "2", "--context-length", "4096", "--enable-metrics", "--enable-cache-report"])]
 #[case::simulated("simulated", &["--listen", "0.0.0.0:8000", "--model", "llama-3.1-8b", "--accelerator", "h100", "--dtype", "fp8"])]
 fn each_engine_is_started_its_own_way(#[case] kind: &str, #[case] expected: &[&str]) {
     let pod = created(&SIM.replace("KIND", kind), "fp8");

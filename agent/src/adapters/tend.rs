@@ -81,7 +81,7 @@ async fn tend(shared: &Shared, upstream: &Upstream, local: &LocalReplica) {
 }
 
 /// The adapters in a list of models: those with a parent.
-fn adapters_of(text: &[u8]) -> Option<BTreeSet<String>> {
+pub(crate) fn adapters_of(text: &[u8]) -> Option<BTreeSet<String>> {
     let list: Value = serde_json::from_slice(text).ok()?;
     let with_parent = list["data"].as_array()?.iter().filter(|model| model["parent"].is_string());
     Some(with_parent.filter_map(|model| model["id"].as_str().map(str::to_owned)).collect())

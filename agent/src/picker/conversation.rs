@@ -95,22 +95,22 @@ struct Going {
     whole: Option<BytesMut>,
 }
 
-struct Conversation {
+pub(super) struct Conversation {
     proxy: Proxy,
     modes: Modes,
     coming: Option<Coming>,
     picked: Option<Picked>,
     going: Option<Going>,
-    over: bool,
+    pub(super) over: bool,
 }
 
 impl Conversation {
-    fn new(proxy: Proxy) -> Self {
+    pub(super) fn new(proxy: Proxy) -> Self {
         Self { proxy, modes: Modes::of(None), coming: None, picked: None, going: None, over: false }
     }
 
     /// Answers one message.
-    async fn hear(&mut self, message: ProcessingRequest) -> Vec<ProcessingResponse> {
+    pub(super) async fn hear(&mut self, message: ProcessingRequest) -> Vec<ProcessingResponse> {
         let ProcessingRequest { request, metadata_context: metadata, protocol_config, .. } = message;
         if protocol_config.is_some() {
             self.modes = Modes::of(protocol_config);
@@ -304,7 +304,7 @@ impl Conversation {
 
     /// Envoy says no more. Where it does not show answers' bodies, the request still goes on: its place is held for as long
     /// as it was expected to take.
-    fn end(mut self) {
+    pub(super) fn end(mut self) {
         let unseen = self.modes.response == BodySendMode::None;
         let Some(going) = &self.going else { return };
         if let Some(picked) = &mut self.picked

@@ -6,6 +6,8 @@
 //! proxy is. Bodies are read as they come, once, and go back as they came.
 
 mod conversation;
+#[cfg(test)]
+mod fuzz;
 mod health;
 mod pick;
 mod services;

@@ -22,7 +22,7 @@ use crate::admit::lengths::LengthKey;
 use crate::admit::{Ask, Refusal, RefusalReason};
 use crate::body::{self, Api, Parsed};
 use crate::local::{self, LocalEngine};
-use crate::openai::ApiError;
+use crate::openai::{ApiError, reshaped};
 use crate::replica::{Flight, Replica};
 use crate::route::residency::{self, News};
 use crate::route::{self, Ranked};
@@ -476,6 +476,12 @@ impl Proxy {
                 };
                 reply.place.finished(usage.map(|u| u.completion_tokens as f64));
                 account.settle(outcome, usage);
+                if outcome != Outcome::Finished
+                    && let Some(error) = reshaped(status, &bytes)
+                {
+                    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+                    return answer_of(status, headers, AnswerBody::full(error));
+                }
                 let quoted = |name: &str| serde_json::Value::from(name).to_string().into_bytes();
                 let bytes = routed
                     .renamed(endpoint)
@@ -484,10 +490,7 @@ impl Proxy {
                 AnswerBody::full(bytes)
             }
         };
-        let mut answer = Response::new(body);
-        *answer.status_mut() = reply.head.status;
-        *answer.headers_mut() = headers;
-        answer
+        answer_of(reply.head.status, headers, body)
     }
 
     /// A request that another agent routed here: admit it to its engine or refuse it; never forward it elsewhere.
@@ -567,10 +570,7 @@ impl Proxy {
                         AnswerBody::full(bytes)
                     }
                 };
-                let mut answer = Response::new(body);
-                *answer.status_mut() = reply.head.status;
-                *answer.headers_mut() = headers;
-                Ok(answer)
+                Ok(answer_of(reply.head.status, headers, body))
             }
             Err(Missed::Refused(refusal)) => Ok(self.refuse_hop(&refusal, Some(&local.replica))),
             Err(Missed::Failed(what)) => {
@@ -602,6 +602,13 @@ impl Proxy {
         }
         answer
     }
+}
+
+fn answer_of(status: StatusCode, headers: HeaderMap, body: AnswerBody) -> Answer {
+    let mut answer = Response::new(body);
+    *answer.status_mut() = status;
+    *answer.headers_mut() = headers;
+    answer
 }
 
 /// What an engine, or the agent beside it, replied.

@@ -47,6 +47,16 @@ const BODY_TIMES: u32 = 10;
 /// When to ask again a gateway that has only just started.
 const ROUTES_SOON: std::time::Duration = std::time::Duration::from_secs(2);
 
+#[cfg(test)]
+impl Proxy {
+    /// Of an agent that does not listen.
+    pub(crate) fn new_for_tests(config: crate::config::AgentConfig) -> Self {
+        let wait = Duration::from_secs(1);
+        let upstream = Upstream::new(wait, wait, wait, None);
+        Self { shared: Arc::new(Shared::new(config, "127.0.0.1:0".into(), 1)), upstream }
+    }
+}
+
 impl Proxy {
     /// Answers one request. Never fails: errors become answers in OpenAI's shape.
     pub(crate) async fn handle(self, request: Request<Incoming>, rights: Rights) -> Answer {

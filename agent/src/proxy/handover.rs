@@ -31,7 +31,8 @@ use crate::sse::usage_of;
 const WHOSE_FAULT: Duration = Duration::from_millis(250);
 
 /// Members by which engines are told of hand-overs.
-const TOLD: [&str; 4] = ["kv_transfer_params", "bootstrap_host", "bootstrap_port", "bootstrap_room"];
+pub(crate) const TOLD: [&str; 4] =
+    ["kv_transfer_params", "bootstrap_host", "bootstrap_port", "bootstrap_room"];
 
 /// What the prefill half of a pair does for one answer. It lives as long as the answer does.
 #[derive(Debug)]
@@ -102,7 +103,7 @@ enum Side<T> {
 }
 
 /// A body that tells an engine nothing of hand-overs.
-pub(super) fn without_hand_over(body: Bytes) -> Bytes {
+pub(crate) fn without_hand_over(body: Bytes) -> Bytes {
     if members(&body).any(|(name, _, _)| TOLD.contains(&&*name)) {
         with_members(&body, &TOLD.map(|name| (name, None)))
     } else {
@@ -111,7 +112,7 @@ pub(super) fn without_hand_over(body: Bytes) -> Bytes {
 }
 
 /// Whether a request's prompt can be computed by one engine for another: one prompt, one answer, nothing asked about the prompt.
-fn can_split(api: Api, body: &[u8]) -> bool {
+pub(crate) fn can_split(api: Api, body: &[u8]) -> bool {
     api.is_generation()
         && members(body).all(|(name, _, value)| {
             let text = &body[value];
@@ -130,7 +131,7 @@ fn can_split(api: Api, body: &[u8]) -> bool {
 }
 
 /// The prompt's request in vLLM's protocol: one token, and where the cache lies.
-fn vllm_prefill(body: &[u8]) -> Bytes {
+pub(crate) fn vllm_prefill(body: &[u8]) -> Bytes {
     let ask = json!({
         "do_remote_decode": true, "do_remote_prefill": false, "remote_engine_id": null, "remote_block_ids": null,
         "remote_host": null, "remote_port": null,
@@ -157,7 +158,7 @@ fn told(set: &[(&'static str, Value)]) -> Vec<(&'static str, Option<String>)> {
 }
 
 /// Where a vLLM engine says that the cache lies.
-fn kept_params(answer: &[u8]) -> Option<Value> {
+pub(crate) fn kept_params(answer: &[u8]) -> Option<Value> {
     #[derive(Deserialize)]
     struct Answer {
         kv_transfer_params: Option<Value>,

@@ -11,7 +11,7 @@ use http_body::{Body, Frame, SizeHint};
 use tokio::time::{Instant, Sleep};
 
 use super::account::{Account, Outcome, Place};
-use super::resumption::{Cut, Leg, Next, Resuming, Resumption};
+use super::resumption::{Cut, Found, Leg, Next, Resuming, Resumption};
 use super::upstream::{InBody, chain};
 use crate::openai::ApiError;
 use crate::resume;
@@ -254,7 +254,14 @@ impl Relay {
             }
             if let Some(resuming) = &mut self.resuming {
                 match ready!(Pin::new(resuming).poll(cx)) {
-                    Ok(leg) => self.go_on(leg),
+                    Ok(Found::Leg(leg)) => self.go_on(leg),
+                    Ok(Found::End(end)) => {
+                        if let Some(resumption) = &self.resumption {
+                            resumption.finished();
+                        }
+                        self.end(Outcome::Finished);
+                        return Poll::Ready(Some(end));
+                    }
                     Err((outcome, why)) => {
                         if let Some(resumption) = &self.resumption {
                             resumption.left(outcome, &why);

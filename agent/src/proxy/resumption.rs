@@ -9,6 +9,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::StatusCode;
 use plimsoll_fleet::ReplicaId;
+use serde::Deserialize;
+use serde_json::json;
 use tracing::Instrument;
 
 use super::account::{Account, Place, Sizes};
@@ -18,11 +20,15 @@ use super::handover::Tries;
 use super::headers::{self as names, text};
 use super::routing::{MOST_FAILURES, request};
 use super::upstream::InBody;
-use crate::body;
+use crate::body::{self, Api};
 use crate::replica::Replica;
 use crate::resume::{Ask, Decision, MOST_RESUMES, Transcript};
 use crate::route::{Ranked, Reason};
+use crate::shared::Pool;
 use crate::sse::SseScanner;
+
+/// How long to wait for an engine's count of the tokens so far: without it, events count.
+const COUNT_WAIT: Duration = Duration::from_secs(1);
 
 /// What broke.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,11 +50,19 @@ pub(super) struct Leg {
     ask: Ask,
 }
 
+/// What a search comes to.
+pub(super) enum Found {
+    /// The rest, under way.
+    Leg(Leg),
+    /// These last events: no token is missing after all.
+    End(Bytes),
+}
+
 /// Why nobody goes on: for metrics, and for people.
 type NoLeg = (&'static str, String);
 
 /// A search for an engine that goes on; it ends when dropped.
-pub(super) struct Resuming(Pin<Box<dyn Future<Output = Result<Leg, NoLeg>> + Send>>);
+pub(super) struct Resuming(Pin<Box<dyn Future<Output = Result<Found, NoLeg>> + Send>>);
 
 impl fmt::Debug for Resuming {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -57,9 +71,9 @@ impl fmt::Debug for Resuming {
 }
 
 impl Future for Resuming {
-    type Output = Result<Leg, NoLeg>;
+    type Output = Result<Found, NoLeg>;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> std::task::Poll<Result<Leg, NoLeg>> {
+    fn poll(self: Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> std::task::Poll<Self::Output> {
         self.get_mut().0.as_mut().poll(cx)
     }
 }
@@ -153,6 +167,8 @@ impl Resumption {
             broken: self.replica.id.clone(),
             same,
             ask,
+            transcript: self.transcript.clone(),
+            asked: (self.routed.body.clone(), self.routed.parsed.include_usage),
         };
         tracing::info!(
             request_id = self.request_id(), replica = %self.replica.id, what, delivered,
@@ -173,6 +189,11 @@ impl Resumption {
         self.through_agent = leg.through_agent;
     }
 
+    /// Nothing but the end was missing.
+    pub(super) fn finished(&self) {
+        self.proxy.count_resumed("finished");
+    }
+
     /// Nobody goes on.
     pub(super) fn left(&self, outcome: &'static str, what: &str) {
         self.proxy.count_resumed(outcome);
@@ -191,11 +212,14 @@ struct Search {
     /// The replica whose stream broke may go on itself.
     same: bool,
     ask: Ask,
+    transcript: Transcript,
+    /// The client's request, and whether it expects token counts.
+    asked: (Bytes, bool),
 }
 
 impl Search {
-    async fn run(self) -> Result<Leg, NoLeg> {
-        let Self { proxy, routed, sizes, class, broken, mut same, ask } = self;
+    async fn run(self) -> Result<Found, NoLeg> {
+        let Self { proxy, mut routed, sizes, class, broken, mut same, mut ask, mut transcript, asked } = self;
         let shared = &proxy.shared;
         let until = tokio::time::Instant::now() + shared.config.limits.settle_wait;
         let mut failures = 0;
@@ -222,6 +246,22 @@ impl Search {
             if order.is_empty() {
                 return Err(("no_replica", "no other replica may be used".into()));
             }
+            if let Some(text) = transcript.uncounted()
+                && let Some(tokens) = count(&proxy, &routed, &pool, &order[0], text).await
+                && tokens > transcript.tokens()
+            {
+                transcript.recount(tokens);
+                ask = match transcript.decide(&asked.0, asked.1) {
+                    Decision::Ask(ask) => ask,
+                    Decision::Finish(end) => return Ok(Found::End(end)),
+                    Decision::Leave(unfit) => {
+                        return Err((unfit.as_str(), "what is left cannot be asked for".into()));
+                    }
+                };
+                if let Ok(parsed) = body::parse(routed.api, &ask.body) {
+                    (routed.parsed, routed.body) = (parsed, ask.body.clone());
+                }
+            }
             let mut last = String::new();
             tries.spoiled.clear();
             for ranked in &order {
@@ -237,7 +277,7 @@ impl Search {
                         match reply.content {
                             Content::Stream { first, rest } if status.is_success() => {
                                 let endpoint = &pool.view.route.endpoints[ranked.endpoint];
-                                return Ok(Leg {
+                                return Ok(Found::Leg(Leg {
                                     first,
                                     rest,
                                     scanner: routed.scanner(endpoint),
@@ -245,7 +285,7 @@ impl Search {
                                     replica: pool.replicas[ranked.endpoint].clone(),
                                     through_agent: reply.through_agent,
                                     ask,
-                                });
+                                }));
                             }
                             Content::Whole(said) if status.is_client_error() => {
                                 let said = String::from_utf8_lossy(&said[..said.len().min(500)]).into_owned();
@@ -280,5 +320,36 @@ impl Search {
             }
             let _ = tokio::time::timeout(Duration::from_millis(50), changed.changed()).await;
         }
+    }
+}
+
+/// How many tokens an engine counts in a text; `None`: it does not say.
+async fn count(proxy: &Proxy, routed: &Routed, pool: &Arc<Pool>, by: &Ranked, text: &str) -> Option<u64> {
+    #[derive(Deserialize)]
+    struct Counted {
+        count: u64,
+    }
+    let body = json!({"model": routed.parsed.model, "prompt": text, "add_special_tokens": false}).to_string();
+    let parsed = body::parse(Api::Tokenize, body.as_bytes()).ok()?;
+    let mut asked = Routed {
+        api: Api::Tokenize,
+        path: "/tokenize".into(),
+        body: body.into(),
+        parsed,
+        strip_usage: false,
+        ..routed.clone()
+    };
+    names::rename_request(&mut asked.headers, "count");
+    // It makes the engine no work.
+    let sizes = Sizes { begun_ms: proxy.shared.clock.now_ms(), prompt_tokens: 1.0, expected_output: 1.0 };
+    let alone = Ranked { prefill: None, ..*by };
+    let mut tries = Tries::default();
+    let answer = proxy.attempt(&asked, sizes, pool, &alone, &mut tries);
+    match tokio::time::timeout(COUNT_WAIT, answer).await {
+        Ok(Ok(reply)) if reply.head.status.is_success() => match reply.content {
+            Content::Whole(said) => serde_json::from_slice::<Counted>(&said).ok().map(|c| c.count),
+            Content::Stream { .. } => None,
+        },
+        _ => None,
     }
 }

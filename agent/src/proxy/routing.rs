@@ -325,7 +325,7 @@ impl Proxy {
     }
 
     /// Chooses and takes note of it.
-    pub(super) fn choose(&self, pool: &Pool, request: &route::Request<'_>) -> route::Choice {
+    pub(crate) fn choose(&self, pool: &Pool, request: &route::Request<'_>) -> route::Choice {
         self.choose_among(pool, request, |_| true)
     }
 

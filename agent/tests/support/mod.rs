@@ -59,6 +59,8 @@ pub struct EngineState {
     pub last_body: Mutex<Value>,
     pub last_headers: Mutex<http::HeaderMap>,
     pub tokens: AtomicUsize,
+    /// Tokens of one event of a stream.
+    pub per_event: AtomicUsize,
     pub pause: Mutex<Duration>,
     pub healthy: AtomicBool,
     /// There is no `/health`.
@@ -134,6 +136,7 @@ impl Engine {
             last_body: Mutex::default(),
             last_headers: Mutex::default(),
             tokens: AtomicUsize::new(3),
+            per_event: AtomicUsize::new(1),
             pause: Mutex::new(Duration::ZERO),
             healthy: AtomicBool::new(true),
             no_health: AtomicBool::new(false),
@@ -198,6 +201,14 @@ async fn serve(
     if path == "/v1/models" {
         return Response::new(full("{\"object\":\"list\",\"data\":[]}"));
     }
+    if path == "/tokenize" {
+        // A word is a token.
+        let body =
+            request.into_body().collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+        let body: Value = serde_json::from_slice(&body).unwrap_or_default();
+        let count = body["prompt"].as_str().unwrap_or_default().split_whitespace().count();
+        return Response::new(full(json!({"count": count, "max_model_len": 8192}).to_string()));
+    }
     if path == "/metrics" {
         let text = s.metrics.lock().clone();
         return match text {
@@ -215,6 +226,7 @@ async fn serve(
     *s.last_body.lock() = body.clone();
     let act = s.script.lock().pop_front().unwrap_or(Act::Answer);
     let tokens = s.tokens.load(Ordering::SeqCst);
+    let per_event = s.per_event.load(Ordering::SeqCst);
     let pause = *s.pause.lock();
     let model = body["model"].clone();
     // A message to be continued holds so many tokens of the answer.
@@ -299,7 +311,9 @@ async fn serve(
                 _ if sent == tokens => break,
                 _ => {}
             }
-            let event = json!({"id": id, "created": begun, "model": model, "choices": [{"index": 0, "delta": {"content": format!("t{sent} ")}}]});
+            let upto = if act == Act::Endless { sent + per_event } else { (sent + per_event).min(tokens) };
+            let content: String = (sent..upto).map(|n| format!("t{n} ")).collect();
+            let event = json!({"id": id, "created": begun, "model": model, "choices": [{"index": 0, "delta": {"content": content}}]});
             // In two parts, so that events are cut.
             let text = format!("data: {event}\n\n");
             let (a, b) = text.split_at(9);
@@ -308,7 +322,7 @@ async fn serve(
             {
                 return;
             }
-            sent += 1;
+            sent = upto;
             tokio::time::sleep(if act == Act::Endless { pause.max(Duration::from_millis(5)) } else { pause })
                 .await;
         }

@@ -218,6 +218,8 @@ fn vllm(
         flag(&mut args, "--max-model-len", tokens);
     }
     args.push("--enable-prefix-caching".to_owned());
+    // Else usage does not say what of a prompt was cached, and nobody learns.
+    args.push("--enable-prompt-tokens-details".to_owned());
     if matches!(weights, Weights::Remote { .. }) {
         flag(&mut args, "--load-format", "runai_streamer");
     }
@@ -272,6 +274,8 @@ fn sglang(
         flag(&mut args, "--context-length", tokens);
     }
     args.push("--enable-metrics".to_owned());
+    // Else usage does not say what of a prompt was cached, and nobody learns.
+    args.push("--enable-cache-report".to_owned());
     if let Some((rank, count)) = lora(adapters) {
         args.push("--enable-lora".to_owned());
         flag(&mut args, "--max-lora-rank", rank);
