@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value};
 
+use crate::patch::go_text;
+
 use super::fieldset::{self, Element, Set};
 use super::typing::{ListKind, ListType, MapType, ScalarKind, Shape, Type, UNTYPED};
 
@@ -50,22 +52,26 @@ fn item_element(list: &ListType, item: &Value) -> Result<Element, String> {
     }
 }
 
+/// The items of a list by path step, in order; `None` if a key is missing.
+fn steps<'v>(list: &ListType, value: &'v Value) -> Option<Vec<(Element, &'v Value)>> {
+    let items = value.as_array().map(Vec::as_slice).unwrap_or_default();
+    items.iter().map(|item| Some((item_element(list, item).ok()?, item))).collect()
+}
+
 /// The items of a list by path step, in order; `None` if a key is missing or doubled.
 fn index<'v>(list: &ListType, value: &'v Value) -> Option<Vec<(Element, &'v Value)>> {
     let mut seen = BTreeSet::new();
-    let items = value.as_array().map(Vec::as_slice).unwrap_or_default();
-    items
-        .iter()
-        .map(|item| {
-            let element = item_element(list, item).ok()?;
-            seen.insert(element.clone()).then_some((element, item))
-        })
-        .collect()
+    let items = steps(list, value)?;
+    items.iter().all(|(element, _)| seen.insert(element.clone())).then_some(items)
 }
 
 /// A value as Go prints it behind the interface of `structured-merge-diff`, by `%v` or (`full`) `%#v`.
 fn go_value(value: &Value, full: bool) -> String {
-    if full { format!("&value.valueUnstructured{{Value:{value}}}") } else { format!("&{{{value}}}") }
+    if full {
+        format!("&value.valueUnstructured{{Value:{value}}}")
+    } else {
+        format!("&{{{}}}", go_text(value))
+    }
 }
 
 /// What is wrong with a value of another kind than its type.
@@ -226,8 +232,9 @@ fn compare_at(
             }
         }
         Kind::List(list) => {
-            let old_items = index(list, old.unwrap_or(&Value::Null)).map(BTreeMap::from_iter);
-            let new_items = index(list, new.unwrap_or(&Value::Null)).map(BTreeMap::from_iter);
+            // Of items that are there twice, the last counts.
+            let old_items = steps(list, old.unwrap_or(&Value::Null)).map(BTreeMap::from_iter);
+            let new_items = steps(list, new.unwrap_or(&Value::Null)).map(BTreeMap::from_iter);
             match (old_items, new_items) {
                 (Some(old_items), Some(new_items)) => {
                     let names: BTreeSet<&Element> = old_items.keys().chain(new_items.keys()).collect();

@@ -44,7 +44,18 @@ pub fn object(kind: &str) -> Value {
         }),
         "CSINode" => json!({"spec": {"drivers": null}}),
         "CustomResourceDefinition" => json!({"spec": {"names": {}}}),
-        "ResourceQuota" | "PersistentVolume" | "Namespace" | "Node" | "APIService" => {
+        "Node" => json!({
+            "spec": {},
+            "status": {
+                "daemonEndpoints": {"kubeletEndpoint": {"Port": 0}},
+                "nodeInfo": {
+                    "machineID": "", "systemUUID": "", "bootID": "", "kernelVersion": "", "osImage": "",
+                    "containerRuntimeVersion": "", "kubeletVersion": "", "kubeProxyVersion": "", "operatingSystem": "",
+                    "architecture": "",
+                },
+            },
+        }),
+        "ResourceQuota" | "PersistentVolume" | "Namespace" | "APIService" => {
             json!({"spec": {}, "status": {}})
         }
         "LimitRange" => json!({"spec": {"limits": null}}),
@@ -52,6 +63,10 @@ pub fn object(kind: &str) -> Value {
         "Role" | "ClusterRole" => json!({"rules": null}),
         "RoleBinding" | "ClusterRoleBinding" => json!({"roleRef": {"apiGroup": "", "kind": "", "name": ""}}),
         "EndpointSlice" => json!({"addressType": "", "endpoints": null, "ports": null}),
+        "TokenRequest" => json!({
+            "spec": {"audiences": null, "expirationSeconds": null, "boundObjectRef": null},
+            "status": {"token": "", "expirationTimestamp": null},
+        }),
         "SelfSubjectAccessReview" | "SubjectAccessReview" | "LocalSubjectAccessReview" => {
             json!({"spec": {}, "status": {"allowed": false}})
         }

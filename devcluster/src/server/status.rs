@@ -107,6 +107,8 @@ pub struct ApiError {
     pub causes: Vec<Cause>,
     /// Seconds after which a retry may succeed; 0 for none.
     pub retry_after_s: u32,
+    /// What clients are warned of besides.
+    pub warnings: Vec<String>,
     /// Whether a real server's own plumbing says so, which gives details even if there are none.
     pub generic: bool,
 }
@@ -122,8 +124,16 @@ impl ApiError {
             kind: Box::default(),
             causes: Vec::new(),
             retry_after_s: 0,
+            warnings: Vec::new(),
             generic: false,
         }
+    }
+
+    /// The same with warnings before those it has.
+    #[must_use]
+    pub fn warned(mut self, warnings: &[String]) -> Self {
+        self.warnings.splice(0..0, warnings.iter().cloned());
+        self
     }
 
     fn generic(mut self) -> Self {
@@ -266,12 +276,20 @@ impl ApiError {
     }
 
     /// 406.
-    pub fn not_acceptable() -> Self {
-        Self::new(
-            406,
-            "NotAcceptable",
-            "only the following media types are accepted: application/json, application/yaml",
-        )
+    pub fn not_acceptable(accepted: &[&str]) -> Self {
+        let accepted = accepted.join(", ");
+        Self::new(406, "NotAcceptable", format!("only the following media types are accepted: {accepted}"))
+    }
+
+    /// 406 for a media type that nothing is served in, said by a server's router.
+    pub fn no_such_media(available: &str) -> Self {
+        let message = format!("406: Not Acceptable\n\nAvailable representations: {available}");
+        Self::new(406, "NotAcceptable", message).generic()
+    }
+
+    /// 406 for an object that the form asked for does not fit.
+    pub fn not_this_form(why: String) -> Self {
+        Self::new(406, "NotAcceptable", why)
     }
 
     /// 410 for a watch or list from before the history.
@@ -324,6 +342,11 @@ impl ApiError {
                 accepted.join(", ")
             ),
         )
+    }
+
+    /// 415 for a patch of a type that nothing takes, said by a server's router.
+    pub fn not_consumed() -> Self {
+        Self::new(415, "UnsupportedMediaType", "415: Unsupported Media Type").generic()
     }
 
     /// 429 for an eviction that a disruption budget does not allow.

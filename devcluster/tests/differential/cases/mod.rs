@@ -1,6 +1,7 @@
 //! What is asked of both servers.
 
 mod apply;
+mod control;
 mod definitions;
 mod deletion;
 mod documents;
@@ -52,6 +53,9 @@ pub fn others() -> Vec<Script> {
         subresources::pods(),
         subresources::reviews(),
         media::media(),
+        control::control(),
+        control::autoscalers(),
+        control::requests(),
         kubectl::verbs(),
         kubectl::generators(),
         kubectl::complaints(),
