@@ -10,14 +10,14 @@ use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use crate::apply;
-use crate::builtin::defaults::{CLAIM_FINALIZER, VOLUME_FINALIZER};
+use crate::builtin::defaults::{ATTRIBUTES_FINALIZER, CLAIM_FINALIZER, VOLUME_FINALIZER};
 use crate::resources::{CRD_FINALIZER, Registry};
 use crate::store::{CommitError, Expected, GroupResource, ObjectKey, Store, Stored};
 
 /// Who does all this in a real cluster.
 const CONTROLLER: &str = "kube-controller-manager";
 /// Resources whose objects wait for others, and are looked at again whenever anything ends.
-const WAITING: &[&str] = &["customresourcedefinitions", "persistentvolumeclaims"];
+const WAITING: &[&str] = &["customresourcedefinitions", "persistentvolumeclaims", "volumeattributesclasses"];
 
 /// Runs until `stop`.
 pub async fn run(store: Arc<Store>, registry: Arc<Registry>, stop: CancellationToken) {
@@ -91,6 +91,7 @@ fn collect(store: &Store, registry: &Registry, key: &ObjectKey) {
     }
     let unused = match finalizers.as_slice() {
         [CLAIM_FINALIZER] if !in_use(store, key) => Some(CLAIM_FINALIZER),
+        [ATTRIBUTES_FINALIZER] if !has_volumes(store, &key.name) => Some(ATTRIBUTES_FINALIZER),
         [VOLUME_FINALIZER] if value["status"]["phase"] != "Bound" => Some(VOLUME_FINALIZER),
         _ => None,
     };
@@ -106,6 +107,14 @@ fn collect(store: &Store, registry: &Registry, key: &ObjectKey) {
         return;
     }
     remove(store, registry, key, current.revision);
+}
+
+/// Whether volumes or claims are of a class of attributes.
+fn has_volumes(store: &Store, class: &str) -> bool {
+    ["persistentvolumes", "persistentvolumeclaims"].iter().any(|resource| {
+        let (all, _) = store.list(&GroupResource::new("", *resource), None);
+        all.iter().any(|object| object.value["spec"]["volumeAttributesClassName"] == class)
+    })
 }
 
 /// Whether a pod that has not ended uses a claim.

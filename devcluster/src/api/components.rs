@@ -10,6 +10,7 @@ use super::{Cluster, add_warning, answer};
 use crate::resources::Resource;
 use crate::selector::Labels;
 use crate::server::status::ApiError;
+use crate::store::GroupResource;
 
 const DEPRECATED: &str = "v1 ComponentStatus is deprecated in v1.19+";
 /// The parts that a server knows.
@@ -43,7 +44,8 @@ impl Cluster {
         } else if NAMES.contains(&name) {
             answer(200, showing.one(resource, component(name), now), &[])
         } else {
-            return Err(ApiError::not_found(&resource.group_resource(), name));
+            let singular = GroupResource::new("", &resource.singular);
+            return Err(ApiError::not_found(&singular, name).warned(&[DEPRECATED.to_owned()]));
         };
         add_warning(&mut response, DEPRECATED);
         Ok(response)

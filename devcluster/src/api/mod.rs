@@ -51,7 +51,9 @@ const ENDPOINTS_DEPRECATED: &str =
 const APPLY: &str = "application/apply-patch+yaml";
 
 /// Subresources that need a real kubelet.
-const NOT_HERE: &[&str] = &["exec", "attach", "portforward", "proxy", "ephemeralcontainers", "resize"];
+const NOT_HERE: &[&str] = &["exec", "attach", "portforward", "proxy"];
+/// Subresources that can only be read without one.
+const ONLY_READ_HERE: &[&str] = &["ephemeralcontainers", "resize"];
 
 /// What handles requests: the objects, what is served, and where pod logs are.
 pub struct Cluster {
@@ -153,7 +155,10 @@ impl Cluster {
             request::verb(&parts.method, &target, watching).ok_or_else(ApiError::method_not_allowed)?;
         let wanted = media::Wanted::read(&parts.headers, resource.custom.is_none())?;
         if verb == "watch" && wanted.media == media::Media::Yaml {
-            return Err(ApiError::not_acceptable(&["application/json"]));
+            return Err(ApiError::not_acceptable(&[
+                "application/json;stream=watch",
+                "application/vnd.kubernetes.protobuf;stream=watch",
+            ]));
         }
         if matches!(verb, "create" | "update" | "patch") {
             let apply = (verb == "patch").then(|| content_type(&parts.headers) == APPLY);
@@ -169,7 +174,9 @@ impl Cluster {
             if !known.verbs.iter().any(|v| v == verb) {
                 return Err(ApiError::method_not_allowed());
             }
-            if resource.custom.is_none() && NOT_HERE.contains(&target.subresource.as_str()) {
+            let part = target.subresource.as_str();
+            let needs_kubelet = NOT_HERE.contains(&part) || (ONLY_READ_HERE.contains(&part) && verb != "get");
+            if resource.custom.is_none() && needs_kubelet {
                 let key = ObjectKey::new(resource.storage.clone(), &target.namespace, &target.name);
                 let absent = || ApiError::not_found(&resource.group_resource(), &target.name);
                 self.store.get(&key).ok_or_else(absent)?;
@@ -317,7 +324,7 @@ impl Cluster {
             return self.bind_named(&target.namespace, &body, options);
         }
         if resource.custom.is_none() && resource.kind == "TokenReview" {
-            return self.review_token(resource, body, now);
+            return self.review_token(resource, body, &options.manager, now);
         }
         if let Some(status) = review::status(&resource.kind).filter(|_| resource.custom.is_none()) {
             review::check(&resource.kind, &body, &target.namespace)?;
@@ -421,6 +428,11 @@ fn returns_deleted(resource: &Resource) -> bool {
             | "CSINode"
             | "StorageClass"
             | "VolumeAttachment"
+            | "VolumeAttributesClass"
+            | "DeviceClass"
+            | "ResourceClaim"
+            | "ResourceClaimTemplate"
+            | "ResourceSlice"
     ) && resource.custom.is_none()
 }
 

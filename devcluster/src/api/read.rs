@@ -12,6 +12,7 @@ use super::Cluster;
 use super::media::{Form, MetaVersion};
 use super::request::Query;
 use super::write::present;
+use crate::builtin::autoscalers;
 use crate::builtin::defaults::TEMPLATE_GENERATION;
 use crate::builtin::zero;
 use crate::resources::Resource;
@@ -196,6 +197,9 @@ fn one_or_many(resource: &Resource, form: Form, verb: &str) -> Result<(), ApiErr
 
 /// An object as its metadata is shown alone: what was counted before generations were is no annotation there.
 fn annotated(resource: &Resource, mut object: Value) -> Value {
+    if resource.custom.is_none() && resource.api_version() == "autoscaling/v1" {
+        return autoscalers::to_v2(&object);
+    }
     if resource.custom.is_none() && resource.kind == "DaemonSet" {
         let meta = object["metadata"].as_object_mut();
         if let Some(annotations) = meta.and_then(|meta| meta.get_mut("annotations")?.as_object_mut()) {

@@ -7,6 +7,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
 use super::{Cluster, answer};
+use crate::apply;
 use crate::resources::Resource;
 use crate::server::status::{ApiError, Cause};
 use crate::store::{GroupResource, ObjectKey};
@@ -147,6 +148,7 @@ impl Cluster {
         &self,
         resource: &Resource,
         mut review: Value,
+        manager: &str,
         now: Timestamp,
     ) -> Result<Response, ApiError> {
         let token = review["spec"]["token"].as_str().unwrap_or_default();
@@ -157,7 +159,13 @@ impl Cluster {
             let key = ObjectKey::new(GroupResource::new("", "serviceaccounts"), namespace, name);
             self.store.get(&key).is_some_and(|account| account.meta("uid") == Some(uid))
         });
-        let asked = &review["spec"]["audiences"];
+        review["kind"] = resource.kind.clone().into();
+        review["apiVersion"] = resource.api_version().into();
+        if !review["metadata"].is_object() {
+            review["metadata"] = json!({});
+        }
+        review = apply::track_update(None, &review, manager, None, now, &resource.typing);
+        let asked = review["spec"].get("audiences").cloned().unwrap_or_default();
         review["status"] = match account {
             Some((namespace, name, uid)) => json!({
                 "authenticated": true,
@@ -165,15 +173,10 @@ impl Cluster {
                     "username": format!("system:serviceaccount:{namespace}:{name}"), "uid": uid,
                     "groups": ["system:serviceaccounts", format!("system:serviceaccounts:{namespace}"), "system:authenticated"],
                 },
-                "audiences": if asked.is_null() { json!([ISSUER]) } else { asked.clone() },
+                "audiences": if asked.is_null() { json!([ISSUER]) } else { asked },
             }),
-            None => json!({"user": {}, "error": "[invalid bearer token, token lookup failed]"}),
+            None => json!({"user": {}, "error": "invalid bearer token"}),
         };
-        review["kind"] = resource.kind.clone().into();
-        review["apiVersion"] = resource.api_version().into();
-        if !review["metadata"].is_object() {
-            review["metadata"] = json!({});
-        }
         Ok(answer(201, review, &[]))
     }
 }

@@ -3,6 +3,8 @@
 
 use serde_json::{Map, Value, json};
 
+use super::in_order;
+
 const METRICS: &str = "autoscaling.alpha.kubernetes.io/metrics";
 const CURRENT_METRICS: &str = "autoscaling.alpha.kubernetes.io/current-metrics";
 const CONDITIONS: &str = "autoscaling.alpha.kubernetes.io/conditions";
@@ -13,6 +15,34 @@ const CPU_PERCENT: i64 = 80;
 /// Fields of a scaling rule in the order in which a server writes them.
 const RULE_FIELDS: [&str; 4] = ["stabilizationWindowSeconds", "selectPolicy", "policies", "tolerance"];
 
+/// Fields in the order in which a server writes them into annotations.
+const ORDER: &[&str] = &[
+    "type",
+    "status",
+    "lastTransitionTime",
+    "reason",
+    "message",
+    "object",
+    "pods",
+    "resource",
+    "containerResource",
+    "external",
+    "target",
+    "kind",
+    "metricName",
+    "name",
+    "apiVersion",
+    "metricSelector",
+    "targetAverageUtilization",
+    "currentAverageUtilization",
+    "targetValue",
+    "currentValue",
+    "targetAverageValue",
+    "currentAverageValue",
+    "container",
+    "selector",
+    "averageValue",
+];
 /// Where `v1` has what `v2` has: kind of metric, then pairs of pointers below it. Targets and current values stand in
 /// the same places but for their names.
 const METRIC_FIELDS: &[(&str, &[(&str, &str)])] = &[
@@ -87,7 +117,7 @@ pub fn to_v1(autoscaler: &Value) -> Value {
         .map(|metric| metric_to_v1(metric, "target"))
         .collect();
     if !others.is_empty() {
-        kept.push((METRICS, Value::from(others).to_string()));
+        kept.push((METRICS, in_order(&others.into(), ORDER)));
     }
     let current = items(&autoscaler["status"]["currentMetrics"]);
     let conditions = items(&autoscaler["status"]["conditions"]);
@@ -102,13 +132,13 @@ pub fn to_v1(autoscaler: &Value) -> Value {
     }
     if !current.is_empty() {
         let current: Vec<Value> = current.iter().map(|metric| metric_to_v1(metric, "current")).collect();
-        kept.push((CURRENT_METRICS, Value::from(current).to_string()));
+        kept.push((CURRENT_METRICS, in_order(&current.into(), ORDER)));
     }
     if autoscaler["spec"]["behavior"].is_object() {
         kept.push((BEHAVIOR, inner_behavior(&autoscaler["spec"]["behavior"])));
     }
     if !conditions.is_empty() {
-        kept.push((CONDITIONS, Value::from(conditions.to_vec()).to_string()));
+        kept.push((CONDITIONS, in_order(&conditions.to_vec().into(), ORDER)));
     }
     if let Some(meta) = out.get_mut("metadata").and_then(Value::as_object_mut) {
         forget_kept(meta);
@@ -158,6 +188,10 @@ pub fn to_v2(autoscaler: &Value) -> Value {
             (None, None) => Value::Null,
         };
         status.insert("currentMetrics".into(), current);
+        // `v1` writes it whatever it is.
+        if status.get("currentReplicas").is_some_and(|count| *count == 0) {
+            status.remove("currentReplicas");
+        }
         if let Some(conditions) = annotation(CONDITIONS) {
             status.insert("conditions".into(), conditions);
         }
@@ -197,6 +231,18 @@ fn metric_to_v1(metric: &Value, part: &str) -> Value {
             put(&mut out, &v1, value.clone());
         }
     }
+    if part == "current" {
+        // One amount is written whatever it is.
+        let kind = lower(metric["type"].as_str().unwrap_or_default());
+        let amount = if matches!(kind.as_str(), "object" | "external") {
+            "currentValue"
+        } else {
+            "currentAverageValue"
+        };
+        if out[&kind][amount].is_null() {
+            out[&kind][amount] = "0".into();
+        }
+    }
     out
 }
 
@@ -204,7 +250,9 @@ fn metric_to_v2(metric: &Value, part: &str) -> Value {
     let mut out = json!({"type": metric["type"]});
     let mut target = None;
     for (v1, v2) in places(metric, part) {
-        if let Some(value) = metric.pointer(&v1).filter(|value| !value.is_null()) {
+        // A current amount of nothing is one that is not known.
+        let unknown = |value: &Value| value.is_null() || (part == "current" && value == "0");
+        if let Some(value) = metric.pointer(&v1).filter(|value| !unknown(value)) {
             put(&mut out, &v2, value.clone());
             let (whole, last) = v2.rsplit_once('/').unwrap_or_default();
             let kind = match last {

@@ -4,8 +4,11 @@ mod control;
 
 use serde_json::{Value, json};
 
-/// What holds a claim while pods use it, and a volume while it is bound.
+use super::autoscalers;
+
+/// What holds a claim while pods use it, a class of volumes' attributes while volumes are of it, and a volume while it is bound.
 pub(crate) const CLAIM_FINALIZER: &str = "kubernetes.io/pvc-protection";
+pub(crate) const ATTRIBUTES_FINALIZER: &str = "kubernetes.io/vac-protection";
 pub(crate) const VOLUME_FINALIZER: &str = "kubernetes.io/pv-protection";
 /// The number of a daemon set's template, as it was counted before generations were.
 pub(crate) const TEMPLATE_GENERATION: &str = "deprecated.daemonset.template.generation";
@@ -29,6 +32,8 @@ pub fn apply(kind: &str, object: &mut Value) {
         "CronJob" => with(object, "spec", cron_job),
         "HorizontalPodAutoscaler" if object["apiVersion"] == "autoscaling/v1" => {
             with(object, "spec", |spec| set(spec, "minReplicas", 1));
+            // What it means is said in full.
+            *object = autoscalers::to_v1(&autoscalers::to_v2(object));
         }
         "HorizontalPodAutoscaler" => {
             with(object, "spec", autoscaler);
@@ -165,6 +170,7 @@ pub fn on_create(kind: &str, object: &mut Value) {
                 object["metadata"]["labels"] = labels;
             }
         }
+        "VolumeAttributesClass" => protect(object, ATTRIBUTES_FINALIZER),
         "PersistentVolumeClaim" => {
             protect(object, CLAIM_FINALIZER);
             with(object, "spec", claim_source);

@@ -1,5 +1,5 @@
-//! OpenAPI definitions of the built-in types, generated from `k8s-openapi`'s schemas and completed with the vendor extensions
-//! (list types, merge keys) that those leave out.
+//! OpenAPI definitions of the built-in types, generated from `k8s-openapi`'s schemas and completed with what those leave out
+//! of Kubernetes' own documents: vendor extensions (list types, merge keys), defaults, enumerations, some descriptions.
 
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
@@ -304,17 +304,15 @@ fn part<'a>(
     field: &str,
 ) -> Option<&'a mut Map<String, Value>> {
     let schema = schemas.get_mut(definition)?;
-    let (field, inner) = match (field.strip_suffix("[]"), field.strip_suffix("{}")) {
-        (Some(field), _) => (field, "items"),
-        (_, Some(field)) => (field, "additionalProperties"),
-        _ => (field, ""),
-    };
+    let end = field.find(['[', '{']).unwrap_or(field.len());
+    let (field, mut inside) = field.split_at(end);
     let mut target = match field {
         "." => schema,
         field => schema.get_mut("properties")?.get_mut(field)?,
     };
-    if !inner.is_empty() {
-        target = target.get_mut(inner)?;
+    while let Some((step, rest)) = inside.split_at_checked(2) {
+        target = target.get_mut(if step == "[]" { "items" } else { "additionalProperties" })?;
+        inside = rest;
     }
     target.as_object_mut()
 }

@@ -58,6 +58,19 @@ pub fn object(kind: &str) -> Value {
         "ResourceQuota" | "PersistentVolume" | "Namespace" | "APIService" => {
             json!({"spec": {}, "status": {}})
         }
+        "DeviceClass" | "IPAddress" | "ValidatingAdmissionPolicyBinding" => json!({"spec": {}}),
+        "ServiceCIDR" | "ValidatingAdmissionPolicy" => json!({"spec": {}, "status": {}}),
+        "ResourceSlice" => json!({
+            "spec": {"driver": "", "pool": {"name": "", "generation": 0, "resourceSliceCount": 0}},
+        }),
+        "ResourceClaim" => json!({"spec": {"devices": {}}, "status": {}}),
+        "ResourceClaimTemplate" => json!({"spec": {"metadata": {}, "spec": {"devices": {}}}}),
+        "PriorityLevelConfiguration" => json!({"spec": {"type": ""}, "status": {}}),
+        "FlowSchema" => json!({
+            "spec": {"priorityLevelConfiguration": {"name": ""}, "matchingPrecedence": 0}, "status": {},
+        }),
+        "CertificateSigningRequest" => json!({"spec": {"request": null, "signerName": ""}, "status": {}}),
+        "TokenReview" => json!({"spec": {}, "status": {"user": {}}}),
         "LimitRange" => json!({"spec": {"limits": null}}),
         "Lease" | "CSIDriver" | "IngressClass" => json!({"spec": {}}),
         "Role" | "ClusterRole" => json!({"rules": null}),

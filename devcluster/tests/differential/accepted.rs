@@ -30,6 +30,18 @@ pub const ACCEPTED: &[Accepted] = &[
         why: "no client shows the descriptions of a table's columns",
     },
     Accepted {
+        case: "openapi",
+        step: "schemas of *",
+        path: "/body/components/schemas/*.DeleteOptions/x-kubernetes-group-version-kind",
+        why: "every version of every group, served or not, in which a type is registered that is the same in all",
+    },
+    Accepted {
+        case: "openapi",
+        step: "schemas of *",
+        path: "/body/components/schemas/*.WatchEvent/x-kubernetes-group-version-kind",
+        why: "every version of every group, served or not, in which a type is registered that is the same in all",
+    },
+    Accepted {
         case: "media",
         step: "protobuf, else json",
         path: "*",

@@ -96,6 +96,20 @@ fn order_causes(map: &mut Map<String, Value>) {
     map["details"]["causes"] = causes.into();
 }
 
+/// Sorts the same where kubectl lists it, a line each.
+fn order_lines(lines: &mut [Value]) {
+    let listed = |line: &Value| line.as_str().is_some_and(|line| line.starts_with("* "));
+    let by_schema =
+        |line: &Value| listed(line) && line.as_str().is_some_and(|line| line.contains(" in body "));
+    if lines.iter().any(by_schema) {
+        for run in lines.chunk_by_mut(|a, b| listed(a) == listed(b)) {
+            if run.first().is_some_and(listed) {
+                run.sort_by_key(ToString::to_string);
+            }
+        }
+    }
+}
+
 #[test]
 fn fields_of_objects_in_texts_are_sorted() {
     let text = r#"x: "{\"b\":1,\"a\":{\"d\":1,\"c\":2}}": y "{\"" z"#;
@@ -136,7 +150,10 @@ impl Normaliser {
                     }
                 }
             }
-            Value::Array(items) => items.iter_mut().for_each(|item| self.normalise(item)),
+            Value::Array(items) => {
+                items.iter_mut().for_each(|item| self.normalise(item));
+                order_lines(items);
+            }
             Value::String(text) => *text = self.text(text),
             _ => {}
         }

@@ -97,11 +97,24 @@ fn custom_schema(r: &Resource, openapi: &Value) -> Value {
     schema
 }
 
+/// What requests with a verb and their answers are made of; without a verb, what every group has.
+const COMMON: &[(&str, &str)] = &[
+    ("", "ObjectMeta"),
+    ("", "APIResourceList"),
+    ("delete", "DeleteOptions"),
+    ("delete", "Status"),
+    ("patch", "Patch"),
+    ("watch", "WatchEvent"),
+];
+const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.";
+
 /// All schemas that some resources need, by definition name.
 fn schemas<'a>(resources: impl Iterator<Item = &'a Resource>, all_built_in: bool) -> BTreeMap<String, Value> {
     let mut out: BTreeMap<String, Value> = BTreeMap::new();
-    let mut wanted: Vec<String> = vec![OBJECT_META.to_owned()];
+    let mut wanted: Vec<String> = Vec::new();
     for r in resources {
+        let common = COMMON.iter().filter(|(verb, _)| verb.is_empty() || r.allows(verb));
+        wanted.extend(common.map(|(_, name)| format!("{META}{name}")));
         let name = definition_name(r);
         if let Some(custom) = &r.custom {
             let schema = custom_schema(r, &custom.openapi);
@@ -110,10 +123,25 @@ fn schemas<'a>(resources: impl Iterator<Item = &'a Resource>, all_built_in: bool
         } else {
             wanted.push(name.clone());
         }
+        wanted.extend(r.subresources.iter().filter_map(|s| {
+            let (group, version) = match s.version.is_empty() {
+                true => (&r.group, &r.version),
+                false => (&s.group, &s.version),
+            };
+            DEFINITIONS.of_kind(group, version, &s.kind).map(str::to_owned)
+        }));
+        if !r.allows("list") {
+            continue;
+        }
+        let list_name = format!("{name}List");
+        if r.custom.is_none() {
+            wanted.push(list_name);
+            continue;
+        }
         let mut list = list_schema(&r.list_kind, &json!({"$ref": format!("{REF_PREFIX}{name}")}));
         list["x-kubernetes-group-version-kind"] = kind_extension(r, &r.list_kind);
         collect_refs(&list, &mut wanted);
-        out.insert(format!("{name}List"), list);
+        out.insert(list_name, list);
     }
     if all_built_in {
         wanted.extend(DEFINITIONS.schemas.keys().cloned());

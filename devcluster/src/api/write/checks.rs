@@ -68,7 +68,6 @@ impl Cluster {
                 // What else is wrong is told as well.
                 let mut object = object.clone();
                 custom.schema.prune(&mut object);
-                custom.schema.default(&mut object);
                 causes.extend(custom.schema.validate_after(&object, None, false).iter().map(Cause::from));
             }
             return Err(ApiError::invalid(&GroupKind::new(&resource.group, given), name, causes));

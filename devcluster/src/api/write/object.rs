@@ -45,6 +45,14 @@ pub(in crate::api) fn counts_generations(resource: &Resource) -> bool {
                 | "PodDisruptionBudget"
                 | "PriorityClass"
                 | "CustomResourceDefinition"
+                | "MutatingWebhookConfiguration"
+                | "ValidatingWebhookConfiguration"
+                | "ValidatingAdmissionPolicy"
+                | "ValidatingAdmissionPolicyBinding"
+                | "DeviceClass"
+                | "ResourceSlice"
+                | "FlowSchema"
+                | "PriorityLevelConfiguration"
         )
 }
 

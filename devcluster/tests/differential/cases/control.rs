@@ -125,7 +125,7 @@ pub fn requests() -> Script {
         "wait -n {ns} --for=jsonpath={.status.phase}=Pending pod/p --timeout=5s",
         "",
     );
-    s.kubectl("debug nothing", "get pod p -n {ns} --subresource=ephemeralcontainers", "");
+    s.kubectl("debug nothing", "get pod p -n {ns} --subresource=ephemeralcontainers -o name", "");
     s.post("twice a variable", &at("pods"), y("{metadata: {name: e}, spec: {containers: [{name: c, image: i, env: [{name: A, value: x}, {name: A, value: z}]}]}}"));
     s
 }
