@@ -8,6 +8,7 @@ use http::header;
 use http_body_util::BodyExt as _;
 use serde_json::Value;
 
+use super::media::{JSON, PROTOBUF, YAML};
 use super::write::PatchKind;
 use super::{APPLY, protobuf, unsupported_patch};
 use crate::builtin::decode;
@@ -18,7 +19,6 @@ use crate::server::status::ApiError;
 const MAX_BODY_BYTES: usize = 3 << 20;
 /// How much of a body that is too large is still read.
 const MAX_DRAIN_BYTES: usize = 32 << 20;
-const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
 
 /// Reads a body up to its limit. What is beyond is read and dropped within reason, so that the client gets its answer
 /// rather than a closed connection.
@@ -70,14 +70,10 @@ pub(super) async fn read_body(
         "application/merge-patch+json" => Some(PatchKind::Merge),
         "application/strategic-merge-patch+json" => Some(PatchKind::Strategic),
         APPLY => Some(PatchKind::Apply),
-        "" | "application/json" | "application/yaml" | "*/*" | PROTOBUF => None,
+        "" | JSON | YAML | "*/*" | PROTOBUF => None,
         _ if verb == "patch" && built_in => return Err(ApiError::not_consumed()),
         _ => {
-            return Err(ApiError::unsupported_media_type(&[
-                "application/json",
-                "application/yaml",
-                PROTOBUF,
-            ]));
+            return Err(ApiError::unsupported_media_type(&[JSON, YAML, PROTOBUF]));
         }
     };
     if verb == "patch" && patch.is_none() {
@@ -92,7 +88,7 @@ pub(super) async fn read_body(
     if media == PROTOBUF {
         let content = |value| Content { value, ..Content::default() };
         return protobuf::decode(&bytes).map(content).map_err(|why| {
-            let mut error = ApiError::unsupported_media_type(&["application/json", "application/yaml"]);
+            let mut error = ApiError::unsupported_media_type(&[JSON, YAML]);
             error.message = format!("{}: {why}", error.message);
             error
         });
@@ -103,7 +99,7 @@ pub(super) async fn read_body(
         }
         Ok((value, repeated)) => Ok(Content { value, patch, repeated }),
         Err(error) => {
-            let yaml = media == "application/yaml" || matches!(patch, Some(PatchKind::Apply));
+            let yaml = media == YAML || matches!(patch, Some(PatchKind::Apply));
             if !yaml {
                 return Err(unreadable(patch.as_ref(), kind, &bytes, &misread(&bytes, &error)));
             }

@@ -7,10 +7,13 @@ use crate::server::status::ApiError;
 
 /// Media type of YAML.
 pub(super) const YAML: &str = "application/yaml";
-const JSON: &str = "application/json";
+/// Media type of JSON.
+pub(super) const JSON: &str = "application/json";
+/// Media type of Kubernetes' protobuf.
+pub(super) const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
 /// Media types of answers, as a server names them where it can serve none that is wanted. Protobuf is for clients that
 /// take another type as well: they get that.
-const SERVED: [&str; 3] = [JSON, YAML, "application/vnd.kubernetes.protobuf"];
+const SERVED: [&str; 3] = [JSON, YAML, PROTOBUF];
 
 /// What form the client wants objects in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -273,3 +273,78 @@ fn repeated<'a>(comprehension: &ComprehensionExpr, scope: &mut Scope<'a>) -> Res
     scope.truncate(depth);
     result
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use crate::schema::CompiledSchema;
+
+    /// What is said of a rule of the field `f` with this schema.
+    fn said(mut schema: Value, rule: &str) -> Option<String> {
+        schema["x-kubernetes-validations"] = json!([{"rule": rule}]);
+        let whole = json!({"type": "object", "properties": {"f": schema}});
+        CompiledSchema::compile(&whole).err().map(|error| error.to_string())
+    }
+
+    #[test]
+    fn rules_that_cannot_hold_are_refused() {
+        let object =
+            || json!({"type": "object", "properties": {"b": {"type": "string"}, "n": {"type": "integer"}}});
+        let why = said(object(), "self.c == 1").unwrap();
+        assert!(
+            why.ends_with(
+                "compilation failed: ERROR: <input>:1:5: undefined field 'c'\n | self.c == 1\n | ....^"
+            ),
+            "{why}"
+        );
+        let why = said(json!({"type": "string"}), "self + self").unwrap();
+        assert!(why.ends_with("cel expression must evaluate to a bool"), "{why}");
+        let why = said(object(), "true &&\nself.b == self.n").unwrap();
+        assert!(
+            why.contains("<input>:2:8: found no matching overload for '_==_' applied to '(string, int)'"),
+            "{why}"
+        );
+        assert!(
+            said(json!({"type": "string"}), "self.size")
+                .unwrap()
+                .contains("does not support field selection")
+        );
+        assert!(said(object(), "has(self.bb)").unwrap().contains("undefined field 'bb'"));
+        assert!(
+            said(json!({"type": "array", "items": object()}), "self.all(x, x.c)").unwrap().contains("'c'")
+        );
+    }
+
+    #[test]
+    fn rules_that_may_hold_are_taken() {
+        let object = json!({
+            "type": "object",
+            "properties": {
+                "b": {"type": "string"}, "n": {"type": "integer"}, "d": {"type": "number"}, "a-b": {"type": "boolean"},
+                "t": {"type": "string", "format": "date-time"}, "p": {"x-kubernetes-int-or-string": true},
+                "l": {"type": "array", "items": {"type": "object", "properties": {"x": {"type": "string"}}}},
+                "m": {"type": "object", "additionalProperties": {"type": "integer"}},
+                "any": {"type": "object", "x-kubernetes-preserve-unknown-fields": true},
+            },
+        });
+        for rule in [
+            "self.n < self.d",
+            "self.b.startsWith('x') && size(self.b) > 2",
+            "!has(self.b) || self.b == oldSelf.b",
+            "self.l.all(item, item.x != '') && self.l.exists_one(item, item.x == 'y')",
+            "self.l.filter(item, item.x == 'y').size() == 1",
+            "self.l.map(item, item.x).join(',') == 'y'",
+            "'k' in self.m && self.m['k'] + self.m.k == 3",
+            "self.m.all(key, key.startsWith('a') && self.m[key] > 0)",
+            "self.p == 5 || self.p == 'five'",
+            "self.a__dash__b ? self.n > 1 : self.n < 1",
+            "self.t + duration('1h') > timestamp('2026-01-01T00:00:00Z')",
+            "self.any.whatever.it == 1",
+            "quantity(self.b).isGreaterThan(quantity('1Gi'))",
+            "self.n % 2 == 0 && -self.n < 0 && self.n in [1, 2]",
+        ] {
+            assert_eq!(said(object.clone(), rule), None, "{rule}");
+        }
+    }
+}

@@ -87,6 +87,17 @@ impl Cause {
     }
 }
 
+/// The object that a failed request is about.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Subject {
+    /// Its name.
+    pub name: String,
+    /// Its group.
+    pub group: String,
+    /// Its resource, or its kind for `Invalid`.
+    pub kind: String,
+}
+
 /// A failed request. `Display` is its message.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
@@ -97,12 +108,8 @@ pub struct ApiError {
     pub reason: &'static str,
     /// What `kubectl` prints.
     pub message: String,
-    /// Name of the object at fault.
-    pub name: Box<str>,
-    /// Its group.
-    pub group: Box<str>,
-    /// Its resource, or its kind for `Invalid`.
-    pub kind: Box<str>,
+    /// The object at fault.
+    pub subject: Box<Subject>,
     /// Fields at fault.
     pub causes: Vec<Cause>,
     /// Seconds after which a retry may succeed; 0 for none.
@@ -119,9 +126,7 @@ impl ApiError {
             code,
             reason,
             message: message.into(),
-            name: Box::default(),
-            group: Box::default(),
-            kind: Box::default(),
+            subject: Box::default(),
             causes: Vec::new(),
             retry_after_s: 0,
             warnings: Vec::new(),
@@ -142,9 +147,9 @@ impl ApiError {
     }
 
     fn about(mut self, resource: &GroupResource, name: &str) -> Self {
-        self.group = resource.group.as_str().into();
-        self.kind = resource.resource.as_str().into();
-        self.name = name.into();
+        self.subject.group = resource.group.as_str().into();
+        self.subject.kind = resource.resource.as_str().into();
+        self.subject.name = name.into();
         self
     }
 
@@ -212,9 +217,9 @@ impl ApiError {
             many => format!("[{}]", many.join(", ")),
         };
         let mut error = Self::new(422, "Invalid", format!("{kind} {name:?} is invalid: {all}"));
-        error.group = kind.group.as_str().into();
-        error.kind = kind.kind.as_str().into();
-        error.name = name.into();
+        error.subject.group = kind.group.as_str().into();
+        error.subject.kind = kind.kind.as_str().into();
+        error.subject.name = name.into();
         error.causes = causes;
         error
     }
@@ -362,7 +367,9 @@ impl ApiError {
     /// The `Status` object.
     pub fn to_json(&self) -> Value {
         let mut details = Map::new();
-        for (field, value) in [("name", &self.name), ("group", &self.group), ("kind", &self.kind)] {
+        for (field, value) in
+            [("name", &self.subject.name), ("group", &self.subject.group), ("kind", &self.subject.kind)]
+        {
             if !value.is_empty() {
                 details.insert(field.into(), value.as_ref().into());
             }

@@ -63,7 +63,7 @@ pub const ACCEPTED: &[Accepted] = &[
         case: "tables",
         step: "node, *",
         path: "/body/spec/taints",
-        why: "a node that registers as ready is freed at once, by a controller that the real side here is without",
+        why: "a node that is ready is freed of its taint, by a controller that the real side here is without",
     },
     Accepted { case: "tables", step: "describe node", path: "/stdout/*", why: "the same taint" },
     Accepted {
