@@ -371,7 +371,7 @@ impl ApiError {
             [("name", &self.subject.name), ("group", &self.subject.group), ("kind", &self.subject.kind)]
         {
             if !value.is_empty() {
-                details.insert(field.into(), value.as_ref().into());
+                details.insert(field.into(), value.as_str().into());
             }
         }
         if !self.causes.is_empty() {
