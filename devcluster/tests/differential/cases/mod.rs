@@ -6,6 +6,7 @@ mod definitions;
 mod deletion;
 mod documents;
 mod errors;
+mod habits;
 mod kinds;
 mod kubectl;
 mod media;
@@ -56,6 +57,7 @@ pub fn others() -> Vec<Script> {
         control::control(),
         control::autoscalers(),
         control::requests(),
+        habits::habits(),
         kubectl::verbs(),
         kubectl::generators(),
         kubectl::complaints(),
