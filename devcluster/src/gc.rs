@@ -2,17 +2,22 @@
 //!
 //! Driven by the store's list of objects to look at, so an idle cluster costs nothing.
 
+mod namespaces;
+
 use std::sync::Arc;
 
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
-use crate::builtin::defaults::{CLAIM_FINALIZER, VOLUME_FINALIZER};
+use crate::apply;
+use crate::builtin::defaults::{ATTRIBUTES_FINALIZER, CLAIM_FINALIZER, VOLUME_FINALIZER};
 use crate::resources::{CRD_FINALIZER, Registry};
 use crate::store::{CommitError, Expected, GroupResource, ObjectKey, Store, Stored};
 
+/// Who does all this in a real cluster.
+const CONTROLLER: &str = "kube-controller-manager";
 /// Resources whose objects wait for others, and are looked at again whenever anything ends.
-const WAITING: &[&str] = &["customresourcedefinitions", "persistentvolumeclaims"];
+const WAITING: &[&str] = &["customresourcedefinitions", "persistentvolumeclaims", "volumeattributesclasses"];
 
 /// Runs until `stop`.
 pub async fn run(store: Arc<Store>, registry: Arc<Registry>, stop: CancellationToken) {
@@ -58,7 +63,7 @@ fn collect(store: &Store, registry: &Registry, key: &ObjectKey) {
     if finalizers.contains(&"orphan") {
         let uid = current.meta("uid").unwrap_or_default();
         for dependent in store.dependents(uid) {
-            let _ = store.update(&dependent, |object| drop_owner(object, uid));
+            drop_owners(store, registry, &dependent, &[uid]);
         }
         remove_finalizer(store, key, "orphan");
         return;
@@ -86,6 +91,7 @@ fn collect(store: &Store, registry: &Registry, key: &ObjectKey) {
     }
     let unused = match finalizers.as_slice() {
         [CLAIM_FINALIZER] if !in_use(store, key) => Some(CLAIM_FINALIZER),
+        [ATTRIBUTES_FINALIZER] if !has_volumes(store, &key.name) => Some(ATTRIBUTES_FINALIZER),
         [VOLUME_FINALIZER] if value["status"]["phase"] != "Bound" => Some(VOLUME_FINALIZER),
         _ => None,
     };
@@ -103,6 +109,14 @@ fn collect(store: &Store, registry: &Registry, key: &ObjectKey) {
     remove(store, registry, key, current.revision);
 }
 
+/// Whether volumes or claims are of a class of attributes.
+fn has_volumes(store: &Store, class: &str) -> bool {
+    ["persistentvolumes", "persistentvolumeclaims"].iter().any(|resource| {
+        let (all, _) = store.list(&GroupResource::new("", *resource), None);
+        all.iter().any(|object| object.value["spec"]["volumeAttributesClassName"] == class)
+    })
+}
+
 /// Whether a pod that has not ended uses a claim.
 fn in_use(store: &Store, claim: &ObjectKey) -> bool {
     let (pods, _) = store.list(&GroupResource::new("", "pods"), Some(&claim.namespace));
@@ -118,7 +132,7 @@ fn follow_owners(store: &Store, registry: &Registry, key: &ObjectKey, current: &
     match owners_of(store, key, &current.value) {
         Owners::Keep => {}
         Owners::Drop(uids) => {
-            let _ = store.update(key, |object| uids.iter().filter(|uid| drop_owner(object, uid)).count() > 0);
+            drop_owners(store, registry, key, &uids.iter().map(String::as_str).collect::<Vec<_>>());
         }
         Owners::Follow { foreground } => {
             let holds = foreground && !store.dependents(current.meta("uid").unwrap_or_default()).is_empty();
@@ -227,6 +241,24 @@ fn remove_finalizer(store: &Store, key: &ObjectKey, name: &str) {
     });
 }
 
+/// Takes owners off an object, and off the record of who set them.
+fn drop_owners(store: &Store, registry: &Registry, key: &ObjectKey, uids: &[&str]) {
+    let _ = store.update(key, |object| {
+        let before = object.clone();
+        let dropped = uids.iter().filter(|uid| drop_owner(object, uid)).count();
+        tracked(registry, key, &before, object, None);
+        dropped > 0
+    });
+}
+
+/// Puts on record what is changed here.
+fn tracked(registry: &Registry, key: &ObjectKey, before: &Value, object: &mut Value, part: Option<&str>) {
+    if let Some(resource) = registry.served().of_storage(&key.resource) {
+        let now = jiff::Timestamp::now();
+        *object = apply::track_update(Some(before), object, CONTROLLER, part, now, &resource.typing);
+    }
+}
+
 fn drop_owner(object: &mut Value, uid: &str) -> bool {
     let Some(owners) = object["metadata"]["ownerReferences"].as_array_mut() else { return false };
     let before = owners.len();
@@ -276,7 +308,29 @@ fn end_namespace(store: &Store, registry: &Registry, key: &ObjectKey, value: &Va
             all.iter().any(|f| !["kubernetes", "orphan", "foregroundDeletion"].iter().any(|own| f == own))
         })
     };
-    if store.keys_in_namespace(&key.name).is_empty()
+    let left: Vec<(String, Vec<String>)> = store
+        .keys_in_namespace(&key.name)
+        .iter()
+        .filter_map(|inside| Some((inside, store.get(inside)?)))
+        .map(|(inside, object)| {
+            let finalizers = object.value["metadata"]["finalizers"].as_array().into_iter().flatten();
+            let finalizers = finalizers.filter_map(Value::as_str).map(str::to_owned).collect();
+            (format!("{}.{}", inside.resource.resource, inside.resource.group), finalizers)
+        })
+        .collect();
+    if !left.is_empty() {
+        let _ = store.update(key, |namespace| {
+            let before = namespace.clone();
+            let told = namespaces::conditions(&before["status"]["conditions"], &left, jiff::Timestamp::now());
+            namespace["status"]["conditions"] = told.into();
+            if namespace["status"] == before["status"] {
+                return false;
+            }
+            tracked(registry, key, &before, namespace, Some("status"));
+            true
+        });
+    }
+    if left.is_empty()
         && !held(&value["metadata"]["finalizers"])
         && !held(&value["spec"]["finalizers"])
         && let Some(current) = store.get(key)

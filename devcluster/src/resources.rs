@@ -340,15 +340,21 @@ fn parse_line(line: &str) -> Option<Resource> {
     let namespaced = next()? == "N";
     let (short_names, categories, verbs_of) = (split(next()?), split(next()?), verbs(next()?));
     let subresources = words.filter(|w| *w != "-").map(parse_subresource).collect::<Option<Vec<_>>>()?;
-    let is_event = plural == "events";
-    let storage = GroupResource::new(if is_event { "" } else { &group }, &plural);
+    // Kinds that are served in several groups or versions are stored in one.
+    let (stored_group, stored_version) = match (group.as_str(), plural.as_str()) {
+        (_, "events") => ("", "v1".to_owned()),
+        ("autoscaling", _) => (group.as_str(), "autoscaling/v2".to_owned()),
+        _ => (group.as_str(), api_version(&group, &version)),
+    };
+    let storage = GroupResource::new(stored_group, &plural);
     let group_kind = GroupKind::new(&group, &kind);
-    let typing = Typing::builtin(&group_kind)
+    let definition = DEFINITIONS.of_kind(&group, &version, &kind).map(str::to_owned);
+    let typing = (definition.as_deref().and_then(Typing::of_definition))
         .unwrap_or_else(Typing::untyped)
         .with_status_subresource(subresources.iter().any(|s| s.name == "status"));
     Some(Resource {
-        storage_api_version: if is_event { "v1".into() } else { api_version(&group, &version) },
-        definition: DEFINITIONS.of_kind(&group, &version, &kind).map(str::to_owned),
+        storage_api_version: stored_version,
+        definition,
         columns: table::columns_for(&group_kind, None).unwrap_or_default(),
         list_kind: format!("{kind}List"),
         verbs: verbs_of,

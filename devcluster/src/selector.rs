@@ -321,12 +321,17 @@ impl Fields {
     }
 }
 
+/// A field as selectors compare it: those that say yes or no are `false` where nothing is said.
 fn field(object: &Value, path: &str) -> String {
+    let absent = || match path {
+        "spec.hostNetwork" | "spec.unschedulable" => "false".to_owned(),
+        _ => String::new(),
+    };
     let mut at = object;
     for part in path.split('.') {
         match at.get(part) {
             Some(next) => at = next,
-            None => return String::new(),
+            None => return absent(),
         }
     }
     match at {

@@ -2,6 +2,7 @@
 
 mod age;
 mod builtin;
+mod control;
 mod jsonpath;
 mod more;
 #[cfg(test)]

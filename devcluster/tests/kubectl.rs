@@ -264,7 +264,7 @@ async fn documents_describe_what_is_served() {
     );
     has(&w.ok("explain boat --recursive").await, &["cargo", "tons", "conditions"]);
     has(&w.ok("explain pod.spec.containers.image").await, &["FIELD: image <string>"]);
-    has(&w.ok("version").await, &["Server Version: v1.35.0"]);
+    has(&w.ok("version").await, &["Server Version: v1.35.4"]);
     has(&w.ok("auth can-i create pods").await, &["yes"]);
     has(&w.ok("cluster-info").await, &["is running at"]);
 }

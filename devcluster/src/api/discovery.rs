@@ -16,7 +16,7 @@ pub fn core_versions(address: &str) -> Value {
 fn group(name: &str, versions: &[&str]) -> Value {
     let version = |v: &&str| json!({"groupVersion": api_version(name, v), "version": v});
     json!({
-        "kind": "APIGroup", "apiVersion": "v1", "name": name,
+        "name": name,
         "versions": versions.iter().map(version).collect::<Vec<_>>(),
         "preferredVersion": versions.first().map(version),
     })
@@ -31,7 +31,12 @@ pub fn groups(served: &Served) -> Value {
 
 /// `/apis/GROUP`.
 pub fn one_group(served: &Served, name: &str) -> Option<Value> {
-    served.groups().iter().find(|(g, _)| *g == name).map(|(g, v)| group(g, v))
+    let groups = served.groups();
+    let (name, versions) = groups.iter().find(|(g, _)| *g == name)?;
+    let mut document = group(name, versions);
+    document["kind"] = "APIGroup".into();
+    document["apiVersion"] = "v1".into();
+    Some(document)
 }
 
 /// `/api/v1` and `/apis/GROUP/VERSION`.
@@ -52,8 +57,9 @@ pub fn resources(served: &Served, group: &str, version: &str) -> Option<Value> {
         if !r.categories.is_empty() {
             entry["categories"] = json!(r.categories);
         }
-        if r.verbs.iter().any(|verb| verb == "list") {
-            entry["storageVersionHash"] = storage_version_hash(&r.group, &r.version, &r.kind).into();
+        // What is only computed is not stored.
+        if r.allows("update") {
+            entry["storageVersionHash"] = storage_version_hash(r).into();
         }
         list.push(entry);
         for s in &r.subresources {
@@ -68,9 +74,12 @@ pub fn resources(served: &Served, group: &str, version: &str) -> Option<Value> {
             list.push(entry);
         }
     }
-    Some(json!({
-        "kind": "APIResourceList", "apiVersion": "v1", "groupVersion": api_version(group, version), "resources": list,
-    }))
+    let mut document =
+        json!({"kind": "APIResourceList", "groupVersion": api_version(group, version), "resources": list});
+    if !group.is_empty() {
+        document["apiVersion"] = "v1".into();
+    }
+    Some(document)
 }
 
 /// `/api` and `/apis` as `APIGroupDiscoveryList` (v2); `core` chooses which.
@@ -102,10 +111,15 @@ pub fn aggregated(served: &Served, core: bool) -> Value {
 fn aggregated_resource(r: &Resource) -> Value {
     let kind =
         |group: &str, version: &str, kind: &str| json!({"group": group, "version": version, "kind": kind});
+    // A real server leaves out of its own kinds what stands above them.
+    let (group, version) = match r.custom {
+        Some(_) => (r.group.as_str(), r.version.as_str()),
+        None => ("", ""),
+    };
     let mut entry = json!({
         "resource": r.plural, "singularResource": r.singular, "verbs": r.verbs,
         "scope": if r.namespaced { "Namespaced" } else { "Cluster" },
-        "responseKind": kind(&r.group, &r.version, &r.kind),
+        "responseKind": kind(group, version, &r.kind),
     });
     if !r.short_names.is_empty() {
         entry["shortNames"] = json!(r.short_names);
@@ -117,7 +131,10 @@ fn aggregated_resource(r: &Resource) -> Value {
         .subresources
         .iter()
         .map(|s| {
-            let (g, v) = if s.version.is_empty() { (&r.group, &r.version) } else { (&s.group, &s.version) };
+            let (g, v) = match s.version.is_empty() {
+                true => (group, version),
+                false => (s.group.as_str(), s.version.as_str()),
+            };
             json!({"subresource": s.name, "verbs": s.verbs, "responseKind": kind(g, v, &s.kind)})
         })
         .collect();
@@ -128,13 +145,15 @@ fn aggregated_resource(r: &Resource) -> Value {
 }
 
 /// What tells clients whether objects are stored in another form than before.
-fn storage_version_hash(group: &str, version: &str, kind: &str) -> String {
-    // Kinds that are served in several groups or versions are stored in one.
-    let stored = match (group, kind) {
-        ("events.k8s.io", "Event") => "/v1/Event".to_owned(),
-        ("autoscaling", "HorizontalPodAutoscaler") => "autoscaling/v2/HorizontalPodAutoscaler".to_owned(),
-        _ => format!("{group}/{version}/{kind}"),
+fn storage_version_hash(r: &Resource) -> String {
+    let version = match (r.group.as_str(), r.plural.as_str()) {
+        // A real server goes on storing these in the versions before.
+        ("apiextensions.k8s.io", _) | (_, "volumeattributesclasses") if r.custom.is_none() => {
+            format!("{}/v1beta1", r.group)
+        }
+        _ if r.storage_api_version.contains('/') => r.storage_api_version.clone(),
+        _ => format!("/{}", r.storage_api_version),
     };
-    let digest = ring::digest::digest(&ring::digest::SHA256, stored.as_bytes());
+    let digest = ring::digest::digest(&ring::digest::SHA256, format!("{version}/{}", r.kind).as_bytes());
     base64::engine::general_purpose::STANDARD.encode(digest.as_ref().get(..8).unwrap_or_default())
 }

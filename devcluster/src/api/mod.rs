@@ -1,7 +1,10 @@
 //! The API server: routes a request to reads, writes, subresources and documents.
 
+mod body;
+mod components;
 mod delete;
 mod discovery;
+mod media;
 pub(crate) mod openapi;
 mod protobuf;
 mod read;
@@ -14,6 +17,7 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::response::Response;
+use body::{Content, content_type, object, read_body};
 use bytes::Bytes;
 use futures::StreamExt as _;
 use http::{HeaderValue, Method, StatusCode, header};
@@ -31,24 +35,25 @@ use crate::resources::{Registry, Resource};
 use crate::server::status::{self, ApiError};
 use crate::store::{ObjectKey, Store};
 use delete::Deletion;
+use media::{Form, Media};
 use openapi::proto::{MEDIA_TYPE, OLD_MEDIA_TYPE};
 use read::{Selection, Showing};
-use request::{Form, Query, Target};
+use request::{Query, Target};
 pub(crate) use write::new_uid;
-use write::{FieldValidation, PatchKind, WriteOptions, Written, present};
+use write::{FieldValidation, WriteOptions, Written, present};
 
 /// The Kubernetes version this API speaks.
-pub const VERSION: &str = "v1.35.0";
+pub const VERSION: &str = "v1.35.4";
 
-/// Largest request body, as on a real API server.
-const MAX_BODY_BYTES: usize = 3 << 20;
 /// What clients of `v1` Endpoints are told.
 const ENDPOINTS_DEPRECATED: &str =
     "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice";
 const APPLY: &str = "application/apply-patch+yaml";
-const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
-/// How much of a body that is too large is still read.
-const MAX_DRAIN_BYTES: usize = 32 << 20;
+
+/// Subresources that need a real kubelet.
+const NOT_HERE: &[&str] = &["exec", "attach", "portforward", "proxy"];
+/// Subresources that can only be read without one.
+const ONLY_READ_HERE: &[&str] = &["ephemeralcontainers", "resize"];
 
 /// What handles requests: the objects, what is served, and where pod logs are.
 pub struct Cluster {
@@ -71,6 +76,8 @@ impl Cluster {
         let method = request.method().clone();
         let path = request.uri().path().to_owned();
         let deprecation = self.deprecation(&path);
+        let yaml = path.starts_with("/api")
+            && media::Wanted::read(request.headers(), true).is_ok_and(|wanted| wanted.media == Media::Yaml);
         let mut response = match self.route(request).await {
             Ok(response) => response,
             Err(error) => {
@@ -80,6 +87,9 @@ impl Cluster {
                 error_response(&error)
             }
         };
+        if yaml {
+            response = in_yaml(response).await;
+        }
         if let Some(text) = deprecation {
             add_warning(&mut response, &text);
         }
@@ -105,8 +115,16 @@ impl Cluster {
         {
             return Ok(response);
         }
-        let target = request::target(&path).ok_or_else(ApiError::no_resource)?;
         let served = self.registry.served();
+        let group = match path.trim_matches('/').split('/').collect::<Vec<_>>().as_slice() {
+            ["api", ..] => Some(String::new()),
+            ["apis", group, ..] => Some((*group).to_owned()),
+            _ => None,
+        };
+        if !group.is_some_and(|group| served.resources.iter().any(|r| r.group == group)) {
+            return Ok(not_found_page());
+        }
+        let target = request::target(&path).ok_or_else(ApiError::no_resource)?;
         let resource = served
             .find(&target.group, &target.version, &target.plural)
             .cloned()
@@ -117,9 +135,10 @@ impl Cluster {
         {
             return Err(ApiError::no_resource());
         }
+        let built_in = resource.custom.is_none();
         let now = (self.clock)();
         let dry_run = query.get("dryRun") == Some("All");
-        let options = WriteOptions {
+        let mut options = WriteOptions {
             manager: request::manager(&query, &parts.headers),
             dry_run,
             force: query.set("force"),
@@ -128,40 +147,51 @@ impl Cluster {
                 Some("Ignore") => FieldValidation::Ignore,
                 _ => FieldValidation::Warn,
             },
+            repeated: Vec::new(),
             now,
         };
         let watching = query.get("watch").is_some_and(|w| w == "1" || w == "true");
         let verb =
             request::verb(&parts.method, &target, watching).ok_or_else(ApiError::method_not_allowed)?;
-        let form = request::form(&parts.headers)?;
+        let wanted = media::Wanted::read(&parts.headers, resource.custom.is_none())?;
+        if verb == "watch" && wanted.media == media::Media::Yaml {
+            return Err(ApiError::not_acceptable(&[
+                "application/json;stream=watch",
+                "application/vnd.kubernetes.protobuf;stream=watch",
+            ]));
+        }
         if matches!(verb, "create" | "update" | "patch") {
             let apply = (verb == "patch").then(|| content_type(&parts.headers) == APPLY);
             request::check_write_options(&query, verb, apply)?;
         }
-        let showing = Showing::new(form, &query)?;
+        let showing = Showing::new(wanted.form, &query, &resource, verb)?;
         if !target.subresource.is_empty() {
-            let absent = || match (resource.storage.resource.as_str(), target.subresource.as_str()) {
-                ("pods", "exec" | "attach" | "portforward" | "proxy" | "ephemeralcontainers") => {
-                    ApiError::not_implemented(format!(
-                        "{} is not to be had here: pods are simulated, with no processes to enter; \
-                         reach what they serve at their pod IP",
-                        target.subresource
-                    ))
-                }
-                _ if resource.custom.is_some() => {
-                    ApiError::not_found(&resource.group_resource(), &target.name)
-                }
-                _ => ApiError::no_resource(),
+            let absent = || match resource.custom.is_some() {
+                true => ApiError::not_found(&resource.group_resource(), &target.name),
+                false => ApiError::no_resource(),
             };
             let known = resource.subresource(&target.subresource).ok_or_else(absent)?;
             if !known.verbs.iter().any(|v| v == verb) {
                 return Err(ApiError::method_not_allowed());
             }
-            let body = if matches!(verb, "get") {
-                Value::Null
-            } else {
-                read_body(body, &parts.headers, verb, &resource.kind).await?.0
+            let part = target.subresource.as_str();
+            let needs_kubelet = NOT_HERE.contains(&part) || (ONLY_READ_HERE.contains(&part) && verb != "get");
+            if resource.custom.is_none() && needs_kubelet {
+                let key = ObjectKey::new(resource.storage.clone(), &target.namespace, &target.name);
+                let absent = || ApiError::not_found(&resource.group_resource(), &target.name);
+                self.store.get(&key).ok_or_else(absent)?;
+                return Err(ApiError::not_implemented(format!(
+                    "{} is not to be had here: pods are simulated, with no processes to enter; \
+                     reach what they serve at their pod IP",
+                    target.subresource
+                )));
+            }
+            let content = match verb {
+                "get" => Content::default(),
+                _ => read_body(body, &parts.headers, verb, &known.kind, built_in).await?,
             };
+            options.repeated = content.repeated;
+            let body = content.value;
             return self.subresource(
                 &resource,
                 &target,
@@ -179,6 +209,9 @@ impl Cluster {
         if !resource.allows(verb) || across {
             return Err(ApiError::method_not_allowed());
         }
+        if resource.custom.is_none() && resource.kind == "ComponentStatus" {
+            return self.components(&resource, &target.name, showing, &query, now);
+        }
         let key = ObjectKey::new(resource.storage.clone(), target.namespace.clone(), target.name.clone());
         match verb {
             "get" => {
@@ -195,7 +228,7 @@ impl Cluster {
             }
             "watch" => {
                 request::check_list_options(&query, true)?;
-                let selection = Selection::new(&resource, &target.namespace, "", &query)?;
+                let selection = Selection::new(&resource, &target.namespace, &target.name, &query)?;
                 let lines = self.watch(&resource, selection, showing, &query, self.stop.clone())?;
                 let stream = ReceiverStream::new(lines).map(Ok::<_, std::convert::Infallible>);
                 let mut response = Response::new(Body::from_stream(stream));
@@ -205,22 +238,25 @@ impl Cluster {
                 Ok(response)
             }
             "create" => {
-                let (body, _) = read_body(body, &parts.headers, verb, &resource.kind).await?;
-                self.post(&resource, &target, body, &options, showing, now)
+                let content = read_body(body, &parts.headers, verb, &resource.kind, built_in).await?;
+                options.repeated = content.repeated;
+                self.post(&resource, &target, content.value, &options, showing, now)
             }
             "update" => {
-                let (body, _) = read_body(body, &parts.headers, verb, &resource.kind).await?;
-                let written = self.replace(&resource, &key, None, body, &options)?;
+                let content = read_body(body, &parts.headers, verb, &resource.kind, built_in).await?;
+                options.repeated = content.repeated;
+                let written = self.replace(&resource, &key, None, content.value, &options)?;
                 Ok(self.written(&resource, &written, showing, now))
             }
             "patch" => {
-                let (body, kind) = read_body(body, &parts.headers, verb, &resource.kind).await?;
-                let kind = kind.ok_or_else(unsupported_patch)?;
-                let written = self.patch(&resource, &key, None, &kind, &body, &options)?;
+                let content = read_body(body, &parts.headers, verb, &resource.kind, built_in).await?;
+                options.repeated = content.repeated;
+                let kind = content.patch.ok_or_else(unsupported_patch)?;
+                let written = self.patch(&resource, &key, None, &kind, &content.value, &options)?;
                 Ok(self.written(&resource, &written, showing, now))
             }
             "delete" => {
-                let (body, _) = read_body(body, &parts.headers, verb, &resource.kind).await?;
+                let body = read_body(body, &parts.headers, verb, &resource.kind, built_in).await?.value;
                 let delete = delete_options(&body, &query)?;
                 let dry_run = delete["dryRun"] == json!(["All"]);
                 let silent = delete["propagationPolicy"].is_null() && delete["orphanDependents"].is_null();
@@ -245,11 +281,11 @@ impl Cluster {
                 }
             }
             _ => {
-                let (body, _) = read_body(body, &parts.headers, verb, &resource.kind).await?;
+                let body = read_body(body, &parts.headers, verb, &resource.kind, built_in).await?.value;
                 let delete = delete_options(&body, &query)?;
                 let selection = Selection::new(&resource, &target.namespace, "", &query)?;
-                let list =
-                    self.list(&resource, &selection, Showing::new(Form::Object, &query)?, &query, now)?;
+                let whole = Showing::new(Form::Object, &query, &resource, verb)?;
+                let list = self.list(&resource, &selection, whole, &query, now)?;
                 for item in list["items"].as_array().into_iter().flatten() {
                     let meta = &item["metadata"];
                     let key = ObjectKey::new(
@@ -284,7 +320,13 @@ impl Cluster {
         now: Timestamp,
     ) -> Result<Response, ApiError> {
         let body = object(resource, body)?;
-        if let Some(status) = review::status(&resource.kind) {
+        if resource.custom.is_none() && resource.kind == "Binding" {
+            return self.bind_named(&target.namespace, &body, options);
+        }
+        if resource.custom.is_none() && resource.kind == "TokenReview" {
+            return self.review_token(resource, body, &options.manager, now);
+        }
+        if let Some(status) = review::status(&resource.kind).filter(|_| resource.custom.is_none()) {
             review::check(&resource.kind, &body, &target.namespace)?;
             let mut review = body;
             review["kind"] = resource.kind.clone().into();
@@ -297,6 +339,10 @@ impl Cluster {
                     review["metadata"]["namespace"] = target.namespace.as_str().into();
                 }
                 review = apply::track_update(None, &review, &options.manager, None, now, &resource.typing);
+            }
+            if resource.kind == "SelfSubjectReview" {
+                review["metadata"] =
+                    json!({"creationTimestamp": now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()});
             }
             review["status"] = status;
             return Ok(answer(201, review, &[]));
@@ -339,7 +385,7 @@ impl Cluster {
                     return Some(document_bytes(document, MEDIA_TYPE));
                 }
                 if !accept.is_empty() && !json(accept) {
-                    return Some(error_response(&ApiError::not_acceptable()));
+                    return Some(error_response(&ApiError::not_acceptable(&["application/json"])));
                 }
                 let make = || Some(openapi::v2(&served).to_string().into());
                 return self.documents.get(trimmed, &served, make).map(json_bytes);
@@ -382,6 +428,11 @@ fn returns_deleted(resource: &Resource) -> bool {
             | "CSINode"
             | "StorageClass"
             | "VolumeAttachment"
+            | "VolumeAttributesClass"
+            | "DeviceClass"
+            | "ResourceClaim"
+            | "ResourceClaimTemplate"
+            | "ResourceSlice"
     ) && resource.custom.is_none()
 }
 
@@ -425,133 +476,11 @@ fn delete_options(body: &Value, query: &Query) -> Result<Value, ApiError> {
     Ok(options)
 }
 
-/// Reads a body up to its limit. What is beyond is read and dropped within reason, so that the client gets its answer
-/// rather than a closed connection.
-async fn collect(mut body: Body) -> Result<Bytes, ApiError> {
-    let mut bytes = Vec::new();
-    let mut seen = 0;
-    while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|e| ApiError::bad_request(format!("the body could not be read: {e}")))?;
-        let Some(data) = frame.data_ref() else { continue };
-        seen += data.len();
-        if seen <= MAX_BODY_BYTES {
-            bytes.extend_from_slice(data);
-        } else if seen > MAX_DRAIN_BYTES {
-            break;
-        }
-    }
-    if seen > MAX_BODY_BYTES { Err(ApiError::too_large(MAX_BODY_BYTES)) } else { Ok(bytes.into()) }
-}
-
-/// The media type of a body, without its parameters.
-fn content_type(headers: &http::HeaderMap) -> &str {
-    let kind = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
-    kind.split(';').next().unwrap_or_default().trim()
-}
-
-/// Reads a bounded body as JSON or YAML; for a patch, also its kind.
-async fn read_body(
-    body: Body,
-    headers: &http::HeaderMap,
-    verb: &str,
-    kind: &str,
-) -> Result<(Value, Option<PatchKind>), ApiError> {
-    let bytes = collect(body).await?;
-    let media = content_type(headers);
-    let patch = match media {
-        "application/json-patch+json" => Some(PatchKind::Json),
-        "application/merge-patch+json" => Some(PatchKind::Merge),
-        "application/strategic-merge-patch+json" => Some(PatchKind::Strategic),
-        APPLY => Some(PatchKind::Apply),
-        "" | "application/json" | "application/yaml" | "*/*" | PROTOBUF => None,
-        _ => {
-            return Err(ApiError::unsupported_media_type(&[
-                "application/json",
-                "application/yaml",
-                PROTOBUF,
-            ]));
-        }
-    };
-    if verb == "patch" && patch.is_none() {
-        return Err(unsupported_patch());
-    }
-    if bytes.is_empty() {
-        return match verb {
-            "delete" | "deletecollection" => Ok((Value::Null, None)),
-            _ => Err(unreadable(patch.as_ref(), kind, &bytes, "unexpected end of JSON input")),
-        };
-    }
-    if media == PROTOBUF {
-        return protobuf::decode(&bytes).map(|value| (value, None)).map_err(|why| {
-            let mut error = ApiError::unsupported_media_type(&["application/json", "application/yaml"]);
-            error.message = format!("{}: {why}", error.message);
-            error
-        });
-    }
-    let value = match serde_json::from_slice::<Value>(&bytes) {
-        Ok(value) => value,
-        Err(json) => {
-            let yaml = media == "application/yaml" || matches!(patch, Some(PatchKind::Apply));
-            let parsed = yaml
-                .then(|| std::str::from_utf8(&bytes).ok())
-                .flatten()
-                .and_then(|text| serde_saphyr::from_str::<Value>(text).ok());
-            parsed.ok_or_else(|| unreadable(patch.as_ref(), kind, &bytes, &misread(&bytes, &json)))?
-        }
-    };
-    Ok((value, patch))
-}
-
-/// 400 for a body that is no JSON, which it shows the beginning of: as it is if it reads as an object, else in hexadecimal.
-fn unreadable(patch: Option<&PatchKind>, kind: &str, bytes: &[u8], why: &str) -> ApiError {
-    if patch.is_some() {
-        return ApiError::bad_request(format!("error decoding patch: {why}"));
-    }
-    let shown = beginning(bytes);
-    ApiError::bad_request(format!(
-        "the object provided is unrecognized (must be of type {kind}): couldn't get version/kind; json parse error: {why} ({shown})"
-    ))
-}
-
-fn beginning(bytes: &[u8]) -> String {
-    /// Bytes shown.
-    const SHOWN: usize = 30;
-    let first = &bytes[..bytes.len().min(SHOWN)];
-    let more = if bytes.len() > SHOWN { " ..." } else { "" };
-    match first {
-        [] => "<empty>".to_owned(),
-        [b'{', ..] => format!("{}{more}", String::from_utf8_lossy(first)),
-        _ => format!("{}{more}", first.iter().map(|byte| format!("{byte:02x}")).collect::<String>()),
-    }
-}
-
-/// Why bytes are no JSON, in the words of Go's decoder where it has the same reason.
-fn misread(bytes: &[u8], error: &serde_json::Error) -> String {
-    let text = String::from_utf8_lossy(bytes);
-    let start = text.trim_start().chars().next();
-    match start {
-        _ if error.is_eof() => "unexpected end of JSON input".to_owned(),
-        Some(first) if error.line() == 1 && error.column() == 1 => {
-            format!("invalid character {first:?} looking for beginning of value")
-        }
-        _ => error.to_string(),
-    }
-}
-
-/// A body as an object; `null` is one of which nothing is said.
-fn object(resource: &Resource, body: Value) -> Result<Value, ApiError> {
-    const INTO: &str = "struct { APIVersion string \"json:\\\"apiVersion,omitempty\\\"\"; \
-                        Kind string \"json:\\\"kind,omitempty\\\"\" }";
-    match body {
-        Value::Null => Ok(json!({})),
-        Value::Object(_) => Ok(body),
-        other => {
-            let found = decode::json_type(&other);
-            let bytes = serde_json::to_vec(&other).unwrap_or_default();
-            let why = format!("json: cannot unmarshal {found} into Go value of type {INTO}");
-            Err(unreadable(None, &resource.kind, &bytes, &why))
-        }
-    }
+/// What a server answers where nothing is.
+fn not_found_page() -> Response {
+    let mut response = text("404 page not found\n");
+    *response.status_mut() = StatusCode::NOT_FOUND;
+    response
 }
 
 fn text(content: &'static str) -> Response {
@@ -585,6 +514,25 @@ fn answer(code: u16, value: Value, warnings: &[String]) -> Response {
     response
 }
 
+/// An answer in JSON as one in YAML.
+async fn in_yaml(response: Response) -> Response {
+    let (mut parts, body) = response.into_parts();
+    if parts.headers.get(header::CONTENT_TYPE).is_none_or(|kind| kind != "application/json") {
+        return Response::from_parts(parts, body);
+    }
+    let value = match body.collect().await {
+        Ok(whole) => serde_json::from_slice::<Value>(&whole.to_bytes()).map_err(ApiError::internal),
+        Err(error) => Err(ApiError::internal(error)),
+    };
+    match value.and_then(|value| media::to_yaml(&value)) {
+        Ok(text) => {
+            parts.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(media::YAML));
+            Response::from_parts(parts, Body::from(text))
+        }
+        Err(error) => error_response(&error),
+    }
+}
+
 fn add_warning(response: &mut Response, warning: &str) {
     let quoted = warning.replace('\\', "\\\\").replace('"', "\\\"");
     if let Ok(header) = HeaderValue::from_bytes(format!("299 - \"{quoted}\"").as_bytes()) {
@@ -594,6 +542,7 @@ fn add_warning(response: &mut Response, warning: &str) {
 
 fn error_response(error: &ApiError) -> Response {
     let mut response = answer_as(error.code, &error.to_json(), "application/json");
+    error.warnings.iter().for_each(|warning| add_warning(&mut response, warning));
     if error.retry_after_s > 0 {
         response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(error.retry_after_s));
     }

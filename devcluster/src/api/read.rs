@@ -9,8 +9,12 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use super::Cluster;
-use super::request::{Form, Query};
+use super::media::{Form, MetaVersion};
+use super::request::Query;
 use super::write::present;
+use crate::builtin::autoscalers;
+use crate::builtin::defaults::TEMPLATE_GENERATION;
+use crate::builtin::zero;
 use crate::resources::Resource;
 use crate::selector::{Fields, Labels};
 use crate::server::status::ApiError;
@@ -99,13 +103,14 @@ impl Showing {
     /// From `Accept` and `includeObject`.
     ///
     /// # Errors
-    /// 400 for rows of an unknown make.
-    pub fn new(form: Form, query: &Query) -> Result<Self, ApiError> {
+    /// 400 for rows of an unknown make, 406 for one object in the form of many or the other way round.
+    pub fn new(form: Form, query: &Query, resource: &Resource, verb: &str) -> Result<Self, ApiError> {
+        one_or_many(resource, form, verb)?;
         let include = match query.get("includeObject") {
             Some("None") => IncludeObject::None,
             Some("Object") => IncludeObject::Object,
             None | Some("Metadata") => IncludeObject::Metadata,
-            Some(other) if form == Form::Table => {
+            Some(other) if matches!(form, Form::Table(_)) => {
                 return Err(ApiError::bad_request(format!(
                     "Unable to convert to Table as requested: includeObject: Invalid value: {other:?}: must be 'Metadata', \
                      'Object', 'None', or empty"
@@ -116,19 +121,95 @@ impl Showing {
         Ok(Self { form, include })
     }
 
+    fn table(&self, resource: &Resource, objects: &[Value], version: MetaVersion, now: Timestamp) -> Value {
+        let shown: Vec<Value> = match self.include {
+            IncludeObject::Object => objects.to_vec(),
+            _ => objects.iter().map(|object| annotated(resource, object.clone())).collect(),
+        };
+        let mut table = table::render(&resource.columns, &shown, self.include, now);
+        table["apiVersion"] = version.api_version().into();
+        if self.include == IncludeObject::Metadata {
+            for row in table["rows"].as_array_mut().into_iter().flatten() {
+                row["object"]["apiVersion"] = version.api_version().into();
+            }
+        }
+        table
+    }
+
     /// One object in this form.
     pub fn one(&self, resource: &Resource, object: Value, now: Timestamp) -> Value {
         match self.form {
             Form::Object => object,
-            Form::Metadata => metadata_only(&object),
-            Form::Table => {
+            Form::Metadata(version) | Form::MetadataList(version) => metadata_only(&object, version),
+            Form::Table(meta_version) => {
                 let version = object["metadata"]["resourceVersion"].clone();
-                let mut table = table::render(&resource.columns, &[object], self.include, now);
+                let mut table = self.table(resource, &[object], meta_version, now);
                 table["metadata"] = json!({"resourceVersion": version});
                 table
             }
         }
     }
+}
+
+impl Showing {
+    /// A list in this form, with its metadata.
+    pub fn many(&self, resource: &Resource, items: Vec<Value>, meta: Value, now: Timestamp) -> Value {
+        match self.form {
+            Form::Object => json!({
+                "kind": resource.list_kind, "apiVersion": resource.api_version(), "metadata": meta,
+                "items": items.into_iter().map(|item| untyped(resource, item)).collect::<Vec<_>>(),
+            }),
+            Form::Metadata(version) | Form::MetadataList(version) => json!({
+                "kind": "PartialObjectMetadataList", "apiVersion": version.api_version(), "metadata": meta,
+                "items": items.iter().map(|item| metadata_only(item, version)).collect::<Vec<_>>(),
+            }),
+            Form::Table(version) => {
+                let mut table = self.table(resource, &items, version, now);
+                table["metadata"] = meta;
+                table
+            }
+        }
+    }
+}
+
+/// What a client is told that wants one object's metadata of a list, or the other way round.
+fn one_or_many(resource: &Resource, form: Form, verb: &str) -> Result<(), ApiError> {
+    let internal = |kind: &str| match (&resource.custom, resource.group.split('.').next()) {
+        (Some(_), _) if verb == "list" => "*unstructured.UnstructuredList".to_owned(),
+        (Some(_), _) => "*unstructured.Unstructured".to_owned(),
+        (None, None | Some("")) => format!("*core.{kind}"),
+        (None, Some(group)) => format!("*{group}.{kind}"),
+    };
+    match form {
+        Form::Metadata(_) if verb == "list" => Err(ApiError::not_this_form(format!(
+            "you requested PartialObjectMetadata, but the requested object is a list ({})",
+            internal(&resource.list_kind)
+        ))),
+        Form::MetadataList(_) if !matches!(verb, "list" | "watch" | "deletecollection") => {
+            Err(ApiError::not_this_form(format!(
+                "you requested PartialObjectMetadataList, but the requested object is not a list ({})",
+                internal(&resource.kind)
+            )))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// An object as its metadata is shown alone: what was counted before generations were is no annotation there.
+fn annotated(resource: &Resource, mut object: Value) -> Value {
+    if resource.custom.is_none() && resource.api_version() == "autoscaling/v1" {
+        return autoscalers::to_v2(&object);
+    }
+    if resource.custom.is_none() && resource.kind == "DaemonSet" {
+        let meta = object["metadata"].as_object_mut();
+        if let Some(annotations) = meta.and_then(|meta| meta.get_mut("annotations")?.as_object_mut()) {
+            annotations.remove(TEMPLATE_GENERATION);
+            if annotations.is_empty() {
+                object["metadata"].as_object_mut().map(|meta| meta.remove("annotations"));
+            }
+        }
+    }
+    object
 }
 
 /// An item of a list: those of Kubernetes' own kinds do not repeat the type that the list says.
@@ -140,8 +221,8 @@ fn untyped(resource: &Resource, mut item: Value) -> Value {
     item
 }
 
-fn metadata_only(object: &Value) -> Value {
-    json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": object["metadata"]})
+fn metadata_only(object: &Value, version: MetaVersion) -> Value {
+    json!({"kind": "PartialObjectMetadata", "apiVersion": version.api_version(), "metadata": object["metadata"]})
 }
 
 impl Cluster {
@@ -206,7 +287,7 @@ impl Cluster {
             .collect();
         let mut meta = json!({"resourceVersion": revision.to_string()});
         // A real server's lists of custom resources always have it.
-        if resource.custom.is_some() {
+        if resource.custom.is_some() && showing.form == Form::Object {
             meta["continue"] = "".into();
         }
         if limit > 0 && matching.len() > limit {
@@ -220,21 +301,7 @@ impl Cluster {
             }
         }
         let items: Vec<Value> = matching.iter().map(|s| present(resource, &s.value)).collect();
-        Ok(match showing.form {
-            Form::Object => json!({
-                "kind": resource.list_kind, "apiVersion": resource.api_version(), "metadata": meta,
-                "items": items.into_iter().map(|item| untyped(resource, item)).collect::<Vec<_>>(),
-            }),
-            Form::Metadata => json!({
-                "kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "metadata": meta,
-                "items": items.iter().map(metadata_only).collect::<Vec<_>>(),
-            }),
-            Form::Table => {
-                let mut table = table::render(&resource.columns, &items, showing.include, now);
-                table["metadata"] = meta;
-                table
-            }
-        })
+        Ok(showing.many(resource, items, meta, now))
     }
 
     /// A watch as a stream of JSON lines. Ends at `timeoutSeconds`, when the watcher lags too far, or when the store closes.
@@ -284,7 +351,7 @@ impl Cluster {
             let mut first = true;
             let mut show = |kind: &str, value: &Value| {
                 let mut shown = showing.one(&resource, present(&resource, value), clock());
-                if showing.form == Form::Table && !std::mem::take(&mut first) {
+                if matches!(showing.form, Form::Table(_)) && !std::mem::take(&mut first) {
                     // A watch names its columns once.
                     shown["columnDefinitions"] = Value::Null;
                 }
@@ -297,8 +364,10 @@ impl Cluster {
                         return;
                     }
                 }
+                // A table has no row that could say it.
+                let told = bookmarks && !matches!(showing.form, Form::Table(_));
                 if send_initial
-                    && bookmarks
+                    && told
                     && tx.send(bookmark(&resource, showing.form, last, true)).await.is_err()
                 {
                     return;
@@ -403,13 +472,20 @@ fn bookmark(resource: &Resource, form: Form, revision: u64, initial_end: bool) -
     }
     let object = match form {
         Form::Object => {
-            json!({"kind": resource.kind, "apiVersion": resource.api_version(), "metadata": meta})
+            let mut object = match resource.custom {
+                Some(_) => json!({}),
+                None => zero::object(&resource.kind),
+            };
+            object["kind"] = resource.kind.clone().into();
+            object["apiVersion"] = resource.api_version().into();
+            object["metadata"] = meta;
+            object
         }
-        Form::Metadata => {
-            json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": meta})
+        Form::Metadata(version) | Form::MetadataList(version) => {
+            json!({"kind": "PartialObjectMetadata", "apiVersion": version.api_version(), "metadata": meta})
         }
-        Form::Table => json!({
-            "kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": meta, "columnDefinitions": null, "rows": [],
+        Form::Table(version) => json!({
+            "kind": "Table", "apiVersion": version.api_version(), "metadata": meta, "columnDefinitions": null, "rows": [],
         }),
     };
     event_line("BOOKMARK", object)
@@ -422,10 +498,27 @@ fn write_token(revision: u64, key: &(String, String)) -> String {
 
 fn read_token(token: &str) -> Result<(u64, (String, String)), ApiError> {
     use base64::Engine as _;
-    base64::engine::general_purpose::URL_SAFE_NO_PAD
-        .decode(token)
-        .ok()
-        .and_then(|bytes| serde_json::from_slice::<(u64, String, String)>(&bytes).ok())
-        .map(|(revision, namespace, name)| (revision, (namespace, name)))
-        .ok_or_else(|| ApiError::bad_request("continue key is not valid: start a new list"))
+    let invalid = |why: String| {
+        ApiError::bad_request(format!("invalid continue token: continue key is not valid: {why}"))
+    };
+    let bytes = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(token).map_err(|error| {
+        let at = match error {
+            base64::DecodeError::InvalidByte(at, _) | base64::DecodeError::InvalidLastSymbol(at, _) => at,
+            _ => token.len(),
+        };
+        invalid(format!("illegal base64 data at input byte {at}"))
+    })?;
+    let (revision, namespace, name) =
+        serde_json::from_slice::<(u64, String, String)>(&bytes).map_err(|_| match bytes.first() {
+            None => invalid("unexpected end of JSON input".into()),
+            Some(b'[') => invalid("it is not one of this server's".into()),
+            Some(first) => {
+                let shown = match char::from(*first) {
+                    c if c.is_control() => format!("\\u{:04x}", u32::from(c)),
+                    c => c.to_string(),
+                };
+                invalid(format!("invalid character '{shown}' looking for beginning of value"))
+            }
+        })?;
+    Ok((revision, (namespace, name)))
 }

@@ -20,6 +20,8 @@ pub struct Target {
     pub name: String,
     /// Subresource; empty for the object itself.
     pub subresource: String,
+    /// Whether the path itself asks for a watch.
+    pub watch: bool,
 }
 
 /// Reads a resource path (`/api/v1/…`, `/apis/GROUP/VERSION/…`); `None` for any other.
@@ -31,7 +33,13 @@ pub fn target(path: &str) -> Option<Target> {
         ["apis", group, version, rest @ ..] => (*group, *version, rest),
         _ => return None,
     };
+    // The old way to watch.
+    let (watch, rest) = match rest {
+        ["watch", rest @ ..] => (true, rest),
+        rest => (false, rest),
+    };
     let make = |namespace: &str, plural: &str, name: &str, subresource: &str| Target {
+        watch,
         group: group.into(),
         version: version.into(),
         plural: plural.into(),
@@ -258,42 +266,6 @@ pub fn check_delete_options(options: &serde_json::Value) -> Result<(), ApiError>
     }
 }
 
-/// What form the client wants objects in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Form {
-    /// As they are.
-    Object,
-    /// `meta.k8s.io` Table.
-    Table,
-    /// `meta.k8s.io` PartialObjectMetadata.
-    Metadata,
-}
-
-/// The first form in `Accept` that can be served.
-///
-/// # Errors
-/// 406 if none can.
-pub fn form(headers: &HeaderMap) -> Result<Form, ApiError> {
-    let Some(accept) = headers.get(http::header::ACCEPT).and_then(|v| v.to_str().ok()) else {
-        return Ok(Form::Object);
-    };
-    for item in accept.split(',').map(str::trim) {
-        let mut parts = item.split(';').map(str::trim);
-        let media = parts.next().unwrap_or_default();
-        let kind = parts.filter_map(|p| p.strip_prefix("as=")).next();
-        if !matches!(media, "application/json" | "*/*" | "application/*" | "application/yaml" | "") {
-            continue;
-        }
-        match kind {
-            None => return Ok(Form::Object),
-            Some("Table") => return Ok(Form::Table),
-            Some("PartialObjectMetadata" | "PartialObjectMetadataList") => return Ok(Form::Metadata),
-            Some(_) => {}
-        }
-    }
-    Err(ApiError::not_acceptable())
-}
-
 /// The field manager: as named, else from the user agent.
 pub fn manager(query: &Query, headers: &HeaderMap) -> String {
     query.get("fieldManager").map(str::to_owned).unwrap_or_else(|| {
@@ -307,7 +279,8 @@ pub fn manager(query: &Query, headers: &HeaderMap) -> String {
 pub fn verb(method: &Method, target: &Target, watch: bool) -> Option<&'static str> {
     let collection = target.name.is_empty();
     Some(match *method {
-        Method::GET if collection && watch => "watch",
+        Method::GET if (collection && watch) || target.watch => "watch",
+        _ if target.watch => return None,
         Method::GET if collection => "list",
         Method::GET => "get",
         Method::POST if collection || !target.subresource.is_empty() => "create",
@@ -358,14 +331,5 @@ mod tests {
         ] {
             assert!(check(text, watch).is_err(), "{text}");
         }
-    }
-
-    #[test]
-    fn accept_headers_choose_a_form() {
-        let with = |v: &str| form(&[(http::header::ACCEPT, v.parse().unwrap())].into_iter().collect());
-        assert_eq!(with("application/json;as=Table;v=v1;g=meta.k8s.io,application/json"), Ok(Form::Table));
-        assert_eq!(with("application/json"), Ok(Form::Object));
-        assert!(with("application/vnd.kubernetes.protobuf").is_err());
-        assert_eq!(with("application/vnd.kubernetes.protobuf,application/json"), Ok(Form::Object));
     }
 }

@@ -1,12 +1,18 @@
 //! Who the caller is and what callers may do: this API knows no users and allows everything, and says so.
 
+use axum::response::Response;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
+use super::{Cluster, answer};
+use crate::apply;
+use crate::resources::Resource;
 use crate::server::status::{ApiError, Cause};
+use crate::store::{GroupResource, ObjectKey};
 
+const ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
 /// Shortest and longest life of a token, and what it is unless asked otherwise, in seconds, as on a real API server.
 const TOKEN_SECONDS: (i64, i64, i64) = (600, 1 << 32, 3600);
 
@@ -18,8 +24,26 @@ pub(super) fn status(kind: &str) -> Option<Value> {
         }
         "SelfSubjectRulesReview" => json!({
             "incomplete": false,
-            "resourceRules": [{"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]}],
-            "nonResourceRules": [{"verbs": ["*"], "nonResourceURLs": ["*"]}],
+            // The first of each allows everything; the others are those that every cluster gives to everybody.
+            "resourceRules": [
+                {"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]},
+                {"verbs": ["create"], "apiGroups": ["authentication.k8s.io"], "resources": ["selfsubjectreviews"]},
+                {
+                    "verbs": ["create"], "apiGroups": ["authorization.k8s.io"],
+                    "resources": ["selfsubjectaccessreviews", "selfsubjectrulesreviews"],
+                },
+            ],
+            "nonResourceRules": [
+                {"verbs": ["*"], "nonResourceURLs": ["*"]},
+                {"verbs": ["get"], "nonResourceURLs": ["/healthz", "/livez", "/readyz", "/version", "/version/"]},
+                {
+                    "verbs": ["get"],
+                    "nonResourceURLs": [
+                        "/api", "/api/*", "/apis", "/apis/*", "/healthz", "/livez", "/openapi", "/openapi/*", "/readyz",
+                        "/version", "/version/",
+                    ],
+                },
+            ],
         }),
         "SelfSubjectReview" => json!({
             "userInfo": {"username": "kubernetes-admin", "groups": ["system:masters", "system:authenticated"]},
@@ -92,11 +116,11 @@ pub(super) fn token(account: &Value, mut request: Value, now: Timestamp) -> Resu
     let expires = now + SignedDuration::from_secs(seconds);
     let audiences = match &request["spec"]["audiences"] {
         Value::Array(given) if !given.is_empty() => request["spec"]["audiences"].clone(),
-        _ => json!(["https://kubernetes.default.svc.cluster.local"]),
+        _ => json!([ISSUER]),
     };
     let claims = json!({
         "aud": audiences, "exp": expires.as_second(), "iat": now.as_second(), "nbf": now.as_second(),
-        "iss": "https://kubernetes.default.svc.cluster.local",
+        "iss": ISSUER,
         "kubernetes.io": {"namespace": namespace, "serviceaccount": {"name": name, "uid": meta["uid"]}},
         "sub": format!("system:serviceaccount:{namespace}:{name}"),
     });
@@ -105,14 +129,74 @@ pub(super) fn token(account: &Value, mut request: Value, now: Timestamp) -> Resu
     let at = |time: Timestamp| time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
     request["kind"] = "TokenRequest".into();
     request["apiVersion"] = "authentication.k8s.io/v1".into();
-    request["metadata"] = json!({"name": name, "namespace": namespace, "creationTimestamp": at(now)});
+    request["metadata"] =
+        json!({"name": name, "namespace": namespace, "uid": meta["uid"], "creationTimestamp": at(now)});
     if !request["spec"].is_object() {
         request["spec"] = json!({});
     }
     request["spec"]["expirationSeconds"] = seconds.into();
     request["spec"]["audiences"] = audiences;
+    if request["spec"].get("boundObjectRef").is_none() {
+        request["spec"]["boundObjectRef"] = Value::Null;
+    }
     request["status"] = json!({"token": token, "expirationTimestamp": at(expires)});
     Ok(request)
+}
+
+/// Whose token this is, if it is one that [`token`] made: the account's namespace and name, and its uid.
+fn account_of(token: &str, now: Timestamp) -> Option<(String, String, String)> {
+    let claims = URL_SAFE_NO_PAD.decode(token.split('.').nth(1)?).ok()?;
+    let claims: Value = serde_json::from_slice(&claims).ok()?;
+    let own = &claims["kubernetes.io"];
+    let text = |value: &Value| value.as_str().map(str::to_owned);
+    (claims["iss"] == ISSUER && claims["exp"].as_i64()? > now.as_second()).then_some(())?;
+    Some((
+        text(&own["namespace"])?,
+        text(&own["serviceaccount"]["name"])?,
+        text(&own["serviceaccount"]["uid"])?,
+    ))
+}
+
+impl Cluster {
+    /// Says whose token it is that a TokenReview asks about.
+    ///
+    /// # Errors
+    /// 400 where it asks about none.
+    pub(super) fn review_token(
+        &self,
+        resource: &Resource,
+        mut review: Value,
+        manager: &str,
+        now: Timestamp,
+    ) -> Result<Response, ApiError> {
+        let token = review["spec"]["token"].as_str().unwrap_or_default();
+        if token.is_empty() {
+            return Err(ApiError::bad_request("token is required for TokenReview in authentication"));
+        }
+        let account = account_of(token, now).filter(|(namespace, name, uid)| {
+            let key = ObjectKey::new(GroupResource::new("", "serviceaccounts"), namespace, name);
+            self.store.get(&key).is_some_and(|account| account.meta("uid") == Some(uid))
+        });
+        review["kind"] = resource.kind.clone().into();
+        review["apiVersion"] = resource.api_version().into();
+        if !review["metadata"].is_object() {
+            review["metadata"] = json!({});
+        }
+        review = apply::track_update(None, &review, manager, None, now, &resource.typing);
+        let asked = review["spec"].get("audiences").cloned().unwrap_or_default();
+        review["status"] = match account {
+            Some((namespace, name, uid)) => json!({
+                "authenticated": true,
+                "user": {
+                    "username": format!("system:serviceaccount:{namespace}:{name}"), "uid": uid,
+                    "groups": ["system:serviceaccounts", format!("system:serviceaccounts:{namespace}"), "system:authenticated"],
+                },
+                "audiences": if asked.is_null() { json!([ISSUER]) } else { asked },
+            }),
+            None => json!({"user": {}, "error": "invalid bearer token"}),
+        };
+        Ok(answer(201, review, &[]))
+    }
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use super::read::Showing;
 use super::request::{Query, Target};
 use super::write::{PatchKind, WriteOptions, present};
 use super::{Cluster, answer, review, unsupported_patch};
+use crate::apply::{self, Typing};
 use crate::builtin::decode::json_type;
 use crate::builtin::in_order;
 use crate::gvk::GroupKind;
@@ -35,6 +36,8 @@ const SCALE_ORDER: &[&str] = &[
     "replicas",
     "selector",
 ];
+
+const TOKEN_REQUEST: &str = "io.k8s.api.authentication.v1.TokenRequest";
 
 impl Cluster {
     /// Answers a request to a subresource that the resource has, with a verb it allows.
@@ -66,7 +69,21 @@ impl Cluster {
                     .insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
                 Ok(response)
             }
-            ("token", _) => Ok(answer(201, review::token(&current.value, body, now)?, &[])),
+            ("token", _) => {
+                let audiences = body["spec"]["audiences"].clone();
+                let made = review::token(&current.value, body, now)?;
+                let Some(typing) = Typing::of_definition(TOKEN_REQUEST) else {
+                    return Ok(answer(201, made, &[]));
+                };
+                let mut written = made.clone();
+                written.as_object_mut().map(|request| request.remove("status"));
+                written["spec"]["audiences"] = audiences;
+                let tracked =
+                    apply::track_update(None, &written, &options.manager, Some("token"), now, &typing);
+                let mut made = made;
+                made["metadata"]["managedFields"] = tracked["metadata"]["managedFields"].clone();
+                Ok(answer(201, made, &[]))
+            }
             ("binding", _) => self.bind(resource, &key, &body, options),
             ("eviction", _) => {
                 let delete = body.get("deleteOptions").cloned().unwrap_or_else(|| json!({}));
@@ -114,7 +131,8 @@ impl Cluster {
                     Value::Null => 0,
                     value => value.as_i64().unwrap_or_default(),
                 };
-                if replicas < 0 {
+                // A custom resource's own schema says what is wrong with it.
+                if replicas < 0 && resource.custom.is_none() {
                     let why = "must be greater than or equal to 0";
                     let cause = Cause::invalid("spec.replicas", &replicas.into(), why);
                     let kind = GroupKind::new("autoscaling", "Scale");
@@ -125,8 +143,16 @@ impl Cluster {
                 if asked.is_some() && verb == "update" {
                     change["metadata"] = json!({"resourceVersion": asked});
                 }
-                let written =
-                    self.patch(resource, &key, Some("scale"), &PatchKind::Merge, &change, options)?;
+                let kind = match patch_kind(headers) {
+                    Some(PatchKind::Apply) => {
+                        change["apiVersion"] = resource.api_version().into();
+                        change["kind"] = resource.kind.clone().into();
+                        change["metadata"]["name"] = key.name.clone().into();
+                        PatchKind::Apply
+                    }
+                    _ => PatchKind::Merge,
+                };
+                let written = self.patch(resource, &key, Some("scale"), &kind, &change, options)?;
                 Ok(answer(200, scale_of(resource, &written.object)?, &written.warnings))
             }
             (_, "get") => Ok(answer(200, showing.one(resource, present(resource, &current.value), now), &[])),
@@ -254,6 +280,19 @@ impl Cluster {
         };
         let message = "Cannot evict pod as it would violate the pod's disruption budget.";
         Err(ApiError::too_many_requests(message, cause))
+    }
+
+    /// Binds the pod that a Binding names, as `pods/binding` does.
+    pub(super) fn bind_named(
+        &self,
+        namespace: &str,
+        body: &Value,
+        options: &WriteOptions,
+    ) -> Result<Response, ApiError> {
+        let served = self.registry.served();
+        let pods = served.find("", "v1", "pods").ok_or_else(ApiError::no_resource)?;
+        let name = body["metadata"]["name"].as_str().unwrap_or_default();
+        self.bind(pods, &ObjectKey::new(pods.storage.clone(), namespace, name), body, options)
     }
 
     fn bind(

@@ -119,7 +119,12 @@ pub fn apply(live: Option<&Value>, config: &Value, req: &Request) -> Result<Valu
     let api_version = text(&config, "apiVersion");
     if live.is_some() && owners.is_empty() {
         // Fields from before anybody kept track have an owner, so that an apply does not silently take them.
-        let set = typed::to_set(&live_object, ty).difference(managers::unowned());
+        let unset = unset(&live_object, &req.typing);
+        let comparison = typed::compare(&unset, &live_object, ty);
+        let mut set = comparison.added.union(&comparison.modified).difference(managers::unowned());
+        if req.typing.status_subresource {
+            set.drop_below("f:status");
+        }
         let id = ManagerId::new("before-first-apply", Operation::Update, &api_version, None);
         let time = Some(managers::print_time(req.now));
         owners.insert(id, Entry { set, api_version: api_version.clone(), time });

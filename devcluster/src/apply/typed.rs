@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value};
 
+use crate::patch::go_text;
+
 use super::fieldset::{self, Element, Set};
 use super::typing::{ListKind, ListType, MapType, ScalarKind, Shape, Type, UNTYPED};
 
@@ -50,22 +52,35 @@ fn item_element(list: &ListType, item: &Value) -> Result<Element, String> {
     }
 }
 
+/// The items of a list by path step, in order; `None` if a key is missing.
+fn steps<'v>(list: &ListType, value: &'v Value) -> Option<Vec<(Element, &'v Value)>> {
+    let items = value.as_array().map(Vec::as_slice).unwrap_or_default();
+    items.iter().map(|item| Some((item_element(list, item).ok()?, item))).collect()
+}
+
+/// Items by path step, those that are not told apart together.
+fn grouped(items: Vec<(Element, &Value)>) -> BTreeMap<Element, Vec<&Value>> {
+    let mut out: BTreeMap<Element, Vec<&Value>> = BTreeMap::new();
+    for (element, item) in items {
+        out.entry(element).or_default().push(item);
+    }
+    out
+}
+
 /// The items of a list by path step, in order; `None` if a key is missing or doubled.
 fn index<'v>(list: &ListType, value: &'v Value) -> Option<Vec<(Element, &'v Value)>> {
     let mut seen = BTreeSet::new();
-    let items = value.as_array().map(Vec::as_slice).unwrap_or_default();
-    items
-        .iter()
-        .map(|item| {
-            let element = item_element(list, item).ok()?;
-            seen.insert(element.clone()).then_some((element, item))
-        })
-        .collect()
+    let items = steps(list, value)?;
+    items.iter().all(|(element, _)| seen.insert(element.clone())).then_some(items)
 }
 
 /// A value as Go prints it behind the interface of `structured-merge-diff`, by `%v` or (`full`) `%#v`.
 fn go_value(value: &Value, full: bool) -> String {
-    if full { format!("&value.valueUnstructured{{Value:{value}}}") } else { format!("&{{{value}}}") }
+    if full {
+        format!("&value.valueUnstructured{{Value:{value}}}")
+    } else {
+        format!("&{{{}}}", go_text(value))
+    }
 }
 
 /// What is wrong with a value of another kind than its type.
@@ -187,9 +202,9 @@ pub(crate) fn compare(old: &Value, new: &Value, ty: &Type) -> Comparison {
     out
 }
 
-fn compare_at(
-    old: Option<&Value>,
-    new: Option<&Value>,
+fn compare_at<'v>(
+    old: Option<&'v Value>,
+    new: Option<&'v Value>,
     ty: &Type,
     path: &mut Vec<Element>,
     out: &mut Comparison,
@@ -226,15 +241,31 @@ fn compare_at(
             }
         }
         Kind::List(list) => {
-            let old_items = index(list, old.unwrap_or(&Value::Null)).map(BTreeMap::from_iter);
-            let new_items = index(list, new.unwrap_or(&Value::Null)).map(BTreeMap::from_iter);
+            let old_items = steps(list, old.unwrap_or(&Value::Null)).map(grouped);
+            let new_items = steps(list, new.unwrap_or(&Value::Null)).map(grouped);
             match (old_items, new_items) {
                 (Some(old_items), Some(new_items)) => {
                     let names: BTreeSet<&Element> = old_items.keys().chain(new_items.keys()).collect();
                     for name in names {
                         path.push(name.clone());
-                        let (old, new) = (old_items.get(name).copied(), new_items.get(name).copied());
-                        compare_at(old, new, &list.element, path, out);
+                        match (old_items.get(name).map(Vec::as_slice), new_items.get(name).map(Vec::as_slice))
+                        {
+                            (None | Some([_]), None | Some([_])) => {
+                                let only = |items: &BTreeMap<Element, Vec<&'v Value>>| {
+                                    items.get(name).and_then(|items| items.first().copied())
+                                };
+                                let (old, new) = (only(&old_items), only(&new_items));
+                                compare_at(old, new, &list.element, path, out);
+                            }
+                            // Items that are not told apart are one thing, whatever is in them.
+                            (old, new) => {
+                                let all = |items: Option<&[&Value]>| {
+                                    items.map(|items| items.iter().map(|item| (*item).clone()).collect())
+                                };
+                                let (old, new): (Option<Value>, Option<Value>) = (all(old), all(new));
+                                leaf(old.as_ref(), new.as_ref(), path, out);
+                            }
+                        }
                         path.pop();
                     }
                 }

@@ -116,13 +116,21 @@ impl Typing {
         Self { root: Arc::new(resource(openapi_v3_schema, 0)), status_subresource: false, built_in: false }
     }
 
-    /// The typing of a built-in kind; `None` if it is unknown.
+    /// The typing of a built-in kind, in the newest of its versions; `None` if it is unknown.
     pub fn builtin(kind: &GroupKind) -> Option<Self> {
-        let root = builtin::root(kind)?;
+        builtin::root(kind).map(|root| Self::built_in(root, kind.kind == "Event"))
+    }
+
+    /// The typing of a built-in kind by its definition; `None` if it is unknown.
+    pub fn of_definition(name: &str) -> Option<Self> {
+        builtin::of_definition(name).map(|root| Self::built_in(root, name.ends_with(".Event")))
+    }
+
+    fn built_in(root: Arc<Type>, event: bool) -> Self {
         // Built-in kinds with a status write it through the status subresource only.
-        let status_subresource = matches!(&root.shape, Shape::Map(map) if map.fields.contains_key("status"))
-            && kind.kind != "Event";
-        Some(Self { root, status_subresource, built_in: true })
+        let status_subresource =
+            matches!(&root.shape, Shape::Map(map) if map.fields.contains_key("status")) && !event;
+        Self { root, status_subresource, built_in: true }
     }
 
     /// A typing that knows nothing but `metadata`: maps merge, lists are atomic.

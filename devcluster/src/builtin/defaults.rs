@@ -1,12 +1,17 @@
 //! Defaults that the API server fills into built-in kinds.
 
+mod control;
+
 use serde_json::{Value, json};
 
-/// What holds a claim while pods use it, and a volume while it is bound.
+use super::autoscalers;
+
+/// What holds a claim while pods use it, a class of volumes' attributes while volumes are of it, and a volume while it is bound.
 pub(crate) const CLAIM_FINALIZER: &str = "kubernetes.io/pvc-protection";
+pub(crate) const ATTRIBUTES_FINALIZER: &str = "kubernetes.io/vac-protection";
 pub(crate) const VOLUME_FINALIZER: &str = "kubernetes.io/pv-protection";
 /// The number of a daemon set's template, as it was counted before generations were.
-const TEMPLATE_GENERATION: &str = "deprecated.daemonset.template.generation";
+pub(crate) const TEMPLATE_GENERATION: &str = "deprecated.daemonset.template.generation";
 
 /// Fills in defaults of `kind` (in its storage version). Fields that hold further fields are only made where a default of the
 /// server's own goes into them: an object without `spec.template` comes out without one.
@@ -25,6 +30,11 @@ pub fn apply(kind: &str, object: &mut Value) {
         "DaemonSet" => with(object, "spec", daemon_set),
         "Job" => with(object, "spec", job),
         "CronJob" => with(object, "spec", cron_job),
+        "HorizontalPodAutoscaler" if object["apiVersion"] == "autoscaling/v1" => {
+            with(object, "spec", |spec| set(spec, "minReplicas", 1));
+            // What it means is said in full.
+            *object = autoscalers::to_v1(&autoscalers::to_v2(object));
+        }
         "HorizontalPodAutoscaler" => {
             with(object, "spec", autoscaler);
             with(object, "status", |status| set(status, "currentMetrics", Value::Null));
@@ -87,6 +97,13 @@ pub fn apply(kind: &str, object: &mut Value) {
                 set(status, "allocatable", capacity);
             }
         }),
+        "MutatingWebhookConfiguration" => control::webhooks(object, true),
+        "ValidatingWebhookConfiguration" => control::webhooks(object, false),
+        "ValidatingAdmissionPolicy" | "ValidatingAdmissionPolicyBinding" => control::policy(object),
+        "FlowSchema" => control::flow_schema(object),
+        "PriorityLevelConfiguration" => control::priority_level(object),
+        "ResourceClaim" => with(object, "spec", control::claim),
+        "ResourceClaimTemplate" => control::claim_template(object),
         "CustomResourceDefinition" => with(object, "spec", custom_resource_definition),
         _ => {}
     }
@@ -153,7 +170,21 @@ pub fn on_create(kind: &str, object: &mut Value) {
                 object["metadata"]["labels"] = labels;
             }
         }
-        "PersistentVolumeClaim" => protect(object, CLAIM_FINALIZER),
+        "VolumeAttributesClass" => protect(object, ATTRIBUTES_FINALIZER),
+        "PersistentVolumeClaim" => {
+            protect(object, CLAIM_FINALIZER);
+            with(object, "spec", claim_source);
+        }
+        // Nothing is to run on a node before it says that it is ready.
+        "Node" if !node_is_ready(object) => {
+            make(object, "spec", |spec| {
+                let mut taints = spec["taints"].as_array().cloned().unwrap_or_default();
+                if !taints.iter().any(|taint| taint["key"] == NOT_READY) {
+                    taints.push(json!({"key": NOT_READY, "effect": "NoSchedule"}));
+                }
+                spec["taints"] = taints.into();
+            });
+        }
         "PersistentVolume" => {
             protect(object, VOLUME_FINALIZER);
             let now = object["metadata"]["creationTimestamp"].clone();
@@ -164,6 +195,33 @@ pub fn on_create(kind: &str, object: &mut Value) {
             object["status"] = json!({"phase": "Active"});
         }
         _ => {}
+    }
+}
+
+/// What a node is kept free by until it is ready.
+const NOT_READY: &str = "node.kubernetes.io/not-ready";
+
+fn node_is_ready(node: &Value) -> bool {
+    let conditions = node["status"]["conditions"].as_array();
+    conditions.is_some_and(|all| all.iter().any(|c| c["type"] == "Ready" && c["status"] == "True"))
+}
+
+/// What a claim is filled from has two names, of which one is as good as the other.
+fn claim_source(spec: &mut Value) {
+    let elsewhere =
+        spec["dataSourceRef"]["namespace"].as_str().is_some_and(|namespace| !namespace.is_empty());
+    for (from, to) in [("dataSource", "dataSourceRef"), ("dataSourceRef", "dataSource")] {
+        if spec[from].is_object() && !elsewhere {
+            let source = spec[from].clone();
+            set(spec, to, source);
+        }
+    }
+    for field in ["dataSource", "dataSourceRef"] {
+        with(spec, field, |source| set(source, "apiGroup", Value::Null));
+    }
+    // Looking for them has made them.
+    if let Some(spec) = spec.as_object_mut() {
+        spec.retain(|field, value| !(field.starts_with("dataSource") && value.is_null()));
     }
 }
 
@@ -184,6 +242,14 @@ pub fn on_update(kind: &str, object: &mut Value, before: &Value) {
     match kind {
         "Pod" => with(object, "spec", admit_pod_spec),
         "DaemonSet" => count_template(object, Some(before)),
+        "Node" if node_is_ready(object) && !node_is_ready(before) => with(object, "spec", |spec| {
+            let mut taints = spec["taints"].as_array().cloned().unwrap_or_default();
+            taints.retain(|taint| taint["key"] != NOT_READY);
+            match taints.is_empty() {
+                true => drop(spec.as_object_mut().map(|spec| spec.remove("taints"))),
+                false => spec["taints"] = taints.into(),
+            }
+        }),
         "Namespace" => object["spec"] = before["spec"].clone(),
         "Service" if object["spec"]["type"] != "ExternalName" => {
             let old = &before["spec"];

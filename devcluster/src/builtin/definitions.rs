@@ -1,28 +1,33 @@
-//! OpenAPI definitions of the built-in types, generated from `k8s-openapi`'s schemas and completed with the vendor extensions
-//! (list types, merge keys) that those leave out.
+//! OpenAPI definitions of the built-in types, generated from `k8s-openapi`'s schemas and completed with what those leave out
+//! of Kubernetes' own documents: vendor extensions (list types, merge keys), defaults, enumerations, some descriptions.
 
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
 use k8s_openapi::api::{
+    admissionregistration::v1 as admissionregistration,
     apps::v1 as apps,
     authentication::v1 as authentication,
     authorization::v1 as authorization,
     autoscaling::{v1 as autoscaling, v2 as autoscaling_v2},
     batch::v1 as batch,
+    certificates::v1 as certificates,
     coordination::v1 as coordination,
     core::v1 as core,
     discovery::v1 as discovery,
     events::v1 as events,
+    flowcontrol::v1 as flowcontrol,
     networking::v1 as networking,
     node::v1 as node,
     policy::v1 as policy,
     rbac::v1 as rbac,
+    resource::v1 as resource,
     scheduling::v1 as scheduling,
     storage::v1 as storage,
 };
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1 as apiextensions;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1 as meta;
+use k8s_openapi::apimachinery::pkg::runtime::RawExtension;
 use k8s_openapi::kube_aggregator::pkg::apis::apiregistration::v1 as apiregistration;
 use schemars::{JsonSchema, SchemaGenerator};
 use serde_json::{Map, Value, json};
@@ -34,7 +39,10 @@ pub const OBJECT_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
 /// Name of the list metadata definition.
 pub const LIST_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ListMeta";
 
+const WATCH_EVENT: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.WatchEvent";
 const EXTENSIONS: &str = include_str!("../data/openapi-extensions.txt");
+const TEXTS: &str = include_str!("../data/openapi-texts.txt");
+const ENUMERATIONS: &str = include_str!("../data/openapi-enums.txt");
 
 /// All definitions, and which one describes which kind.
 #[derive(Debug)]
@@ -94,6 +102,7 @@ fn build() -> Definitions {
         generator,
         kinds,
         true,
+        core::ComponentStatus,
         core::ConfigMap,
         core::Endpoints,
         core::Event,
@@ -116,12 +125,16 @@ fn build() -> Definitions {
         apps::ReplicaSet,
         apps::StatefulSet,
         events::Event,
+        autoscaling::HorizontalPodAutoscaler,
         autoscaling_v2::HorizontalPodAutoscaler,
         batch::CronJob,
         batch::Job,
+        certificates::CertificateSigningRequest,
+        networking::IPAddress,
         networking::IngressClass,
         networking::Ingress,
         networking::NetworkPolicy,
+        networking::ServiceCIDR,
         policy::PodDisruptionBudget,
         rbac::ClusterRoleBinding,
         rbac::ClusterRole,
@@ -132,11 +145,22 @@ fn build() -> Definitions {
         storage::CSIStorageCapacity,
         storage::StorageClass,
         storage::VolumeAttachment,
+        storage::VolumeAttributesClass,
+        admissionregistration::MutatingWebhookConfiguration,
+        admissionregistration::ValidatingAdmissionPolicy,
+        admissionregistration::ValidatingAdmissionPolicyBinding,
+        admissionregistration::ValidatingWebhookConfiguration,
         apiextensions::CustomResourceDefinition,
         scheduling::PriorityClass,
         coordination::Lease,
         node::RuntimeClass,
         discovery::EndpointSlice,
+        resource::DeviceClass,
+        resource::ResourceClaim,
+        resource::ResourceClaimTemplate,
+        resource::ResourceSlice,
+        flowcontrol::FlowSchema,
+        flowcontrol::PriorityLevelConfiguration,
     );
     add_all!(
         generator,
@@ -147,6 +171,7 @@ fn build() -> Definitions {
         autoscaling::Scale,
         authentication::SelfSubjectReview,
         authentication::TokenRequest,
+        authentication::TokenReview,
         authorization::LocalSubjectAccessReview,
         authorization::SelfSubjectAccessReview,
         authorization::SelfSubjectRulesReview,
@@ -156,11 +181,17 @@ fn build() -> Definitions {
     generator.subschema_for::<meta::DeleteOptions>();
     generator.subschema_for::<meta::ListMeta>();
     generator.subschema_for::<meta::Patch>();
+    generator.subschema_for::<meta::APIResourceList>();
+    generator.subschema_for::<RawExtension>();
     let mut schemas: BTreeMap<String, Value> = generator
         .take_definitions(true)
         .into_iter()
         .map(|(name, schema)| (name, normalise(schema)))
         .collect();
+    // A generic type there, for which one schema does here.
+    let event = json!({"type": "object", "required": ["type", "object"], "properties": {
+        "type": {"type": "string"}, "object": {"$ref": format!("{REF_PREFIX}{}", RawExtension::schema_name())}}});
+    schemas.insert(WATCH_EVENT.into(), event);
     for ((group, version, kind), name) in &kinds {
         if let Some(item) = name.strip_suffix("List").filter(|_| !schemas.contains_key(name)) {
             let list = list_schema(kind, &json!({"$ref": format!("{REF_PREFIX}{item}")}));
@@ -239,26 +270,101 @@ fn normalise_nested(value: Value) -> Value {
     }
 }
 
+/// What the data files say beyond k8s-openapi's schemas: see their first lines for their forms.
 fn extend(schemas: &mut BTreeMap<String, Value>) {
-    for line in EXTENSIONS.lines().filter(|l| !l.starts_with('#')) {
-        let mut words = line.split(' ');
-        let (Some(definition), Some(field)) = (words.next(), words.next()) else { continue };
-        let Some(schema) = schemas.get_mut(definition) else { continue };
-        let target = match field {
-            "." => Some(schema),
-            field => schema.get_mut("properties").and_then(|p| p.get_mut(field)),
+    for line in lines(TEXTS) {
+        let mut words = line.splitn(3, ' ');
+        let (Some(definition), Some(field), Some(text)) = (words.next(), words.next(), words.next()) else {
+            continue;
         };
-        let Some(target) = target.and_then(Value::as_object_mut) else { continue };
-        for (key, value) in words.filter_map(|w| w.split_once('=')) {
-            let (name, value) = match key {
-                "list" => ("x-kubernetes-list-type", Value::from(value)),
-                "keys" => ("x-kubernetes-list-map-keys", value.split(',').collect()),
-                "merge" => ("x-kubernetes-patch-merge-key", value.into()),
-                "strategy" => ("x-kubernetes-patch-strategy", value.into()),
-                "map" => ("x-kubernetes-map-type", value.into()),
-                _ => continue,
-            };
-            target.insert(name.into(), value);
+        if let Some(target) = part(schemas, definition, field) {
+            target.insert("description".into(), text.replace("\\n", "\n").into());
+        }
+    }
+    for line in lines(EXTENSIONS) {
+        let mut words = line.split(' ');
+        let (Some(definition), Some(fields)) = (words.next(), words.next()) else { continue };
+        let pairs: Vec<(&str, &str)> = words.filter_map(|word| word.split_once('=')).collect();
+        for field in fields.split(',') {
+            let Some(target) = part(schemas, definition, field) else { continue };
+            pairs.iter().for_each(|(key, value)| extend_with(target, key, value));
+        }
+    }
+    enumerate(schemas);
+}
+
+fn lines(text: &'static str) -> impl Iterator<Item = &'static str> {
+    text.lines().filter(|line| !line.starts_with('#') && !line.is_empty())
+}
+
+/// A definition (`.`) or one of its fields; `[]` after a field stands for its items, `{}` for its values.
+fn part<'a>(
+    schemas: &'a mut BTreeMap<String, Value>,
+    definition: &str,
+    field: &str,
+) -> Option<&'a mut Map<String, Value>> {
+    let schema = schemas.get_mut(definition)?;
+    let end = field.find(['[', '{']).unwrap_or(field.len());
+    let (field, mut inside) = field.split_at(end);
+    let mut target = match field {
+        "." => schema,
+        field => schema.get_mut("properties")?.get_mut(field)?,
+    };
+    while let Some((step, rest)) = inside.split_at_checked(2) {
+        target = target.get_mut(if step == "[]" { "items" } else { "additionalProperties" })?;
+        inside = rest;
+    }
+    target.as_object_mut()
+}
+
+fn extend_with(target: &mut Map<String, Value>, key: &str, value: &str) {
+    let (name, value) = match key {
+        "list" => ("x-kubernetes-list-type", Value::from(value)),
+        "keys" => ("x-kubernetes-list-map-keys", value.split(',').collect()),
+        "merge" => ("x-kubernetes-patch-merge-key", value.into()),
+        "strategy" => ("x-kubernetes-patch-strategy", value.into()),
+        "map" => ("x-kubernetes-map-type", value.into()),
+        "drop" => {
+            value.split(',').for_each(|keyword| drop(target.remove(keyword)));
+            return;
+        }
+        keyword => match serde_json::from_str(value) {
+            Ok(value) => (keyword, value),
+            Err(_) => return,
+        },
+    };
+    target.insert(name.into(), value);
+}
+
+/// Fields that hold one of a few texts name them, and say what each means.
+fn enumerate(schemas: &mut BTreeMap<String, Value>) {
+    let mut places: Vec<(&str, &str)> = Vec::new();
+    let mut values: Vec<(&str, &str)> = Vec::new();
+    // An empty place ends the last enumeration.
+    for line in lines(ENUMERATIONS).chain(["> "]) {
+        if let Some(place) = line.strip_prefix("> ") {
+            if !values.is_empty() {
+                places.drain(..).for_each(|place| enumerated(schemas, place, &values));
+                values.clear();
+            }
+            places.extend(place.split_once(' '));
+        } else if let Some((value, meaning)) = line.strip_prefix('"').and_then(|rest| rest.split_once('"')) {
+            values.push((value, meaning));
+        }
+    }
+}
+
+fn enumerated(
+    schemas: &mut BTreeMap<String, Value>,
+    (definition, field): (&str, &str),
+    values: &[(&str, &str)],
+) {
+    let Some(target) = part(schemas, definition, field) else { return };
+    target.insert("enum".into(), values.iter().map(|(value, _)| Value::from(*value)).collect());
+    if let Some(Value::String(text)) = target.get_mut("description") {
+        text.push_str("\n\nPossible enum values:");
+        for (value, meaning) in values {
+            text.push_str(&format!("\n - `\"{value}\"`{meaning}"));
         }
     }
 }

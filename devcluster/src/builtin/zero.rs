@@ -44,14 +44,42 @@ pub fn object(kind: &str) -> Value {
         }),
         "CSINode" => json!({"spec": {"drivers": null}}),
         "CustomResourceDefinition" => json!({"spec": {"names": {}}}),
-        "ResourceQuota" | "PersistentVolume" | "Namespace" | "Node" | "APIService" => {
+        "Node" => json!({
+            "spec": {},
+            "status": {
+                "daemonEndpoints": {"kubeletEndpoint": {"Port": 0}},
+                "nodeInfo": {
+                    "machineID": "", "systemUUID": "", "bootID": "", "kernelVersion": "", "osImage": "",
+                    "containerRuntimeVersion": "", "kubeletVersion": "", "kubeProxyVersion": "", "operatingSystem": "",
+                    "architecture": "",
+                },
+            },
+        }),
+        "ResourceQuota" | "PersistentVolume" | "Namespace" | "APIService" => {
             json!({"spec": {}, "status": {}})
         }
+        "DeviceClass" | "IPAddress" | "ValidatingAdmissionPolicyBinding" => json!({"spec": {}}),
+        "ServiceCIDR" | "ValidatingAdmissionPolicy" => json!({"spec": {}, "status": {}}),
+        "ResourceSlice" => json!({
+            "spec": {"driver": "", "pool": {"name": "", "generation": 0, "resourceSliceCount": 0}},
+        }),
+        "ResourceClaim" => json!({"spec": {"devices": {}}, "status": {}}),
+        "ResourceClaimTemplate" => json!({"spec": {"metadata": {}, "spec": {"devices": {}}}}),
+        "PriorityLevelConfiguration" => json!({"spec": {"type": ""}, "status": {}}),
+        "FlowSchema" => json!({
+            "spec": {"priorityLevelConfiguration": {"name": ""}, "matchingPrecedence": 0}, "status": {},
+        }),
+        "CertificateSigningRequest" => json!({"spec": {"request": null, "signerName": ""}, "status": {}}),
+        "TokenReview" => json!({"spec": {}, "status": {"user": {}}}),
         "LimitRange" => json!({"spec": {"limits": null}}),
         "Lease" | "CSIDriver" | "IngressClass" => json!({"spec": {}}),
         "Role" | "ClusterRole" => json!({"rules": null}),
         "RoleBinding" | "ClusterRoleBinding" => json!({"roleRef": {"apiGroup": "", "kind": "", "name": ""}}),
         "EndpointSlice" => json!({"addressType": "", "endpoints": null, "ports": null}),
+        "TokenRequest" => json!({
+            "spec": {"audiences": null, "expirationSeconds": null, "boundObjectRef": null},
+            "status": {"token": "", "expirationTimestamp": null},
+        }),
         "SelfSubjectAccessReview" | "SubjectAccessReview" | "LocalSubjectAccessReview" => {
             json!({"spec": {}, "status": {"allowed": false}})
         }

@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use super::compile::{Additional, Kind, Node};
 use super::error::{ErrorKind, FieldError};
+use super::types;
 use super::validate::{join, old_item};
 
 /// One compiled rule.
@@ -34,10 +35,12 @@ impl std::fmt::Debug for Rule {
 
 impl Rule {
     /// Compiles one entry; an error names the entry's wrong field.
-    pub(super) fn compile(rule: &Value) -> Result<Self, (&'static str, String)> {
+    pub(super) fn compile(rule: &Value, node: &Node) -> Result<Self, (&'static str, String)> {
         let text = |key: &str| rule.get(key).and_then(Value::as_str).map(str::trim).filter(|s| !s.is_empty());
         let source = text("rule").ok_or(("rule", "rule is not specified".to_owned()))?;
-        let program = Program::compile(source).map_err(|e| ("rule", format!("compilation failed: {e}")))?;
+        let failed =
+            |e: kube_cel::cel::ParseErrors| format!("compilation failed: {e}").replace("\n| ", "\n | ");
+        let program = Program::compile(source).map_err(|e| ("rule", failed(e)))?;
         let message_program = text("messageExpression")
             .map(Program::compile)
             .transpose()
@@ -62,6 +65,7 @@ impl Rule {
         if optional_old && !uses_old {
             return Err(("optionalOldSelf", "may not be set if oldSelf is not used in rule".to_owned()));
         }
+        types::check(program.expression(), node, optional_old, source).map_err(|why| ("rule", why))?;
         let message = text("message").map(str::to_owned);
         Ok(Self {
             source: source.to_owned(),
@@ -299,7 +303,7 @@ fn from_text(format: Option<&str>, text: &str) -> Cel {
 }
 
 /// A declared field's name within CEL: reserved words and characters that no identifier has are spelled out.
-fn escape(name: &str) -> String {
+pub(super) fn escape(name: &str) -> String {
     const RESERVED: [&str; 21] = [
         "true",
         "false",

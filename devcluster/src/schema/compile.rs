@@ -354,12 +354,17 @@ impl Compiler {
             return;
         }
         for (at, rule) in rules.iter().enumerate() {
-            match Rule::compile(rule) {
+            match Rule::compile(rule, node) {
                 Ok(rule) => node.rules.push(rule),
                 Err((field, message)) => {
                     let path = join(&format!("x-kubernetes-validations[{at}].{field}"));
                     match rule.get(field).filter(|value| !value.is_null()) {
                         None => self.required(path, &message),
+                        // Of what is an expression, a server shows the whole rule, as its inner type is written.
+                        Some(_) if matches!(field, "rule" | "messageExpression") => {
+                            let message = format!("{}: {message}", inner_rule(rule));
+                            self.errors.push(FieldError::new(path, ErrorKind::Invalid, None, message));
+                        }
                         Some(value) => self.invalid(path, value.clone(), message),
                     }
                 }
@@ -380,6 +385,19 @@ impl Compiler {
         }
         node.default = Some(default.clone());
     }
+}
+
+fn inner_rule(rule: &Value) -> String {
+    let text = |field: &str| Value::from(rule[field].as_str().unwrap_or_default());
+    format!(
+        "{{\"Rule\":{},\"Message\":{},\"MessageExpression\":{},\"Reason\":{},\"FieldPath\":{},\"OptionalOldSelf\":{}}}",
+        text("rule"),
+        text("message"),
+        text("messageExpression"),
+        rule["reason"],
+        text("fieldPath"),
+        rule["optionalOldSelf"],
+    )
 }
 
 fn strings(value: Option<&Value>) -> Vec<String> {

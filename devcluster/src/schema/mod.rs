@@ -7,6 +7,7 @@ mod formats;
 mod shape;
 #[cfg(test)]
 mod tests;
+mod types;
 mod validate;
 
 use serde_json::Value;

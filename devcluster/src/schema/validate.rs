@@ -70,6 +70,7 @@ fn check(node: &Node, value: &Value, old: Option<&Value>, path: &str, out: &mut 
         let found = type_name(value);
         let message = format!("{path} in body must be of type {wanted}: \"{found}\"");
         out.push(FieldError::new(path, ErrorKind::TypeInvalid, Some(found.into()), message));
+        check_branches(node, value, path, out);
         return;
     }
     if let Some(allowed) = &node.allowed

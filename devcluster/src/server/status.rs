@@ -87,6 +87,17 @@ impl Cause {
     }
 }
 
+/// The object that a failed request is about.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Subject {
+    /// Its name.
+    pub name: String,
+    /// Its group.
+    pub group: String,
+    /// Its resource, or its kind for `Invalid`.
+    pub kind: String,
+}
+
 /// A failed request. `Display` is its message.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
@@ -97,16 +108,14 @@ pub struct ApiError {
     pub reason: &'static str,
     /// What `kubectl` prints.
     pub message: String,
-    /// Name of the object at fault.
-    pub name: Box<str>,
-    /// Its group.
-    pub group: Box<str>,
-    /// Its resource, or its kind for `Invalid`.
-    pub kind: Box<str>,
+    /// The object at fault.
+    pub subject: Box<Subject>,
     /// Fields at fault.
     pub causes: Vec<Cause>,
     /// Seconds after which a retry may succeed; 0 for none.
     pub retry_after_s: u32,
+    /// What clients are warned of besides.
+    pub warnings: Vec<String>,
     /// Whether a real server's own plumbing says so, which gives details even if there are none.
     pub generic: bool,
 }
@@ -117,13 +126,19 @@ impl ApiError {
             code,
             reason,
             message: message.into(),
-            name: Box::default(),
-            group: Box::default(),
-            kind: Box::default(),
+            subject: Box::default(),
             causes: Vec::new(),
             retry_after_s: 0,
+            warnings: Vec::new(),
             generic: false,
         }
+    }
+
+    /// The same with warnings before those it has.
+    #[must_use]
+    pub fn warned(mut self, warnings: &[String]) -> Self {
+        self.warnings.splice(0..0, warnings.iter().cloned());
+        self
     }
 
     fn generic(mut self) -> Self {
@@ -132,9 +147,9 @@ impl ApiError {
     }
 
     fn about(mut self, resource: &GroupResource, name: &str) -> Self {
-        self.group = resource.group.as_str().into();
-        self.kind = resource.resource.as_str().into();
-        self.name = name.into();
+        self.subject.group = resource.group.as_str().into();
+        self.subject.kind = resource.resource.as_str().into();
+        self.subject.name = name.into();
         self
     }
 
@@ -202,9 +217,9 @@ impl ApiError {
             many => format!("[{}]", many.join(", ")),
         };
         let mut error = Self::new(422, "Invalid", format!("{kind} {name:?} is invalid: {all}"));
-        error.group = kind.group.as_str().into();
-        error.kind = kind.kind.as_str().into();
-        error.name = name.into();
+        error.subject.group = kind.group.as_str().into();
+        error.subject.kind = kind.kind.as_str().into();
+        error.subject.name = name.into();
         error.causes = causes;
         error
     }
@@ -266,12 +281,20 @@ impl ApiError {
     }
 
     /// 406.
-    pub fn not_acceptable() -> Self {
-        Self::new(
-            406,
-            "NotAcceptable",
-            "only the following media types are accepted: application/json, application/yaml",
-        )
+    pub fn not_acceptable(accepted: &[&str]) -> Self {
+        let accepted = accepted.join(", ");
+        Self::new(406, "NotAcceptable", format!("only the following media types are accepted: {accepted}"))
+    }
+
+    /// 406 for a media type that nothing is served in, said by a server's router.
+    pub fn no_such_media(available: &str) -> Self {
+        let message = format!("406: Not Acceptable\n\nAvailable representations: {available}");
+        Self::new(406, "NotAcceptable", message).generic()
+    }
+
+    /// 406 for an object that the form asked for does not fit.
+    pub fn not_this_form(why: String) -> Self {
+        Self::new(406, "NotAcceptable", why)
     }
 
     /// 410 for a watch or list from before the history.
@@ -326,6 +349,11 @@ impl ApiError {
         )
     }
 
+    /// 415 for a patch of a type that nothing takes, said by a server's router.
+    pub fn not_consumed() -> Self {
+        Self::new(415, "UnsupportedMediaType", "415: Unsupported Media Type").generic()
+    }
+
     /// 429 for an eviction that a disruption budget does not allow.
     pub fn too_many_requests(message: &str, cause: Cause) -> Self {
         Self::new(429, "TooManyRequests", message).cause(cause)
@@ -339,9 +367,11 @@ impl ApiError {
     /// The `Status` object.
     pub fn to_json(&self) -> Value {
         let mut details = Map::new();
-        for (field, value) in [("name", &self.name), ("group", &self.group), ("kind", &self.kind)] {
+        for (field, value) in
+            [("name", &self.subject.name), ("group", &self.subject.group), ("kind", &self.subject.kind)]
+        {
             if !value.is_empty() {
-                details.insert(field.into(), value.as_ref().into());
+                details.insert(field.into(), value.as_str().into());
             }
         }
         if !self.causes.is_empty() {

@@ -2,12 +2,12 @@
 
 use serde_json::{Value, json};
 
-use super::Column;
 use super::builtin::{
     Compute, age_column, column, containers, created_at, int_at, is_true, labels, list, name_column, or_none,
     str_at, text, wide,
 };
 use super::workloads::{integer, modes_of, scalar};
+use super::{Column, control};
 use crate::gvk::GroupKind;
 
 /// The columns of these kinds.
@@ -97,7 +97,7 @@ pub(super) fn columns(kind: &GroupKind) -> Option<Vec<Column>> {
             vec![text("Service", |o, _| json!(served_by(o))), text("Available", |o, _| json!(available(o)))],
             Vec::new(),
         ),
-        _ => return None,
+        _ => return control::columns(kind),
     };
     out.extend(middle);
     out.push(age_column());

@@ -27,7 +27,8 @@ pub fn compare(script: &Script, real: &[Answer], ours: &[Answer]) -> Vec<Differe
     let mut out = Vec::new();
     for (step, (real, ours)) in script.steps.iter().zip(real.iter().zip(ours)).filter(|(s, _)| s.compared) {
         let mut found = Vec::new();
-        walk(String::new(), Some(&real.normal), Some(&ours.normal), &mut found);
+        let (real, ours) = (real.normal.pointer(step.part), ours.normal.pointer(step.part));
+        walk(step.part.to_owned(), real, ours, &mut found);
         out.extend(found.into_iter().map(|(path, real, ours)| Difference {
             case: script.name.to_owned(),
             step: step.name.clone(),

@@ -17,6 +17,8 @@ static TEXTS: LazyLock<Vec<(Regex, &str)>> = LazyLock::new(|| {
         // Files of `kubectl diff`, with their times.
         (r"/tmp/(LIVE|MERGED)-\d+", "/tmp/$1"),
         (r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+ [+-]\d{4}", "<time>"),
+        // A token is signed by one server, and not by the other.
+        (r"\beyJ[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*", "<token>"),
         // A cluster's own bundle.
         (r"(?s)-----BEGIN CERTIFICATE-----.*-----END CERTIFICATE-----\s*", "<bundle>"),
         (r"kube-api-access-[a-z0-9]{5}", "kube-api-access-<random>"),
@@ -44,6 +46,75 @@ static TEXTS: LazyLock<Vec<(Regex, &str)>> = LazyLock::new(|| {
 static UUID: LazyLock<Regex> =
     LazyLock::new(|| Regex::new("[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}").unwrap());
 static SPACES: LazyLock<Regex> = LazyLock::new(|| Regex::new(" {2,}").unwrap());
+
+/// Objects that stand as JSON within a text, with their fields sorted: a server writes them in the order of its own types.
+fn sorted_fields(text: &str) -> String {
+    const START: &str = "\"{\\\"";
+    let mut out = String::new();
+    let mut rest = text;
+    while let Some(at) = rest.find(START) {
+        let (before, quoted) = rest.split_at(at);
+        out.push_str(before);
+        let mut texts = serde_json::Deserializer::from_str(quoted).into_iter::<String>();
+        match texts.next() {
+            Some(Ok(inner)) => {
+                let shown = match serde_json::from_str::<Value>(&inner) {
+                    Ok(object) => object.to_string(),
+                    Err(_) => inner,
+                };
+                out.push_str(&Value::from(shown).to_string());
+                rest = &quoted[texts.byte_offset()..];
+            }
+            _ => {
+                out.push_str(START);
+                rest = &quoted[START.len()..];
+            }
+        }
+    }
+    out + rest
+}
+
+/// Sorts what a schema finds wrong, in the causes and in the message that lists them.
+fn order_causes(map: &mut Map<String, Value>) {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let listed = |causes: &[Value]| {
+        let each =
+            causes.iter().map(|cause| format!("{}: {}", text(&cause["field"]), text(&cause["message"])));
+        each.collect::<Vec<_>>().join(", ")
+    };
+    let Some(causes) = map.get("details").and_then(|details| details["causes"].as_array()).cloned() else {
+        return;
+    };
+    if !causes.iter().any(|cause| text(&cause["message"]).contains(" in body ")) {
+        return;
+    }
+    let before = listed(&causes);
+    let mut causes = causes;
+    causes.sort_by_key(|cause| ["field", "message"].map(|part| text(&cause[part])));
+    let message = text(&map["message"]).replace(&before, &listed(&causes));
+    map.insert("message".into(), message.into());
+    map["details"]["causes"] = causes.into();
+}
+
+/// Sorts the same where kubectl lists it, a line each.
+fn order_lines(lines: &mut [Value]) {
+    let listed = |line: &Value| line.as_str().is_some_and(|line| line.starts_with("* "));
+    let by_schema =
+        |line: &Value| listed(line) && line.as_str().is_some_and(|line| line.contains(" in body "));
+    if lines.iter().any(by_schema) {
+        for run in lines.chunk_by_mut(|a, b| listed(a) == listed(b)) {
+            if run.first().is_some_and(listed) {
+                run.sort_by_key(ToString::to_string);
+            }
+        }
+    }
+}
+
+#[test]
+fn fields_of_objects_in_texts_are_sorted() {
+    let text = r#"x: "{\"b\":1,\"a\":{\"d\":1,\"c\":2}}": y "{\"" z"#;
+    assert_eq!(sorted_fields(text), r#"x: "{\"a\":{\"c\":2,\"d\":1},\"b\":1}": y "{\"" z"#);
+}
 
 /// Frees one case's answers from one server, so that an object's versions are named in their order of appearance.
 #[derive(Debug)]
@@ -79,7 +150,10 @@ impl Normaliser {
                     }
                 }
             }
-            Value::Array(items) => items.iter_mut().for_each(|item| self.normalise(item)),
+            Value::Array(items) => {
+                items.iter_mut().for_each(|item| self.normalise(item));
+                order_lines(items);
+            }
             Value::String(text) => *text = self.text(text),
             _ => {}
         }
@@ -114,6 +188,8 @@ impl Normaliser {
         {
             causes.sort_by_key(|cause| ["message", "field"].map(|f| cause[f].to_string()));
         }
+        // A real server checks fields in no order.
+        order_causes(map);
         // Their order hangs on which of two writes fell into another second.
         if let Some(Value::Array(entries)) = map.get_mut("managedFields") {
             entries.sort_by_key(|e| {
@@ -129,6 +205,7 @@ impl Normaliser {
         for (pattern, stand_in) in TEXTS.iter() {
             out = pattern.replace_all(&out, *stand_in).into_owned();
         }
+        out = sorted_fields(&out);
         SPACES.replace_all(out.trim_end(), "  ").into_owned()
     }
 }

@@ -119,8 +119,12 @@ impl Player {
                 whole.insert((*name).into(), values.into());
             }
         }
+        let yaml =
+            response.headers().get(header::CONTENT_TYPE).is_some_and(|kind| kind == "application/yaml");
         let bytes = response.into_body().collect().await.unwrap().to_bytes();
-        let body = parse(&bytes);
+        // How YAML is written is free: what it says is compared.
+        let parsed = yaml.then(|| serde_saphyr::from_slice(&bytes).ok()).flatten();
+        let body = parsed.unwrap_or_else(|| parse(&bytes));
         whole.insert("body".into(), body.clone());
         (body, Value::Object(whole))
     }
@@ -156,8 +160,11 @@ impl Player {
 
 /// A body as JSON, a stream of JSON lines as a list, else as text.
 fn parse(bytes: &[u8]) -> Value {
-    if let Ok(value) = serde_json::from_slice(bytes) {
-        return value;
+    match serde_json::from_slice::<Value>(bytes) {
+        // A watch that told of one thing is a list all the same.
+        Ok(value) if value["type"].is_string() && value["object"].is_object() => return vec![value].into(),
+        Ok(value) => return value,
+        Err(_) => {}
     }
     let text = String::from_utf8_lossy(bytes);
     let lines: Option<Vec<Value>> = text.lines().map(|line| serde_json::from_str(line).ok()).collect();

@@ -116,7 +116,7 @@ impl RealCluster {
         if !openssl.status.success() {
             return Err("openssl could not make a key for ServiceAccounts".into());
         }
-        std::fs::write(dir.join("tokens"), format!("{TOKEN},kubernetes-admin,admin,system:masters\n"))?;
+        std::fs::write(dir.join("tokens"), format!("{TOKEN},kubernetes-admin,,system:masters\n"))?;
         let start = |name: &str, args: &[String]| {
             let args: Vec<String> = args.iter().map(|a| format!("--{a}")).collect();
             Held::start(&programs.join(name), &args, &dir.join(format!("{name}.log")))

@@ -45,6 +45,8 @@ pub struct Step {
     pub action: Action,
     /// Whether its answer is compared.
     pub compared: bool,
+    /// What of the answer is compared, as a JSON pointer; empty for all.
+    pub part: &'static str,
 }
 
 /// A case. In paths, bodies and arguments `{ns}` is its namespace and `@{step:/pointer}` a value of an earlier answer's
@@ -81,7 +83,7 @@ impl Script {
         let same =
             self.steps.iter().filter(|s| s.name == name || s.name.starts_with(&format!("{name} ("))).count();
         let name = if same == 0 { name.to_owned() } else { format!("{name} ({})", same + 1) };
-        self.steps.push(Step { name, action, compared: true });
+        self.steps.push(Step { name, action, compared: true, part: "" });
         self.steps.last_mut().unwrap()
     }
 

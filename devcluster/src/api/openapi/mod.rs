@@ -13,6 +13,10 @@ use crate::builtin::definitions::{
 };
 use crate::resources::{Resource, Served, api_version};
 
+const METADATA_DESCRIPTION: &str = "Standard object's metadata. More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#metadata";
+const EMBEDDED_API_VERSION: &str = "apiVersion defines the versioned schema of this representation of an object. Servers should convert recognized schemas to the latest internal value, and may reject unrecognized values. More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#resources";
+const EMBEDDED_KIND: &str = "kind is a string value representing the type of this object. Servers may infer this from the endpoint the client submits requests to. Cannot be updated. In CamelCase. More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#types-kinds";
+
 /// Documents as they were last asked for: megabytes that change only when what is served changes.
 #[derive(Debug, Default)]
 pub(crate) struct Cache(Mutex<HashMap<String, (u64, Bytes)>>);
@@ -51,25 +55,66 @@ fn kind_extension(r: &Resource, kind: &str) -> Value {
     json!([{"group": r.group, "kind": kind, "version": r.version}])
 }
 
+/// Gives schemas of whole objects within others the fields that every object has.
+fn embed(schema: &mut Value) {
+    let Some(map) = schema.as_object_mut() else { return };
+    for field in ["items", "additionalProperties"] {
+        map.get_mut(field).into_iter().for_each(embed);
+    }
+    for (_, property) in map.get_mut("properties").and_then(Value::as_object_mut).into_iter().flatten() {
+        embed(property);
+    }
+    if map.get("x-kubernetes-embedded-resource").is_none_or(|embedded| *embedded != true) {
+        return;
+    }
+    let properties = map.entry("properties").or_insert_with(|| json!({}));
+    properties["apiVersion"] = json!({"type": "string", "description": EMBEDDED_API_VERSION});
+    properties["kind"] = json!({"type": "string", "description": EMBEDDED_KIND});
+    properties["metadata"] = json!({
+        "$ref": format!("{REF_PREFIX}{OBJECT_META}"), "description": METADATA_DESCRIPTION,
+    });
+    let mut required = map.get("required").and_then(Value::as_array).cloned().unwrap_or_default();
+    for field in ["kind", "apiVersion"] {
+        if !required.iter().any(|name| name == field) {
+            required.push(field.into());
+        }
+    }
+    map.insert("required".into(), required.into());
+}
+
 /// A custom kind's schema with the fields that every object has.
 fn custom_schema(r: &Resource, openapi: &Value) -> Value {
     let mut schema = openapi.clone();
+    embed(&mut schema);
     let properties = &mut schema["properties"];
     properties["apiVersion"] = json!({"type": "string", "description": API_VERSION_DESCRIPTION});
     properties["kind"] = json!({"type": "string", "description": KIND_DESCRIPTION});
     properties["metadata"] = json!({
         "$ref": format!("{REF_PREFIX}{OBJECT_META}"),
-        "description": "Standard object's metadata. More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#metadata",
+        "description": METADATA_DESCRIPTION,
     });
     schema["x-kubernetes-group-version-kind"] = kind_extension(r, &r.kind);
     schema
 }
 
+/// What requests with a verb and their answers are made of; without a verb, what every group has.
+const COMMON: &[(&str, &str)] = &[
+    ("", "ObjectMeta"),
+    ("", "APIResourceList"),
+    ("delete", "DeleteOptions"),
+    ("delete", "Status"),
+    ("patch", "Patch"),
+    ("watch", "WatchEvent"),
+];
+const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.";
+
 /// All schemas that some resources need, by definition name.
 fn schemas<'a>(resources: impl Iterator<Item = &'a Resource>, all_built_in: bool) -> BTreeMap<String, Value> {
     let mut out: BTreeMap<String, Value> = BTreeMap::new();
-    let mut wanted: Vec<String> = vec![OBJECT_META.to_owned()];
+    let mut wanted: Vec<String> = Vec::new();
     for r in resources {
+        let common = COMMON.iter().filter(|(verb, _)| verb.is_empty() || r.allows(verb));
+        wanted.extend(common.map(|(_, name)| format!("{META}{name}")));
         let name = definition_name(r);
         if let Some(custom) = &r.custom {
             let schema = custom_schema(r, &custom.openapi);
@@ -78,10 +123,25 @@ fn schemas<'a>(resources: impl Iterator<Item = &'a Resource>, all_built_in: bool
         } else {
             wanted.push(name.clone());
         }
+        wanted.extend(r.subresources.iter().filter_map(|s| {
+            let (group, version) = match s.version.is_empty() {
+                true => (&r.group, &r.version),
+                false => (&s.group, &s.version),
+            };
+            DEFINITIONS.of_kind(group, version, &s.kind).map(str::to_owned)
+        }));
+        if !r.allows("list") {
+            continue;
+        }
+        let list_name = format!("{name}List");
+        if r.custom.is_none() {
+            wanted.push(list_name);
+            continue;
+        }
         let mut list = list_schema(&r.list_kind, &json!({"$ref": format!("{REF_PREFIX}{name}")}));
         list["x-kubernetes-group-version-kind"] = kind_extension(r, &r.list_kind);
         collect_refs(&list, &mut wanted);
-        out.insert(format!("{name}List"), list);
+        out.insert(list_name, list);
     }
     if all_built_in {
         wanted.extend(DEFINITIONS.schemas.keys().cloned());
@@ -116,6 +176,7 @@ fn collect_refs(schema: &Value, out: &mut Vec<String>) {
 /// `/openapi/v2`.
 pub fn v2(served: &Served) -> Value {
     let mut definitions = schemas(served.resources.iter().map(AsRef::as_ref), true);
+    definitions.values_mut().for_each(forget_defaults);
     for r in served.resources.iter().filter(|r| r.custom.is_some()) {
         if let Some(schema) = definitions.get_mut(&definition_name(r)) {
             to_v2(schema);
@@ -138,6 +199,18 @@ pub fn v2(served: &Served) -> Value {
         "paths": paths,
         "definitions": definitions,
     })
+}
+
+/// Version 2 says nothing of the defaults of built-in kinds.
+fn forget_defaults(schema: &mut Value) {
+    let Some(map) = schema.as_object_mut() else { return };
+    map.remove("default");
+    for field in ["items", "additionalProperties"] {
+        map.get_mut(field).into_iter().for_each(forget_defaults);
+    }
+    for property in map.get_mut("properties").and_then(Value::as_object_mut).into_iter().flatten() {
+        forget_defaults(property.1);
+    }
 }
 
 /// `/openapi/v2` in protobuf.
@@ -208,8 +281,18 @@ pub fn v3(served: &Served, group: &str, version: &str) -> Option<Value> {
         return None;
     }
     let mut components: Map<String, Value> = schemas(of.iter().copied(), false).into_iter().collect();
-    for schema in components.values_mut() {
+    for (name, schema) in &mut components {
         to_v3(schema);
+        // Both may be written as numbers, which version 2 cannot say.
+        let kinds = match name.rsplit('.').next() {
+            Some("IntOrString") => ["integer", "string"],
+            Some("Quantity") => ["string", "number"],
+            _ => continue,
+        };
+        if let Some(map) = schema.as_object_mut() {
+            map.remove("type");
+            map.insert("oneOf".into(), kinds.map(|kind| json!({"type": kind})).to_vec().into());
+        }
     }
     let mut paths = Map::new();
     for r in &of {
@@ -236,7 +319,6 @@ fn to_v3(schema: &mut Value) {
                 } else {
                     map.remove("$ref");
                     map.insert("allOf".into(), json!([reference]));
-                    map.entry("default").or_insert_with(|| json!({}));
                 }
                 return;
             }

@@ -21,15 +21,15 @@ impl Cluster {
         warnings: &mut Vec<String>,
     ) -> Result<(), ApiError> {
         let unknown = decode_known(resource, object).map_err(|why| undecodable(resource, &why))?;
-        if unknown.is_empty() {
+        if unknown.is_empty() && options.repeated.is_empty() {
             return Ok(());
         }
-        let said = unknown.iter().map(|f| format!("unknown field {f:?}"));
+        let said = complaints(&options.repeated, &unknown);
         match options.field_validation {
             FieldValidation::Ignore => {}
             FieldValidation::Warn => warnings.extend(said),
             FieldValidation::Strict => {
-                let said = said.collect::<Vec<_>>().join(", ");
+                let said = said.join(", ");
                 return Err(undecodable(resource, &format!("strict decoding error: {said}")));
             }
         }
@@ -63,8 +63,14 @@ impl Cluster {
         if wrong_kind && !wrong_version {
             let given = kind.as_str().unwrap_or_default();
             let name = object["metadata"]["name"].as_str().unwrap_or_default();
-            let cause = Cause::invalid("kind", kind, &format!("must be {}", resource.kind));
-            return Err(ApiError::invalid(&GroupKind::new(&resource.group, given), name, vec![cause]));
+            let mut causes = vec![Cause::invalid("kind", kind, &format!("must be {}", resource.kind))];
+            if let Some(custom) = &resource.custom {
+                // What else is wrong is told as well.
+                let mut object = object.clone();
+                custom.schema.prune(&mut object);
+                causes.extend(custom.schema.validate_after(&object, None, false).iter().map(Cause::from));
+            }
+            return Err(ApiError::invalid(&GroupKind::new(&resource.group, given), name, causes));
         }
         if wrong_version {
             return Err(ApiError::bad_request(format!(
@@ -166,6 +172,12 @@ impl Cluster {
     }
 }
 
+/// What is said of fields that are there twice, or are not known.
+fn complaints(repeated: &[String], unknown: &[String]) -> Vec<String> {
+    let repeated = repeated.iter().map(|field| format!("duplicate field {field:?}"));
+    repeated.chain(unknown.iter().map(|field| format!("unknown field {field:?}"))).collect()
+}
+
 /// What is wrong with the counts that a custom resource is scaled by.
 pub(super) fn scale_faults(custom: &Custom, object: &Value) -> Vec<Cause> {
     let Some(scale) = &custom.scale else { return Vec::new() };
@@ -237,25 +249,76 @@ pub(super) fn check_patched(
     resource: &Resource,
     patched: &mut Value,
     strategic: Option<&Value>,
-    validation: FieldValidation,
+    options: &WriteOptions,
 ) -> Result<Vec<String>, ApiError> {
     let whole = patched.to_string();
     let refuse = |why: &str| {
-        let shown = strategic.map_or_else(|| whole.clone(), go_text);
+        let shown = strategic.map_or_else(|| whole.clone(), |patch| go_text(&merged_away(patch)));
         let cause = Cause::invalid("patch", &shown.into(), why);
         Err(ApiError::invalid(&GroupKind::new("", ""), "", vec![cause]))
     };
+    if let (Some(kind), true) = (patched["kind"].as_str(), resource.custom.is_none())
+        && kind != resource.kind
+    {
+        return refuse(&format!(
+            "no kind {kind:?} is registered for version {:?} in scheme \"pkg/runtime/scheme.go:111\"",
+            resource.api_version()
+        ));
+    }
     let unknown = match decode_known(resource, patched) {
         Ok(unknown) => unknown,
+        Err(mismatch) if strategic.is_some() => return refuse(&unstructured(&mismatch)),
         Err(mismatch) => return refuse(&mismatch),
     };
-    let said: Vec<String> = unknown.iter().map(|f| format!("unknown field {f:?}")).collect();
-    match validation {
+    let said = complaints(&options.repeated, &unknown);
+    match options.field_validation {
         FieldValidation::Ignore => Ok(Vec::new()),
         FieldValidation::Strict if !said.is_empty() => {
             refuse(&format!("strict decoding error: {}", said.join(", ")))
         }
         FieldValidation::Warn | FieldValidation::Strict => Ok(said),
+    }
+}
+
+/// A strategic patch as merging leaves it: lists that it orders are gone from it.
+fn merged_away(patch: &Value) -> Value {
+    const ORDER: &str = "$setElementOrder/";
+    let Value::Object(fields) = patch else { return patch.clone() };
+    let ordered: Vec<&str> = fields.keys().filter_map(|field| field.strip_prefix(ORDER)).collect();
+    let left = |field: &String| !field.starts_with(ORDER) && !ordered.contains(&field.as_str());
+    fields
+        .iter()
+        .filter(|(field, _)| left(field))
+        .map(|(field, value)| (field.clone(), merged_away(value)))
+        .collect::<serde_json::Map<_, _>>()
+        .into()
+}
+
+/// What Go's converter of untyped objects says of a value of a wrong type, from what its decoder says.
+fn unstructured(mismatch: &str) -> String {
+    let parts = mismatch
+        .strip_prefix("json: cannot unmarshal ")
+        .and_then(|rest| rest.split_once(" into Go struct field "))
+        .and_then(|(found, rest)| Some((found, rest.split_once(" of type ")?.1)));
+    let Some((found, wanted)) = parts else { return mismatch.to_owned() };
+    let kind = match found.split(' ').next() {
+        Some("array") => "slice",
+        Some("object") => "map",
+        Some("number") => {
+            if found.contains('.') {
+                "float64"
+            } else {
+                "int64"
+            }
+        }
+        Some(other) => other,
+        None => "invalid",
+    };
+    match wanted {
+        wanted if wanted.starts_with("[]") => format!("cannot restore slice from {kind}"),
+        wanted if wanted.starts_with("map[") => format!("cannot restore map from {kind}"),
+        wanted if wanted.contains('.') => format!("cannot restore struct from: {kind}"),
+        wanted => format!("unrecognized type: {wanted}"),
     }
 }
 
@@ -339,7 +402,25 @@ pub(super) fn check_uid(
 mod tests {
     use serde_json::json;
 
-    use super::go_text;
+    use super::{go_text, merged_away, unstructured};
+
+    #[test]
+    fn a_merged_patch_has_lost_its_ordered_lists() {
+        let patch = json!({"metadata": {"a": 1}, "spec": {"$setElementOrder/containers": [], "containers": [{}], "b": 2}});
+        assert_eq!(merged_away(&patch), json!({"metadata": {"a": 1}, "spec": {"b": 2}}));
+    }
+
+    #[test]
+    fn wrong_types_are_told_as_the_converter_tells_them() {
+        let told = |found: &str, wanted: &str| {
+            unstructured(&format!("json: cannot unmarshal {found} into Go struct field A.b of type {wanted}"))
+        };
+        assert_eq!(told("string", "int32"), "unrecognized type: int32");
+        assert_eq!(told("string", "[]v1.Container"), "cannot restore slice from string");
+        assert_eq!(told("array", "map[string]string"), "cannot restore map from slice");
+        assert_eq!(told("number 5", "v1.PodSpec"), "cannot restore struct from: int64");
+        assert_eq!(unstructured("quantities must match"), "quantities must match");
+    }
 
     #[test]
     fn json_reads_as_go_prints_it() {

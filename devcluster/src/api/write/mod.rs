@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::Cluster;
 use crate::apply;
-use crate::builtin::{decode, defaults, validate};
+use crate::builtin::{decode, defaults, validate, warnings as builtin_warnings};
 use crate::gvk::GroupKind;
 use crate::resources::Resource;
 use crate::server::status::{ApiError, Cause};
@@ -38,6 +38,8 @@ pub struct WriteOptions {
     pub force: bool,
     /// `Strict`, `Warn` or `Ignore` for unknown fields.
     pub field_validation: FieldValidation,
+    /// Paths of fields that the body has twice.
+    pub repeated: Vec<String>,
     /// Now.
     pub now: Timestamp,
 }
@@ -107,7 +109,8 @@ impl Cluster {
             object.as_object_mut().map(|o| o.remove("status"));
         }
         let mut warnings = Vec::new();
-        let object = self.admit(resource, object, None, None, options, &mut warnings)?;
+        let admitted = self.admit(resource, object, None, None, options, &mut warnings);
+        let object = admitted.map_err(|error| error.warned(&warnings))?;
         let object =
             apply::track_update(None, &object, &options.manager, None, options.now, &resource.typing);
         self.store_new(resource, namespace, &name, object, options, warnings)
@@ -234,7 +237,8 @@ impl Cluster {
         confine(resource, subresource, &before, &mut object);
         keep_system_fields(&before, &mut object);
         let mut warnings = Vec::new();
-        let mut object = self.admit(resource, object, Some(&before), subresource, options, &mut warnings)?;
+        let admitted = self.admit(resource, object, Some(&before), subresource, options, &mut warnings);
+        let mut object = admitted.map_err(|error| error.warned(&warnings))?;
         if subresource != Some("status")
             && (spec_of(&object) != spec_of(&before) || counts_metadata(resource, &object, &before))
             && counts_generations(resource)
@@ -305,6 +309,18 @@ impl Cluster {
                 let blocked = causes.iter().any(Cause::blocks_rules);
                 let found = custom.schema.validate_after(&object, before, blocked);
                 let mut faults: Vec<Cause> = found.iter().map(Cause::from).collect();
+                if subresource == Some("status") {
+                    // A real server checks the status by itself, and names what is in it from there.
+                    let relative = |cause: &mut Cause| {
+                        let (status, inside) = ("status.", cause.field.clone());
+                        if let Some(rest) = inside.strip_prefix(status) {
+                            let body = " in body ";
+                            cause.message =
+                                cause.message.replace(&format!("{inside}{body}"), &format!("{rest}{body}"));
+                        }
+                    };
+                    faults.iter_mut().for_each(relative);
+                }
                 // That rules were not checked is said last.
                 let unchecked = faults.iter().position(|cause| cause.field == "<nil>");
                 let at = unchecked.unwrap_or(faults.len());
@@ -331,6 +347,9 @@ impl Cluster {
             }
         }
         refuse(resource, &name, causes)?;
+        if resource.custom.is_none() && subresource.is_none() {
+            warnings.extend(builtin_warnings::of(&resource.kind, &object, before));
+        }
         if resource.kind == "CustomResourceDefinition" && subresource.is_none() {
             self.registry
                 .check(&object)

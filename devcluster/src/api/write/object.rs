@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use rand::Rng as _;
 use serde_json::{Map, Value, json};
 
-use crate::builtin::{defaults, events};
+use crate::builtin::{autoscalers, defaults, events};
 use crate::resources::Resource;
 use crate::server::status::ApiError;
 use crate::store::GroupResource;
@@ -45,6 +45,14 @@ pub(in crate::api) fn counts_generations(resource: &Resource) -> bool {
                 | "PodDisruptionBudget"
                 | "PriorityClass"
                 | "CustomResourceDefinition"
+                | "MutatingWebhookConfiguration"
+                | "ValidatingWebhookConfiguration"
+                | "ValidatingAdmissionPolicy"
+                | "ValidatingAdmissionPolicyBinding"
+                | "DeviceClass"
+                | "ResourceSlice"
+                | "FlowSchema"
+                | "PriorityLevelConfiguration"
         )
 }
 
@@ -98,6 +106,14 @@ pub(super) fn confine(resource: &Resource, subresource: Option<&str>, before: &V
             if resource.kind == "Node" || resource.kind == "Pod" {
                 copy_meta(object, &mut confined, "finalizers");
             }
+            *object = confined;
+        }
+        Some("approval") => {
+            let mut confined = before.clone();
+            if object["status"]["conditions"].is_array() {
+                confined["status"]["conditions"] = object["status"]["conditions"].clone();
+            }
+            copy_meta(object, &mut confined, "managedFields");
             *object = confined;
         }
         _ if resource.has_status() => {
@@ -203,8 +219,12 @@ pub fn present(resource: &Resource, stored: &Value) -> Value {
     if stored["apiVersion"] == api_version.as_str() {
         return stored.clone();
     }
-    if resource.plural == "events" {
-        return events::to_events_v1(stored);
+    if resource.custom.is_none() {
+        match resource.plural.as_str() {
+            "events" => return events::to_events_v1(stored),
+            "horizontalpodautoscalers" => return autoscalers::to_v1(stored),
+            _ => {}
+        }
     }
     let mut out = stored.clone();
     out["apiVersion"] = api_version.into();
@@ -219,8 +239,16 @@ pub(super) fn to_storage(resource: &Resource, mut object: Value) -> Value {
     if resource.storage_api_version == resource.api_version() {
         return object;
     }
-    if resource.plural == "events" {
-        return events::to_core_v1(&object);
+    if resource.custom.is_none() {
+        match resource.plural.as_str() {
+            "events" => return events::to_core_v1(&object),
+            "horizontalpodautoscalers" => {
+                let mut stored = autoscalers::to_v2(&object);
+                defaults::apply(&resource.kind, &mut stored);
+                return stored;
+            }
+            _ => {}
+        }
     }
     let mut out = object;
     out["apiVersion"] = resource.storage_api_version.clone().into();

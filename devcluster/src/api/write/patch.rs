@@ -134,9 +134,11 @@ impl Cluster {
         self.keep_namespace(resource, &key.namespace, &mut patched)?;
         check_name(&patched, &key.name)?;
         let strategic = matches!(kind, PatchKind::Strategic).then_some(body);
-        let mut warnings = check_patched(resource, &mut patched, strategic, options.field_validation)?;
+        let mut warnings = check_patched(resource, &mut patched, strategic, options)?;
+        // What is there twice has been said.
+        let options = WriteOptions { repeated: Vec::new(), ..options.clone() };
         let mut written =
-            self.write_over(resource, key, subresource, patched, current, options, Tracked::No)?;
+            self.write_over(resource, key, subresource, patched, current, &options, Tracked::No)?;
         warnings.append(&mut written.warnings);
         Ok(Written { warnings, ..written })
     }

@@ -8,20 +8,25 @@ const DISCOVERY: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroup
     application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList,application/json";
 /// The groups that devcluster serves, with their versions.
 const GROUPS: &[&str] = &[
+    "admissionregistration.k8s.io/v1",
     "apiextensions.k8s.io/v1",
     "apiregistration.k8s.io/v1",
     "apps/v1",
     "authentication.k8s.io/v1",
     "authorization.k8s.io/v1",
+    "autoscaling/v1",
     "autoscaling/v2",
     "batch/v1",
+    "certificates.k8s.io/v1",
     "coordination.k8s.io/v1",
     "discovery.k8s.io/v1",
     "events.k8s.io/v1",
+    "flowcontrol.apiserver.k8s.io/v1",
     "networking.k8s.io/v1",
     "node.k8s.io/v1",
     "policy/v1",
     "rbac.authorization.k8s.io/v1",
+    "resource.k8s.io/v1",
     "scheduling.k8s.io/v1",
     "storage.k8s.io/v1",
 ];
@@ -84,6 +89,11 @@ pub fn openapi() -> Script {
     ] {
         let more = if recursive { " --recursive" } else { "" };
         s.kubectl(&format!("explain {path}"), &format!("explain {path}{more}"), "");
+    }
+    s.get("schemas of core", "/openapi/v3/api/v1").part = "/body/components/schemas";
+    for group_version in GROUPS {
+        let path = format!("/openapi/v3/apis/{group_version}");
+        s.get(&format!("schemas of {group_version}"), &path).part = "/body/components/schemas";
     }
     s.kubectl("explain nothing", "explain pod.spec.nothing", "");
     s

@@ -1,10 +1,12 @@
 //! What is asked of both servers.
 
 mod apply;
+mod control;
 mod definitions;
 mod deletion;
 mod documents;
 mod errors;
+mod habits;
 mod kinds;
 mod kubectl;
 mod media;
@@ -52,6 +54,10 @@ pub fn others() -> Vec<Script> {
         subresources::pods(),
         subresources::reviews(),
         media::media(),
+        control::control(),
+        control::autoscalers(),
+        control::requests(),
+        habits::habits(),
         kubectl::verbs(),
         kubectl::generators(),
         kubectl::complaints(),
