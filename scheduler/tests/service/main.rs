@@ -137,7 +137,10 @@ async fn adapters_are_placed_with_the_routes_and_their_failures_told() {
     operator.push(&cluster).await;
     let mut agent = Agent::connect(&s, "n1", Some("n1"), None).await;
     let of = |a: &Agent| a.table.pools.first().and_then(|p| p.adapters.first()).cloned();
-    let everywhere = |a: &Agent| of(a).is_some_and(|sql| sql.placed.len() == a.endpoints().len());
+    let everywhere = |a: &Agent| {
+        let endpoints = a.endpoints().len();
+        endpoints > 0 && of(a).is_some_and(|sql| sql.placed.len() == endpoints)
+    };
     agent.until("places it everywhere", everywhere).await;
     let replica = of(&agent).unwrap().placed[0].clone();
     let failing = EngineReport {
