@@ -3,6 +3,7 @@
 //! A plan carries a cheap summary for each pool, from what its solve knows anyway: O(candidates × classes).
 //! [`deepen`] answers a person who asks: it tests alternatives and changes by planning them.
 
+pub mod applied;
 mod deepen;
 mod diff;
 pub(crate) mod remarks;
