@@ -257,6 +257,11 @@ fn table(plan: &Plan) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::Arc;
+
+    use plimsoll_proto::v1::{PushSnapshotRequest, WatchFleetRequest};
+    use plimsoll_scheduler::service::{Scheduler, SchedulerConfig};
+    use tokio_util::sync::CancellationToken;
 
     fn args(extra: &[&str]) -> Args {
         #[derive(clap::Parser)]
@@ -325,6 +330,54 @@ mod tests {
         std::fs::write(&file, "{}").unwrap();
         let failure = offline(&args(&["--against", file.to_str().unwrap()])).err().unwrap();
         assert!(failure.to_string().contains("none.json holds no plan"), "{failure}");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn manifests_are_compared_with_what_runs() {
+        let mut config = SchedulerConfig::new(Arc::new(EnginePlanner::default()));
+        config.debounce = std::time::Duration::from_millis(20);
+        let stop = CancellationToken::new();
+        let handle = Scheduler::start(config, stop.clone()).await.unwrap();
+        let url = format!("http://{}", handle.addr());
+        // What runs: the examples but for one pool, as an operator would hand them over.
+        let mut running = args(&[]);
+        running.scheduler.scheduler = Some(url.clone());
+        let mut cluster = manifests::load(&running.files).unwrap().snapshot;
+        manifests::add_nodes(&mut cluster, &running.nodes).unwrap();
+        cluster.pools.retain(|p| p.id.name() != "code");
+        let request = PushSnapshotRequest {
+            snapshot: Some(document::encode("snapshot", &cluster).unwrap()),
+            operator: "test".to_owned(),
+            sequence: 1,
+        };
+        let mut client = running.scheduler.connect().await.unwrap();
+        let watch = WatchFleetRequest { plans_only: true };
+        let mut plans = client.watch_fleet(watch).await.unwrap().into_inner();
+        client.push_snapshot(request).await.unwrap();
+        let first = tokio::time::timeout(std::time::Duration::from_secs(60), plans.message());
+        assert!(first.await.unwrap().unwrap().is_some(), "a plan is in force");
+
+        let live = |files: &[&str]| {
+            let mut args = args(&["--live", "--scheduler", &url]);
+            if !files.is_empty() {
+                args.files = files.iter().map(PathBuf::from).collect();
+            }
+            args
+        };
+        let all = remote(&live(&[])).await.unwrap();
+        let text = render(&all, &[], Output::Table).unwrap();
+        assert!(text.contains("\n+ default/code   "), "{text}");
+        assert!(text.contains("plan: 1 to add, 0 to change, 0 to remove; "), "{text}");
+        assert_eq!(code(&all), 2);
+        // One object alone: the others stay as they run.
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("budget.yaml");
+        let budget = "apiVersion: plimsoll.dev/v1alpha1\nkind: Budget\nmetadata: {name: wide}\nspec: {scope: {namespaces: [default]}, usdPerHour: 1000}\n";
+        std::fs::write(&file, budget).unwrap();
+        let wide = remote(&live(&[file.to_str().unwrap()])).await.unwrap();
+        assert_eq!(code(&wide), 0, "{}", render(&wide, &[], Output::Table).unwrap());
+        stop.cancel();
+        handle.join().await.unwrap();
     }
 
     #[test]
