@@ -332,6 +332,23 @@ impl<'s, 'p, 'a> Search<'s, 'p, 'a> {
         (0..answers.len()).map(of).sum()
     }
 
+    /// What is lost while replicas of an answer start, in the units of [`Search::loss`]: each serves nothing for its start's share of the time that a
+    /// decision is expected to hold.
+    fn lost_to_starts(&self, answers: &[PoolAnswer]) -> f64 {
+        let lowest = lowest(self.problem);
+        let of = |p: usize| {
+            let (pool, answer) = (&self.problem.pools[p], &answers[p]);
+            let rank = pool.pool.priority.saturating_sub(lowest).min(10);
+            let started = answer.counts.iter().map(|(at, n)| {
+                let new = n.saturating_sub(pool.running.get(at).copied().unwrap_or(0));
+                pool.start_factors[at.0].min(1.0) * f64::from(new)
+            });
+            let share = started.sum::<f64>() / f64::from(answer.replicas().max(1));
+            1e3_f64.powi(rank) * share * (1.0 - pool.undone(answer)).max(0.0)
+        };
+        (0..answers.len()).map(of).sum()
+    }
+
     /// Every pool chooses from what those before it left; pools that come away short go first the next time. A pool that finds
     /// what it wishes for takes that.
     fn in_turn(&self, wishes: Vec<Option<Counts>>, prices: &Prices) -> Vec<PoolAnswer> {
@@ -452,7 +469,7 @@ fn one(
 /// The best fleet so far.
 struct Best<'b, 's, 'p, 'a> {
     search: &'b Search<'s, 'p, 'a>,
-    /// Demand lost (weighed by tier), cost, answers.
+    /// Demand lost (weighed by tier), with what starts lose where any is; cost, answers.
     found: Option<(f64, f64, Vec<PoolAnswer>)>,
 }
 
@@ -466,7 +483,10 @@ impl Best<'_, '_, '_, '_> {
         }
         self.search.polish(&mut answers);
         let cost = answers.iter().enumerate().map(|(p, a)| self.search.options.cost(p, &a.counts)).sum();
-        let lost = self.search.loss(&answers);
+        let mut lost = self.search.loss(&answers);
+        if lost > 0.0 && self.search.runs() {
+            lost += self.search.lost_to_starts(&answers);
+        }
         let (less, as_good) = match self.search.runs() {
             // Neither is changed for a twentieth of what is lost, nor is as much lost anew with every plan to save a little.
             true => (WORTH_CHANGING, 1.0),

@@ -430,11 +430,17 @@ fn an_unchanged_shortage_keeps_what_runs_and_new_capacity_serves_more() {
     let unserved = |plan: &Plan| plan.pools.iter().map(|p| p.unserved_rps).sum::<f64>();
     let first = run(&mut w);
     assert!(unserved(&first) > 10.0, "{}", unserved(&first));
+    println!("first: {:.3} unserved, ${:.2}", unserved(&first), first.usd_per_hour);
     let mut before = first.clone();
     for again in 0..3 {
         let plan = run(&mut w);
         let moved = replicas(&plan).iter().filter(|id| !replicas(&before).contains(id)).count();
-        println!("{again}: {moved} of {} started, {:.2} unserved", replicas(&plan).len(), unserved(&plan));
+        println!(
+            "{again}: {moved} of {} started, {:.3} unserved, ${:.2}",
+            replicas(&plan).len(),
+            unserved(&plan),
+            plan.usd_per_hour
+        );
         assert!(moved <= if again == 0 { 2 } else { 0 }, "{moved} replicas started although nothing changed");
         assert!(unserved(&plan) <= unserved(&before) + 1e-6);
         before = plan;
