@@ -11,6 +11,7 @@ mod support;
 
 use std::collections::HashSet;
 
+use plimsoll_agent::route::residency::{self, Held, News, Place, marks};
 use plimsoll_agent::route::{Memory, PoolView, PrefixHistory, ReplicaLoad, Request, choose};
 use plimsoll_fleet::StepCoefficients;
 use rand::rngs::SmallRng;
@@ -126,14 +127,34 @@ struct Replica {
 enum Knows {
     /// So many routers side by side, each with the history of its own sends.
     Own(usize),
+    /// The same, each told with every answer what others have sent the replica that gave it.
+    Told(usize),
     /// One that sees all caches as they are.
     All,
     /// Nobody: in turn.
     Nothing,
 }
 
-/// Share of prompt tokens found cached, and the median and 99th percentile of the time to first token, ms.
-fn run(arrivals: &[Arrival], replicas: usize, knows: Knows) -> (f64, f64, f64) {
+/// What came of it.
+struct Outcome {
+    /// Share of prompt tokens found cached.
+    cached: f64,
+    /// Median time to first token, ms.
+    p50_ms: f64,
+    p99_ms: f64,
+    /// What routers and agents told each other of marks, per second and all together.
+    bytes_per_second: f64,
+}
+
+/// News under way to a router with an answer's first byte.
+struct UnderWay {
+    at_ms: f64,
+    router: usize,
+    replica: usize,
+    news: News,
+}
+
+fn run(arrivals: &[Arrival], replicas: usize, knows: Knows) -> Outcome {
     let addr = ([127, 0, 0, 1], 1).into();
     let mut endpoints: Vec<_> =
         (0..replicas).map(|i| endpoint(&format!("r{i}"), &format!("n{i}"), addr, None)).collect();
@@ -141,7 +162,10 @@ fn run(arrivals: &[Arrival], replicas: usize, knows: Knows) -> (f64, f64, f64) {
     let view = PoolView::new(pool(endpoints), 1);
     let c = step();
     let capacity = (c.kv_tokens / BLOCK_TOKENS) as usize;
-    let routers = if let Knows::Own(n) = knows { n } else { 1 };
+    let routers = if let Knows::Own(n) | Knows::Told(n) = knows { n } else { 1 };
+    let mut held: Vec<Held> = (0..replicas).map(|i| Held::new(i as u64)).collect();
+    let mut seen: Vec<Vec<Option<Place>>> = vec![vec![None; replicas]; routers];
+    let (mut under_way, mut bytes): (Vec<UnderWay>, usize) = (Vec::new(), 0);
     let mut memories: Vec<Memory> = (0..routers).map(|i| Memory::new(i as u64)).collect();
     let mut truth = PrefixHistory::default();
     let mut fleet: Vec<Replica> = (0..replicas).map(|_| Replica::default()).collect();
@@ -168,6 +192,17 @@ fn run(arrivals: &[Arrival], replicas: usize, knows: Knows) -> (f64, f64, f64) {
             ttft_objective_ms: None,
         };
         let router = rng.random_range(0..routers);
+        under_way.retain(|told| {
+            let come = told.at_ms <= a.at_ms;
+            if come {
+                memories[told.router].hear(&view, told.replica, BLOCK_TOKENS, &told.news);
+                let seen = &mut seen[told.router][told.replica];
+                if seen.is_none_or(|s| s.marks < told.news.upto.marks) {
+                    *seen = Some(told.news.upto);
+                }
+            }
+            !come
+        });
         let memory = &mut memories[router];
         let to = match knows {
             Knows::Nothing => n % replicas,
@@ -177,7 +212,7 @@ fn run(arrivals: &[Arrival], replicas: usize, knows: Knows) -> (f64, f64, f64) {
                 std::mem::swap(&mut memory.history, &mut truth);
                 to
             }
-            Knows::Own(_) => {
+            Knows::Own(_) | Knows::Told(_) => {
                 let to = choose(&view, &request, load, memory).order[0].endpoint;
                 memory.record(&view, &request, to);
                 to
@@ -192,10 +227,23 @@ fn run(arrivals: &[Arrival], replicas: usize, knows: Knows) -> (f64, f64, f64) {
         let r = &mut fleet[to];
         r.free_ms = r.free_ms.max(a.at_ms) + (a.prompt_tokens - found) * c.per_prefill_token_ms + c.base_ms;
         r.batch.push((r.free_ms + a.output_tokens * TOKEN_MS, a.prompt_tokens + a.output_tokens));
+        if let Knows::Told(_) = knows {
+            let (sent, stands) = (marks(&a.prefix), seen[router][to]);
+            let news = held[to].exchange(stands, &sent);
+            bytes += residency::to_text(&sent).len() + stands.map_or(0, |s| s.to_text().len());
+            bytes += news.to_text().len();
+            under_way.push(UnderWay { at_ms: r.free_ms, router, replica: to, news });
+        }
         first.push(r.free_ms - a.at_ms);
     }
     first.sort_by(f64::total_cmp);
-    (cached / all, first[first.len() / 2], first[first.len() * 99 / 100])
+    let seconds = arrivals.last().map_or(1.0, |a| a.at_ms / 1_000.0);
+    Outcome {
+        cached: cached / all,
+        p50_ms: first[first.len() / 2],
+        p99_ms: first[first.len() * 99 / 100],
+        bytes_per_second: bytes as f64 / seconds,
+    }
 }
 
 fn table(name: &str, arrivals: &[Arrival], replicas: usize) {
@@ -214,11 +262,20 @@ fn table(name: &str, arrivals: &[Arrival], replicas: usize) {
         ("one that sees every cache", Knows::All),
         ("one router, by its own history", Knows::Own(1)),
         ("four routers, each by its own", Knows::Own(4)),
+        ("four routers, with sketches", Knows::Told(4)),
         ("sixteen routers, each by its own", Knows::Own(16)),
+        ("sixteen routers, with sketches", Knows::Told(16)),
         ("in turn", Knows::Nothing),
     ] {
-        let (cached, p50, p99) = run(arrivals, replicas, knows);
-        println!("  {who:<34} cached {:>5.1} %   TTFT p50 {p50:>8.0} ms   p99 {p99:>8.0} ms", 100.0 * cached);
+        let Outcome { cached, p50_ms, p99_ms, bytes_per_second } = run(arrivals, replicas, knows);
+        let told = match knows {
+            Knows::Told(_) => format!("   told {bytes_per_second:.0} bytes/s in all"),
+            _ => String::new(),
+        };
+        println!(
+            "  {who:<34} cached {:>5.1} %   TTFT p50 {p50_ms:>8.0} ms   p99 {p99_ms:>8.0} ms{told}",
+            100.0 * cached
+        );
     }
 }
 

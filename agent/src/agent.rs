@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::{AgentConfig, Clients};
 use crate::proxy::handler::Proxy;
+use crate::proxy::lanes::Lanes;
 use crate::proxy::server::{self, Door};
 use crate::proxy::upstream::Upstream;
 use crate::shared::Shared;
@@ -38,6 +39,9 @@ pub enum StartError {
     /// The scheduler's address is no URL.
     #[error("scheduler address {0:?} is not a URL; use one such as http://plimsoll-scheduler:7443")]
     Scheduler(String),
+    /// No threads to serve requests on.
+    #[error("cannot start the threads that serve requests: {0}; allow more threads, or ask for fewer")]
+    Threads(#[source] std::io::Error),
     /// A picker's clients are gateways of others.
     #[error("an agent for peers alone can be no endpoint picker; let a gateway listen for that")]
     PickerForPeers,
@@ -120,15 +124,16 @@ impl Agent {
             tasks.spawn(session::run(shared.clone(), scheduler, finished.clone()));
         }
         let proxy = Proxy { shared: shared.clone(), upstream };
+        let lanes = Lanes::start(shared.config.serve_threads, &proxy).map_err(StartError::Threads)?;
         let picker_address = picker.as_ref().map(|(_, address)| *address);
         if let Some((listener, address)) = picker {
             tasks.spawn(picker::serve(listener, proxy.clone(), stop.clone()));
             tracing::info!(%address, "picks endpoints");
         }
         let serving = {
-            let (stop, finished) = (stop.clone(), finished.clone());
+            let (shared, stop, finished) = (shared.clone(), stop.clone(), finished.clone());
             tokio::spawn(async move {
-                server::serve(listener, door, proxy, stop).await;
+                server::serve(listener, door, shared, lanes, stop).await;
                 finished.cancel();
                 while tasks.join_next().await.is_some() {}
             })

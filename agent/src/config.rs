@@ -38,8 +38,11 @@ pub struct AgentConfig {
     pub public: Option<Public>,
     /// Whom it takes requests from.
     pub clients: Clients,
-    /// Weights of tenants at this agent's engines, by the name that their requests carry; 1 for those not listed.
+    /// Weights of tenants at this agent's engines, by the name that their requests carry: instead of those that the routes say.
     pub tenant_weights: HashMap<String, f64>,
+    /// Threads of its own that it serves requests on (0: the runtime that it is started on, as one of several agents in a
+    /// process would).
+    pub serve_threads: usize,
     /// Metrics, registered by the caller.
     pub metrics: AgentMetrics,
 }
@@ -61,12 +64,9 @@ impl AgentConfig {
             public: None,
             clients: Clients::Everybody,
             tenant_weights: HashMap::new(),
+            serve_threads: 0,
             metrics: AgentMetrics::default(),
         }
-    }
-
-    pub(crate) fn tenant_weight(&self, tenant: Option<&str>) -> f64 {
-        tenant.and_then(|name| self.tenant_weights.get(name)).copied().unwrap_or(1.0)
     }
 }
 

@@ -9,6 +9,7 @@ use plimsoll_fleet::ReplicaId;
 use plimsoll_fleet::telemetry::EngineReport;
 use tokio_util::sync::CancellationToken;
 
+use crate::adapters::tend;
 use crate::driver::Driver;
 use crate::metrics::EngineLabels;
 use crate::proxy::upstream::Upstream;
@@ -38,6 +39,7 @@ pub(crate) async fn run(shared: Arc<Shared>, upstream: Upstream, stop: Cancellat
             if !probes.contains_key(id) {
                 let token = stop.child_token();
                 probes.insert(id.clone(), token.clone());
+                tokio::spawn(tend::run(shared.clone(), upstream.clone(), id.clone(), token.clone()));
                 tokio::spawn(probe(shared.clone(), upstream.clone(), id.clone(), token));
             }
         }
@@ -172,7 +174,13 @@ fn observe(shared: &Shared, local: &LocalReplica, healthy: bool, scraped: scrape
         let mut since = engine.empty_since.lock();
         *since = (engine.draining() && empty).then(|| since.unwrap_or(now));
     }
-    *engine.metrics.lock() = scraped;
+    let tokens = scraped.token_counter;
+    let before = std::mem::replace(&mut *engine.metrics.lock(), scraped).token_counter;
+    // Counters start again where the engine does, and so does its cache.
+    let restarted = before.zip(tokens).is_some_and(|(before, now)| now < before);
+    if restarted || (was_healthy == Some(true) && is_healthy == Some(false)) {
+        engine.held.lock().lost();
+    }
     shared.refresh_state(local);
     if stalled || is_healthy == Some(false) {
         // They may still be answered elsewhere.
@@ -201,6 +209,10 @@ pub(crate) fn reports(shared: &Shared) -> Vec<EngineReport> {
         .map(|local| {
             let metrics = local.engine.metrics.lock().clone();
             let empty_since = *local.engine.empty_since.lock();
+            let (held, adapter_failures) = {
+                let adapters = local.engine.adapters.lock();
+                (adapters.held().map(|held| held.iter().cloned().collect()), adapters.failures())
+            };
             EngineReport {
                 replica: local.replica.id.clone(),
                 healthy: local.engine.liveness.lock().healthy() == Some(true),
@@ -209,7 +221,8 @@ pub(crate) fn reports(shared: &Shared) -> Vec<EngineReport> {
                 waiting: metrics.waiting,
                 kv_usage: metrics.kv_usage,
                 outstanding_tokens: local.engine.outstanding_tokens(),
-                adapters: metrics.adapters,
+                adapters: held.unwrap_or(metrics.adapters),
+                adapter_failures,
                 drained: local.engine.draining()
                     && local.engine.counts() == (0, 0)
                     && empty_since.is_some_and(|since| now - since >= settle_ms),
@@ -227,6 +240,7 @@ pub(crate) fn reports(shared: &Shared) -> Vec<EngineReport> {
             kv_usage: None,
             outstanding_tokens: 0.0,
             adapters: Vec::new(),
+            adapter_failures: Vec::new(),
             drained: true,
         });
     }

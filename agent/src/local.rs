@@ -7,10 +7,12 @@ use parking_lot::Mutex;
 use plimsoll_fleet::StepCoefficients;
 use tokio::sync::oneshot;
 
+use crate::adapters::upkeep::Upkeep;
 use crate::admit::{Admission, Ask, Limits, Offer, Refusal, RefusalReason, Verdict};
 use crate::clock::Clock;
 use crate::liveness::Liveness;
 use crate::replica::Replica;
+use crate::route::residency::Held;
 use crate::scrape::EngineMetrics;
 
 /// State of one local engine.
@@ -22,6 +24,9 @@ pub(crate) struct LocalEngine {
     pub(crate) stalled: AtomicBool,
     /// When it was first seen empty while draining, model ms.
     pub(crate) empty_since: Mutex<Option<f64>>,
+    /// Marks of what it was sent.
+    pub(crate) held: Mutex<Held>,
+    pub(crate) adapters: Mutex<Upkeep>,
 }
 
 #[derive(Debug)]
@@ -31,7 +36,8 @@ struct Gate {
 }
 
 impl LocalEngine {
-    pub(crate) fn new(coefficients: &StepCoefficients, max_queue: usize) -> Self {
+    /// `incarnation` is its agent's.
+    pub(crate) fn new(coefficients: &StepCoefficients, max_queue: usize, incarnation: u64) -> Self {
         Self {
             gate: Mutex::new(Gate {
                 admission: Admission::new(Limits::from_coefficients(coefficients, max_queue)),
@@ -41,6 +47,8 @@ impl LocalEngine {
             metrics: Mutex::new(EngineMetrics::default()),
             stalled: AtomicBool::new(false),
             empty_since: Mutex::new(None),
+            held: Mutex::new(Held::new(incarnation)),
+            adapters: Mutex::default(),
         }
     }
 

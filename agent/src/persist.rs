@@ -84,7 +84,7 @@ mod tests {
     fn keeps_and_finds_again_and_says_what_is_wrong() {
         let dir = tempfile::tempdir().unwrap();
         assert!(load(dir.path()).unwrap().is_none());
-        let table = RouteTable { version: 7, plan: 3, pools: vec![] };
+        let table = RouteTable { version: 7, plan: 3, ..RouteTable::default() };
         save(dir.path(), &table, "e1").unwrap();
         save(dir.path(), &table, "e2").unwrap();
         assert_eq!(load(dir.path()).unwrap(), Some((table, "e2".to_owned())));

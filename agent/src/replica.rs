@@ -3,9 +3,11 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU64, Ordering::Relaxed};
 
+use parking_lot::Mutex;
 use plimsoll_fleet::ReplicaId;
 
 use crate::local::LocalEngine;
+use crate::route::residency::Place;
 use crate::route::{Availability, ReplicaLoad};
 
 /// How long a load hint from another agent counts, model ms.
@@ -29,6 +31,8 @@ pub(crate) struct Replica {
     suspect_until: AtomicU64,
     failures: AtomicU64,
     agent_gone_until: AtomicU64,
+    /// How far the marks of what it was sent were followed.
+    followed: Mutex<Option<Place>>,
 }
 
 const READY: u8 = 0;
@@ -51,6 +55,7 @@ impl Replica {
             suspect_until: AtomicU64::new(0),
             failures: AtomicU64::new(0),
             agent_gone_until: AtomicU64::new(0),
+            followed: Mutex::new(None),
         }
     }
 
@@ -122,6 +127,19 @@ impl Replica {
             slot.store(value, Relaxed);
         }
         self.hint_at.store(now_ms.to_bits(), Relaxed);
+    }
+
+    /// How far its agent's marks were followed.
+    pub(crate) fn followed(&self) -> Option<Place> {
+        *self.followed.lock()
+    }
+
+    /// They were followed up to here. Answers may come in another order than they were given.
+    pub(crate) fn follow(&self, upto: Place) {
+        let mut followed = self.followed.lock();
+        if followed.is_none_or(|f| f.life != upto.life || f.marks < upto.marks) {
+            *followed = Some(upto);
+        }
     }
 
     /// A request could not be sent there: try others first for a while.

@@ -58,6 +58,13 @@ pub(crate) struct PoolMemory {
     pub(crate) stats: Mutex<PoolStats>,
 }
 
+impl PoolMemory {
+    /// Prompt tokens that one hashed block stands for.
+    pub(crate) fn tokens_per_block(&self) -> f64 {
+        crate::route::BLOCK_BYTES as f64 / self.stats.lock().bytes_per_token()
+    }
+}
+
 /// A pool in the current table.
 #[derive(Debug)]
 pub(crate) struct Pool {
@@ -83,6 +90,7 @@ pub(crate) struct Table {
     pub(crate) routes: RouteTable,
     pub(crate) epoch: String,
     pub(crate) by_name: HashMap<String, Arc<Pool>>,
+    tenant_weights: HashMap<String, f64>,
 }
 
 /// State of a running agent.
@@ -161,6 +169,13 @@ impl Shared {
         self.serial.fetch_add(1, Ordering::Relaxed)
     }
 
+    /// A tenant's share against others of its tier: as this agent is configured, else as the routes say, else 1.
+    pub(crate) fn tenant_weight(&self, tenant: Option<&str>) -> f64 {
+        let Some(tenant) = tenant else { return 1.0 };
+        let own = self.config.tenant_weights.get(tenant).copied();
+        own.or_else(|| self.table.load().tenant_weights.get(tenant).copied()).unwrap_or(1.0)
+    }
+
     /// Makes a table the current one. Requests under way keep what they hold of the old one.
     pub(crate) fn install(&self, routes: RouteTable, epoch: String) {
         let mut memories = self.memories.lock();
@@ -195,8 +210,11 @@ impl Shared {
                         replicas.get(&endpoint.replica).filter(|r| r.local.is_some() == mine).cloned();
                     let replica = known.unwrap_or_else(|| {
                         let local = mine.then(|| {
-                            let engine =
-                                LocalEngine::new(&endpoint.coefficients, self.config.limits.max_queue);
+                            let engine = LocalEngine::new(
+                                &endpoint.coefficients,
+                                self.config.limits.max_queue,
+                                self.incarnation,
+                            );
                             if !first_table {
                                 engine.liveness.lock().put_on_trial();
                             }
@@ -229,6 +247,12 @@ impl Shared {
                 by_name.insert(route.served_name.clone(), pool);
             }
         }
+        for route in &routes.pools {
+            let Some(pool) = by_name.get(&route.served_name).cloned() else { continue };
+            for adapter in &route.adapters {
+                by_name.entry(adapter.served_name.clone()).or_insert_with(|| pool.clone());
+            }
+        }
         // A local engine that left the table stays known while it has work or a drain to acknowledge.
         let drains = self.drains.lock().clone();
         for (id, old) in self.locals.load().iter() {
@@ -254,7 +278,8 @@ impl Shared {
             .get_or_create(&crate::metrics::AgentLabels { agent: self.config.name.clone() })
             .set(routes.version as i64);
         self.locals.store(Arc::new(locals));
-        self.table.store(Arc::new(Table { routes, epoch, by_name }));
+        let tenant_weights = routes.tenant_weights.iter().cloned().collect();
+        self.table.store(Arc::new(Table { routes, epoch, by_name, tenant_weights }));
         drop((memories, replicas));
         self.apply_drains();
     }

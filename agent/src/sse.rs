@@ -3,6 +3,8 @@
 use bytes::{Bytes, BytesMut};
 use serde::Deserialize;
 
+use crate::body::{members, with_members};
+
 /// The longest event that is read; the rest of a longer one passes unread.
 const MAX_EVENT_BYTES: usize = 512 * 1024;
 
@@ -33,6 +35,11 @@ impl Usage {
     pub fn cached_tokens(&self) -> u64 {
         self.prompt_tokens_details.and_then(|d| d.cached_tokens).unwrap_or(0)
     }
+
+    fn set_cached_tokens(&mut self, cached_tokens: Option<u64>) {
+        let cached_tokens = cached_tokens.map(|c| c.min(self.prompt_tokens));
+        self.prompt_tokens_details = cached_tokens.map(|c| PromptDetails { cached_tokens: Some(c) });
+    }
 }
 
 /// What a stream has shown so far.
@@ -55,6 +62,8 @@ pub struct Seen {
 pub struct SseScanner {
     strip_usage: bool,
     rename: Option<(Vec<u8>, Vec<u8>)>,
+    /// Somebody else computed the prompt, and found so much of it cached, as far as is known.
+    elsewhere: Option<Option<u64>>,
     tail: BytesMut,
     raw: bool,
     seen: Seen,
@@ -111,10 +120,17 @@ impl SseScanner {
         Self {
             strip_usage,
             rename: rename.map(|(from, to)| (quoted(from), quoted(to))),
+            elsewhere: None,
             tail: BytesMut::new(),
             raw: false,
             seen: Seen::default(),
         }
+    }
+
+    /// The prompt was computed elsewhere, where so many of its tokens were cached (`None`: not known): from now on usage says
+    /// so instead of what the engine says.
+    pub fn prompt_came_from_elsewhere(&mut self, cached_tokens: Option<u64>) {
+        self.elsewhere = Some(cached_tokens);
     }
 
     /// What was seen so far.
@@ -212,13 +228,18 @@ impl SseScanner {
             return Keep::Same;
         }
         let mut drop = false;
+        let mut corrected = None;
         // A string cannot hold an unescaped quote, so these bytes are a member's name.
         let usage = find(data, b"\"usage\":")
             .is_some_and(|at| !data[at + 8..].trim_ascii_start().starts_with(b"null"));
         if usage || self.seen.token_events == 0 {
             if let Ok(chunk) = serde_json::from_slice::<Chunk>(data) {
                 let empty = chunk.choices.as_ref().is_some_and(Vec::is_empty);
-                if let Some(found) = chunk.usage.or(chunk.response.and_then(|r| r.usage)) {
+                if let Some(mut found) = chunk.usage.or(chunk.response.and_then(|r| r.usage)) {
+                    if let Some(cached) = self.elsewhere {
+                        corrected = with_cached_tokens(data, cached);
+                        found.set_cached_tokens(cached);
+                    }
                     self.seen.usage = Some(found);
                     drop = self.strip_usage && empty;
                 }
@@ -247,11 +268,38 @@ impl SseScanner {
         if drop {
             return Keep::Drop;
         }
-        match &self.rename {
-            Some((from, to)) => rename_model(data, from, to).map_or(Keep::Same, Keep::Replace),
-            None => Keep::Same,
-        }
+        let renamed = match &self.rename {
+            Some((from, to)) => rename_model(corrected.as_deref().unwrap_or(data), from, to),
+            None => None,
+        };
+        renamed.or(corrected).map_or(Keep::Same, Keep::Replace)
     }
+}
+
+/// An answer, or a part of one, whose usage says that so many prompt tokens were cached (`None`: it says nothing of it). The text
+/// must be valid JSON. `None`: it needs no change.
+pub(crate) fn with_cached_tokens(data: &[u8], cached_tokens: Option<u64>) -> Option<Vec<u8>> {
+    let member = |text: &[u8], wanted: &str| {
+        let mut all = members(text);
+        all.find(|(name, ..)| name == wanted)
+            .map(|(_, _, value)| value)
+            .filter(|v| text[v.clone()].starts_with(b"{"))
+    };
+    let at = member(data, "usage")?;
+    let usage = &data[at.clone()];
+    let prompt = serde_json::from_slice::<Usage>(usage).ok()?.prompt_tokens;
+    let details = member(usage, "prompt_tokens_details");
+    let details = match (details, cached_tokens) {
+        (None, None) => return None,
+        (Some(_), None) => "null".to_owned(),
+        (details, Some(cached)) => {
+            let text = details.map_or(&b"{}"[..], |at| &usage[at]);
+            let set = with_members(text, &[("cached_tokens", Some(cached.min(prompt).to_string()))]);
+            String::from_utf8(set.to_vec()).ok()?
+        }
+    };
+    let usage = with_members(usage, &[("prompt_tokens_details", Some(details))]);
+    Some([&data[..at.start], &usage, &data[at.end..]].concat())
 }
 
 /// The text with its first `"model": FROM` changed to `TO` (both quoted), or `None` if there is none.
@@ -348,6 +396,45 @@ mod tests {
         assert!(out.starts_with(long.as_bytes()));
         assert!(scanner.seen().done);
         assert!(scanner.tail.is_empty());
+    }
+
+    #[test]
+    fn usage_says_what_was_cached_where_the_prompt_was_computed() {
+        let scan = |cached, text: &str, cuts: &[usize]| {
+            let mut scanner = SseScanner::new(false, Some(("e", "pool")));
+            scanner.prompt_came_from_elsewhere(cached);
+            let out = String::from_utf8(run(&mut scanner, text.as_bytes(), cuts)).unwrap();
+            (out, scanner.seen().usage.unwrap().cached_tokens())
+        };
+        for cuts in [&[][..], &[40, 300, 460, 520]] {
+            let (known, seen) = scan(Some(3), STREAM, cuts);
+            assert!(
+                known.contains("\"cached_tokens\":3") && !known.contains("\"cached_tokens\":8"),
+                "{known}"
+            );
+            assert_eq!(seen, 3);
+            assert_eq!(known.matches("data:").count(), STREAM.matches("data:").count());
+            assert!(!known.contains("\"model\":\"e\","), "renamed all the same");
+        }
+        let (unknown, seen) = scan(None, STREAM, &[]);
+        assert!(unknown.contains("\"prompt_tokens_details\":null") && seen == 0, "{unknown}");
+        let (most, _) = scan(Some(1_000), STREAM, &[]);
+        assert!(most.contains("\"cached_tokens\":11"), "never more than there are: {most}");
+
+        let changed = |text: &str, cached| {
+            let text = with_cached_tokens(text.as_bytes(), cached)?;
+            Some(serde_json::from_slice::<serde_json::Value>(&text).unwrap())
+        };
+        let details = r#"{"a":1,"usage":{"prompt_tokens":9,"prompt_tokens_details":{"audio_tokens":2,"cached_tokens":9}},"b":"usage"}"#;
+        assert_eq!(
+            changed(details, Some(4)).unwrap(),
+            serde_json::json!({"a": 1, "b": "usage", "usage": {"prompt_tokens": 9, "prompt_tokens_details": {"audio_tokens": 2, "cached_tokens": 4}}})
+        );
+        let silent = r#"{"usage":{"prompt_tokens":9}}"#;
+        assert_eq!(changed(silent, Some(4)).unwrap()["usage"]["prompt_tokens_details"]["cached_tokens"], 4);
+        assert_eq!(changed(silent, None), None, "it says nothing that is false");
+        assert_eq!(changed(r#"{"usage":null}"#, Some(4)), None);
+        assert_eq!(changed(r#"{"choices":[]}"#, Some(4)), None);
     }
 
     #[test]

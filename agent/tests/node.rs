@@ -159,6 +159,62 @@ async fn waiting_requests_get_their_turn_in_order_of_slack() {
     );
 }
 
+/// Who is served, in order, of eight long requests each of two tenants that all wait; web's came first.
+async fn turns(
+    weights: &[(&str, f64)],
+    change: impl FnOnce(&mut plimsoll_agent::AgentConfig),
+) -> Vec<&'static str> {
+    let a = Engine::start().await;
+    let n1 = agent("n1", Some("n1"), change).await;
+    let mut only = endpoint("chat-1", "n1", a.addr, Some(n1.addr()));
+    only.coefficients.max_running = 1;
+    let mut routes = table(1, vec![only]);
+    routes.tenant_weights = weights.iter().map(|(name, weight)| ((*name).to_owned(), *weight)).collect();
+    n1.set_routes(routes);
+    a.next(&[Act::Endless, Act::Endless, Act::Endless]);
+    let mut running = Vec::new();
+    for i in 1..=3 {
+        running.push(tokio::spawn(send(chat(n1.addr(), true))));
+        until("it runs", || a.requests() == i).await;
+    }
+    let order = Arc::new(Mutex::new(Vec::new()));
+    let mut tasks = Vec::new();
+    for name in std::iter::repeat_n("web", 8).chain(std::iter::repeat_n("research", 8)) {
+        let body = serde_json::json!({"model": "chat-model", "stream": true, "max_tokens": 3,
+            "messages": [{"role": "user", "content": format!("{} {}", tasks.len(), "x".repeat(160_000))}]});
+        let mut request = post(n1.addr(), "/v1/chat/completions", body.to_string());
+        request.headers_mut().insert("x-plimsoll-tenant", name.parse().unwrap());
+        request.headers_mut().insert("x-kind", "batch".parse().unwrap());
+        let order = order.clone();
+        tasks.push(tokio::spawn(async move {
+            let response = client().request(request).await.unwrap();
+            assert_eq!(response.status(), 200);
+            order.lock().push(name);
+            http_body_util::BodyExt::collect(response.into_body()).await.unwrap();
+        }));
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    until("all wait", || n1.engines()[0].outstanding_tokens > 16.0 * 40_000.0).await;
+    assert_eq!(a.requests(), 3);
+    running.iter().for_each(tokio::task::JoinHandle::abort);
+    for task in tasks {
+        task.await.unwrap();
+    }
+    let order = order.lock().clone();
+    order
+}
+
+#[tokio::test]
+async fn tenants_take_turns_by_the_weights_of_the_routes_unless_the_agent_has_its_own() {
+    let of_research = |order: &[&str]| order[..8].iter().filter(|name| **name == "research").count();
+    let even = turns(&[], |_| {}).await;
+    assert!((3..=4).contains(&of_research(&even)), "{even:?}");
+    let weighed = turns(&[("research", 4.0)], |_| {}).await;
+    assert!(of_research(&weighed) >= 5, "{weighed:?}");
+    let own = turns(&[("research", 4.0)], |c| c.tenant_weights = [("research".to_owned(), 1.0)].into()).await;
+    assert!((3..=4).contains(&of_research(&own)), "{own:?}");
+}
+
 #[tokio::test]
 async fn a_draining_engine_takes_nothing_new_and_acknowledges_when_empty() {
     let (a, b) = (Engine::start().await, Engine::start().await);

@@ -136,6 +136,36 @@ async fn one_engine_computes_the_prompt_and_the_other_answers() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn usage_says_what_the_prefill_engine_had_cached() {
+    for protocol in BOTH {
+        let fleet = Fleet::start(protocol, &PAIR).await;
+        for stream in [true, false] {
+            let question = format!("{stream}: who has seen the wind? ").repeat(200);
+            let more = json!({"messages": [{"role": "user", "content": question}], "stream": stream,
+                "stream_options": if stream { json!({"include_usage": true}) } else { Value::Null }});
+            let mut found = Vec::new();
+            for _ in 0..2 {
+                let got = fleet.ask(more.clone()).await;
+                assert_eq!(
+                    (got.status, got.header("x-plimsoll-prefill-replica")),
+                    (200, "r0"),
+                    "{}",
+                    got.text
+                );
+                let usage = match stream {
+                    true => got.events().iter().map(|e| e["usage"].clone()).find(Value::is_object).unwrap(),
+                    false => got.json()["usage"].clone(),
+                };
+                let cached = usage["prompt_tokens_details"]["cached_tokens"].as_f64().unwrap();
+                found.push(cached / usage["prompt_tokens"].as_f64().unwrap());
+            }
+            // The decode engine says all of it both times.
+            assert!(found[0] < 0.05 && (0.5..1.0).contains(&found[1]), "{protocol:?} {stream} {found:?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_prefill_engine_that_dies_mid_way_costs_no_answer() {
     for protocol in BOTH {
         // Behind SGLang's decode engine, which prefills nothing, a mixed one; vLLM's decode engine helps itself.

@@ -302,7 +302,37 @@ impl From<&fleet::PoolRoute> for v1::PoolRoute {
                     priority: *priority,
                 })
                 .collect(),
+            adapters: p.adapters.iter().map(Into::into).collect(),
         }
+    }
+}
+
+impl From<&fleet::AdapterRoute> for v1::AdapterRoute {
+    fn from(a: &fleet::AdapterRoute) -> Self {
+        let names = |ids: &[ReplicaId]| ids.iter().map(ToString::to_string).collect();
+        Self {
+            served_name: a.served_name.clone(),
+            source: a.source.clone(),
+            placed: names(&a.placed),
+            held: names(&a.held),
+        }
+    }
+}
+
+impl TryFrom<v1::AdapterRoute> for fleet::AdapterRoute {
+    type Error = InvalidMessage;
+
+    fn try_from(a: v1::AdapterRoute) -> Result<Self, Self::Error> {
+        let ids = |field, names: Vec<String>| {
+            let id = |id| name("AdapterRoute", field, ReplicaId::new(id));
+            names.into_iter().map(id).collect::<Result<Vec<_>, _>>()
+        };
+        Ok(Self {
+            served_name: a.served_name,
+            source: a.source,
+            placed: ids("placed", a.placed)?,
+            held: ids("held", a.held)?,
+        })
     }
 }
 
@@ -321,6 +351,7 @@ impl TryFrom<v1::PoolRoute> for fleet::PoolRoute {
             usd_per_million_tokens: (p.usd_per_million_input_tokens, p.usd_per_million_output_tokens),
             unavailable_reason: p.unavailable_reason,
             objectives: p.objectives.into_iter().map(|o| (o.objective, o.priority)).collect(),
+            adapters: p.adapters.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
         })
     }
 }
@@ -332,7 +363,25 @@ pub fn route_table(table: &fleet::RouteTable, epoch: &str) -> v1::RouteTable {
         plan: table.plan,
         pools: table.pools.iter().map(Into::into).collect(),
         epoch: epoch.to_owned(),
+        tenant_weights: weights_out(&table.tenant_weights),
     }
+}
+
+fn weights_out(weights: &[(String, f64)]) -> Vec<v1::TenantWeight> {
+    weights
+        .iter()
+        .map(|(tenant, weight)| v1::TenantWeight { tenant: tenant.clone(), weight: *weight })
+        .collect()
+}
+
+fn weights_in(weights: Vec<v1::TenantWeight>) -> Result<Vec<(String, f64)>, InvalidMessage> {
+    weights
+        .into_iter()
+        .map(|w| match w.weight {
+            weight if weight.is_finite() && weight > 0.0 => Ok((w.tenant, weight)),
+            value => Err(InvalidMessage::Range { message: "TenantWeight", field: "weight", value }),
+        })
+        .collect()
 }
 
 impl TryFrom<v1::RouteTable> for fleet::RouteTable {
@@ -343,6 +392,7 @@ impl TryFrom<v1::RouteTable> for fleet::RouteTable {
             version: t.version,
             plan: t.plan,
             pools: t.pools.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
+            tenant_weights: weights_in(t.tenant_weights)?,
         })
     }
 }
@@ -363,6 +413,8 @@ pub fn route_delta(base: &fleet::RouteTable, newer: &fleet::RouteTable) -> v1::R
             .map(Into::into)
             .collect(),
         removed: old.keys().filter(|id| !kept.contains(*id)).map(ToString::to_string).collect(),
+        tenant_weights: (base.tenant_weights != newer.tenant_weights)
+            .then(|| v1::TenantWeights { weights: weights_out(&newer.tenant_weights) }),
     }
 }
 
@@ -390,6 +442,10 @@ pub fn apply_route_delta(
         version: delta.version,
         plan: delta.plan,
         pools: pools.into_values().collect(),
+        tenant_weights: match delta.tenant_weights {
+            Some(changed) => weights_in(changed.weights)?,
+            None => base.tenant_weights.clone(),
+        },
     }))
 }
 
@@ -522,6 +578,11 @@ impl From<&fleet::telemetry::EngineReport> for v1::EngineReport {
             outstanding_tokens: e.outstanding_tokens,
             adapters: e.adapters.clone(),
             drained: e.drained,
+            adapter_failures: e
+                .adapter_failures
+                .iter()
+                .map(|(adapter, why)| v1::AdapterFailure { adapter: adapter.clone(), why: why.clone() })
+                .collect(),
         }
     }
 }
@@ -545,6 +606,7 @@ impl TryFrom<v1::EngineReport> for fleet::telemetry::EngineReport {
             outstanding_tokens: finite("EngineReport", "outstanding_tokens", e.outstanding_tokens)?,
             adapters: e.adapters,
             drained: e.drained,
+            adapter_failures: e.adapter_failures.into_iter().map(|f| (f.adapter, f.why)).collect(),
         })
     }
 }
@@ -635,8 +697,15 @@ mod tests {
                     usd_per_million_tokens: (0.1, 0.2),
                     unavailable_reason: String::new(),
                     objectives: vec![("batch".into(), -1), ("chat".into(), 100)],
+                    adapters: vec![fleet::AdapterRoute {
+                        served_name: format!("{id}-sql"),
+                        source: "hf://acme/sql".into(),
+                        placed: vec![ReplicaId::new("r1").unwrap(), ReplicaId::new("r2").unwrap()],
+                        held: vec![ReplicaId::new("r2").unwrap()],
+                    }],
                 })
                 .collect(),
+            tenant_weights: vec![("research".into(), 2.0)],
         }
     }
 
@@ -656,6 +725,11 @@ mod tests {
         assert_eq!(delta.removed, ["default/c"]);
         assert_eq!(apply_route_delta(&a, delta.clone()).unwrap(), Some(b.clone()));
         assert_eq!(apply_route_delta(&b, delta).unwrap(), None, "a delta from another base is refused");
+        // Weights stay unless a delta names them; then all of them are in it.
+        let c = fleet::RouteTable { version: 5, tenant_weights: Vec::new(), ..b.clone() };
+        let delta = route_delta(&b, &c);
+        assert!(delta.changed.is_empty());
+        assert_eq!(apply_route_delta(&b, delta).unwrap(), Some(c));
     }
 
     #[test]
@@ -664,6 +738,10 @@ mod tests {
         wire.pools[0].endpoints[0].coefficients.as_mut().unwrap().base_ms = f64::NAN;
         let error = fleet::RouteTable::try_from(wire).unwrap_err();
         assert_eq!(error.to_string(), "StepCoefficients.base_ms is NaN, which is out of range");
+        let mut wire = route_table(&table(1, &[]), "e");
+        wire.tenant_weights[0].weight = 0.0;
+        let error = fleet::RouteTable::try_from(wire).unwrap_err();
+        assert_eq!(error.to_string(), "TenantWeight.weight is 0, which is out of range");
         let report = v1::AgentReport { node: "Not A Name".into(), ..Default::default() };
         let status = tonic::Status::from(fleet::telemetry::AgentReport::try_from(report).unwrap_err());
         assert!(status.message().contains("AgentReport.node"), "{}", status.message());

@@ -56,7 +56,19 @@ pub fn routes(
         version: previous_version.saturating_add(1),
         plan: plan.number,
         pools: pools.into_iter().map(|p| route(plan.pool(&p.id), snapshot, agents, p)).collect(),
+        tenant_weights: tenant_weights(snapshot),
     }
+}
+
+/// Those that are not what they would be without being said.
+fn tenant_weights(snapshot: &ClusterSnapshot) -> Vec<(String, f64)> {
+    let named = snapshot.tenants.iter().filter(|t| t.weight.is_finite() && t.weight > 0.0 && t.weight != 1.0);
+    named
+        .map(|t| (&t.name, t.weight))
+        .collect::<BTreeMap<_, _>>()
+        .into_iter()
+        .map(|(n, w)| (n.clone(), w))
+        .collect()
 }
 
 fn route(
@@ -140,6 +152,7 @@ fn route(
             .filter(|p| p.pool == pool.id)
             .map(|p| (p.objective.clone(), p.priority))
             .collect(),
+        adapters: Vec::new(),
         unavailable_reason: if open { String::new() } else { unavailable(plan, &replicas, pool) },
     }
 }
@@ -489,6 +502,25 @@ mod tests {
         let next = crate::plan::plan(&w.input()).plan;
         let ids: Vec<&str> = next.pools[0].replicas.iter().map(|r| r.id.as_str()).collect();
         assert_eq!(ids, ["default.chat.external-1", "default.chat.external-2"]);
+    }
+
+    #[test]
+    fn tenants_weights_come_in_order_of_name() {
+        let (mut w, p) = world();
+        let tenant = |name: &str, weight| plimsoll_fleet::Tenant {
+            name: name.into(),
+            tier: None,
+            priority: 0,
+            weight,
+            budget: None,
+            api_key_sha256: Vec::new(),
+        };
+        w.snapshot.tenants =
+            [("web", 0.5), ("even", 1.0), ("research", 2.0)].map(|(n, w)| tenant(n, w)).into();
+        let t = routes(&p, &w.snapshot, &agents(), 6);
+        assert_eq!(t.tenant_weights, [("research".to_owned(), 2.0), ("web".to_owned(), 0.5)]);
+        let changed = RouteTable { version: 9, tenant_weights: Vec::new(), ..t.clone() };
+        assert!(!changed.says_same(&t) && t.says_same(&RouteTable { version: 9, ..t.clone() }));
     }
 
     #[test]

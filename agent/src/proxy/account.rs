@@ -44,6 +44,14 @@ impl Place {
         }
     }
 
+    /// Who computed the prompt, where that was somebody else.
+    pub(crate) fn prefilled_by(&self) -> Option<&Arc<Prefilled>> {
+        match self {
+            Self::Here(_) | Self::There(_) => None,
+            Self::Pair(_, prefill) => Some(prefill),
+        }
+    }
+
     /// The answer has come to its own end. `tokens`: its length, where the engine said it.
     pub(crate) fn finished(&self, tokens: Option<f64>) {
         match self {
@@ -242,7 +250,7 @@ impl Account {
                     output_tokens: output,
                     // Of a pair the prefill half knows: to the other all that came over is cached.
                     cached_tokens: match &self.prefilled_by {
-                        Some(prefill) => prefill.cached_tokens().min(input),
+                        Some(prefill) => prefill.cached_tokens().unwrap_or(0).min(input),
                         None => usage.map_or(0, |u| u.cached_tokens()),
                     },
                     ttft_ms,

@@ -17,16 +17,17 @@ use super::headers::{self as names, positive, text};
 use super::hop::Hop;
 use super::relay::{AnswerBody, Relay};
 use super::resumption::Resumption;
-use super::upstream::{UpstreamError, Whom};
+use super::upstream::{InBody, UpstreamError, Whom};
 use crate::admit::lengths::LengthKey;
 use crate::admit::{Ask, Refusal, RefusalReason};
 use crate::body::{self, Api, Parsed};
 use crate::local::{self, LocalEngine};
 use crate::openai::ApiError;
 use crate::replica::{Flight, Replica};
+use crate::route::residency::{self, News};
 use crate::route::{self, Ranked};
 use crate::shared::Pool;
-use crate::sse::{SseScanner, rename_model, usage_of};
+use crate::sse::{SseScanner, rename_model, usage_of, with_cached_tokens};
 
 /// Why an attempt at one replica gave no answer.
 #[derive(Debug)]
@@ -52,6 +53,8 @@ pub(super) struct Routed {
     pub(super) headers: HeaderMap,
     pub(super) body: Bytes,
     pub(super) parsed: Parsed,
+    /// Its model is an adapter, which engines know by the same name.
+    pub(super) adapter: bool,
     pub(super) strip_usage: bool,
     /// When its answer is worthless, model ms.
     pub(super) deadline_ms: Option<f64>,
@@ -74,7 +77,13 @@ impl Routed {
     /// The engine's name of the model and the client's, where they differ.
     fn renamed<'a>(&'a self, endpoint: &'a Endpoint) -> Option<(&'a str, &'a str)> {
         let served = &self.parsed.model;
-        (endpoint.engine_model != *served).then_some((endpoint.engine_model.as_str(), served.as_str()))
+        let engine = self.engine_model(endpoint);
+        (engine != served).then_some((engine, served.as_str()))
+    }
+
+    /// The name that an engine knows the model by.
+    fn engine_model<'a>(&'a self, endpoint: &'a Endpoint) -> &'a str {
+        if self.adapter { &self.parsed.model } else { &endpoint.engine_model }
     }
 }
 
@@ -108,7 +117,8 @@ impl Proxy {
     pub(super) fn whole(&self, routed: &Routed, sizes: Sizes, pool: &Pool, ranked: &Ranked) -> Errand {
         let endpoint = &pool.view.route.endpoints[ranked.endpoint];
         let now = self.shared.clock.now_ms();
-        let body = body::rewrite(&routed.body, &routed.parsed, &endpoint.engine_model, routed.strip_usage);
+        let body =
+            body::rewrite(&routed.body, &routed.parsed, routed.engine_model(endpoint), routed.strip_usage);
         Errand {
             hop: Hop {
                 replica: endpoint.replica.clone(),
@@ -122,6 +132,8 @@ impl Proxy {
                 stage_in_ms: routed.stage_by_ms.map(|by| by - now),
                 most_output: routed.parsed.max_output.map(f64::from),
                 priority: Some(routed.priority),
+                marks: residency::marks(&routed.parsed.prefix),
+                seen: None,
             },
             // Where engines hand over caches, whose they take is not for clients to say.
             body: if endpoint.hand_over.is_some() { without_hand_over(body) } else { body },
@@ -154,10 +166,10 @@ impl Proxy {
         errand: Errand,
     ) -> Result<Reply, Missed> {
         let shared = &self.shared;
-        let replica = &pool.replicas[endpoint];
+        let (replica, index) = (&pool.replicas[endpoint], endpoint);
         let endpoint = &pool.view.route.endpoints[endpoint];
         let now = shared.clock.now_ms();
-        let Errand { hop, body, prefilled } = errand;
+        let Errand { mut hop, body, prefilled } = errand;
         let out = || Either::Left(Full::new(body.clone()));
         let mut headers = routed.headers.clone();
         let (path, api) = (routed.path.as_str(), routed.api);
@@ -176,6 +188,7 @@ impl Proxy {
                     )
                     .await
                     .map_err(Missed::Refused)?;
+                engine.held.lock().note(&hop.marks);
                 let place = Place::Here(permit);
                 self.send(Whom::Engine, &endpoint.engine_address, path, headers, out(), place, replica, api)
                     .await
@@ -192,13 +205,17 @@ impl Proxy {
                 };
                 let agent = endpoint.agent_address.as_deref().filter(|_| !replica.agent_gone(now));
                 if let Some(agent) = agent {
+                    hop.seen = replica.followed();
                     let mut hop_headers = headers.clone();
                     self.hop_headers(&mut hop_headers, &hop, routed.deadline_ms)?;
                     let missed = match self
                         .send(Whom::Agent, agent, path, hop_headers, out(), place(), replica, api)
                         .await
                     {
-                        Ok(reply) => return Ok(Reply { through_agent: true, ..reply }),
+                        Ok(reply) => {
+                            self.hear(pool, index, &reply.head.headers);
+                            return Ok(Reply { through_agent: true, ..reply });
+                        }
                         Err(missed) => missed,
                     };
                     let how = match &missed {
@@ -233,6 +250,14 @@ impl Proxy {
                     .map_err(reached)
             }
         }
+    }
+
+    /// Takes in what the agent beside an engine says that others have sent there.
+    fn hear(&self, pool: &Pool, endpoint: usize, headers: &HeaderMap) {
+        let Some(news) = text(headers, names::HELD.as_str()).and_then(News::parse) else { return };
+        pool.replicas[endpoint].follow(news.upto);
+        let tokens_per_block = pool.memory.tokens_per_block();
+        pool.memory.router.lock().hear(&pool.view, endpoint, tokens_per_block, &news);
     }
 
     /// Adds what the agent beside an engine is told.
@@ -295,7 +320,7 @@ impl Proxy {
                 tenant: names::tenant(headers),
                 class: text(headers, names::SLO_CLASS).map_or(0, |c| xxh3_64(c.as_bytes())),
             },
-            weight: shared.config.tenant_weight(names::first_text(headers, &names::TENANTS)),
+            weight: shared.tenant_weight(names::first_text(headers, &names::TENANTS)),
             prompt_tokens: hop.prompt_tokens.max(1.0),
             cached_tokens: hop.cached_tokens,
             expected_output: hop.expected_output,
@@ -412,7 +437,7 @@ impl Proxy {
         tracing::Span::current().record("replica", endpoint.replica.as_str());
         account.served_by(&endpoint.replica);
         let mut headers = names::forward_response(&reply.head.headers);
-        if let Place::Pair(_, prefill) = &reply.place {
+        if let Some(prefill) = reply.place.prefilled_by() {
             account.prefilled_by(prefill.clone());
             if let Ok(value) = HeaderValue::from_str(prefill.replica.as_str()) {
                 headers.insert(names::PREFILL_REPLICA, value);
@@ -427,7 +452,7 @@ impl Proxy {
                 rest,
                 first,
                 routed.scanner(endpoint),
-                self.upstream.idle,
+                self.upstream.idle_after,
                 Some(account),
                 reply.place,
                 endpoint.replica.to_string(),
@@ -443,6 +468,12 @@ impl Proxy {
                     _ => Outcome::Failed,
                 };
                 let usage = usage_of(&bytes).filter(|_| status.is_success());
+                let bytes = match reply.place.prefilled_by().filter(|_| usage.is_some()) {
+                    Some(prefill) => {
+                        with_cached_tokens(&bytes, prefill.cached_tokens()).map_or(bytes, Bytes::from)
+                    }
+                    None => bytes,
+                };
                 reply.place.finished(usage.map(|u| u.completion_tokens as f64));
                 account.settle(outcome, usage);
                 let quoted = |name: &str| serde_json::Value::from(name).to_string().into_bytes();
@@ -497,6 +528,7 @@ impl Proxy {
                 return Ok(self.refuse_hop(&refusal, Some(&local.replica)));
             }
         };
+        let news = local.engine.held.lock().exchange(hop.seen, &hop.marks);
         let mut headers = names::forward_request(&parts.headers);
         headers.remove(names::DEADLINE_MS);
         if let Some(length) = body.size_hint().exact() {
@@ -512,12 +544,17 @@ impl Proxy {
                 if let Ok(value) = HeaderValue::from_str(&local.replica.hint_text()) {
                     headers.insert(names::LOAD, value);
                 }
+                if hop.seen != Some(news.upto)
+                    && let Ok(value) = HeaderValue::from_str(&news.to_text())
+                {
+                    headers.insert(names::HELD, value);
+                }
                 let body = match reply.content {
                     Content::Stream { first, rest } => AnswerBody::Stream(Box::new(Relay::new(
                         rest,
                         first,
                         SseScanner::new(false, None),
-                        self.upstream.idle,
+                        self.upstream.idle_after,
                         None,
                         reply.place,
                         local.replica.id.to_string(),
@@ -580,5 +617,5 @@ pub(super) struct Reply {
 #[derive(Debug)]
 pub(super) enum Content {
     Whole(Bytes),
-    Stream { first: Bytes, rest: Incoming },
+    Stream { first: Bytes, rest: InBody },
 }

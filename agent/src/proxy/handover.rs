@@ -5,8 +5,7 @@
 //! room, numbered here, of the prefill replica's bootstrap server. Each is admitted by the agent beside it, and
 //! nothing has reached the client before the decode replica's first byte: until then the next choice may serve it.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -38,30 +37,28 @@ const TOLD: [&str; 4] = ["kv_transfer_params", "bootstrap_host", "bootstrap_port
 #[derive(Debug)]
 pub(crate) struct Prefilled {
     pub(crate) replica: ReplicaId,
-    cached_tokens: AtomicU64,
+    cached_tokens: OnceLock<u64>,
     /// Of SGLang's protocol: whoever reads its answer. The engine gives up where it is not read.
     reading: Mutex<Option<AbortOnDrop>>,
 }
 
 impl Prefilled {
     fn new(replica: &ReplicaId) -> Arc<Self> {
-        Arc::new(Self {
-            replica: replica.clone(),
-            cached_tokens: AtomicU64::new(0),
-            reading: Mutex::new(None),
-        })
+        Arc::new(Self { replica: replica.clone(), cached_tokens: OnceLock::new(), reading: Mutex::new(None) })
     }
 
-    /// Prompt tokens that it found in its prefix cache, as far as it has said.
-    pub(crate) fn cached_tokens(&self) -> u64 {
-        self.cached_tokens.load(Ordering::Relaxed)
+    /// Prompt tokens that it found in its prefix cache, if it has said.
+    pub(crate) fn cached_tokens(&self) -> Option<u64> {
+        self.cached_tokens.get().copied()
     }
 
     fn read(&self, answer: &Reply) {
         if let Content::Whole(bytes) = &answer.content
-            && let Some(usage) = usage_of(bytes)
+            && let Some(details) = usage_of(bytes).and_then(|u| u.prompt_tokens_details)
+            && let Some(cached) = details.cached_tokens
         {
-            self.cached_tokens.store(usage.cached_tokens(), Ordering::Relaxed);
+            // It answers once.
+            let _ = self.cached_tokens.set(cached);
         }
     }
 }

@@ -17,6 +17,8 @@ pub(crate) const REFUSED: HeaderName = HeaderName::from_static("x-plimsoll-refus
 pub(crate) const BEGUN: HeaderName = HeaderName::from_static("x-plimsoll-begun");
 /// On a hop's answer: the engine's load as its agent counts it.
 pub(crate) const LOAD: HeaderName = HeaderName::from_static("x-plimsoll-load");
+/// On a hop's answer: marks of what others have sent the engine.
+pub(crate) const HELD: HeaderName = HeaderName::from_static("x-plimsoll-held");
 pub(crate) const SLO_CLASS: &str = "x-plimsoll-slo-class";
 pub(crate) const DEADLINE_MS: &str = "x-plimsoll-deadline-ms";
 /// Names under which the ecosystem sends an objective or class.
@@ -108,6 +110,7 @@ pub(crate) fn forward_response(from: &HeaderMap) -> HeaderMap {
         let skip = hop_by_hop(name)
             || *name == header::CONTENT_LENGTH
             || *name == LOAD
+            || *name == HELD
             || *name == REFUSED
             || named.iter().any(|n| n == name.as_str());
         if !skip {

@@ -2,6 +2,8 @@
 
 use plimsoll_fleet::ReplicaId;
 
+use crate::route::residency::{MOST_MARKS, Place, from_text, to_text};
+
 /// What the routing agent already knows, so that the other need not read the body.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Hop {
@@ -22,6 +24,10 @@ pub(crate) struct Hop {
     pub(crate) most_output: Option<f64>,
     /// Its tier (`None`: that of the objective it names).
     pub(crate) priority: Option<i32>,
+    /// Marks of its prompt.
+    pub(crate) marks: Vec<u64>,
+    /// How far the routing agent has followed the marks of what the engine was sent.
+    pub(crate) seen: Option<Place>,
 }
 
 impl Hop {
@@ -60,6 +66,14 @@ impl Hop {
         if let Some(priority) = self.priority {
             text.push_str(&format!(";priority={priority}"));
         }
+        if !self.marks.is_empty() {
+            text.push_str(";marks=");
+            text.push_str(&to_text(&self.marks));
+        }
+        if let Some(seen) = self.seen {
+            text.push_str(";seen=");
+            text.push_str(&seen.to_text());
+        }
         text
     }
 
@@ -79,6 +93,8 @@ impl Hop {
             stage_in_ms: None,
             most_output: None,
             priority: None,
+            marks: Vec::new(),
+            seen: None,
         };
         for part in text.split(';') {
             let Some((key, value)) = part.split_once('=') else { continue };
@@ -97,6 +113,8 @@ impl Hop {
                 "stage" => hop.stage_in_ms = number,
                 "most" => hop.most_output = positive,
                 "priority" => hop.priority = value.parse().ok(),
+                "marks" => hop.marks = from_text(value, MOST_MARKS),
+                "seen" => hop.seen = Place::parse(value),
                 _ => {}
             }
         }
@@ -123,6 +141,8 @@ mod tests {
             stage_in_ms: Some(-4.0),
             most_output: Some(64.0),
             priority: Some(-2),
+            marks: vec![1, (1 << 48) - 1],
+            seen: Some(Place { life: 0xfeed, marks: 12 }),
         };
         assert_eq!(Hop::parse(&hop.to_text()), Some(hop));
         assert_eq!(Hop::parse("replica=Not Valid"), None);

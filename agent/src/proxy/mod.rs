@@ -6,6 +6,8 @@ pub(crate) mod handler;
 pub(crate) mod handover;
 pub(crate) mod headers;
 pub(crate) mod hop;
+mod idle;
+pub(crate) mod lanes;
 pub(crate) mod relay;
 pub(crate) mod resumption;
 pub(crate) mod routing;

@@ -8,12 +8,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::StatusCode;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
 
 use super::account::{Account, Outcome, Place};
 use super::resumption::{Cut, Leg, Next, Resuming, Resumption};
-use super::upstream::chain;
+use super::upstream::{InBody, chain};
 use crate::openai::ApiError;
 use crate::resume;
 use crate::sse::{Seen, SseScanner};
@@ -76,7 +75,7 @@ impl Body for AnswerBody {
 /// ends the engine's work.
 #[derive(Debug)]
 pub(crate) struct Relay {
-    upstream: Option<Incoming>,
+    upstream: Option<InBody>,
     first: Option<Bytes>,
     scanner: SseScanner,
     idle: Pin<Box<Sleep>>,
@@ -108,7 +107,7 @@ struct Fault {
 
 impl Relay {
     pub(super) fn new(
-        upstream: Incoming,
+        upstream: InBody,
         first: Bytes,
         scanner: SseScanner,
         idle_after: Duration,
@@ -233,6 +232,13 @@ impl Relay {
         self.idle.as_mut().reset(Instant::now() + self.idle_after);
     }
 
+    /// Usage should say what the one who computed the prompt says of it, which may come as late as this.
+    fn heed_prefill(&mut self) {
+        if let Some(prefill) = self.place.as_ref().and_then(Place::prefilled_by) {
+            self.scanner.prompt_came_from_elsewhere(prefill.cached_tokens());
+        }
+    }
+
     /// Has the transcript read what passes.
     fn pass(&mut self, events: Bytes) -> (Bytes, Option<Fault>) {
         let Some(resumption) = &mut self.resumption else { return (events, None) };
@@ -281,6 +287,7 @@ impl Relay {
             let out = match next {
                 Some(Ok(data)) => {
                     self.idle.as_mut().reset(Instant::now() + self.idle_after);
+                    self.heed_prefill();
                     let out = self.scanner.push(data);
                     let (out, fault) = self.pass(out);
                     self.saw();
@@ -310,6 +317,7 @@ impl Relay {
 
     /// The connection's end was in order; whether the stream's is remains to be seen.
     fn ended(&mut self) -> Bytes {
+        self.heed_prefill();
         let cut_short = self.resumption.is_some() && !resume::is_whole(self.scanner.tail());
         let rest = if cut_short { Bytes::new() } else { self.scanner.finish() };
         let (rest, fault) = self.pass(rest);

@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::StatusCode;
-use hyper::body::Incoming;
 use plimsoll_fleet::ReplicaId;
 use tracing::Instrument;
 
@@ -18,6 +17,7 @@ use super::handler::Proxy;
 use super::handover::Tries;
 use super::headers::{self as names, text};
 use super::routing::{MOST_FAILURES, request};
+use super::upstream::InBody;
 use crate::body;
 use crate::replica::Replica;
 use crate::resume::{Ask, Decision, MOST_RESUMES, Transcript};
@@ -36,7 +36,7 @@ pub(super) enum Cut {
 /// The rest of an answer, under way to the client.
 pub(super) struct Leg {
     pub(super) first: Bytes,
-    pub(super) rest: Incoming,
+    pub(super) rest: InBody,
     pub(super) scanner: SseScanner,
     pub(super) place: Place,
     replica: Arc<Replica>,

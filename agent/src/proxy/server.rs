@@ -14,8 +14,10 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use super::handler::{Proxy, Rights};
+use super::handler::Rights;
+use super::lanes::Lanes;
 use crate::config::{AgentConfig, Clients};
+use crate::shared::Shared;
 
 /// Who may come in, and what for.
 #[derive(Debug, Clone)]
@@ -54,8 +56,14 @@ impl Door {
 }
 
 /// Serves until cancelled, then finishes what is under way for as long as the limits allow.
-pub(crate) async fn serve(listener: TcpListener, door: Door, proxy: Proxy, stop: CancellationToken) {
-    let limits = proxy.shared.config.limits.clone();
+pub(crate) async fn serve(
+    listener: TcpListener,
+    door: Door,
+    shared: Arc<Shared>,
+    lanes: Lanes,
+    stop: CancellationToken,
+) {
+    let limits = shared.config.limits.clone();
     let slots = Arc::new(Semaphore::new(limits.max_connections));
     let graceful = GracefulShutdown::new();
     let abort = CancellationToken::new();
@@ -92,9 +100,9 @@ pub(crate) async fn serve(listener: TcpListener, door: Door, proxy: Proxy, stop:
             },
         };
         let _ = stream.set_nodelay(true);
-        let (proxy, door, builder) = (proxy.clone(), door.clone(), builder.clone());
+        let (door, builder) = (door.clone(), builder.clone());
         let (watcher, stop, abort) = (graceful.watcher(), stop.clone(), abort.clone());
-        tokio::spawn(async move {
+        let served = lanes.serve(stream, move |stream, proxy| async move {
             // Nothing has been asked on a connection that is not open yet.
             let opened = tokio::select! {
                 biased;
@@ -124,11 +132,15 @@ pub(crate) async fn serve(listener: TcpListener, door: Door, proxy: Proxy, stop:
             }
             drop(slot);
         });
+        if let Err(error) = served {
+            tracing::warn!(%from, %error, "cannot serve a connection");
+        }
     }
-    proxy.shared.stopping.store(true, Ordering::Relaxed);
+    shared.stopping.store(true, Ordering::Relaxed);
     drop(listener);
     if tokio::time::timeout(limits.shutdown_grace, graceful.shutdown()).await.is_err() {
         tracing::warn!(grace = ?limits.shutdown_grace, "requests were still under way at the end of the grace period");
     }
     abort.cancel();
+    lanes.stop().await;
 }

@@ -161,6 +161,11 @@ impl PrefixHistory {
         self.shelves.keys().copied()
     }
 
+    /// The replicas that hold a block.
+    pub fn with_block(&self, block: u64) -> impl Iterator<Item = u64> + '_ {
+        self.blocks.get(&block).into_iter().flat_map(|b| &b.holders).map(|h| h.replica)
+    }
+
     /// How many of the first blocks are shared by prompts that go on differently: a system prompt, say. Looks at no more
     /// than [`MOST_SHARED`].
     pub fn shared(&self, prefix: &[u64]) -> usize {

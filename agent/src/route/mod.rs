@@ -13,10 +13,11 @@ mod balance;
 mod history;
 mod pair;
 mod predict;
+pub mod residency;
 
 use std::collections::HashMap;
 
-use plimsoll_fleet::{PoolRoute, Role};
+use plimsoll_fleet::{AdapterRoute, Endpoint, PoolRoute, Role};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use xxhash_rust::xxh3::xxh3_64;
@@ -25,6 +26,7 @@ pub use balance::Balance;
 pub use history::PrefixHistory;
 pub use pair::Partner;
 pub use predict::{Availability, Prediction, ReplicaLoad, predict};
+use residency::{News, Told};
 
 /// Bytes of prompt in one hashed block.
 pub const BLOCK_BYTES: usize = 256;
@@ -66,6 +68,8 @@ pub struct PoolView {
     ring: Vec<(u64, usize)>,
     /// By class name, then `""` for classes without weights of their own.
     plans: HashMap<String, ClassPlan>,
+    /// By adapter: the endpoints that hold it and are to.
+    holders: HashMap<String, Vec<usize>>,
 }
 
 #[derive(Debug, Clone)]
@@ -97,7 +101,22 @@ impl PoolView {
         classes.sort_unstable();
         classes.dedup();
         let plans = classes.into_iter().map(|c| (c.to_owned(), ClassPlan::new(&route, c))).collect();
-        Self { route, version, keys, by_key, ring, plans }
+        let holds =
+            |e: &Endpoint, a: &AdapterRoute| a.placed.contains(&e.replica) && a.held.contains(&e.replica);
+        let holders = route
+            .adapters
+            .iter()
+            .map(|a| {
+                let endpoints = route.endpoints.iter().enumerate();
+                (a.served_name.clone(), endpoints.filter(|(_, e)| holds(e, a)).map(|(i, _)| i).collect())
+            })
+            .collect();
+        Self { route, version, keys, by_key, ring, plans, holders }
+    }
+
+    /// Whether a model name is that of one of its adapters.
+    pub fn is_adapter(&self, name: &str) -> bool {
+        self.holders.contains_key(name)
     }
 
     fn plan(&self, class: &str) -> Option<&ClassPlan> {
@@ -254,6 +273,8 @@ pub struct Excluded {
     pub unplanned: usize,
     /// Decode replicas that no prefill replica makes a pair with, and that prefill nothing themselves.
     pub unpaired: usize,
+    /// Without the adapter that is asked for.
+    pub unloaded: usize,
 }
 
 /// What a router remembers of one pool.
@@ -261,6 +282,8 @@ pub struct Excluded {
 pub struct Memory {
     /// Prefixes sent.
     pub history: PrefixHistory,
+    /// What the agents beside the replicas said that others have sent.
+    told: Told,
     balances: HashMap<String, Balance>,
     /// By replica: answers in a row for which nothing was found cached where much was expected.
     misses: HashMap<u64, u32>,
@@ -273,6 +296,7 @@ impl Memory {
     pub fn new(seed: u64) -> Self {
         Self {
             history: PrefixHistory::default(),
+            told: Told::default(),
             balances: HashMap::new(),
             misses: HashMap::new(),
             shares: Vec::new(),
@@ -286,6 +310,8 @@ impl Memory {
         for replica in gone {
             self.history.forget(replica);
         }
+        let gone: Vec<u64> = self.told.replicas().filter(|r| !view.by_key.contains_key(r)).collect();
+        gone.into_iter().for_each(|replica| self.told.forget(replica));
         self.balances.retain(|class, _| view.plans.contains_key(class));
         self.misses.retain(|replica, _| view.by_key.contains_key(replica));
     }
@@ -313,7 +339,13 @@ impl Memory {
         if *misses >= LOST_AFTER {
             self.misses.remove(&replica);
             self.history.forget(replica);
+            self.told.forget(replica);
         }
+    }
+
+    /// Takes in what the agent beside an endpoint says that others have sent there.
+    pub fn hear(&mut self, view: &PoolView, endpoint: usize, tokens_per_block: f64, news: &News) {
+        self.told.fold(view.keys[endpoint], news, room(view, endpoint, tokens_per_block));
     }
 
     /// Notes that a request recorded for one endpoint went to another instead.
@@ -329,10 +361,29 @@ impl Memory {
 
     /// Notes that the prompt, or its cache, also comes to `endpoint`.
     pub fn remember(&mut self, view: &PoolView, request: &Request<'_>, endpoint: usize) {
-        let kv = view.route.endpoints[endpoint].coefficients.kv_tokens;
-        let capacity = if kv > 0.0 { kv / request.tokens_per_block.max(1.0) } else { MAX_BLOCKS };
-        self.history.insert(view.keys[endpoint], request.prefix, capacity.clamp(1.0, MAX_BLOCKS) as usize);
+        let capacity = room(view, endpoint, request.tokens_per_block) as usize;
+        self.history.insert(view.keys[endpoint], request.prefix, capacity);
     }
+}
+
+/// Blocks that an endpoint's cache has room for, as far as a router remembers them.
+fn room(view: &PoolView, endpoint: usize, tokens_per_block: f64) -> f64 {
+    let kv = view.route.endpoints[endpoint].coefficients.kv_tokens;
+    let capacity = if kv > 0.0 { kv / tokens_per_block.max(1.0) } else { MAX_BLOCKS };
+    capacity.clamp(1.0, MAX_BLOCKS)
+}
+
+/// Who holds the prompt's beginning, by index, and how much: by what was sent there, or else by what agents say.
+fn holders(view: &PoolView, history: &PrefixHistory, told: &Told, prefix: &[u64]) -> Vec<(usize, usize)> {
+    let index = |(key, depth): (u64, usize)| view.by_key.get(&key).map(|i| (*i, depth));
+    let mut held: Vec<(usize, usize)> = history.holders(prefix, 8).into_iter().filter_map(index).collect();
+    for (i, depth) in told.holders(prefix, 8).into_iter().filter_map(index) {
+        match held.iter_mut().find(|(known, _)| *known == i) {
+            Some((_, own)) => *own = depth.max(*own),
+            None => held.push((i, depth)),
+        }
+    }
+    held
 }
 
 /// Chooses where to send a request. `load` gives an endpoint's load by index. O(replicas) with a tiny constant, plus a
@@ -359,6 +410,14 @@ pub fn choose(
             Availability::Draining => choice.excluded.draining += 1,
             Availability::Unhealthy => choice.excluded.unhealthy += 1,
             Availability::Stalled => choice.excluded.stalled += 1,
+            Availability::Ready | Availability::Suspect
+                if request
+                    .adapter
+                    .is_some_and(|name| !view.holders.get(name).is_some_and(|h| h.contains(&i))) =>
+            {
+                choice.excluded.unloaded += 1;
+                a = Availability::Draining;
+            }
             Availability::Ready | Availability::Suspect if plan.weights[i] <= 0.0 => {
                 choice.excluded.unplanned += usize::from(endpoint.role != Role::Prefill);
                 a = Availability::Draining;
@@ -386,12 +445,7 @@ pub fn choose(
     let key_at = memory.history.shared(request.prefix);
     let prefix_key = home_key(request.prefix, key_at);
     let home = prefix_key.and_then(|key| view.home(key, usable));
-    let held: Vec<(usize, usize)> = memory
-        .history
-        .holders(request.prefix, 8)
-        .into_iter()
-        .filter_map(|(key, depth)| view.by_key.get(&key).map(|i| (*i, depth)))
-        .collect();
+    let held = holders(view, &memory.history, &memory.told, request.prefix);
 
     let mut candidates: Vec<usize> = Vec::with_capacity(n.min(PREDICT_ALL) + 16);
     if n <= PREDICT_ALL {

@@ -386,11 +386,12 @@ pub fn pool(endpoints: Vec<Endpoint>) -> PoolRoute {
         usd_per_million_tokens: (0.0, 0.0),
         unavailable_reason: String::new(),
         objectives: Vec::new(),
+        adapters: Vec::new(),
     }
 }
 
 pub fn table(version: u64, endpoints: Vec<Endpoint>) -> RouteTable {
-    RouteTable { version, plan: 30 + version, pools: vec![pool(endpoints)] }
+    RouteTable { version, plan: 30 + version, pools: vec![pool(endpoints)], ..RouteTable::default() }
 }
 
 pub async fn agent(name: &str, node: Option<&str>, change: impl FnOnce(&mut AgentConfig)) -> AgentHandle {

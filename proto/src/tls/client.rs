@@ -175,7 +175,11 @@ impl Connector {
         Ok(connected.into_inner())
     }
 
-    async fn connect(mut self, uri: Uri) -> Result<Stream, ConnectError> {
+    /// Opens a connection.
+    ///
+    /// # Errors
+    /// [`ConnectError`] if there is none, or none that is trusted.
+    pub async fn connect(mut self, uri: Uri) -> Result<Stream, ConnectError> {
         let wanted = self.always || uri.scheme_str() == Some("https");
         let tcp = self.tcp(uri.clone()).await?;
         let Some(tls) = self.tls.clone().filter(|_| wanted) else { return Ok(Stream::Plain(tcp)) };
