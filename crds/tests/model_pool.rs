@@ -153,7 +153,7 @@ fn classes_share_the_traffic() {
 #[case::pp_too_deep(json!({"parallelism": {"pipeline": [64]}, "model": {"preset": "phi-4"}}), "spec.parallelism.pipeline", "at most 40")]
 #[case::no_experts(json!({"parallelism": {"expert": true}}), "spec.parallelism.expert", "mixture-of-experts")]
 #[case::experts_of_llamacpp(json!({"parallelism": {"expert": true}, "model": {"preset": "mixtral-8x7b"}, "engine": {"kind": "llamacpp"}}), "spec.parallelism.expert", "vllm or sglang")]
-#[case::ranks_without_experts(json!({"parallelism": {"data": [1, 4]}}), "spec.parallelism.data", "mixtures of experts")]
+#[case::ranks_without_experts(json!({"parallelism": {"data": [1, 4]}}), "spec.parallelism.data", "more replicas do the same")]
 #[case::ranks_of_llamacpp(json!({"parallelism": {"data": [4]}, "model": {"preset": "mixtral-8x7b"}, "engine": {"kind": "llamacpp"}}), "spec.parallelism.data", "vllm or sglang")]
 #[case::ranks_twice(json!({"parallelism": {"data": [4, 4]}, "model": {"preset": "mixtral-8x7b"}}), "spec.parallelism.data[1]", "once")]
 #[case::parts_of_llamacpp(json!({"parallelism": {"disaggregation": "Always"}, "engine": {"kind": "llamacpp"}}), "spec.parallelism.disaggregation", "vllm or sglang")]
