@@ -143,7 +143,7 @@ fn attention_ranks_and_whole_experts_are_asked_for_in_each_engines_words(
     (wide.shape.tensor_parallel, wide.shape.data_parallel, wide.shape.expert_parallel) = (1, 8, 8);
     let plan = plan(1, &pool, vec![wide]);
     let prepared = decide(&world(vec![pool]), Some(&plan), &[], at(0));
-    let pod = serde_json::to_value(pods(&prepared)[0]).unwrap();
+    let pod = serde_json::to_value(&pods(&prepared)[0]).unwrap();
     let container = &pod["spec"]["containers"][0];
     assert_eq!(container["resources"]["limits"]["nvidia.com/gpu"], "8");
     let args: Vec<&str> = container["args"].as_array().unwrap().iter().map(|a| a.as_str().unwrap()).collect();
