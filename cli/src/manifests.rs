@@ -23,11 +23,20 @@ pub struct Loaded {
 ///
 /// # Errors
 /// If a path cannot be read, or holds nothing that is YAML. An invalid object is a problem, not an error.
-pub fn load(paths: &[PathBuf]) -> Result<Loaded, Failure> {
+pub fn objects(paths: &[PathBuf]) -> Result<Loaded, Failure> {
     let mut loaded = Loaded::default();
     for (file, document) in documents(paths)? {
         take(&mut loaded, &file, document);
     }
+    Ok(loaded)
+}
+
+/// The same with what a cluster has besides: the presets' accelerator classes.
+///
+/// # Errors
+/// As for [`objects`].
+pub fn load(paths: &[PathBuf]) -> Result<Loaded, Failure> {
+    let mut loaded = objects(paths)?;
     // Every class a file does not define is there under its preset's name, as in a cluster made by `plimsoll up`.
     for preset in presets::accelerators() {
         if !loaded.snapshot.accelerators.iter().any(|a| a.name == preset.name) {

@@ -70,8 +70,24 @@ pub struct EngineSpec {
     pub env: BTreeMap<String, String>,
     /// CPU and memory requests/limits of the engine container (resource → quantity).
     pub resources: BTreeMap<String, String>,
-    /// Time from scheduling to serving tokens, seconds: the prior until starts are measured.
+    /// Time from scheduling to serving tokens, seconds, as stated: the prior until starts are measured.
     pub cold_start_seconds: f64,
+    /// The same as measured, by accelerator class: weights come faster to some than to others.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub measured_cold_start_seconds: BTreeMap<String, f64>,
+}
+
+impl EngineSpec {
+    /// Time that a replica on this accelerator class takes to serve, seconds: as measured there, else as stated.
+    pub fn cold_start_seconds_on(&self, accelerator: &str) -> f64 {
+        self.measured_cold_start_seconds.get(accelerator).copied().unwrap_or(self.cold_start_seconds)
+    }
+
+    /// Time that a replica takes to serve, wherever it comes to be, seconds: the longest of those measured, else as stated.
+    pub fn expected_cold_start_seconds(&self) -> f64 {
+        let measured = self.measured_cold_start_seconds.values().copied().reduce(f64::max);
+        measured.unwrap_or(self.cold_start_seconds)
+    }
 }
 
 /// Whether prefill and decode run on separate replicas.
@@ -131,7 +147,10 @@ pub struct Parallelism {
     pub tensor: Vec<u32>,
     /// Allowed pipeline-parallel degrees (empty: 1 only).
     pub pipeline: Vec<u32>,
-    /// Tensor-parallel groups split experts whole (expert parallelism).
+    /// Allowed attention data-parallel degrees, of mixtures of experts (empty: 1 only).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub data: Vec<u32>,
+    /// The accelerators of a stage hold experts whole (expert parallelism) instead of a slice of each.
     #[serde(default)]
     pub expert: bool,
     /// Disaggregation.

@@ -146,7 +146,7 @@ pub fn rollout(
 }
 
 fn stuck(pool: &ModelPool, replica: &ReplicaStatus, now: Timestamp) -> Option<Stuck> {
-    let limit = COLD_STARTS_UNTIL_STUCK * pool.engine.cold_start_seconds.max(1.0);
+    let limit = COLD_STARTS_UNTIL_STUCK * pool.engine.expected_cold_start_seconds().max(1.0);
     let waited = now.duration_since(replica.created_at).as_secs_f64();
     let of = |cause: String| Some(Stuck { replica: replica.id.clone(), cause, overdue: waited > limit });
     let said = |otherwise: &str| {

@@ -94,6 +94,11 @@ impl Shape {
         (1..=groups).filter(move |nodes| groups.is_multiple_of(*nodes))
     }
 
+    /// The same where each stage stays whole, as plans have it: attention ranks exchange tokens with all experts in every layer.
+    pub fn stage_splits(&self) -> impl Iterator<Item = u32> + '_ {
+        (1..=self.pipeline_parallel).filter(move |nodes| self.pipeline_parallel.is_multiple_of(*nodes))
+    }
+
     /// Accelerators that a replica takes on each of so many nodes.
     pub fn gpus_on_each(&self, nodes: u32) -> u32 {
         self.gpus().div_ceil(nodes.max(1))
@@ -148,6 +153,8 @@ mod tests {
         let wide = Shape { data_parallel: 8, expert_parallel: 16, ..shape(2, 1) };
         assert_eq!((wide.gpus(), wide.stage_gpus(), wide.nodes_of(8)), (16, 16, 2));
         assert_eq!(wide.to_string(), "bf16 TP2 DP8 EP16 H100");
+        assert_eq!(wide.stage_splits().collect::<Vec<_>>(), [1], "its ranks stay together");
+        assert_eq!(shape(4, 6).stage_splits().collect::<Vec<_>>(), [1, 2, 3, 6]);
         assert_eq!(shape(2, 2).to_string(), "bf16 TP2 PP2 H100");
     }
 

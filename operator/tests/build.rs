@@ -128,6 +128,31 @@ fn each_engine_is_started_its_own_way(#[case] kind: &str, #[case] expected: &[&s
     }
 }
 
+#[rstest]
+#[case::vllm("vllm", &["--tensor-parallel-size 1 --data-parallel-size 8 --enable-expert-parallel"], &["--enable-dp-attention"])]
+#[case::sglang("sglang", &["--tensor-parallel-size 8 --data-parallel-size 8 --enable-dp-attention --ep-size 8"], &[])]
+#[case::simulated("simulated", &["--tensor-parallel 1", "--data-parallel 8 --expert-parallel 8"], &[])]
+fn attention_ranks_and_whole_experts_are_asked_for_in_each_engines_words(
+    #[case] kind: &str,
+    #[case] expected: &[&str],
+    #[case] never: &[&str],
+) {
+    let spec = "{model: {name: m, preset: deepseek-v3}, slo: {ttft: {p95: 1s}}, engine: {kind: KIND}, \
+                parallelism: {tensor: [1], data: [8], expert: true}}";
+    let pool = pool("chat", &spec.replace("KIND", kind));
+    let mut wide = assignment("chat-1", "gpu-1");
+    (wide.shape.tensor_parallel, wide.shape.data_parallel, wide.shape.expert_parallel) = (1, 8, 8);
+    let plan = plan(1, &pool, vec![wide]);
+    let prepared = decide(&world(vec![pool]), Some(&plan), &[], at(0));
+    let pod = serde_json::to_value(&pods(&prepared)[0]).unwrap();
+    let container = &pod["spec"]["containers"][0];
+    assert_eq!(container["resources"]["limits"]["nvidia.com/gpu"], "8");
+    let args: Vec<&str> = container["args"].as_array().unwrap().iter().map(|a| a.as_str().unwrap()).collect();
+    let line = args.join(" ");
+    assert!(expected.iter().all(|words| line.contains(words)), "{line}");
+    assert!(!never.iter().any(|words| line.contains(words)), "{line}");
+}
+
 #[test]
 fn weights_may_be_on_a_claim_or_in_an_image() {
     let with = |source: &str| {

@@ -179,7 +179,9 @@ fn experts_are_kept_whole_where_that_is_asked_for() {
             ),
         );
         let world = World { nodes: vec![node("gpu-1", 8), node("gpu-2", 8)], ..world(vec![moe]) };
-        let (_, pods) = group(&decide(&world, Some(&planned(&world, &["gpu-1", "gpu-2"])), &[], at(20)));
+        let mut plan = planned(&world, &["gpu-1", "gpu-2"]);
+        plan.pools[0].replicas[0].shape.expert_parallel = 8;
+        let (_, pods) = group(&decide(&world, Some(&plan), &[], at(20)));
         assert!(pods.iter().all(|pod| args(pod).contains(flag)), "{}", args(&pods[1]));
     }
 }

@@ -82,7 +82,7 @@ fn written(problem: &Problem<'_>, plan: &Plan, seconds: f64) -> serde_json::Valu
                 .collect();
             let demand: Vec<f64> = p.set.classes.iter().map(|c| c.rps * p.headroom).collect();
             serde_json::json!({"demand_rps": demand, "floor": p.floor, "ceiling": p.ceiling, "candidates": candidates,
-                "start_factor": p.start_factor})
+                "start_factor": p.start_factors.first()})
         })
         .collect();
     let budgets: Vec<_> =

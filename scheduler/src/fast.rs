@@ -230,7 +230,7 @@ fn verdict(
         return None;
     }
     let since = *memory.slack_since.get_or_insert(input.now);
-    let patience = pool.engine.cold_start_seconds.clamp(60.0, 1800.0);
+    let patience = pool.engine.expected_cold_start_seconds().clamp(60.0, 1800.0);
     (input.now - since >= patience).then(|| {
         Verdict::Remove(
             dearest.id.clone(),

@@ -130,7 +130,7 @@ fn route(
         Some(PoolOutcome::ScaledToZero) => true,
         _ => want > 0,
     };
-    let cold = pool.engine.cold_start_seconds;
+    let cold = pool.engine.expected_cold_start_seconds();
     let cold_ms = if cold.is_finite() { cold.clamp(0.0, 3600.0) * 1e3 } else { 60_000.0 };
     PoolRoute {
         pool: pool.id.clone(),

@@ -50,6 +50,7 @@ pub(crate) fn pool(name: &str, prior_rps: Option<f64>) -> ModelPool {
             env: BTreeMap::new(),
             resources: BTreeMap::new(),
             cold_start_seconds: 60.0,
+            measured_cold_start_seconds: BTreeMap::new(),
         },
         priority: 0,
         min_quality: 0.0,

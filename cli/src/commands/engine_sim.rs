@@ -29,6 +29,12 @@ pub struct Args {
     /// Pipeline-parallel degree
     #[arg(long, default_value_t = 1)]
     pipeline_parallel: u32,
+    /// Attention data-parallel degree, of models with experts
+    #[arg(long, default_value_t = 1)]
+    data_parallel: u32,
+    /// Expert-parallel degree, of models with experts
+    #[arg(long, default_value_t = 1)]
+    expert_parallel: u32,
     /// Weight format: bf16, fp8, int4, …
     #[arg(long, default_value = "bf16")]
     dtype: String,
@@ -97,6 +103,8 @@ pub async fn run(args: &Args) -> Outcome {
     config.max_model_len = args.max_model_len;
     config.seed = args.seed;
     config.shape.pipeline_parallel = args.pipeline_parallel;
+    config.shape.data_parallel = args.data_parallel;
+    config.shape.expert_parallel = args.expert_parallel;
     config.needs_room = args.needs_room;
     config.shape.role = [Role::Mixed, Role::Prefill, Role::Decode]
         .into_iter()

@@ -16,13 +16,13 @@ use crate::manifests;
 use crate::nodespec::NodeGroups;
 use crate::scheduler_client::{SchedulerArgs, refused};
 
-/// Show the plan, from a running scheduler or from manifests alone (-f), and what a change would make of it
+/// Show the plan, from a running scheduler or from manifests alone (-f), and what a change would make of it: manifests, with --live
 ///
 /// Exit status: 0 nothing changes, 2 something does, 3 planned demand is left unserved (whatever changes), 1 no plan could be made.
-/// Without --what-if and --against there is nothing to compare with: 0, or 3.
+/// Without --what-if, --against and --live there is nothing to compare with: 0, or 3.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Manifest file or folder; may be repeated. Plans offline, without any cluster
+    /// Manifest file or folder; may be repeated. Plans offline, without any cluster, unless --live is given
     #[arg(short = 'f', long = "filename")]
     files: Vec<PathBuf>,
     /// Nodes for an offline plan, as COUNTxGPUSxCLASS,…
@@ -34,6 +34,9 @@ pub struct Args {
     /// An earlier plan (`-o json` or `-o yaml`) that is taken for what runs: shows what the manifests change of it
     #[arg(long, value_name = "FILE", requires = "files")]
     against: Option<PathBuf>,
+    /// Compare with what runs: what applying the manifests would change of the running fleet. What they do not name stays
+    #[arg(long, requires = "files", conflicts_with_all = ["nodes", "lost_request_price", "against"])]
+    live: bool,
     /// A change to plan as well, e.g. `gpu/h100+4`, `budget/team-a=60`, `budget/green.watts=5000`, `slo/default/chat.tpot=60ms`,
     /// `pool/chat.rps=2x`, `pool/chat.max=8`, `node/h100-0=gone`; may be repeated
     #[arg(long = "what-if", value_name = "CHANGE")]
@@ -62,6 +65,14 @@ struct Shown {
     plan: Plan,
     /// What it is compared with.
     base: Option<Plan>,
+    /// What else applying manifests would do.
+    remarks: Vec<String>,
+}
+
+impl Shown {
+    fn of(plan: Plan, base: Option<Plan>) -> Self {
+        Self { plan, base, remarks: Vec::new() }
+    }
 }
 
 /// Runs it.
@@ -70,7 +81,7 @@ struct Shown {
 /// If manifests cannot be read, the scheduler does not answer, or a change is not understood; with status 2 if something changes, and
 /// with status 3 if the plan leaves demand unserved.
 pub async fn run(args: &Args) -> Outcome {
-    let shown = if args.files.is_empty() { remote(args).await? } else { offline(args)? };
+    let shown = if args.files.is_empty() || args.live { remote(args).await? } else { offline(args)? };
     println!("{}", render(&shown, &args.what_if, args.output)?);
     verdict(&shown)
 }
@@ -95,6 +106,7 @@ fn render(shown: &Shown, what_if: &[String], output: Output) -> Result<String, F
         if let Some(base) = &shown.base {
             lines.push(String::new());
             lines.extend(changes(base, &shown.plan, what_if));
+            lines.extend(shown.remarks.iter().map(|remark| format!("note: {remark}")));
         }
         return Ok(lines.join("\n"));
     }
@@ -102,7 +114,11 @@ fn render(shown: &Shown, what_if: &[String], output: Output) -> Result<String, F
         Some(base) => {
             let diffs = diff(base, &shown.plan);
             let summary = Summary::of(&diffs, base, &shown.plan);
-            serde_json::json!({"base": base, "changed": shown.plan, "changes": diffs, "summary": summary})
+            let mut value = serde_json::json!({"base": base, "changed": shown.plan, "changes": diffs, "summary": summary});
+            if !shown.remarks.is_empty() {
+                value["remarks"] = serde_json::json!(shown.remarks);
+            }
+            value
         }
         None => serde_json::json!(shown.plan),
     };
@@ -128,9 +144,7 @@ fn changes(base: &Plan, plan: &Plan, what_if: &[String]) -> Vec<String> {
 
 fn offline(args: &Args) -> Result<Shown, Failure> {
     let mut loaded = manifests::load(&args.files)?;
-    for problem in &loaded.problems {
-        eprintln!("skipped {problem}");
-    }
+    tell_skipped(&loaded);
     manifests::add_nodes(&mut loaded.snapshot, &args.nodes)?;
     let against = args.against.as_deref().map(read_plan).transpose()?;
     let config = PlannerConfig { lost_request_price: args.lost_request_price, ..PlannerConfig::default() };
@@ -143,10 +157,16 @@ fn offline(args: &Args) -> Result<Shown, Failure> {
     )
     .map_err(Failure::new)?;
     Ok(match (against, changed) {
-        (Some(against), changed) => Shown { plan: changed.unwrap_or(base), base: Some(against) },
-        (None, Some(changed)) => Shown { plan: changed, base: Some(base) },
-        (None, None) => Shown { plan: base, base: None },
+        (Some(against), changed) => Shown::of(changed.unwrap_or(base), Some(against)),
+        (None, Some(changed)) => Shown::of(changed, Some(base)),
+        (None, None) => Shown::of(base, None),
     })
+}
+
+fn tell_skipped(loaded: &manifests::Loaded) {
+    for problem in &loaded.problems {
+        eprintln!("skipped {problem}");
+    }
 }
 
 /// A plan that `-o json` or `-o yaml` wrote; of a comparison, the later one.
@@ -167,9 +187,20 @@ fn read_plan(path: &Path) -> Result<Plan, Failure> {
 }
 
 async fn remote(args: &Args) -> Result<Shown, Failure> {
+    let objects = match args.live {
+        true => {
+            let loaded = manifests::objects(&args.files)?;
+            tell_skipped(&loaded);
+            let encoded = document::encode("objects", &loaded.snapshot)
+                .map_err(|e| Failure::caused("the manifests cannot be sent to the scheduler", e))?;
+            Some(encoded)
+        }
+        false => None,
+    };
+    let applies = objects.is_some();
     let mut client = args.scheduler.connect().await?;
     let response = client
-        .what_if(WhatIfRequest { changes: args.what_if.clone(), snapshot: None })
+        .what_if(WhatIfRequest { changes: args.what_if.clone(), objects, ..WhatIfRequest::default() })
         .await
         .map_err(|s| refused("cannot plan", &s))?
         .into_inner();
@@ -177,10 +208,16 @@ async fn remote(args: &Args) -> Result<Shown, Failure> {
         document::decode::<Plan>("plan", d)
             .map_err(|e| Failure::caused("the scheduler's answer cannot be read", e))
     };
+    if applies && !response.applied {
+        return Err(Failure::new(
+            "the scheduler is older than this command and plans no manifests over what runs",
+        )
+        .hint("upgrade it, or plan offline: plimsoll plan -f DIR --against FILE"));
+    }
     let base = read(response.base.as_ref())?;
-    Ok(match args.what_if.is_empty() {
-        true => Shown { plan: base, base: None },
-        false => Shown { plan: read(response.changed.as_ref())?, base: Some(base) },
+    Ok(match applies || !args.what_if.is_empty() {
+        false => Shown::of(base, None),
+        true => Shown { plan: read(response.changed.as_ref())?, base: Some(base), remarks: response.remarks },
     })
 }
 
@@ -220,6 +257,11 @@ fn table(plan: &Plan) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::Arc;
+
+    use plimsoll_proto::v1::{PushSnapshotRequest, WatchFleetRequest};
+    use plimsoll_scheduler::service::{Scheduler, SchedulerConfig};
+    use tokio_util::sync::CancellationToken;
 
     fn args(extra: &[&str]) -> Args {
         #[derive(clap::Parser)]
@@ -288,6 +330,54 @@ mod tests {
         std::fs::write(&file, "{}").unwrap();
         let failure = offline(&args(&["--against", file.to_str().unwrap()])).err().unwrap();
         assert!(failure.to_string().contains("none.json holds no plan"), "{failure}");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn manifests_are_compared_with_what_runs() {
+        let mut config = SchedulerConfig::new(Arc::new(EnginePlanner::default()));
+        config.debounce = std::time::Duration::from_millis(20);
+        let stop = CancellationToken::new();
+        let handle = Scheduler::start(config, stop.clone()).await.unwrap();
+        let url = format!("http://{}", handle.addr());
+        // What runs: the examples but for one pool, as an operator would hand them over.
+        let mut running = args(&[]);
+        running.scheduler.scheduler = Some(url.clone());
+        let mut cluster = manifests::load(&running.files).unwrap().snapshot;
+        manifests::add_nodes(&mut cluster, &running.nodes).unwrap();
+        cluster.pools.retain(|p| p.id.name() != "code");
+        let request = PushSnapshotRequest {
+            snapshot: Some(document::encode("snapshot", &cluster).unwrap()),
+            operator: "test".to_owned(),
+            sequence: 1,
+        };
+        let mut client = running.scheduler.connect().await.unwrap();
+        let watch = WatchFleetRequest { plans_only: true };
+        let mut plans = client.watch_fleet(watch).await.unwrap().into_inner();
+        client.push_snapshot(request).await.unwrap();
+        let first = tokio::time::timeout(std::time::Duration::from_secs(60), plans.message());
+        assert!(first.await.unwrap().unwrap().is_some(), "a plan is in force");
+
+        let live = |files: &[&str]| {
+            let mut args = args(&["--live", "--scheduler", &url]);
+            if !files.is_empty() {
+                args.files = files.iter().map(PathBuf::from).collect();
+            }
+            args
+        };
+        let all = remote(&live(&[])).await.unwrap();
+        let text = render(&all, &[], Output::Table).unwrap();
+        assert!(text.contains("\n+ default/code   "), "{text}");
+        assert!(text.contains("plan: 1 to add, 0 to change, 0 to remove; "), "{text}");
+        assert_eq!(code(&all), 2);
+        // One object alone: the others stay as they run.
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("budget.yaml");
+        let budget = "apiVersion: plimsoll.dev/v1alpha1\nkind: Budget\nmetadata: {name: wide}\nspec: {scope: {namespaces: [default]}, usdPerHour: 1000}\n";
+        std::fs::write(&file, budget).unwrap();
+        let wide = remote(&live(&[file.to_str().unwrap()])).await.unwrap();
+        assert_eq!(code(&wide), 0, "{}", render(&wide, &[], Output::Table).unwrap());
+        stop.cancel();
+        handle.join().await.unwrap();
     }
 
     #[test]

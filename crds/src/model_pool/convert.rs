@@ -676,6 +676,20 @@ fn parallelism(
 ) -> pool::Parallelism {
     let tensor = degrees(check, "spec.parallelism.tensor", &given.tensor);
     let pipeline = degrees(check, "spec.parallelism.pipeline", &given.pipeline);
+    let data = degrees(check, "spec.parallelism.data", &given.data);
+    if let Some(most) = data.iter().max().filter(|most| **most > 1) {
+        if let Some(model) = model.filter(|m| m.moe.is_none()) {
+            check.invalid(
+                "spec.parallelism.data",
+                most,
+                format!("is for mixtures of experts, and {} is none", model.name),
+                "remove it: more replicas do the same for a dense model",
+            );
+        }
+        if engine == EngineKind::Llamacpp {
+            check.invalid("spec.parallelism.data", most, "is not for llama.cpp", "use vllm or sglang");
+        }
+    }
     if let Some(model) = model {
         for tp in tensor.iter().filter(|tp| !model.supports_tensor_parallel(**tp)) {
             let fitting: Vec<String> =
@@ -720,6 +734,7 @@ fn parallelism(
     pool::Parallelism {
         tensor,
         pipeline,
+        data,
         expert: given.expert,
         disaggregation: match given.disaggregation {
             Disaggregation::Auto => pool::Disaggregation::Auto,
@@ -830,5 +845,6 @@ fn engine(check: &mut Check, given: &Engine) -> pool::EngineSpec {
             &given.cold_start,
             (0.0, 86_400e3, "0s and 24h"),
         ),
+        measured_cold_start_seconds: Default::default(),
     }
 }

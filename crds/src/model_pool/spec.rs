@@ -541,7 +541,13 @@ pub struct Parallelism {
     #[schemars(length(max = 8), inner(range(min = 1, max = 64)))]
     #[x_kube(validation = Rule::new("self.all(x, self.exists_one(y, y == x))").message("pipeline degrees must be unique"))]
     pub pipeline: Vec<i32>,
-    /// Give each accelerator of a tensor-parallel group whole experts instead of a slice of each (expert parallelism). For
+    /// Allowed attention data-parallel degrees: so many groups of `tensor` accelerators serve requests of their own, with caches of their own,
+    /// and share the experts, all on one node. For mixture-of-experts models on vLLM and SGLang, with pipeline degree 1. Left out: 1.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8), inner(range(min = 1, max = 64)))]
+    #[x_kube(validation = Rule::new("self.all(x, self.exists_one(y, y == x))").message("data degrees must be unique"))]
+    pub data: Vec<i32>,
+    /// Give each accelerator of a replica's stage whole experts instead of a slice of each (expert parallelism). For
     /// mixture-of-experts models on vLLM and SGLang.
     #[serde(default)]
     pub expert: bool,

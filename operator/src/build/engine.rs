@@ -240,14 +240,23 @@ fn common_flags(args: &mut Vec<String>, pool: &ModelPool, shape: &Shape, variant
     flag(args, "--served-model-name", &pool.served_name);
     flag(args, "--host", "0.0.0.0");
     flag(args, "--port", ENGINE_PORT);
-    flag(args, "--tensor-parallel-size", shape.tensor_parallel);
+    let sglang = pool.engine.kind == EngineKind::Sglang;
+    // SGLang's tensor degree is that of experts; attention's is a part of it.
+    let tensor = if sglang { shape.stage_gpus() } else { shape.tensor_parallel };
+    flag(args, "--tensor-parallel-size", tensor);
     if shape.pipeline_parallel > 1 {
         flag(args, "--pipeline-parallel-size", shape.pipeline_parallel);
     }
-    if pool.parallelism.expert && shape.tensor_parallel > 1 {
-        match pool.engine.kind {
-            EngineKind::Sglang => flag(args, "--ep-size", shape.tensor_parallel),
-            _ => args.push("--enable-expert-parallel".to_owned()),
+    if shape.data_parallel > 1 {
+        flag(args, "--data-parallel-size", shape.data_parallel);
+        if sglang {
+            args.push("--enable-dp-attention".to_owned());
+        }
+    }
+    if shape.expert_parallel > 1 {
+        match sglang {
+            true => flag(args, "--ep-size", shape.expert_parallel),
+            false => args.push("--enable-expert-parallel".to_owned()),
         }
     }
     flag(args, "--dtype", compute_type(variant));
@@ -344,6 +353,12 @@ fn simulated(images: &EngineImages, pool: &ModelPool, shape: &Shape, variant: &V
     flag(&mut args, "--tensor-parallel", shape.tensor_parallel);
     if shape.pipeline_parallel > 1 {
         flag(&mut args, "--pipeline-parallel", shape.pipeline_parallel);
+    }
+    if shape.data_parallel > 1 {
+        flag(&mut args, "--data-parallel", shape.data_parallel);
+    }
+    if shape.expert_parallel > 1 {
+        flag(&mut args, "--expert-parallel", shape.expert_parallel);
     }
     flag(&mut args, "--dtype", variant.weights);
     flag(&mut args, "--kv-dtype", variant.kv);

@@ -1001,6 +1001,10 @@ pub struct WhatIfRequest {
     /// Plan this instead of the current snapshot (fleet::ClusterSnapshot).
     #[prost(message, optional, tag = "2")]
     pub snapshot: ::core::option::Option<Document>,
+    /// Objects that take the place of those of the same name before the changes are made, or join them, as if they were applied: pools,
+    /// classes, budgets, adapters and tenants of a fleet::ClusterSnapshot. Its nodes and replicas are not looked at.
+    #[prost(message, optional, tag = "3")]
+    pub objects: ::core::option::Option<Document>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WhatIfResponse {
@@ -1010,6 +1014,12 @@ pub struct WhatIfResponse {
     /// fleet::Plan under the changes.
     #[prost(message, optional, tag = "2")]
     pub changed: ::core::option::Option<Document>,
+    /// What else applying the objects would do, one line each.
+    #[prost(string, repeated, tag = "3")]
+    pub remarks: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Whether objects were given and are in `changed`: a scheduler that does not know of them plans without.
+    #[prost(bool, tag = "4")]
+    pub applied: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ExplainRequest {

@@ -89,6 +89,7 @@ pub fn pool(
             env: BTreeMap::new(),
             resources: BTreeMap::new(),
             cold_start_seconds: 90.0,
+            measured_cold_start_seconds: BTreeMap::new(),
         },
         priority: 0,
         min_quality: 0.0,

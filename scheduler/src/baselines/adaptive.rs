@@ -124,7 +124,7 @@ fn construct(problem: &Problem<'_>, order: &[Query]) -> Fleet {
                         let active = &pool.set.candidates[j].shape;
                         let raises = at == c
                             && active.variant == shape.variant
-                            && active.tensor_parallel < shape.tensor_parallel
+                            && active.stage_gpus() < shape.stage_gpus()
                             && rate(k) > rate(j);
                         if !raises {
                             continue;

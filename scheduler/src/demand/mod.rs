@@ -363,7 +363,7 @@ impl DemandTracker {
 
 /// How far ahead a pool's peak is forecast: its cold start, within 30 s – 30 min.
 fn horizon_seconds(pool: &ModelPool) -> f64 {
-    let cold = pool.engine.cold_start_seconds;
+    let cold = pool.engine.expected_cold_start_seconds();
     if cold.is_finite() { cold.clamp(30.0, 1800.0) } else { 60.0 }
 }
 

@@ -3,6 +3,7 @@
 //! A plan carries a cheap summary for each pool, from what its solve knows anyway: O(candidates × classes).
 //! [`deepen`] answers a person who asks: it tests alternatives and changes by planning them.
 
+pub mod applied;
 mod deepen;
 mod diff;
 pub(crate) mod remarks;
@@ -125,7 +126,7 @@ fn least(facts: &Facts<'_>, unit: BudgetUnit, may: &dyn Fn(usize) -> bool) -> Op
             .iter()
             .filter(|c| c.accelerator == candidate.shape.accelerator)
             .filter(|c| {
-                c.eligible[facts.at] == Eligibility::Open && c.groups(candidate.shape.tensor_parallel) > 0
+                c.eligible[facts.at] == Eligibility::Open && c.groups(candidate.shape.stage_gpus()) > 0
             })
             .map(|c| pool.consumption(k, c).of(unit) * f64::from(n))
             .min_by(f64::total_cmp)
@@ -168,7 +169,9 @@ pub(crate) fn summarise(facts: &Facts<'_>) -> Why {
     let mut would_help = Vec::new();
     let summary = match facts.limiting {
         Limiting::None if facts.answer.replicas() == 0 => match pool.scaling.scale_to_zero_after_seconds {
-            Some(_) => format!("no traffic yet; wakes in ~{:.0} s", pool.engine.cold_start_seconds),
+            Some(_) => {
+                format!("no traffic yet; wakes in ~{:.0} s", pool.engine.expected_cold_start_seconds())
+            }
             None => "no demand, and spec.scaling.min is 0".to_owned(),
         },
         Limiting::None if facts.answer.zones_short > 0 => format!(
@@ -456,7 +459,7 @@ fn remedy(snapshot: &ClusterSnapshot, pool: &ModelPool, need: f64, room: f64, la
         let nodes = snapshot
             .nodes
             .iter()
-            .filter(|n| n.accelerator == largest.accelerator && n.allocatable_gpus >= largest.tensor_parallel)
+            .filter(|n| n.accelerator == largest.accelerator && n.allocatable_gpus >= largest.stage_gpus())
             .count() as u32;
         if wanted > stages && wanted <= nodes {
             ways.push(format!("allow pipeline: [{wanted}]"));
@@ -487,7 +490,7 @@ pub(crate) fn of_fixed(draft: &Draft<'_>) -> Why {
         Fate::Idle(seconds) => {
             let idle =
                 if *seconds >= 90.0 { format!("{:.0}m", seconds / 60.0) } else { format!("{seconds:.0}s") };
-            format!("idle {idle}; wakes in ~{:.0} s", draft.pool.engine.cold_start_seconds)
+            format!("idle {idle}; wakes in ~{:.0} s", draft.pool.engine.expected_cold_start_seconds())
         }
         Fate::Broken(why) => why.clone(),
         Fate::External => "external endpoint: nothing to plan".to_owned(),

@@ -15,10 +15,10 @@ pub(crate) fn spot(facts: &Facts<'_>) -> Vec<String> {
     let priced: f64 =
         on_spot().map(|((k, c), n)| f64::from(*n) * pool.interruptions_usd(*k, &facts.cells[*c])).sum();
     if let Some(rate) = on_spot().map(|((_, c), _)| facts.cells[*c].interruptions_per_hour).reduce(f64::max) {
+        let longest = on_spot().map(|((k, _), _)| pool.interruption_seconds[*k]).fold(0.0, f64::max);
         let replicas: u32 = on_spot().map(|(_, n)| n).sum();
         remarks.push(format!(
-            "{replicas} replicas on spot capacity: {rate} interruptions per hour of each are expected, priced at ${priced:.3}/h ({:.0} s of a replica each)",
-            pool.interruption_seconds
+            "{replicas} replicas on spot capacity: {rate} interruptions per hour of each are expected, priced at ${priced:.3}/h ({longest:.0} s of a replica each)"
         ));
     }
     // The same shape on demand, although spot capacity of it was there and cheaper.
@@ -30,7 +30,7 @@ pub(crate) fn spot(facts: &Facts<'_>) -> Vec<String> {
                 && !here.spot
                 && s.accelerator == here.accelerator
                 && s.eligible[facts.at] == Eligibility::Open
-                && s.groups(shape.tensor_parallel) >= shape.pipeline_parallel
+                && s.groups(shape.stage_gpus()) >= shape.pipeline_parallel
                 && pool.usd(*k, s) < pool.usd(*k, here)
                 && pool.usd(*k, s) + pool.interruptions_usd(*k, s) >= pool.usd(*k, here)
         });
@@ -41,7 +41,7 @@ pub(crate) fn spot(facts: &Facts<'_>) -> Vec<String> {
                 pool.usd(*k, here) - pool.usd(*k, s),
                 pool.interruptions_usd(*k, s),
                 s.interruptions_per_hour,
-                pool.interruption_seconds
+                pool.interruption_seconds[*k]
             ));
         }
     }

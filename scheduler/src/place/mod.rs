@@ -1,6 +1,6 @@
 //! Placement: the program's replicas by cell become replicas on nodes.
 //!
-//! Running replicas stay where they are. A tensor-parallel group sits on one node; the stages of a pipeline share a
+//! Running replicas stay where they are. A pipeline stage (a tensor-parallel group, with all attention ranks) sits on one node; the stages of a pipeline share a
 //! node where they fit one, and are spread evenly over as few nodes as hold them otherwise: all of them, or none. New
 //! replicas go largest group first, to accelerators that are free now before those that are being vacated, to a node
 //! that holds less than a third of their pool ([`spread`]) before others, of prefill and decode replicas to one beside a counterpart, whose
@@ -93,7 +93,7 @@ struct Filling<'a> {
 }
 
 impl<'a> Filling<'a> {
-    /// `largest`: the largest tensor-parallel group that is wanted in this cell.
+    /// `largest`: accelerators of the largest stage that is wanted in this cell.
     fn new(cell: &'a Cell, largest: u32) -> Self {
         let whole = cell.slots.iter().map(|s| s.free).max().unwrap_or(0);
         Self {
@@ -158,7 +158,7 @@ impl<'a> Filling<'a> {
         soft: &BTreeMap<usize, u32>,
         spread: &Spread,
     ) -> Option<Vec<NodeName>> {
-        let chosen = shape.splits().take_while(|nodes| spans || *nodes == 1).find_map(|nodes| {
+        let chosen = shape.stage_splits().take_while(|nodes| spans || *nodes == 1).find_map(|nodes| {
             let gpus = shape.gpus_on_each(nodes);
             let mut chosen = Vec::new();
             for _ in 0..nodes {
@@ -216,11 +216,11 @@ pub fn place(cells: &[Cell], wants: &[Want], mode: Mode) -> Placement {
     for (index, cell) in cells.iter().enumerate() {
         let mut order: Vec<usize> =
             (0..wants.len()).filter(|w| wants[*w].cell == index && wants[*w].count > 0).collect();
-        let largest = order.iter().map(|w| wants[*w].shape.tensor_parallel).max().unwrap_or(0);
+        let largest = order.iter().map(|w| wants[*w].shape.stage_gpus()).max().unwrap_or(0);
         let mut filling = Filling::new(cell, largest);
         order.sort_by_key(|w| {
             let want = &wants[*w];
-            (Reverse(want.shape.tensor_parallel), Reverse(want.shape.gpus()), want.pool, want.shape.clone())
+            (Reverse(want.shape.stage_gpus()), Reverse(want.shape.gpus()), want.pool, want.shape.clone())
         });
         let kept: BTreeMap<usize, Vec<Live>> =
             order.iter().map(|w| (*w, keep_order(&wants[*w], &load, &mut of_kept))).collect();

@@ -4,6 +4,8 @@
 //! model for a pool (up to ten times that where objectives are out of reach), answered from [`ShapeCache`] where asked
 //! before.
 
+use std::collections::BTreeSet;
+
 use plimsoll_fleet::pool::Disaggregation;
 use plimsoll_fleet::{ClusterSnapshot, ModelPool, NodeInfo, RequestClass, Role, Shape};
 
@@ -216,19 +218,38 @@ pub fn planned_classes(pool: &ModelPool, classes: &[RequestClass]) -> Vec<Reques
     planned
 }
 
-/// Tensor-parallel degrees to try on nodes of up to `node_gpus` accelerators.
-fn tensor_degrees(pool: &ModelPool, domain: u32, node_gpus: u32) -> Vec<u32> {
-    let limit = domain.max(1).min(node_gpus);
+/// Tensor-parallel degrees to try within links of `limit` accelerators of one node.
+fn tensor_degrees(pool: &ModelPool, limit: u32) -> Vec<u32> {
     let mut degrees: Vec<u32> = if pool.parallelism.tensor.is_empty() {
         (0..8).map(|e| 1 << e).filter(|tp| pool.architecture.supports_tensor_parallel(*tp)).collect()
     } else {
         pool.parallelism.tensor.clone()
     };
-    let experts = pool.architecture.moe.as_ref().filter(|_| pool.parallelism.expert).map(|m| m.experts);
-    degrees.retain(|tp| *tp >= 1 && *tp <= limit && experts.is_none_or(|e| e.is_multiple_of(*tp)));
+    degrees.retain(|tp| *tp >= 1 && *tp <= limit);
     degrees.sort_unstable();
     degrees.dedup();
     degrees
+}
+
+/// Attention data-parallel degrees of stages of `tensor` × degree accelerators that stay within links of `limit`, each with the
+/// expert-parallel degree that goes with it: experts are whole on all accelerators of a stage, or sliced over all.
+fn rank_degrees(pool: &ModelPool, tensor: u32, pipeline: u32, limit: u32) -> Vec<(u32, u32)> {
+    let moe = pool.architecture.moe.as_ref();
+    let mut degrees = if pool.parallelism.data.is_empty() { vec![1] } else { pool.parallelism.data.clone() };
+    degrees.sort_unstable();
+    degrees.dedup();
+    degrees.retain(|d| *d == 1 || (*d > 1 && moe.is_some() && pipeline == 1));
+    let expert = |d: u32| match moe {
+        Some(_) if pool.parallelism.expert => tensor.saturating_mul(d),
+        _ => 1,
+    };
+    let shapes = degrees.into_iter().map(|d| (d, expert(d)));
+    shapes
+        .filter(|(d, ep)| {
+            let divides = moe.is_none_or(|m| m.experts.is_multiple_of(*ep));
+            tensor.saturating_mul(*d) <= limit && divides
+        })
+        .collect()
 }
 
 /// Finds a pool's candidates, of which some run already. Each serves at least one class.
@@ -307,7 +328,9 @@ pub fn candidates(
             }
             continue;
         };
-        let degrees = tensor_degrees(pool, accelerator.link_domain_size, node_gpus);
+        let together = accelerator.link_domain_size.max(1).min(node_gpus);
+        let degrees = tensor_degrees(pool, together);
+        let mut ranks_used: BTreeSet<u32> = BTreeSet::new();
         for tp in &pool.parallelism.tensor {
             if !pool.architecture.supports_tensor_parallel(*tp) {
                 let text = format!(
@@ -343,14 +366,19 @@ pub fn candidates(
                 continue;
             }
             for tp in degrees.iter().filter(|tp| pool.architecture.supports_tensor_parallel(**tp)) {
-                for pp in stages.iter().filter(|pp| (1..=pool.architecture.layers.max(1)).contains(*pp)) {
+                let depths = stages.iter().filter(|pp| (1..=pool.architecture.layers.max(1)).contains(*pp));
+                let depths = depths.flat_map(|pp| {
+                    rank_degrees(pool, *tp, *pp, together).into_iter().map(move |ranks| (*pp, ranks))
+                });
+                for (pipeline_parallel, (data_parallel, expert_parallel)) in depths {
+                    ranks_used.insert(data_parallel);
                     let shape = Shape {
                         variant: variant.name.clone(),
                         accelerator: accelerator.name.clone(),
                         tensor_parallel: *tp,
-                        pipeline_parallel: *pp,
-                        data_parallel: 1,
-                        expert_parallel: 1,
+                        pipeline_parallel,
+                        data_parallel,
+                        expert_parallel,
                         role: Role::Mixed,
                     };
                     if shape.nodes_of(node_gpus) > 1 && !pool.engine.kind.spans_nodes() {
@@ -365,6 +393,14 @@ pub fn candidates(
                     shapes.push(Allowed { shape, variant, accelerator, pairing: None });
                 }
             }
+        }
+        for dp in pool.parallelism.data.iter().filter(|dp| !ranks_used.contains(*dp)) {
+            let text = format!(
+                "DP{dp} {}: no tensor degree leaves room for so many attention ranks on one node (it has {node_gpus}, a link domain {})",
+                accelerator.name.to_uppercase(),
+                accelerator.link_domain_size
+            );
+            set.rejected.push((None, Rejection::Other(text)));
         }
     }
     shapes.sort_by(|a, b| a.shape.cmp(&b.shape));
@@ -581,7 +617,7 @@ pub fn prune(set: &mut CandidateSet, pool: &ModelPool, keep: &dyn Fn(&Shape) -> 
                     return false;
                 }
                 let (stages_a, stages_b) = (a.shape.pipeline_parallel, b.shape.pipeline_parallel);
-                if stages_b > stages_a || a.shape.tensor_parallel % b.shape.tensor_parallel != 0 {
+                if stages_b > stages_a || a.shape.stage_gpus() % b.shape.stage_gpus().max(1) != 0 {
                     return false;
                 }
                 let m = (a.shape.gpus() / b.shape.gpus().max(1)).max(1);

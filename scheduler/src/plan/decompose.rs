@@ -4,7 +4,7 @@
 //! 1. *First fleet*: each pool takes what it would take alone; where that does not fit, pools choose one after another, highest tier
 //!    and largest first, from what is left; a pool that comes away short moves to the front of its tier and all choose anew. Polished, a greedy
 //!    fleet competes: every pool chooses once more with all others fixed. Where something is short, so does that of
-//!    [`crate::baselines::adaptive_greedy`].
+//!    [`crate::baselines::adaptive_greedy`]; and what runs stands unless another fleet leaves a twentieth less undone.
 //! 2. *Prices* ([`super::master`]): the master picks a mix of columns for each pool; its shadow prices ask the pools for new columns, until
 //!    none helps or the rounds are up. Every round proves a lower bound. It is far tighter than the linear
 //!    relaxation's, because fleets are whole. A re-plan begins at the prices of the plan in force.
@@ -41,6 +41,8 @@ const REORDERS: usize = 2;
 const COST_ROUNDS: usize = 3;
 /// Most times that all pools choose once more.
 const POLISHES: usize = 4;
+/// What runs is changed for a fleet that leaves this share of what it leaves undone, or less.
+const WORTH_CHANGING: f64 = 0.95;
 /// Branch-and-bound nodes of the programs that are solved on the way.
 const PROGRAM_NODES: u64 = 100;
 
@@ -113,7 +115,11 @@ fn by_prices(problem: &Problem<'_>, solver: &dyn Solver, limits: &Limits) -> Ans
         // Not all of it can be had with ease: then headroom is the first to go, and this answer with it.
         return Answer { pools: answers, objective, bound: 0.0, complete: false, prices: Vec::new() };
     }
-    if problem.pools.len() <= FEW_POOLS {
+    let stands = best.consider_what_runs();
+    if best.is_complete() {
+        return search.cheapest(best, &problem.hints);
+    }
+    if problem.pools.len() <= FEW_POOLS && !stands {
         // Where something is short, another way to build fleets is worth its time: many orders, and a local search.
         best.consider(search.of_fleets(&adaptive_greedy(problem)));
         if best.is_complete() {
@@ -126,7 +132,7 @@ fn by_prices(problem: &Problem<'_>, solver: &dyn Solver, limits: &Limits) -> Ans
     }
     // What is served stands; what it costs can still be less. That may leave room to serve more.
     let mut found = None;
-    for _ in 0..COST_ROUNDS {
+    for _ in 0..if stands { 1 } else { COST_ROUNDS } {
         let (lost, _, answers) = best.current();
         let reduced = served(problem, &answers);
         let options = Options::new(&reduced);
@@ -227,6 +233,11 @@ impl<'s, 'p, 'a> Search<'s, 'p, 'a> {
         self.alone.least_usd.iter().copied().sum::<Option<f64>>().unwrap_or(0.0)
     }
 
+    /// Whether anything runs.
+    fn runs(&self) -> bool {
+        self.problem.pools.iter().any(|p| !p.running.is_empty())
+    }
+
     fn of_fleets(&self, fleets: &[Counts]) -> Vec<PoolAnswer> {
         fleets.iter().enumerate().map(|(p, f)| answer_of(self.problem, p, f)).collect()
     }
@@ -317,6 +328,23 @@ impl<'s, 'p, 'a> Search<'s, 'p, 'a> {
             } else {
                 1e3_f64.powi(rank) * (self.problem.pools[p].undone(&answers[p]) + 1e-3)
             }
+        };
+        (0..answers.len()).map(of).sum()
+    }
+
+    /// What is lost while replicas of an answer start, in the units of [`Search::loss`]: each serves nothing for its start's share of the time that a
+    /// decision is expected to hold.
+    fn lost_to_starts(&self, answers: &[PoolAnswer]) -> f64 {
+        let lowest = lowest(self.problem);
+        let of = |p: usize| {
+            let (pool, answer) = (&self.problem.pools[p], &answers[p]);
+            let rank = pool.pool.priority.saturating_sub(lowest).min(10);
+            let started = answer.counts.iter().map(|(at, n)| {
+                let new = n.saturating_sub(pool.running.get(at).copied().unwrap_or(0));
+                pool.start_factors[at.0].min(1.0) * f64::from(new)
+            });
+            let share = started.sum::<f64>() / f64::from(answer.replicas().max(1));
+            1e3_f64.powi(rank) * share * (1.0 - pool.undone(answer)).max(0.0)
         };
         (0..answers.len()).map(of).sum()
     }
@@ -441,7 +469,7 @@ fn one(
 /// The best fleet so far.
 struct Best<'b, 's, 'p, 'a> {
     search: &'b Search<'s, 'p, 'a>,
-    /// Demand lost (weighed by tier), cost, answers.
+    /// Demand lost (weighed by tier), with what starts lose where any is; cost, answers.
     found: Option<(f64, f64, Vec<PoolAnswer>)>,
 }
 
@@ -455,13 +483,45 @@ impl Best<'_, '_, '_, '_> {
         }
         self.search.polish(&mut answers);
         let cost = answers.iter().enumerate().map(|(p, a)| self.search.options.cost(p, &a.counts)).sum();
-        let lost = self.search.loss(&answers);
-        // Where something runs, a twentieth of what is lost is not worth changing it.
-        let near = if self.search.problem.pools.iter().any(|p| !p.running.is_empty()) { 0.95 } else { 0.998 };
-        let better = |l: f64, c: f64| lost < near * l - 1e-9 || (lost < l / near + 1e-9 && cost < c - 1e-9);
+        let mut lost = self.search.loss(&answers);
+        if lost > 0.0 && self.search.runs() {
+            lost += self.search.lost_to_starts(&answers);
+        }
+        let (less, as_good) = match self.search.runs() {
+            // Neither is changed for a twentieth of what is lost, nor is as much lost anew with every plan to save a little.
+            true => (WORTH_CHANGING, 1.0),
+            false => (0.998, 1.0 / 0.998),
+        };
+        let better =
+            |l: f64, c: f64| lost < less * l - 1e-9 || (lost < as_good * l + 1e-9 && cost < c - 1e-9);
         if self.found.as_ref().is_none_or(|(l, c, _)| better(*l, *c)) {
             self.found = Some((lost, cost, answers));
         }
+    }
+
+    /// Where something is short: what runs stands, with what it has room for, unless much less is lost by the best fleet so far. Whether it does.
+    fn consider_what_runs(&mut self) -> bool {
+        if !self.search.runs() {
+            return false;
+        }
+        let running: Vec<Counts> = self.search.problem.pools.iter().map(|p| p.running.clone()).collect();
+        let other = self.found.take();
+        self.consider(self.search.of_fleets(&running));
+        let fits = |answers: &[PoolAnswer]| {
+            let mut left = Remaining::new(self.search.problem);
+            answers.iter().enumerate().for_each(|(p, a)| left.take_each(p, &a.counts));
+            !left.is_overdrawn()
+        };
+        let stands = match (&self.found, &other) {
+            (Some((lost, _, answers)), Some((least, ..))) => {
+                fits(answers) && WORTH_CHANGING * lost <= least + 1e-9
+            }
+            (found, _) => found.is_some(),
+        };
+        if !stands {
+            self.found = other;
+        }
+        stands
     }
 
     fn is_complete(&self) -> bool {
@@ -546,7 +606,7 @@ fn near(alone: &Problem<'_>) -> BTreeSet<(usize, usize)> {
             if room >= pool.useful(k) && pool.min_zones <= 1 && candidate.pairing.is_none() {
                 break;
             }
-            let here = alone.groups(c, shape.tensor_parallel) / shape.pipeline_parallel.max(1);
+            let here = alone.groups(c, shape.stage_gpus()) / shape.pipeline_parallel.max(1);
             if here > 0 {
                 room += f64::from(here);
                 near.insert((k, c));

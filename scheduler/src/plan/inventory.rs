@@ -1,8 +1,8 @@
 //! Inventory: which accelerators may be used by which pool, in cells that the program can count.
 //!
 //! Nodes of one accelerator class, zone and capacity type that the same pools may use form a *cell*; within a cell
-//! nodes are interchangeable, so the program counts replicas per cell and placement picks the nodes. Tensor-parallel
-//! groups must fit a node: for each group size `g` a cell offers `Σ_nodes ⌊free/g⌋` *slots*, and a group of size
+//! nodes are interchangeable, so the program counts replicas per cell and placement picks the nodes. Pipeline stages
+//! (tensor-parallel groups, with all attention ranks) must fit a node: for each group size `g` a cell offers `Σ_nodes ⌊free/g⌋` *slots*, and a group of size
 //! `s ≥ g` takes `⌊s/g⌋` of them. Where sizes divide one another (1, 2, 4, 8) these rows are exact.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -57,7 +57,7 @@ pub struct Cell {
 }
 
 impl Cell {
-    /// Tensor-parallel groups of `size` that fit.
+    /// Stages of `size` accelerators that fit.
     pub fn groups(&self, size: u32) -> u32 {
         if size == 0 { 0 } else { self.slots.iter().map(|s| s.free / size).sum() }
     }

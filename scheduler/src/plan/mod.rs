@@ -187,13 +187,13 @@ fn solve_group<'a>(
     let uncut = (answer.clone(), wants.clone());
     for _ in 0..input.config.placement_rounds {
         for want in &placement.unplaced {
-            let (cell, size) = (wants[*want].cell, wants[*want].shape.tensor_parallel);
+            let (cell, size) = (wants[*want].cell, wants[*want].shape.stage_gpus());
             let groups = placement
                 .placed
                 .iter()
                 .map(|p| &wants[p.want])
-                .filter(|w| w.cell == cell && w.shape.tensor_parallel >= size)
-                .map(|w| (w.shape.tensor_parallel / size) * w.shape.pipeline_parallel)
+                .filter(|w| w.cell == cell && w.shape.stage_gpus() >= size)
+                .map(|w| (w.shape.stage_gpus() / size) * w.shape.pipeline_parallel)
                 .sum();
             problem.cuts.push(Cut { cell, size, groups });
         }

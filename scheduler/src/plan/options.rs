@@ -116,17 +116,16 @@ impl<'p, 'a> Options<'p, 'a> {
                 return None;
             }
             let shape = &pool.set.candidates[k].shape;
-            let usd = pool.usd(k, cell);
-            let tensor = shape.tensor_parallel;
-            let groups = *groups.entry((c, tensor)).or_insert_with(|| problem.groups(c, tensor));
+            let size = shape.stage_gpus();
+            let groups = *groups.entry((c, size)).or_insert_with(|| problem.groups(c, size));
             let room = groups / shape.pipeline_parallel.max(1);
             Some(Place {
                 cell: c,
                 running: pool.running.get(&(k, c)).copied().unwrap_or(0),
                 open: cell.eligible[p] == Eligibility::Open && room >= 1,
                 cost: pool.cost(k, cell),
-                start: pool.start_factor * usd,
-                stop: pool.stop_factor * usd,
+                start: pool.start_usd(k, cell),
+                stop: pool.stop_usd(k, cell),
             })
         };
         let mut ranges = Vec::with_capacity(problem.pools.len());
@@ -367,7 +366,7 @@ impl<'p, 'a> Options<'p, 'a> {
             for (size, groups) in left.groups(c) {
                 let takes = |(i, s, at): (usize, usize, usize)| {
                     let shape = &candidates[of[i].candidate].shape;
-                    let each = (shape.tensor_parallel / size) * shape.pipeline_parallel;
+                    let each = (shape.stage_gpus() / size) * shape.pipeline_parallel;
                     (at == c && each > 0).then_some((i, s, f64::from(each)))
                 };
                 found.extend(binding(segments().filter_map(takes).collect(), f64::from(groups)));

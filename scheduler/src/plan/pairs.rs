@@ -101,7 +101,10 @@ pub(super) fn find<'a>(
     if !forced && classes.iter().all(|c| c.rps <= 0.0) {
         return Ok((Vec::new(), None));
     }
-    let fits = whole.iter().filter(|(_, able)| !matches!(able, Err(Rejection::DoesNotFit(_))));
+    // Attention ranks each hold the caches of their own requests: which rank hands over to which is the engines' affair, and not known here.
+    let fits = whole.iter().filter(|(option, able)| {
+        option.shape.data_parallel == 1 && !matches!(able, Err(Rejection::DoesNotFit(_)))
+    });
     let fits: Vec<&Allowed<'a>> = fits.map(|(option, _)| *option).collect();
     let needs = Whole { classes, whole };
     if !forced && !needs.may_pay(&fits) {

@@ -393,7 +393,10 @@ pub(crate) fn problem_with<'a>(
                     *running.entry((k, c)).or_default() += 1;
                 }
             }
-            let start_factor = input.config.start_factor(d.pool.engine.cold_start_seconds);
+            let cold = |k: &Candidate| d.pool.engine.cold_start_seconds_on(&k.shape.accelerator);
+            let start_factors = set.candidates.iter().map(|k| input.config.start_factor(cold(k))).collect();
+            let interruption_s = |k: &Candidate| interruption_seconds(d.pool, cold(k), &set.classes);
+            let interruption_seconds = set.candidates.iter().map(interruption_s).collect();
             // Capacity of what runs, in units of today's demand.
             let each = running.iter().map(|((k, _), n)| {
                 let candidate = &set.candidates[*k];
@@ -410,9 +413,9 @@ pub(crate) fn problem_with<'a>(
                 min_zones: d.pool.scaling.min_zones,
                 headroom,
                 running,
-                start_factor,
-                stop_factor: start_factor * input.config.stop_share.clamp(0.0, 1.0),
-                interruption_seconds: interruption_seconds(d.pool, &set.classes),
+                start_factors,
+                stop_share: input.config.stop_share.clamp(0.0, 1.0),
+                interruption_seconds,
                 below_quality_factor: downgrade::factor(d.pool, &pools),
                 reach: Arc::clone(&reach),
             }
@@ -449,7 +452,7 @@ fn hints(problem: &Problem<'_>, previous: Option<&Plan>) -> Vec<(Coupling, f64)>
 
 /// Seconds of a replica's work that an interruption costs: another replica's start, and half of what a request may take,
 /// because those under way are half done on average and begin anew elsewhere.
-fn interruption_seconds(pool: &ModelPool, classes: &[RequestClass]) -> f64 {
+fn interruption_seconds(pool: &ModelPool, cold_start_seconds: f64, classes: &[RequestClass]) -> f64 {
     let may_take_ms = |c: &RequestClass| -> f64 {
         let slo = pool.slo_class(&c.slo_class).map(|s| s.slo).unwrap_or_default();
         let limit = |o: Option<Objective>| o.map(|o| o.ms);
@@ -463,7 +466,7 @@ fn interruption_seconds(pool: &ModelPool, classes: &[RequestClass]) -> f64 {
         classes.first().map_or(0.0, may_take_ms)
     };
     let seconds = |x: f64, most: f64| if x.is_finite() { x.clamp(0.0, most) } else { 0.0 };
-    seconds(pool.engine.cold_start_seconds, 86_400.0) + seconds(0.5e-3 * mean_ms, 3600.0)
+    seconds(cold_start_seconds, 86_400.0) + seconds(0.5e-3 * mean_ms, 3600.0)
 }
 
 /// A row for each cap of each budget that counts some of these pools and limits them.

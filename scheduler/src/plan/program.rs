@@ -30,12 +30,12 @@ pub struct PoolProblem<'a> {
     pub headroom: f64,
     /// Live replicas by candidate and cell.
     pub running: BTreeMap<(usize, usize), u32>,
-    /// Hours of a replica's price that a start costs, spread over the horizon: dollars per hour per dollar per hour.
-    pub start_factor: f64,
-    /// The same for a stop.
-    pub stop_factor: f64,
-    /// Seconds of a replica's work that an interruption of spot capacity costs: the start of another, and what was under way.
-    pub interruption_seconds: f64,
+    /// By candidate: hours of a replica's price that a start costs, spread over the horizon: dollars per hour per dollar per hour.
+    pub start_factors: Vec<f64>,
+    /// Price of a stop, as a share of the price of a start.
+    pub stop_share: f64,
+    /// By candidate: seconds of a replica's work that an interruption of spot capacity costs: the start of another, and what was under way.
+    pub interruption_seconds: Vec<f64>,
     /// Price of a replica whose variant is below the wanted quality, in prices of the replica: far more than any that is not
     /// could cost instead.
     pub below_quality_factor: f64,
@@ -65,6 +65,16 @@ impl PoolProblem<'_> {
     /// Price of a replica of candidate `k` in a cell, dollars per hour.
     pub fn usd(&self, k: usize, cell: &Cell) -> f64 {
         cell.usd_per_hour * f64::from(self.set.candidates[k].shape.gpus())
+    }
+
+    /// Price of starting a replica of candidate `k` in a cell, dollars per hour.
+    pub fn start_usd(&self, k: usize, cell: &Cell) -> f64 {
+        self.start_factors[k] * self.usd(k, cell)
+    }
+
+    /// Price of stopping one.
+    pub fn stop_usd(&self, k: usize, cell: &Cell) -> f64 {
+        self.stop_share * self.start_usd(k, cell)
     }
 
     /// Price of a replica in the objective, dollars per hour: with expected interruptions, with what keeps variants below the wanted
@@ -98,7 +108,7 @@ impl PoolProblem<'_> {
 
     /// Expected cost of interruptions of a replica of candidate `k` in a cell, dollars per hour: nothing on demand.
     pub fn interruptions_usd(&self, k: usize, cell: &Cell) -> f64 {
-        cell.interruptions_per_hour * self.interruption_seconds / 3600.0 * self.usd(k, cell)
+        cell.interruptions_per_hour * self.interruption_seconds[k] / 3600.0 * self.usd(k, cell)
     }
 
     /// Whether the variant of candidate `k` is below the quality that the pool wants.
@@ -211,8 +221,8 @@ pub struct Problem<'a> {
 pub struct Held {
     /// Cell.
     pub cell: usize,
-    /// Tensor-parallel degree.
-    pub tensor: u32,
+    /// Accelerators of a stage.
+    pub stage_gpus: u32,
     /// Pipeline stages.
     pub pipeline: u32,
     /// Replicas.
@@ -229,8 +239,8 @@ impl Problem<'_> {
         let held: u32 = self
             .held
             .iter()
-            .filter(|h| h.cell == cell && h.tensor >= size)
-            .map(|h| (h.tensor / size) * h.pipeline * h.count)
+            .filter(|h| h.cell == cell && h.stage_gpus >= size)
+            .map(|h| (h.stage_gpus / size) * h.pipeline * h.count)
             .sum();
         groups.saturating_sub(held)
     }
@@ -239,8 +249,8 @@ impl Problem<'_> {
     pub fn takes(&self, what: &Coupling, p: usize, k: usize, cell: usize) -> f64 {
         let shape = &self.pools[p].set.candidates[k].shape;
         match what {
-            Coupling::Slots { cell: c, size } if *c == cell && shape.tensor_parallel >= *size => {
-                f64::from((shape.tensor_parallel / size) * shape.pipeline_parallel)
+            Coupling::Slots { cell: c, size } if *c == cell && shape.stage_gpus() >= *size => {
+                f64::from((shape.stage_gpus() / size) * shape.pipeline_parallel)
             }
             Coupling::Budget(b) if self.budgets[*b].covers[p] => self.takes_of(*b, p, k, cell),
             Coupling::Slots { .. } | Coupling::Budget(_) => 0.0,
@@ -382,7 +392,7 @@ pub fn couplings(problem: &Problem<'_>) -> Vec<(Coupling, f64)> {
     let mut spend = vec![0.0; problem.budgets.len()];
     for_each_upper(problem, |p, k, c, upper| {
         let shape = &problem.pools[p].set.candidates[k].shape;
-        *wanted[c].entry((shape.tensor_parallel, shape.pipeline_parallel)).or_default() += upper;
+        *wanted[c].entry((shape.stage_gpus(), shape.pipeline_parallel)).or_default() += upper;
         for (b, spend) in spend.iter_mut().enumerate() {
             *spend += upper * problem.takes(&Coupling::Budget(b), p, k, c);
         }
@@ -390,7 +400,7 @@ pub fn couplings(problem: &Problem<'_>) -> Vec<(Coupling, f64)> {
     let mut rows = Vec::new();
     for (c, wanted) in wanted.iter().enumerate() {
         let mut sizes: Vec<u32> = wanted.keys().map(|(tp, _)| *tp).chain([1]).collect();
-        sizes.extend(problem.held.iter().filter(|h| h.cell == c).map(|h| h.tensor));
+        sizes.extend(problem.held.iter().filter(|h| h.cell == c).map(|h| h.stage_gpus));
         sizes.sort_unstable();
         sizes.dedup();
         for size in sizes {
@@ -427,8 +437,8 @@ fn for_each_upper(problem: &Problem<'_>, mut f: impl FnMut(usize, usize, usize, 
                     continue;
                 }
                 let running = f64::from(pool.running.get(&(k, c)).copied().unwrap_or(0));
-                let tensor = shape.tensor_parallel;
-                let groups = *groups.entry((c, tensor)).or_insert_with(|| cell.groups(tensor));
+                let size = shape.stage_gpus();
+                let groups = *groups.entry((c, size)).or_insert_with(|| cell.groups(size));
                 let room = f64::from(groups / shape.pipeline_parallel.max(1));
                 let open = cell.eligible[p] == Eligibility::Open && room >= 1.0;
                 // Not bounded by the room: a pool that answers by prices does not look at it.

@@ -20,7 +20,7 @@ struct Groups {
 pub struct Remaining<'p, 'a> {
     problem: &'p Problem<'a>,
     cells: Vec<Groups>,
-    /// Replicas taken: by cell, tensor-parallel degree and pipeline stages.
+    /// Replicas taken: by cell, accelerators of a stage and stages.
     shapes: BTreeMap<(usize, u32, u32), u32>,
     /// By budget row, in its unit.
     spent: Vec<f64>,
@@ -32,8 +32,8 @@ impl<'p, 'a> Remaining<'p, 'a> {
         let mut by_class: BTreeMap<&str, Vec<u32>> = BTreeMap::new();
         for candidate in problem.pools.iter().flat_map(|p| &p.set.candidates) {
             let sizes = by_class.entry(&candidate.shape.accelerator).or_default();
-            if !sizes.contains(&candidate.shape.tensor_parallel) {
-                sizes.push(candidate.shape.tensor_parallel);
+            if !sizes.contains(&candidate.shape.stage_gpus()) {
+                sizes.push(candidate.shape.stage_gpus());
             }
         }
         let groups = |c: usize| {
@@ -41,7 +41,7 @@ impl<'p, 'a> Remaining<'p, 'a> {
             let mut sizes = by_class.get(cell.accelerator.as_str()).cloned().unwrap_or_default();
             sizes.push(1);
             sizes.extend(problem.cuts.iter().filter(|cut| cut.cell == c).map(|cut| cut.size));
-            sizes.extend(problem.held.iter().filter(|h| h.cell == c).map(|h| h.tensor));
+            sizes.extend(problem.held.iter().filter(|h| h.cell == c).map(|h| h.stage_gpus));
             sizes.sort_unstable();
             sizes.dedup();
             let most = sizes.iter().map(|size| problem.groups(c, *size)).collect();
@@ -66,9 +66,9 @@ impl<'p, 'a> Remaining<'p, 'a> {
 
     /// What is taken, as another problem's [`Held`].
     pub(crate) fn held(&self) -> Vec<Held> {
-        let one = |((cell, tensor, pipeline), count): (&(usize, u32, u32), &u32)| Held {
+        let one = |((cell, stage_gpus, pipeline), count): (&(usize, u32, u32), &u32)| Held {
             cell: *cell,
-            tensor: *tensor,
+            stage_gpus: *stage_gpus,
             pipeline: *pipeline,
             count: *count,
         };
@@ -86,8 +86,8 @@ impl<'p, 'a> Remaining<'p, 'a> {
     pub fn slots(&self, p: usize, k: usize, c: usize) -> u32 {
         let shape = &self.problem.pools[p].set.candidates[k].shape;
         self.groups(c)
-            .filter(|(size, _)| *size <= shape.tensor_parallel)
-            .map(|(size, left)| left / ((shape.tensor_parallel / size) * shape.pipeline_parallel).max(1))
+            .filter(|(size, _)| *size <= shape.stage_gpus())
+            .map(|(size, left)| left / ((shape.stage_gpus() / size) * shape.pipeline_parallel).max(1))
             .min()
             .unwrap_or(0)
     }
@@ -120,10 +120,10 @@ impl<'p, 'a> Remaining<'p, 'a> {
         let shape = &self.problem.pools[p].set.candidates[k].shape;
         let cell = &mut self.cells[c];
         for (size, taken) in cell.sizes.iter().zip(&mut cell.taken) {
-            let each = (shape.tensor_parallel / size) * shape.pipeline_parallel * count;
+            let each = (shape.stage_gpus() / size) * shape.pipeline_parallel * count;
             *taken = if sign > 0.0 { taken.saturating_add(each) } else { taken.saturating_sub(each) };
         }
-        let here = self.shapes.entry((c, shape.tensor_parallel, shape.pipeline_parallel)).or_default();
+        let here = self.shapes.entry((c, shape.stage_gpus(), shape.pipeline_parallel)).or_default();
         *here = if sign > 0.0 { here.saturating_add(count) } else { here.saturating_sub(count) };
         for (b, spent) in self.spent.iter_mut().enumerate() {
             *spent += sign * f64::from(count) * self.problem.takes(&Coupling::Budget(b), p, k, c);
@@ -145,8 +145,7 @@ impl<'p, 'a> Remaining<'p, 'a> {
             cell.sizes.iter().zip(&cell.most).zip(&cell.taken).all(|((size, most), taken)| {
                 let here = counts.iter().filter(|((_, at), _)| *at == c);
                 let more = here.map(|((k, _), n)| {
-                    u64::from((shape(*k).tensor_parallel / size) * shape(*k).pipeline_parallel)
-                        * u64::from(*n)
+                    u64::from((shape(*k).stage_gpus() / size) * shape(*k).pipeline_parallel) * u64::from(*n)
                 });
                 let more: u64 = more.sum();
                 more == 0 || u64::from(*taken) + more <= u64::from(*most)

@@ -62,14 +62,13 @@ fn build(problem: &Problem<'_>) -> Built {
                     continue;
                 }
                 let Some(part) = pool.part(k, c) else { continue };
-                let usd = pool.usd(k, cell);
                 let cost = pool.cost(k, cell);
                 let takes: Vec<(usize, f64)> = (0..problem.budgets.len())
                     .map(|b| (b, problem.takes(&Coupling::Budget(b), p, k, c)))
                     .filter(|(_, takes)| *takes > 0.0)
                     .collect();
                 let running = pool.running.get(&(k, c)).copied().unwrap_or(0);
-                let stop = pool.stop_factor * usd;
+                let stop = pool.stop_usd(k, cell);
                 constant += f64::from(running) * stop;
                 let kind = vars.kinds.iter().position(|x| *x == (k, part)).unwrap_or_else(|| {
                     vars.kinds.push((k, part));
@@ -80,7 +79,7 @@ fn build(problem: &Problem<'_>) -> Built {
                     let v = program.integer(cost, 0.0, upper);
                     by_kind[kind].push(v);
                     by_zone.entry(cell.zone.as_str()).or_default().push(v);
-                    slots.entry(c).or_default().push((shape.tensor_parallel, shape.pipeline_parallel, v));
+                    slots.entry(c).or_default().push((shape.stage_gpus(), shape.pipeline_parallel, v));
                     for (b, takes) in &takes {
                         spend[*b].push((v, *takes));
                     }
@@ -89,10 +88,10 @@ fn build(problem: &Problem<'_>) -> Built {
                 if running > 0 {
                     vars.kept.push((k, c, add(&mut program, cost - stop, f64::from(running))));
                 }
-                let room = f64::from(cell.groups(shape.tensor_parallel) / shape.pipeline_parallel.max(1));
+                let room = f64::from(cell.groups(shape.stage_gpus()) / shape.pipeline_parallel.max(1));
                 let allowed = problem.allowed.as_ref().is_none_or(|a| a.contains(&(k, c)));
                 if allowed && cell.eligible[p] == Eligibility::Open && room >= 1.0 {
-                    let start = pool.start_factor * usd;
+                    let start = pool.start_usd(k, cell);
                     vars.new.push((k, c, add(&mut program, cost + start, room.min(useful))));
                 }
             }
@@ -175,7 +174,7 @@ fn build(problem: &Problem<'_>) -> Built {
     for (c, members) in &slots {
         let mut sizes: Vec<u32> = members.iter().map(|(tp, _, _)| *tp).collect();
         sizes.push(1);
-        sizes.extend(problem.held.iter().filter(|h| h.cell == *c).map(|h| h.tensor));
+        sizes.extend(problem.held.iter().filter(|h| h.cell == *c).map(|h| h.stage_gpus));
         sizes.sort_unstable();
         sizes.dedup();
         for size in sizes {

@@ -86,14 +86,15 @@ pub async fn pulse(shared: Arc<Shared>, stop: CancellationToken) {
 }
 
 async fn save_soft(shared: &Arc<Shared>) {
-    let (demand, drain, canaries) = {
+    let (demand, drain, canaries, cold_starts) = {
         let state = shared.state.lock();
-        (state.demand.clone(), state.drain.clone(), state.canaries.clone())
+        (state.demand.clone(), state.drain.clone(), state.canaries.clone(), state.cold_starts.clone())
     };
     let store = Arc::clone(&shared.store);
-    if let Some(Err(error)) =
-        blocking("saving demand", move || persist::save_soft(store.as_ref(), &demand, &drain, &canaries))
-            .await
+    if let Some(Err(error)) = blocking("saving demand", move || {
+        persist::save_soft(store.as_ref(), &demand, &drain, &canaries, &cold_starts)
+    })
+    .await
     {
         shared.metrics.store_failures.inc();
         tracing::warn!(%error, "demand was not saved");
@@ -393,7 +394,7 @@ async fn fast_loop(shared: &Arc<Shared>) -> bool {
             .snapshot
             .as_ref()
             .and_then(|s| s.pools.iter().find(|p| p.id == change.pool))
-            .map_or(60.0, |p| p.engine.cold_start_seconds.clamp(30.0, 1800.0));
+            .map_or(60.0, |p| p.engine.expected_cold_start_seconds().clamp(30.0, 1800.0));
         let until = now + (2.0 * cold).max(FLOOR_SECONDS);
         state.floors.retain(|_, f| f.until > now);
         state.floors.insert(change.pool.clone(), Floor { rps: change.shown_rps, until });

@@ -26,7 +26,6 @@ use super::sessions::Sessions;
 use super::state::{Agent, Shared, State};
 use super::{SchedulerConfig, SchedulerError, brain};
 use crate::clock::seconds;
-use crate::cold_start::ColdStarts;
 use crate::demand::{DemandConfig, DemandTracker};
 use crate::fast::FastState;
 use crate::ledger::Ledger;
@@ -106,7 +105,7 @@ fn take_up(
     let mut state = State {
         snapshot: loaded.snapshot.map(Arc::new),
         snapshot_is_current: false,
-        cold_starts: ColdStarts::default(),
+        cold_starts: loaded.cold_starts,
         pushed: None,
         demand,
         canaries: loaded.canaries,

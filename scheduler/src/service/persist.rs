@@ -10,6 +10,7 @@ use plimsoll_fleet::{ClusterSnapshot, NodeName, Plan, PoolId, RouteTable};
 
 use crate::canary::Canaries;
 use crate::clock::{Anchor, Clock, InvalidScale};
+use crate::cold_start::ColdStarts;
 use crate::demand::DemandTracker;
 use crate::drain::DrainState;
 use crate::ledger::Reserves;
@@ -24,6 +25,7 @@ const AGENTS: &str = "routes/agents";
 const DRAIN: &str = "drain";
 const DEMAND: &str = "demand";
 const CANARIES: &str = "canaries";
+const COLD_STARTS: &str = "cold-starts";
 const LEDGER: &str = "ledger";
 const CLOCK: &str = "clock";
 const IDENTITY: &str = "identity";
@@ -62,6 +64,8 @@ pub struct Loaded {
     pub demand: Option<DemandTracker>,
     /// Judgements of new engine configurations.
     pub canaries: Canaries,
+    /// Cold starts as measured.
+    pub cold_starts: ColdStarts,
     /// Scaling records.
     pub records: Records,
 }
@@ -107,6 +111,7 @@ pub fn load(store: &dyn Store, scale: f64, wall_now: Timestamp) -> Result<Loaded
         drain: get_json(store, DRAIN)?.unwrap_or_default(),
         demand: get_json(store, DEMAND)?,
         canaries: get_json(store, CANARIES)?.unwrap_or_default(),
+        cold_starts: get_json(store, COLD_STARTS)?.unwrap_or_default(),
         records,
     })
 }
@@ -145,14 +150,20 @@ pub fn save_routes(
     store.transact(&[], &writes).map(drop)
 }
 
-/// Writes demand, drains and judgements, of which a few seconds may be lost.
+/// Writes demand, drains, judgements and cold starts, of which a few seconds may be lost.
 pub fn save_soft(
     store: &dyn Store,
     demand: &DemandTracker,
     drain: &DrainState,
     canaries: &Canaries,
+    cold_starts: &ColdStarts,
 ) -> Result<(), StoreError> {
-    let writes = [Write::json(DEMAND, demand)?, Write::json(DRAIN, drain)?, Write::json(CANARIES, canaries)?];
+    let writes = [
+        Write::json(DEMAND, demand)?,
+        Write::json(DRAIN, drain)?,
+        Write::json(CANARIES, canaries)?,
+        Write::json(COLD_STARTS, cold_starts)?,
+    ];
     store.transact(&[], &writes).map(drop)
 }
 

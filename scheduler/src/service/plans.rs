@@ -15,6 +15,7 @@ use tonic::{Request, Response, Status};
 
 use super::observe::observations;
 use super::state::Shared;
+use crate::explain::applied;
 use crate::planner::PlanRequest;
 use crate::records::{material_snapshot_change, taken_away};
 
@@ -205,21 +206,34 @@ impl PlanService for Plans {
             Some(s) => Arc::clone(s),
             None => self.snapshot()?,
         };
+        let mut after = ClusterSnapshot::clone(&snapshot);
+        let applied = match &request.objects {
+            Some(document) => {
+                let objects: ClusterSnapshot = decode("objects", Some(document))?;
+                check(&objects)?;
+                Some(applied::apply(&mut after, objects))
+            }
+            None => None,
+        };
         let now = self.shared.now();
         let (mut demands, idle, current, next_serial) = {
             let state = self.shared.state.lock();
-            let (demands, idle) = state.demands(&snapshot, crate::clock::seconds(now));
+            let (demands, idle) = state.demands(&after, crate::clock::seconds(now));
             let current = state.plan.clone().filter(|_| given.is_none());
             (demands, idle, current, state.next_serial)
         };
+        let anew = |pool: &PoolId| applied.as_ref().is_some_and(|a| a.demand_anew.contains(pool));
         if let Some(plan) = &current {
             // What differs is then due to the changes alone, not to demand that moved since.
-            for pool in &plan.pools {
+            for pool in plan.pools.iter().filter(|p| !anew(&p.pool)) {
                 if let Some(demand) = demands.get_mut(&pool.pool) {
                     *demand = pool.demand.clone();
                 }
             }
         }
+        let is_applied = applied.is_some();
+        let changes_nothing = request.changes.is_empty() && !is_applied;
+        let remarks = applied.map(|a| a.remarks).unwrap_or_default();
         let planner = Arc::clone(&self.shared.planner);
         let clock = self.shared.clock;
         let (base, changed) = blocking(move || {
@@ -240,23 +254,27 @@ impl PlanService for Plans {
                 Some(plan) => Plan::clone(&plan),
                 None => planner.plan(&ask).plan,
             };
-            if request.changes.is_empty() {
+            if changes_nothing {
                 return Ok((base.clone(), base));
             }
-            let mut changed = ClusterSnapshot::clone(&ask.snapshot);
             for change in &request.changes {
                 planner
-                    .change(&mut changed, &mut ask.demands, change)
+                    .change(&mut after, &mut ask.demands, change)
                     .map_err(|why| Status::invalid_argument(format!("change {change:?}: {why}")))?;
             }
-            ask.snapshot = Arc::new(changed);
-            ask.trigger = format!("what if {}", request.changes.join(", "));
+            ask.snapshot = Arc::new(after);
+            ask.trigger = match request.changes.is_empty() {
+                true => "what if manifests were applied".to_owned(),
+                false => format!("what if {}", request.changes.join(", ")),
+            };
             Ok::<_, Status>((base, planner.plan(&ask).plan))
         })
         .await??;
         Ok(Response::new(v1::WhatIfResponse {
             base: Some(encode("plan", &base)?),
             changed: Some(encode("plan", &changed)?),
+            remarks,
+            applied: is_applied,
         }))
     }
 

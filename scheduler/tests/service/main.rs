@@ -1,6 +1,8 @@
 //! The scheduler over real sockets, and its loops in simulated time.
 
 #[cfg(test)]
+mod cold_starts;
+#[cfg(test)]
 #[path = "../etcd/mod.rs"]
 mod etcd;
 #[cfg(test)]
@@ -18,9 +20,10 @@ use std::time::Duration;
 
 use plimsoll_fleet::plan::ScalingRecord;
 use plimsoll_fleet::telemetry::EngineReport;
-use plimsoll_fleet::{Adapter, Budget, BudgetScope, EngineKind, Plan, ReplicaPhase};
+use plimsoll_fleet::{Adapter, Budget, BudgetScope, ClusterSnapshot, EngineKind, Plan, ReplicaPhase};
 use plimsoll_proto::document::{decode, encode};
 use plimsoll_proto::v1;
+use plimsoll_scheduler::explain::{Action, diff};
 use plimsoll_scheduler::service::{Scheduler, SchedulerConfig, SchedulerError};
 use support::*;
 
@@ -344,7 +347,7 @@ async fn what_if_and_explain_answer_and_refuse_clearly() {
     let plan = operator.plan(|p| p.number > 0).await;
     let ask = |changes: &[&str]| v1::WhatIfRequest {
         changes: changes.iter().map(ToString::to_string).collect(),
-        snapshot: None,
+        ..Default::default()
     };
     let answer = operator.client.what_if(ask(&["demand/chat*12"])).await.unwrap().into_inner();
     let base: Plan = decode("plan", answer.base.as_ref()).unwrap();
@@ -357,10 +360,32 @@ async fn what_if_and_explain_answer_and_refuse_clearly() {
     let other = v1::WhatIfRequest {
         changes: vec![],
         snapshot: Some(encode("snapshot", &cluster(vec![pool("default/else", 1.0)])).unwrap()),
+        ..Default::default()
     };
     let answer = operator.client.what_if(other).await.unwrap().into_inner();
     let base: Plan = decode("plan", answer.base.as_ref()).unwrap();
     assert_eq!(base.pools[0].pool.to_string(), "default/else");
+    // Manifests over what runs: what they do not name stays, what is as it was changes nothing.
+    let applying = |pools| v1::WhatIfRequest {
+        objects: Some(encode("objects", &ClusterSnapshot { pools, ..Default::default() }).unwrap()),
+        ..Default::default()
+    };
+    let both = |answer: v1::WhatIfResponse| -> (Plan, Plan) {
+        assert!(answer.applied);
+        (decode("plan", answer.base.as_ref()).unwrap(), decode("plan", answer.changed.as_ref()).unwrap())
+    };
+    let same = pool("default/chat", 3.0);
+    let (base, after) = both(operator.client.what_if(applying(vec![same])).await.unwrap().into_inner());
+    assert_eq!(base.number, plan.number, "the plan in force");
+    assert!(diff(&base, &after).iter().all(|d| !d.is_change()), "{:?}", diff(&base, &after));
+    let (more, new) = (pool("default/chat", 30.0), pool("default/new", 1.0));
+    let (base, after) = both(operator.client.what_if(applying(vec![more, new])).await.unwrap().into_inner());
+    let actions: Vec<_> = diff(&base, &after).iter().map(|d| (d.pool.to_string(), d.action)).collect();
+    let wanted = [("default/chat".to_owned(), Action::Change), ("default/new".to_owned(), Action::Add)];
+    assert_eq!(actions, wanted);
+    let twice = applying(vec![pool("default/chat", 3.0), pool("default/chat", 4.0)]);
+    let status = operator.client.what_if(twice).await.unwrap_err();
+    assert!(status.message().contains("default/chat twice"), "{}", status.message());
     let status = operator.client.explain(v1::ExplainRequest { pool: "none".into() }).await.unwrap_err();
     assert_eq!(status.code(), tonic::Code::NotFound);
     assert!(status.message().contains("default/chat"), "{}", status.message());

@@ -74,6 +74,7 @@ pub fn pool(name: &str, rps: f64) -> ModelPool {
             env: BTreeMap::new(),
             resources: BTreeMap::new(),
             cold_start_seconds: 60.0,
+            measured_cold_start_seconds: BTreeMap::new(),
         },
         priority: 0,
         min_quality: 0.0,

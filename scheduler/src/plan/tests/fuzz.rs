@@ -73,7 +73,11 @@ fn nodes(dice: &mut Dice) -> Vec<NodeInfo> {
 
 fn a_pool(dice: &mut Dice, i: usize, broken: bool) -> (ModelPool, Option<DemandEstimate>) {
     let name = format!("{}/p{i}", dice.of(&["default", "other"]));
-    let mut p = pool(&name, dice.of(&["llama-3.1-8b", "qwen3-32b"]), 3000.0, 120.0);
+    let mut p = pool(&name, dice.of(&["llama-3.1-8b", "qwen3-32b", "qwen3-30b-a3b"]), 3000.0, 120.0);
+    if p.architecture.moe.is_some() {
+        p.parallelism.data = dice.of(&[&[][..], &[1, 2], &[2, 4], &[3]]).to_vec();
+        p.parallelism.expert = dice.one_in(2);
+    }
     p.priority = dice.below(3) as i32;
     p.scaling.min_replicas = if dice.one_in(3) { dice.below(4) as u32 } else { 1 };
     p.scaling.max_replicas = p.scaling.min_replicas + dice.below(12) as u32;

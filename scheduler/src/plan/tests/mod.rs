@@ -9,6 +9,7 @@ mod fuzz;
 mod optimal;
 mod pains;
 mod provision;
+mod ranks;
 mod reasons;
 mod rollout;
 mod spread;

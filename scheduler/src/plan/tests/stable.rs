@@ -392,3 +392,60 @@ fn what_cannot_start_is_left_to_try_again_and_then_replaced_once() {
     w.snapshot.replicas[0].ready_at = Some(made);
     assert_ne!(at(&w, 10), id, "it has served, and broke");
 }
+
+/// Thirty pools of two request classes for which twelve nodes of three kinds are about half of what they ask for: too large to be solved as one
+/// program.
+fn shortage() -> (World, Table) {
+    let kinds = ["l4", "l40s", "h100"];
+    let nodes = (0..12).map(|i| node(&format!("n{i:02}"), kinds[i % 3], 4, ["a", "b", "c", "d"][i / 3]));
+    let mut w = World::new(nodes.collect());
+    let pick = |i: u32, n: u32| f64::from((i * 104_729 + 7919) % n);
+    for i in 0..30 {
+        let mut p = pool(&format!("p{i:02}"), "llama-3.1-8b", 1e6, 1e4);
+        p.variants.truncate(1);
+        p.parallelism.tensor = vec![1, 2, 4];
+        p.scaling.min_replicas = 0;
+        p.priority = (i % 2) as i32;
+        let long = class("c1", 0.1 + 0.13 * pick(i, 11), 4000.0, 100.0);
+        w.add(p, demand(vec![class("c0", 1.0 + 0.7 * pick(i, 7), 100.0, 100.0), long]));
+    }
+    let rates = [("l4", vec![1.0, 0.1]), ("l40s", vec![1.7, 0.4]), ("h100", vec![4.0, 1.2])];
+    (w, Table(rates.into_iter().map(|(n, r)| (n.to_owned(), r)).collect()))
+}
+
+#[test]
+fn an_unchanged_shortage_keeps_what_runs_and_new_capacity_serves_more() {
+    let (mut w, model) = shortage();
+    let run = |w: &mut World| {
+        let out = w.plan_with(&model);
+        (w.next_serial, w.number) = (out.next_serial, w.number + 1);
+        w.come_true(&out.plan);
+        w.previous = Some(out.plan.clone());
+        out.plan
+    };
+    let replicas = |plan: &Plan| -> Vec<_> {
+        let ids = plan.pools.iter().flat_map(|p| p.replicas.iter().map(|r| r.id.clone()));
+        ids.collect::<std::collections::BTreeSet<_>>().into_iter().collect()
+    };
+    let unserved = |plan: &Plan| plan.pools.iter().map(|p| p.unserved_rps).sum::<f64>();
+    let first = run(&mut w);
+    assert!(unserved(&first) > 10.0, "{}", unserved(&first));
+    println!("first: {:.3} unserved, ${:.2}", unserved(&first), first.usd_per_hour);
+    let mut before = first.clone();
+    for again in 0..3 {
+        let plan = run(&mut w);
+        let moved = replicas(&plan).iter().filter(|id| !replicas(&before).contains(id)).count();
+        println!(
+            "{again}: {moved} of {} started, {:.3} unserved, ${:.2}",
+            replicas(&plan).len(),
+            unserved(&plan),
+            plan.usd_per_hour
+        );
+        assert!(moved <= if again == 0 { 2 } else { 0 }, "{moved} replicas started although nothing changed");
+        assert!(unserved(&plan) <= unserved(&before) + 1e-6);
+        before = plan;
+    }
+    w.snapshot.nodes.extend((0..4).map(|i| node(&format!("more{i}"), "h100", 4, "a")));
+    let more = run(&mut w);
+    assert!(unserved(&more) < 0.9 * unserved(&before), "{} of {}", unserved(&more), unserved(&before));
+}

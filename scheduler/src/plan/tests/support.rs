@@ -42,6 +42,7 @@ pub(crate) fn pool(name: &str, model: &str, ttft_ms: f64, tpot_ms: f64) -> Model
             env: BTreeMap::new(),
             resources: BTreeMap::new(),
             cold_start_seconds: 60.0,
+            measured_cold_start_seconds: BTreeMap::new(),
         },
         priority: 0,
         min_quality: 0.0,
