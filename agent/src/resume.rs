@@ -10,6 +10,7 @@
 //! Tokens delivered are counted by events, one each, as engines send them, unless the stream carries running usage.
 
 mod chunk;
+mod deferred;
 mod fit;
 
 use bytes::Bytes;
@@ -17,6 +18,7 @@ use serde_json::{Map, Value, json};
 
 pub use self::chunk::is_whole;
 use self::chunk::{Choice, Chunk, Name, cut, data_of, event_of, is_failure};
+pub use self::deferred::Deferred;
 use self::fit::{ends_within, unfit_member};
 use crate::body::Api;
 use crate::sse::{PromptDetails, Usage, event_end};

@@ -200,8 +200,7 @@ async fn turns(
     for task in tasks {
         task.await.unwrap();
     }
-    let order = order.lock().clone();
-    order
+    std::mem::take(&mut *order.lock())
 }
 
 #[tokio::test]

@@ -12,12 +12,13 @@ use super::upstream::Whom;
 /// Unused connections, the one used last on top. Those at the bottom close for want of use.
 #[derive(Debug)]
 pub(super) struct Idle<T> {
-    kept: Mutex<HashMap<Whom, HashMap<Arc<str>, Stack<T>>>>,
+    kept: Mutex<HashMap<Whom, ByAddress<T>>>,
     keep: Duration,
     most: usize,
 }
 
 type Stack<T> = Vec<(Instant, T)>;
+type ByAddress<T> = HashMap<Arc<str>, Stack<T>>;
 
 impl<T> Idle<T> {
     /// Keeps at most `most` for one address, each for so long.
