@@ -11,7 +11,7 @@ ROUTER_FLAGS ?=
 SOAK_REQUESTS ?= 1000000
 MEASUREMENTS ?= engine/tests/data/example_measurements.csv
 
-.PHONY: help up build test test-tools lint e2e e2e-kube e2e-kind chart differential bench bench-plan bench-router fuzz-plan soak scale validate-model generate drift clean
+.PHONY: help up build test test-tools lint e2e e2e-kube e2e-kind chart differential bench bench-plan bench-router bench-lora fuzz-plan soak scale validate-model generate drift clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -71,6 +71,9 @@ fuzz-plan: ## Plan FUZZ_COUNT random worlds, sound and broken, and check what mu
 
 bench-router: ## Put the same traffic through other routers and ours, and print the tables of docs/benchmarks.md; ROUTER_FLAGS=--help for more.
 	@scripts/bench-router $(ROUTER_FLAGS)
+
+bench-lora: ## Choose among adapters as POLAR's paper sets it, beside other rules; the curves go to target/lora-regret.svg (docs/benchmarks.md).
+	@$(CARGO) bench --locked -p plimsoll-agent --bench lora -- $(abspath $(TARGET_DIR))/lora-regret.svg
 
 soak: ## Send SOAK_REQUESTS while replicas join, die, drain and hang: none may be lost or doubled, memory stays flat.
 	@$(CARGO) run -q --release --locked -p plimsoll-agent --example soak -- $(SOAK_REQUESTS)

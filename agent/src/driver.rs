@@ -4,6 +4,7 @@
 //! |---|---|---|---|---|
 //! | health | `/health` | `/health` | `/health` | `/health`, or the list of models where there is none |
 //! | metrics | `vllm:*` | `sglang:*` | `llamacpp:*` | any of these, where there are any |
+//! | adapters at run time | `/v1/load_lora_adapter` | none | none | none |
 //! | hand-over of KV caches | `kv_transfer_params` | rooms | none | none |
 //!
 //! A request ends in every one of them when its connection is closed. Hand-overs are
@@ -22,6 +23,15 @@ pub enum Driver {
     LlamaCpp,
     /// Anything that speaks OpenAI's API.
     OpenAi,
+}
+
+/// Where an engine takes adapters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AdapterPaths {
+    /// To load one.
+    pub load: &'static str,
+    /// To unload one.
+    pub unload: &'static str,
 }
 
 /// What a line of an engine's metrics tells.
@@ -61,6 +71,30 @@ impl Driver {
             Self::Vllm | Self::Sglang | Self::LlamaCpp => &HEALTH[..1],
             Self::OpenAi => &HEALTH,
         }
+    }
+
+    /// Where it is told to load and unload adapters while it runs; `None`: it can't be.
+    pub fn adapter_paths(self) -> Option<AdapterPaths> {
+        match self {
+            Self::Vllm => {
+                Some(AdapterPaths { load: "/v1/load_lora_adapter", unload: "/v1/unload_lora_adapter" })
+            }
+            Self::Sglang | Self::LlamaCpp | Self::OpenAi => None,
+        }
+    }
+
+    /// What an engine is told to load for a source.
+    ///
+    /// # Errors
+    /// Why it can load nothing from there.
+    pub fn adapter_path(self, kind: EngineKind, source: &str) -> Result<String, String> {
+        // It loads nothing, and takes any name.
+        if kind == EngineKind::Simulated {
+            return Ok(source.to_owned());
+        }
+        source.strip_prefix("hf://").map(str::to_owned).ok_or_else(|| {
+            format!("{source} can't be loaded yet; use a source such as hf://org/repo, which engines fetch themselves")
+        })
     }
 
     /// What a metric of this name tells; `None`: nothing that is asked for.

@@ -9,6 +9,7 @@ use plimsoll_fleet::ReplicaId;
 use plimsoll_fleet::telemetry::EngineReport;
 use tokio_util::sync::CancellationToken;
 
+use crate::adapters::tend;
 use crate::driver::Driver;
 use crate::metrics::EngineLabels;
 use crate::proxy::upstream::Upstream;
@@ -38,6 +39,7 @@ pub(crate) async fn run(shared: Arc<Shared>, upstream: Upstream, stop: Cancellat
             if !probes.contains_key(id) {
                 let token = stop.child_token();
                 probes.insert(id.clone(), token.clone());
+                tokio::spawn(tend::run(shared.clone(), upstream.clone(), id.clone(), token.clone()));
                 tokio::spawn(probe(shared.clone(), upstream.clone(), id.clone(), token));
             }
         }
@@ -207,6 +209,10 @@ pub(crate) fn reports(shared: &Shared) -> Vec<EngineReport> {
         .map(|local| {
             let metrics = local.engine.metrics.lock().clone();
             let empty_since = *local.engine.empty_since.lock();
+            let (held, adapter_failures) = {
+                let adapters = local.engine.adapters.lock();
+                (adapters.held().map(|held| held.iter().cloned().collect()), adapters.failures())
+            };
             EngineReport {
                 replica: local.replica.id.clone(),
                 healthy: local.engine.liveness.lock().healthy() == Some(true),
@@ -215,7 +221,8 @@ pub(crate) fn reports(shared: &Shared) -> Vec<EngineReport> {
                 waiting: metrics.waiting,
                 kv_usage: metrics.kv_usage,
                 outstanding_tokens: local.engine.outstanding_tokens(),
-                adapters: metrics.adapters,
+                adapters: held.unwrap_or(metrics.adapters),
+                adapter_failures,
                 drained: local.engine.draining()
                     && local.engine.counts() == (0, 0)
                     && empty_since.is_some_and(|since| now - since >= settle_ms),
@@ -233,6 +240,7 @@ pub(crate) fn reports(shared: &Shared) -> Vec<EngineReport> {
             kv_usage: None,
             outstanding_tokens: 0.0,
             adapters: Vec::new(),
+            adapter_failures: Vec::new(),
             drained: true,
         });
     }

@@ -15,6 +15,7 @@
 //! Times in decisions and reports are *model time*: real time multiplied by [`AgentConfig::time_scale`]; only the length
 //! of a report's interval is real time.
 
+pub mod adapters;
 pub mod admit;
 mod agent;
 pub mod body;

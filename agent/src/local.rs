@@ -7,6 +7,7 @@ use parking_lot::Mutex;
 use plimsoll_fleet::StepCoefficients;
 use tokio::sync::oneshot;
 
+use crate::adapters::upkeep::Upkeep;
 use crate::admit::{Admission, Ask, Limits, Offer, Refusal, RefusalReason, Verdict};
 use crate::clock::Clock;
 use crate::liveness::Liveness;
@@ -25,6 +26,7 @@ pub(crate) struct LocalEngine {
     pub(crate) empty_since: Mutex<Option<f64>>,
     /// Marks of what it was sent.
     pub(crate) held: Mutex<Held>,
+    pub(crate) adapters: Mutex<Upkeep>,
 }
 
 #[derive(Debug)]
@@ -46,6 +48,7 @@ impl LocalEngine {
             stalled: AtomicBool::new(false),
             empty_since: Mutex::new(None),
             held: Mutex::new(Held::new(incarnation)),
+            adapters: Mutex::default(),
         }
     }
 

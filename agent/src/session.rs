@@ -237,8 +237,7 @@ async fn take_in(
                 ledger.grant(&lease.budget, lease.epoch, lease.amount, lease.expires_at_ms);
             }
         }
-        // Adapter placement has nothing to act on until agents load adapters; residency is reported from metrics.
-        Some(Message::Adapters(_)) | None => {}
+        None => {}
     }
     Ok(())
 }

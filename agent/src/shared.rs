@@ -247,6 +247,12 @@ impl Shared {
                 by_name.insert(route.served_name.clone(), pool);
             }
         }
+        for route in &routes.pools {
+            let Some(pool) = by_name.get(&route.served_name).cloned() else { continue };
+            for adapter in &route.adapters {
+                by_name.entry(adapter.served_name.clone()).or_insert_with(|| pool.clone());
+            }
+        }
         // A local engine that left the table stays known while it has work or a drain to acknowledge.
         let drains = self.drains.lock().clone();
         for (id, old) in self.locals.load().iter() {

@@ -19,6 +19,8 @@ pub const BUDGET_LIMITED: &str = "BudgetLimited";
 pub const CAPACITY_LIMITED: &str = "CapacityLimited";
 /// Condition of AcceleratorClasses that name a DeviceClass: replicas claim devices, instead of the extended resource.
 pub const CLAIMS_DEVICES: &str = "ClaimsDevices";
+/// Condition of LoraAdapters: all replicas that are to hold it do.
+pub const LOADED: &str = "Loaded";
 
 /// Builds a condition. `reason` is one CamelCase word; `message` is for people.
 pub fn condition(

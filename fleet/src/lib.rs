@@ -38,7 +38,9 @@ pub use ids::{InvalidName, NodeName, PoolId, ReplicaId};
 pub use model::{Attention, ModelArchitecture, Moe, RecurrentState, SlidingWindow};
 pub use plan::{Plan, PoolPlan, ReplicaAssignment};
 pub use pool::{EngineKind, EngineSpec, ModelPool};
-pub use route::{Endpoint, HandOver, HandOverProtocol, PoolRoute, RouteTable, StepCoefficients};
+pub use route::{
+    AdapterRoute, Endpoint, HandOver, HandOverProtocol, PoolRoute, RouteTable, StepCoefficients,
+};
 pub use shape::{Role, Shape};
 pub use slo::{Objective, Percentile, Slo, SloClass};
 pub use tenant::Tenant;

@@ -43,7 +43,12 @@ impl EngineKind {
 
     /// Whether it is started with room for LoRA adapters.
     pub fn serves_adapters(self) -> bool {
-        matches!(self, Self::Vllm | Self::Sglang)
+        matches!(self, Self::Vllm | Self::Sglang | Self::Simulated)
+    }
+
+    /// Whether agents can have it load and unload LoRA adapters while it runs.
+    pub fn loads_adapters(self) -> bool {
+        matches!(self, Self::Vllm | Self::Simulated)
     }
 
     /// Whether one replica of it can run over several nodes.

@@ -164,6 +164,22 @@ pub struct PoolRoute {
     /// Priorities of the InferenceObjectives that name the pool, by name: of requests that name one.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub objectives: Vec<(String, i32)>,
+    /// LoRA adapters on top of the pool's model, in order of served name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub adapters: Vec<AdapterRoute>,
+}
+
+/// A LoRA adapter, as routers and the agents beside its engines see it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AdapterRoute {
+    /// The model name in requests, and the name that engines know it by.
+    pub served_name: String,
+    /// Where its weights are: `hf://…`, `pvc://…`.
+    pub source: String,
+    /// Replicas that are to hold it, in order.
+    pub placed: Vec<ReplicaId>,
+    /// Those whose engine says that it does.
+    pub held: Vec<ReplicaId>,
 }
 
 impl PoolRoute {

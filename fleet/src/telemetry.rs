@@ -174,8 +174,10 @@ pub struct EngineReport {
     pub kv_usage: Option<f64>,
     /// Tokens in use or waiting, as the agent counts them itself.
     pub outstanding_tokens: f64,
-    /// Adapters resident.
+    /// Adapters that it holds.
     pub adapters: Vec<String>,
+    /// Adapters that it is to hold and could not load, and why.
+    pub adapter_failures: Vec<(String, String)>,
     /// A drain was asked for and every request it had is finished.
     pub drained: bool,
 }

@@ -84,6 +84,19 @@ pub struct Observations {
     pub stalled: BTreeSet<ReplicaId>,
     /// Agents connected.
     pub agents: u32,
+    /// LoRA adapters, by the model name in requests.
+    pub adapters: BTreeMap<String, AdapterObservation>,
+}
+
+/// Where a LoRA adapter is.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct AdapterObservation {
+    /// Replicas that are to hold it.
+    pub placed: BTreeSet<ReplicaId>,
+    /// Replicas whose engine says that it does.
+    pub held: BTreeSet<ReplicaId>,
+    /// Why one could not load it (empty: none failed).
+    pub failure: String,
 }
 
 /// One message from the scheduler.

@@ -13,7 +13,9 @@ use plimsoll_proto::{document, v1};
 use tonic::transport::Channel;
 use tracing::warn;
 
-use crate::brain::{Brain, BrainError, CanaryReport, FleetUpdate, Observations, PoolObservation};
+use crate::brain::{
+    AdapterObservation, Brain, BrainError, CanaryReport, FleetUpdate, Observations, PoolObservation,
+};
 
 /// Plans of large fleets pass gRPC's default limit of 4 MiB.
 const MAX_MESSAGE_BYTES: usize = 256 * 1024 * 1024;
@@ -148,5 +150,17 @@ fn observations(o: v1::Observations) -> Observations {
         drained: replica_ids(o.drained_replicas),
         stalled: replica_ids(o.stalled_replicas),
         agents: o.agents,
+        adapters: o
+            .adapters
+            .into_iter()
+            .map(|a| {
+                let seen = AdapterObservation {
+                    placed: replica_ids(a.placed),
+                    held: replica_ids(a.held),
+                    failure: a.failure,
+                };
+                (a.served_name, seen)
+            })
+            .collect(),
     }
 }

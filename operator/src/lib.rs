@@ -36,7 +36,9 @@ pub mod validate;
 pub mod watch;
 pub mod world;
 
-pub use brain::{Brain, BrainError, CanaryReport, FleetUpdate, Observations, PoolObservation};
+pub use brain::{
+    AdapterObservation, Brain, BrainError, CanaryReport, FleetUpdate, Observations, PoolObservation,
+};
 pub use config::{EngineImages, Groups, OperatorConfig};
 pub use fault::FaultCondition;
 pub use record::{GroupRecord, ReplicaRecord};

@@ -426,7 +426,7 @@ impl Leader {
             self.other(
                 &judged.resource,
                 judged.resource.status.as_ref(),
-                &cluster::adapter(judged, now),
+                &cluster::adapter(judged, &known.observations.adapters, now),
                 now,
                 &mut writes,
             );

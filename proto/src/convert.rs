@@ -302,7 +302,37 @@ impl From<&fleet::PoolRoute> for v1::PoolRoute {
                     priority: *priority,
                 })
                 .collect(),
+            adapters: p.adapters.iter().map(Into::into).collect(),
         }
+    }
+}
+
+impl From<&fleet::AdapterRoute> for v1::AdapterRoute {
+    fn from(a: &fleet::AdapterRoute) -> Self {
+        let names = |ids: &[ReplicaId]| ids.iter().map(ToString::to_string).collect();
+        Self {
+            served_name: a.served_name.clone(),
+            source: a.source.clone(),
+            placed: names(&a.placed),
+            held: names(&a.held),
+        }
+    }
+}
+
+impl TryFrom<v1::AdapterRoute> for fleet::AdapterRoute {
+    type Error = InvalidMessage;
+
+    fn try_from(a: v1::AdapterRoute) -> Result<Self, Self::Error> {
+        let ids = |field, names: Vec<String>| {
+            let id = |id| name("AdapterRoute", field, ReplicaId::new(id));
+            names.into_iter().map(id).collect::<Result<Vec<_>, _>>()
+        };
+        Ok(Self {
+            served_name: a.served_name,
+            source: a.source,
+            placed: ids("placed", a.placed)?,
+            held: ids("held", a.held)?,
+        })
     }
 }
 
@@ -321,6 +351,7 @@ impl TryFrom<v1::PoolRoute> for fleet::PoolRoute {
             usd_per_million_tokens: (p.usd_per_million_input_tokens, p.usd_per_million_output_tokens),
             unavailable_reason: p.unavailable_reason,
             objectives: p.objectives.into_iter().map(|o| (o.objective, o.priority)).collect(),
+            adapters: p.adapters.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
         })
     }
 }
@@ -547,6 +578,11 @@ impl From<&fleet::telemetry::EngineReport> for v1::EngineReport {
             outstanding_tokens: e.outstanding_tokens,
             adapters: e.adapters.clone(),
             drained: e.drained,
+            adapter_failures: e
+                .adapter_failures
+                .iter()
+                .map(|(adapter, why)| v1::AdapterFailure { adapter: adapter.clone(), why: why.clone() })
+                .collect(),
         }
     }
 }
@@ -570,6 +606,7 @@ impl TryFrom<v1::EngineReport> for fleet::telemetry::EngineReport {
             outstanding_tokens: finite("EngineReport", "outstanding_tokens", e.outstanding_tokens)?,
             adapters: e.adapters,
             drained: e.drained,
+            adapter_failures: e.adapter_failures.into_iter().map(|f| (f.adapter, f.why)).collect(),
         })
     }
 }
@@ -660,6 +697,12 @@ mod tests {
                     usd_per_million_tokens: (0.1, 0.2),
                     unavailable_reason: String::new(),
                     objectives: vec![("batch".into(), -1), ("chat".into(), 100)],
+                    adapters: vec![fleet::AdapterRoute {
+                        served_name: format!("{id}-sql"),
+                        source: "hf://acme/sql".into(),
+                        placed: vec![ReplicaId::new("r1").unwrap(), ReplicaId::new("r2").unwrap()],
+                        held: vec![ReplicaId::new("r2").unwrap()],
+                    }],
                 })
                 .collect(),
             tenant_weights: vec![("research".into(), 2.0)],

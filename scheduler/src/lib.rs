@@ -1,5 +1,6 @@
 //! Demand forecast, plan, placement, explanation; then the service around them.
 
+pub mod adapters;
 pub mod advice;
 pub mod baselines;
 pub mod canary;

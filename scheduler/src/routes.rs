@@ -152,6 +152,7 @@ fn route(
             .filter(|p| p.pool == pool.id)
             .map(|p| (p.objective.clone(), p.priority))
             .collect(),
+        adapters: Vec::new(),
         unavailable_reason: if open { String::new() } else { unavailable(plan, &replicas, pool) },
     }
 }

@@ -272,6 +272,7 @@ mod tests {
             kv_usage: Some(0.2),
             outstanding_tokens: 0.0,
             adapters: Vec::new(),
+            adapter_failures: Vec::new(),
             drained: false,
         }
     }

@@ -102,7 +102,9 @@ impl Proxy {
             let endpoints = &pool.view.route.endpoints;
             let in_subset = |e: &Endpoint| subset.is_none_or(|s| s.contains(&e.engine_address));
             // Bodies go on as they are: who knows the model by another name would not know what is meant.
-            let may = |e: &Endpoint| in_subset(e) && e.engine_model == parsed.model;
+            let may = |e: &Endpoint| {
+                in_subset(e) && (e.engine_model == parsed.model || pool.view.is_adapter(&parsed.model))
+            };
             let mut choice = self.choose_among(&pool, &question, may);
             // A decode engine that does not prefill needs a proxy that asks both.
             let asks_both =

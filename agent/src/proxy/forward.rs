@@ -53,6 +53,8 @@ pub(super) struct Routed {
     pub(super) headers: HeaderMap,
     pub(super) body: Bytes,
     pub(super) parsed: Parsed,
+    /// Its model is an adapter, which engines know by the same name.
+    pub(super) adapter: bool,
     pub(super) strip_usage: bool,
     /// When its answer is worthless, model ms.
     pub(super) deadline_ms: Option<f64>,
@@ -75,7 +77,13 @@ impl Routed {
     /// The engine's name of the model and the client's, where they differ.
     fn renamed<'a>(&'a self, endpoint: &'a Endpoint) -> Option<(&'a str, &'a str)> {
         let served = &self.parsed.model;
-        (endpoint.engine_model != *served).then_some((endpoint.engine_model.as_str(), served.as_str()))
+        let engine = self.engine_model(endpoint);
+        (engine != served).then_some((engine, served.as_str()))
+    }
+
+    /// The name that an engine knows the model by.
+    fn engine_model<'a>(&'a self, endpoint: &'a Endpoint) -> &'a str {
+        if self.adapter { &self.parsed.model } else { &endpoint.engine_model }
     }
 }
 
@@ -110,7 +118,8 @@ impl Proxy {
     pub(super) fn whole(&self, routed: &Routed, sizes: Sizes, pool: &Pool, ranked: &Ranked) -> Errand {
         let endpoint = &pool.view.route.endpoints[ranked.endpoint];
         let now = self.shared.clock.now_ms();
-        let body = body::rewrite(&routed.body, &routed.parsed, &endpoint.engine_model, routed.strip_usage);
+        let body =
+            body::rewrite(&routed.body, &routed.parsed, routed.engine_model(endpoint), routed.strip_usage);
         Errand {
             hop: Hop {
                 replica: endpoint.replica.clone(),

@@ -168,22 +168,26 @@ impl Proxy {
             return Err(wrong_method(method, path, "GET"));
         }
         let table = self.shared.table.load();
-        let model_object = |pool: &Pool| {
+        let model_object = |name: &str, pool: &Pool| {
             let route = &pool.view.route;
-            json!({
-                "id": route.served_name, "object": "model", "created": 0, "owned_by": "plimsoll",
+            let mut object = json!({
+                "id": name, "object": "model", "created": 0, "owned_by": "plimsoll",
                 "max_model_len": route.max_context_tokens,
-            })
+            });
+            if pool.view.is_adapter(name) {
+                object["parent"] = json!(route.served_name);
+            }
+            object
         };
         match (path, model) {
             ("/v1/models", _) => {
-                let mut pools: Vec<&Arc<Pool>> = table.by_name.values().collect();
-                pools.sort_by(|a, b| a.view.route.served_name.cmp(&b.view.route.served_name));
-                let data: Vec<_> = pools.into_iter().map(|p| model_object(p)).collect();
+                let mut models: Vec<(&String, &Arc<Pool>)> = table.by_name.iter().collect();
+                models.sort_by_key(|(name, _)| *name);
+                let data: Vec<_> = models.into_iter().map(|(name, pool)| model_object(name, pool)).collect();
                 Ok(json_answer(StatusCode::OK, &json!({"object": "list", "data": data})))
             }
             (_, Some(name)) => match table.by_name.get(name) {
-                Some(pool) => Ok(json_answer(StatusCode::OK, &model_object(pool))),
+                Some(pool) => Ok(json_answer(StatusCode::OK, &model_object(name, pool))),
                 None => Err(self.unknown_model(name)),
             },
             ("/readyz", _) if self.shared.stopping.load(Ordering::Relaxed) => {

@@ -27,6 +27,9 @@ pub(super) const MOST_FAILURES: u32 = 3;
 /// What a wait for a pool to wake allows for the delays of the control loops, real time.
 const LOOP_DELAYS: Duration = Duration::from_secs(10);
 
+/// How long a request waits for an adapter that no replica holds, model ms.
+const ADAPTER_WAIT_MS: f64 = 10_000.0;
+
 impl Proxy {
     /// A request from a client: route it.
     pub(super) async fn client(
@@ -38,7 +41,7 @@ impl Proxy {
         request_id: &HeaderValue,
     ) -> Result<Answer, ApiError> {
         let shared = &self.shared;
-        let parsed = body::parse(api, &raw).map_err(|e| {
+        let mut parsed = body::parse(api, &raw).map_err(|e| {
             let error = ApiError::invalid(StatusCode::BAD_REQUEST, "invalid_body", e.to_string());
             match e.param() {
                 Some(param) => error.with_param(param),
@@ -47,6 +50,12 @@ impl Proxy {
         })?;
         let pool = shared.table.load().by_name.get(&parsed.model).cloned();
         let Some(pool) = pool else { return Err(self.unknown_model(&parsed.model)) };
+        let adapter = pool.view.is_adapter(&parsed.model);
+        if adapter {
+            // Engines cache a prompt for each adapter apart.
+            let seed = xxh3_64(parsed.model.as_bytes());
+            parsed.prefix.iter_mut().for_each(|block| *block = xxh3_64_with_seed(&block.to_le_bytes(), seed));
+        }
         let Opened { mut account, ttft_objective_ms } = self.open(&parts.headers, api, &parsed, &pool)?;
         let mut headers = names::forward_request(&parts.headers);
         headers.insert(names::REQUEST_ID, request_id.clone());
@@ -82,6 +91,7 @@ impl Proxy {
             priority,
             ttft_objective_ms,
             parsed,
+            adapter,
             body: raw,
         };
         self.route(routed, account).await
@@ -229,6 +239,10 @@ impl Proxy {
                     {
                         failure = Some(format!("it answered {}", reply.head.status));
                         failures += 1;
+                    }
+                    // It was restarted a moment ago, and its agent has yet to load the adapter again.
+                    Ok(reply) if routed.adapter && reply.head.status == StatusCode::NOT_FOUND => {
+                        refusal = Some(Refusal { reason: RefusalReason::EngineDown, retry_after_ms: 1000.0 });
                     }
                     Ok(reply) => {
                         let endpoint = &pool.view.route.endpoints[ranked.endpoint];
@@ -403,7 +417,8 @@ impl Proxy {
     ) -> Result<(), ApiError> {
         let shared = &self.shared;
         let route = &pool.view.route;
-        let until_ms = account.begun_ms() + route.wake_wait_ms.max(0.0);
+        let load_wait_ms = if excluded.unloaded > 0 { ADAPTER_WAIT_MS } else { 0.0 };
+        let until_ms = account.begun_ms() + route.wake_wait_ms.max(load_wait_ms);
         // Engines may start faster than real ones; the loops that start them do not run faster.
         let slack = if route.wake_wait_ms > 0.0 { shared.clock.lost(LOOP_DELAYS) } else { Duration::ZERO };
         let left = shared.clock.real(until_ms + shared.clock.model_ms(slack) - shared.clock.now_ms());
@@ -451,7 +466,7 @@ pub(crate) fn question<'a>(
         prompt_tokens: sizes.prompt_tokens,
         tokens_per_block: pool.memory.tokens_per_block(),
         expected_output: sizes.expected_output,
-        adapter: None,
+        adapter: Some(parsed.model.as_str()).filter(|name| pool.view.is_adapter(name)),
         ttft_objective_ms,
     }
 }
@@ -519,7 +534,7 @@ fn slo_class<'a>(route: &'a PoolRoute, headers: &HeaderMap) -> Option<&'a SloCla
 
 fn unavailable(route: &PoolRoute, excluded: Excluded) -> String {
     let mut text = format!("no replica of {:?} is ready", route.served_name);
-    let Excluded { draining, unhealthy, stalled, unplanned, unpaired } = excluded;
+    let Excluded { draining, unhealthy, stalled, unplanned, unpaired, unloaded } = excluded;
     let mut parts: Vec<String> = Vec::new();
     if !route.unavailable_reason.is_empty() {
         parts.push(route.unavailable_reason.clone());
@@ -530,6 +545,7 @@ fn unavailable(route: &PoolRoute, excluded: Excluded) -> String {
         (stalled, "stalled"),
         (unplanned, "without a share in the plan"),
         (unpaired, "without a prefill replica"),
+        (unloaded, "without the adapter"),
     ] {
         if count > 0 {
             parts.push(format!("{count} {what}"));

@@ -17,7 +17,7 @@ pub mod residency;
 
 use std::collections::HashMap;
 
-use plimsoll_fleet::{PoolRoute, Role};
+use plimsoll_fleet::{AdapterRoute, Endpoint, PoolRoute, Role};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use xxhash_rust::xxh3::xxh3_64;
@@ -68,6 +68,8 @@ pub struct PoolView {
     ring: Vec<(u64, usize)>,
     /// By class name, then `""` for classes without weights of their own.
     plans: HashMap<String, ClassPlan>,
+    /// By adapter: the endpoints that hold it and are to.
+    holders: HashMap<String, Vec<usize>>,
 }
 
 #[derive(Debug, Clone)]
@@ -99,7 +101,22 @@ impl PoolView {
         classes.sort_unstable();
         classes.dedup();
         let plans = classes.into_iter().map(|c| (c.to_owned(), ClassPlan::new(&route, c))).collect();
-        Self { route, version, keys, by_key, ring, plans }
+        let holds =
+            |e: &Endpoint, a: &AdapterRoute| a.placed.contains(&e.replica) && a.held.contains(&e.replica);
+        let holders = route
+            .adapters
+            .iter()
+            .map(|a| {
+                let endpoints = route.endpoints.iter().enumerate();
+                (a.served_name.clone(), endpoints.filter(|(_, e)| holds(e, a)).map(|(i, _)| i).collect())
+            })
+            .collect();
+        Self { route, version, keys, by_key, ring, plans, holders }
+    }
+
+    /// Whether a model name is that of one of its adapters.
+    pub fn is_adapter(&self, name: &str) -> bool {
+        self.holders.contains_key(name)
     }
 
     fn plan(&self, class: &str) -> Option<&ClassPlan> {
@@ -256,6 +273,8 @@ pub struct Excluded {
     pub unplanned: usize,
     /// Decode replicas that no prefill replica makes a pair with, and that prefill nothing themselves.
     pub unpaired: usize,
+    /// Without the adapter that is asked for.
+    pub unloaded: usize,
 }
 
 /// What a router remembers of one pool.
@@ -391,6 +410,14 @@ pub fn choose(
             Availability::Draining => choice.excluded.draining += 1,
             Availability::Unhealthy => choice.excluded.unhealthy += 1,
             Availability::Stalled => choice.excluded.stalled += 1,
+            Availability::Ready | Availability::Suspect
+                if request
+                    .adapter
+                    .is_some_and(|name| !view.holders.get(name).is_some_and(|h| h.contains(&i))) =>
+            {
+                choice.excluded.unloaded += 1;
+                a = Availability::Draining;
+            }
             Availability::Ready | Availability::Suspect if plan.weights[i] <= 0.0 => {
                 choice.excluded.unplanned += usize::from(endpoint.role != Role::Prefill);
                 a = Availability::Draining;

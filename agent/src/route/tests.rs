@@ -48,6 +48,7 @@ fn view(endpoints: Vec<Endpoint>) -> PoolView {
             usd_per_million_tokens: (0.0, 0.0),
             unavailable_reason: String::new(),
             objectives: Vec::new(),
+            adapters: Vec::new(),
         },
         1,
     )

@@ -386,6 +386,7 @@ pub fn pool(endpoints: Vec<Endpoint>) -> PoolRoute {
         usd_per_million_tokens: (0.0, 0.0),
         unavailable_reason: String::new(),
         objectives: Vec::new(),
+        adapters: Vec::new(),
     }
 }
 

@@ -7,7 +7,7 @@ use plimsoll_e2e::{Error, eventually};
 use serde_json::{Value, json};
 
 use crate::lane::Lane;
-use crate::suite::{Cost, Suite};
+use crate::suite::{Cost, Suite, condition};
 
 /// From the chart before to this one, with a value that changes the pods of every part.
 pub async fn upgrade<L: Lane>(suite: &mut Suite<L>) -> Result<(), Error> {
@@ -101,7 +101,55 @@ pub async fn scale<L: Lane>(suite: &mut Suite<L>) -> Result<(), Error> {
         .await?;
     suite.check(order.0, || "no engine was seen draining before it went".to_owned());
     suite.check(!order.1, || "an engine was deleted without having drained".to_owned());
-    suite.settled("scaled down to two", 2).await
+    suite.settled("scaled down to two", 2).await?;
+    autoscaled(suite).await
+}
+
+/// The cluster's own HorizontalPodAutoscaler moves the floor through the scale subresource. It has no metric here: what is
+/// below its minimum or above its maximum it changes without one.
+async fn autoscaled<L: Lane>(suite: &mut Suite<L>) -> Result<(), Error> {
+    if !suite.lane.has_own_controllers() {
+        return Ok(());
+    }
+    for (min, max, engines) in [(3, 4, 3), (1, 2, 2)] {
+        let what = format!("an autoscaler from {min} to {max}");
+        suite
+            .disturbed(&what, Cost::Nothing, async |suite: &Suite<L>| {
+                suite.apply(&autoscaler(min, max)).await?;
+                suite.settled(&what, engines).await
+            })
+            .await?;
+    }
+    let read = eventually("the autoscaler reads the pool's replicas", 60, || async {
+        let hpa = suite.json(&["-n", "models", "get", "hpa", "small"]).await?;
+        let status = &hpa["status"];
+        let right = condition(status, "AbleToScale") == "True" && status["currentReplicas"] == 2;
+        if right { Ok(()) } else { Err(status.to_string().into()) }
+    })
+    .await;
+    if let Err(error) = read {
+        suite.fault(error.to_string());
+    }
+    suite.run(&["-n", "models", "delete", "hpa", "small"]).await.map(drop)
+}
+
+fn autoscaler(min: u32, max: u32) -> String {
+    format!(
+        "
+apiVersion: autoscaling/v2
+kind: HorizontalPodAutoscaler
+metadata: {{name: small, namespace: models}}
+spec:
+  scaleTargetRef: {{apiVersion: plimsoll.dev/v1alpha1, kind: ModelPool, name: small}}
+  minReplicas: {min}
+  maxReplicas: {max}
+  metrics:
+  - type: External
+    external:
+      metric: {{name: batch_queue_length}}
+      target: {{type: AverageValue, averageValue: \"100\"}}
+"
+    )
 }
 
 async fn set_engine<L: Lane>(suite: &Suite<L>, engine: &Value) -> Result<(), Error> {

@@ -69,7 +69,7 @@ spec:
 /// Replicas of a class with a DeviceClass claim devices, and the cluster's own scheduler allocates them: the node is not
 /// real, so what is bound to it never starts.
 pub async fn claimed<L: Lane>(suite: &mut Suite<L>) -> Result<(), Error> {
-    if !suite.lane.allocates_devices() {
+    if !suite.lane.has_own_controllers() {
         return Ok(());
     }
     suite.apply(&cluster_objects()).await?;

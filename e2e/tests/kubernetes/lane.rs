@@ -44,8 +44,8 @@ pub trait Lane {
     /// Lets the cluster lose a node, with what runs on it or only with its kubelet, or gives it back.
     async fn set_node(&self, name: &str, there: bool) -> Result<(), Error>;
 
-    /// Whether the cluster's own scheduler allocates devices to claims.
-    fn allocates_devices(&self) -> bool;
+    /// Whether the cluster's own scheduler and controllers run: they bind pods, allocate devices, act on autoscalers.
+    fn has_own_controllers(&self) -> bool;
 
     /// An image of engines other than the one they run.
     fn other_image(&self) -> &'static str;

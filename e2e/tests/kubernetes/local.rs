@@ -143,7 +143,7 @@ impl Lane for Local {
         .await
     }
 
-    fn allocates_devices(&self) -> bool {
+    fn has_own_controllers(&self) -> bool {
         false
     }
 

@@ -132,7 +132,7 @@ impl Lane for Real {
         .await
     }
 
-    fn allocates_devices(&self) -> bool {
+    fn has_own_controllers(&self) -> bool {
         true
     }
 

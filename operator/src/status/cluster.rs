@@ -1,5 +1,7 @@
 //! Statuses of the other kinds, and the FleetPlan. Pure.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use plimsoll_crds::budget::CapStatus;
@@ -15,6 +17,7 @@ use plimsoll_fleet::plan::{BudgetUse, PoolOutcome};
 use plimsoll_fleet::{BudgetUnit, ClusterSnapshot, Plan, ReplicaPhase, ReplicaStatus, Vendor};
 
 use super::NONE;
+use crate::brain::AdapterObservation;
 use crate::devices::{Devices, DynamicResources};
 use crate::validate::{Judged, Rejection};
 
@@ -165,18 +168,53 @@ pub fn tenant(judged: &Judged<Tenant, fleet::Tenant>, now: Timestamp) -> TenantS
     }
 }
 
-/// Status of a LoraAdapter.
-pub fn adapter(judged: &Judged<LoraAdapter, fleet::Adapter>, now: Timestamp) -> LoraAdapterStatus {
+/// Status of a LoraAdapter. `seen` is by the model name in requests.
+pub fn adapter(
+    judged: &Judged<LoraAdapter, fleet::Adapter>,
+    seen: &BTreeMap<String, AdapterObservation>,
+    now: Timestamp,
+) -> LoraAdapterStatus {
     let meta = &judged.resource.metadata;
     let before = judged.resource.status.as_ref();
+    let mut conditions = vec![accepted(&judged.verdict, meta.generation, now)];
+    let adapter = judged.verdict.as_ref().ok();
+    let seen = adapter.and_then(|a| seen.get(&a.served_name));
+    conditions.extend(adapter.map(|a| loaded(a, seen, meta.generation, now)));
+    let held = seen.map(|s| s.held.iter().map(ToString::to_string).collect::<Vec<_>>()).unwrap_or_default();
     LoraAdapterStatus {
         observed_generation: meta.generation,
-        conditions: carried(
-            before.map(|s| s.conditions.as_slice()),
-            vec![accepted(&judged.verdict, meta.generation, now)],
-        ),
-        ..before.cloned().unwrap_or_default()
+        conditions: carried(before.map(|s| s.conditions.as_slice()), conditions),
+        resident_replicas: held.len() as i32,
+        resident_on: held,
     }
+}
+
+/// Whether all replicas that are to hold an adapter do.
+fn loaded(
+    adapter: &fleet::Adapter,
+    seen: Option<&AdapterObservation>,
+    generation: Option<i64>,
+    now: Timestamp,
+) -> Condition {
+    let pool = &adapter.base_pool;
+    let (status, reason, message) = match seen {
+        None => (None, "AwaitingRoutes", String::new()),
+        Some(seen) if seen.placed.is_empty() => (
+            Some(false),
+            "NotPlaced",
+            format!(
+                "no replica of {pool} has room for it: none runs that serves requests whole and loads adapters, or others are wanted more; \
+                 more replicas (scaling.min) make room"
+            ),
+        ),
+        Some(seen) if seen.held.is_superset(&seen.placed) => (Some(true), "Loaded", String::new()),
+        Some(seen) if !seen.failure.is_empty() => (Some(false), "LoadFailed", seen.failure.clone()),
+        Some(seen) => {
+            let there = seen.held.intersection(&seen.placed).count();
+            (Some(false), "Loading", format!("{there} of {} replicas hold it", seen.placed.len()))
+        }
+    };
+    condition(conditions::LOADED, status, reason, message, generation, now)
 }
 
 /// The FleetPlan's content.

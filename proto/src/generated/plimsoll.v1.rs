@@ -37,7 +37,7 @@ pub struct Hello {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SchedulerMessage {
-    #[prost(oneof = "scheduler_message::Message", tags = "1, 2, 3, 4, 5, 6")]
+    #[prost(oneof = "scheduler_message::Message", tags = "1, 2, 3, 4, 6")]
     pub message: ::core::option::Option<scheduler_message::Message>,
 }
 /// Nested message and enum types in `SchedulerMessage`.
@@ -53,8 +53,6 @@ pub mod scheduler_message {
         Ack(super::ReportAck),
         #[prost(message, tag = "4")]
         Leases(super::Leases),
-        #[prost(message, tag = "5")]
-        Adapters(super::AdapterPlacement),
         #[prost(message, tag = "6")]
         Drains(super::Drains),
     }
@@ -85,19 +83,6 @@ pub struct BudgetLease {
     pub amount: f64,
     #[prost(int64, tag = "4")]
     pub expires_at_ms: i64,
-}
-/// Adapters that the agent's engines should hold.
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct AdapterPlacement {
-    #[prost(message, repeated, tag = "1")]
-    pub replicas: ::prost::alloc::vec::Vec<ReplicaAdapters>,
-}
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct ReplicaAdapters {
-    #[prost(string, tag = "1")]
-    pub replica: ::prost::alloc::string::String,
-    #[prost(string, repeated, tag = "2")]
-    pub adapters: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct RouteTable {
@@ -169,6 +154,24 @@ pub struct PoolRoute {
     /// Of InferenceObjectives that name the pool.
     #[prost(message, repeated, tag = "11")]
     pub objectives: ::prost::alloc::vec::Vec<ObjectivePriority>,
+    #[prost(message, repeated, tag = "12")]
+    pub adapters: ::prost::alloc::vec::Vec<AdapterRoute>,
+}
+/// A LoRA adapter on top of the pool's model.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AdapterRoute {
+    /// In requests, and at engines.
+    #[prost(string, tag = "1")]
+    pub served_name: ::prost::alloc::string::String,
+    /// Where its weights are.
+    #[prost(string, tag = "2")]
+    pub source: ::prost::alloc::string::String,
+    /// Replicas that are to hold it.
+    #[prost(string, repeated, tag = "3")]
+    pub placed: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Those whose engine says that it does.
+    #[prost(string, repeated, tag = "4")]
+    pub held: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 /// Priority of the requests that name an InferenceObjective.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -408,6 +411,17 @@ pub struct EngineReport {
     pub adapters: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(bool, tag = "9")]
     pub drained: bool,
+    /// Adapters that it is to hold and could not load.
+    #[prost(message, repeated, tag = "10")]
+    pub adapter_failures: ::prost::alloc::vec::Vec<AdapterFailure>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AdapterFailure {
+    #[prost(string, tag = "1")]
+    pub adapter: ::prost::alloc::string::String,
+    /// For people.
+    #[prost(string, tag = "2")]
+    pub why: ::prost::alloc::string::String,
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -883,6 +897,24 @@ pub struct Observations {
     /// Agents connected now.
     #[prost(uint32, tag = "4")]
     pub agents: u32,
+    /// LoRA adapters.
+    #[prost(message, repeated, tag = "5")]
+    pub adapters: ::prost::alloc::vec::Vec<AdapterObservation>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AdapterObservation {
+    /// Model name in requests.
+    #[prost(string, tag = "1")]
+    pub served_name: ::prost::alloc::string::String,
+    /// Replicas that are to hold it.
+    #[prost(string, repeated, tag = "2")]
+    pub placed: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Replicas whose engine says that it does.
+    #[prost(string, repeated, tag = "3")]
+    pub held: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Why one of those that are to hold it could not load it, for people; empty: none failed.
+    #[prost(string, tag = "4")]
+    pub failure: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct PoolObservation {

@@ -20,7 +20,7 @@ pub fn engine_config(pool: &ModelPool, adapters: &[Adapter]) -> EngineConfig {
     };
     let count = ranks.len() as u32;
     let lora = Lora {
-        slots: count.clamp(1, MOST_LORA_SLOTS),
+        slots: adapter_slots(ranks.len()) as u32,
         max_rank,
         adapters: count,
         mean_rank: ranks.iter().map(|r| f64::from(*r)).sum::<f64>() / f64::from(count),
@@ -29,8 +29,13 @@ pub fn engine_config(pool: &ModelPool, adapters: &[Adapter]) -> EngineConfig {
     EngineConfig { lora: Some(lora), ..usual }
 }
 
+/// Adapters that each engine of a pool with so many holds at once.
+pub fn adapter_slots(adapters: usize) -> usize {
+    adapters.clamp(1, MOST_LORA_SLOTS)
+}
+
 /// Most adapters in a batch that engines are started with.
-const MOST_LORA_SLOTS: u32 = 8;
+const MOST_LORA_SLOTS: usize = 8;
 
 fn replica(q: &Query<'_>) -> Result<ReplicaModel, Misfit> {
     ReplicaModel::new(&q.pool.served_architecture(), q.variant, q.accelerator, q.shape, &q.engine)

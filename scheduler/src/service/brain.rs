@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use plimsoll_fleet::plan::PoolOutcome;
-use plimsoll_fleet::{ClusterSnapshot, NodeName, Plan, PoolId, PoolPlan, RouteTable};
+use plimsoll_fleet::{ClusterSnapshot, NodeName, Plan, PoolId, PoolPlan, ReplicaId, RouteTable};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use super::observe::observations;
 use super::persist::{self, RECORDS_KEPT};
-use super::state::{Drains, Due, Floor, Shared, State};
+use super::state::{Drains, Due, EngineSeen, Floor, Shared, State};
 use crate::clock::{seconds, timestamp};
 use crate::demand::{material_change, misses_objectives};
 use crate::drain::{self, DrainInput};
@@ -480,7 +480,14 @@ async fn route(shared: &Arc<Shared>) -> bool {
     let planner = Arc::clone(&shared.planner);
     let addresses: BTreeMap<NodeName, String> =
         agents.iter().map(|(n, (_, a))| (n.clone(), a.clone())).collect();
-    let current = shared.state.lock().table().cloned();
+    let (current, held) = {
+        let state = shared.state.lock();
+        let of_engine = |(id, seen): (&ReplicaId, &EngineSeen)| {
+            (id.clone(), seen.report.adapters.iter().cloned().collect::<BTreeSet<_>>())
+        };
+        (state.table().cloned(), state.engines.iter().map(of_engine).collect::<BTreeMap<_, _>>())
+    };
+    let in_force = current.clone();
     let version = current.as_ref().map_or(0, |t| t.version);
     let (gone, draining) = (drains.drained.clone(), drains.draining.clone());
     let serving: BTreeSet<_> =
@@ -500,6 +507,7 @@ async fn route(shared: &Arc<Shared>) -> bool {
             // Agents wait by the wall's clock.
             pool.wake_wait_ms = (clock.wall_seconds(pool.wake_wait_ms)).max(pool.wake_wait_ms.min(10_000.0));
         }
+        crate::adapters::route(&mut table, &snapshot, &held, in_force.as_deref());
         table.version = version + 1;
         table.plan = plan.number;
         table

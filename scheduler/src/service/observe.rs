@@ -1,7 +1,7 @@
 //! What the operator and people are shown, merged over all agents.
 
 use plimsoll_fleet::canary::Standing;
-use plimsoll_fleet::{ModelPool, ReplicaPhase};
+use plimsoll_fleet::{AdapterRoute, ModelPool, ReplicaId, ReplicaPhase};
 use plimsoll_proto::v1;
 
 use super::state::{Shared, State};
@@ -59,7 +59,30 @@ pub fn observations(shared: &Shared, state: &State) -> v1::Observations {
             .map(|(id, _)| id.to_string())
             .collect(),
         agents: agents as u32,
+        adapters: adapters(state),
     }
+}
+
+/// Where the routes in force place adapters, and what came of it.
+fn adapters(state: &State) -> Vec<v1::AdapterObservation> {
+    let Some(table) = state.table() else { return Vec::new() };
+    let names = |ids: &[ReplicaId]| ids.iter().map(ToString::to_string).collect();
+    let failure = |adapter: &AdapterRoute| {
+        let failures = adapter.placed.iter().filter_map(|id| {
+            let engine = state.engines.get(id)?;
+            let (_, why) = engine.report.adapter_failures.iter().find(|(a, _)| *a == adapter.served_name)?;
+            Some(format!("replica {id}: {why}"))
+        });
+        failures.take(1).collect()
+    };
+    let all = table.pools.iter().flat_map(|pool| &pool.adapters);
+    all.map(|a| v1::AdapterObservation {
+        served_name: a.served_name.clone(),
+        placed: names(&a.placed),
+        held: names(&a.held),
+        failure: failure(a),
+    })
+    .collect()
 }
 
 /// The judgement under way, or else that an earlier one stopped a rollout.

@@ -138,24 +138,12 @@ async fn converse(
     drains.mark_changed();
     let mut sent_routes: Option<Arc<RouteTable>> = held;
     let mut sent_drains: Option<BTreeSet<ReplicaId>> = None;
-    let mut sent_adapters: Option<v1::AdapterPlacement> = None;
     let current = routes.borrow_and_update().clone();
     if let Some(table) = current {
         // Also when nothing changed: the agent then knows that what it holds is in force.
         send_routes(shared, to, &mut sent_routes, table).await?;
     }
-    let mut heard = true;
     loop {
-        if heard && let Some(node) = &node {
-            let wanted = adapters(shared, node);
-            if sent_adapters.as_ref() != Some(&wanted)
-                && !(sent_adapters.is_none() && wanted.replicas.is_empty())
-            {
-                send(&shared.metrics, to, Down::Adapters(wanted.clone())).await?;
-                sent_adapters = Some(wanted);
-            }
-        }
-        heard = false;
         tokio::select! {
             () = stop.cancelled() => return Err(Status::unavailable("the scheduler stops; reconnect")),
             () = to.closed() => return Ok(()),
@@ -171,7 +159,6 @@ async fn converse(
                         for message in take_report(shared, report, session)? {
                             send(&shared.metrics, to, message).await?;
                         }
-                        heard = true;
                     }
                     Some(Up::Hello(_)) => {
                         return Err(Status::invalid_argument("a second hello; open a new session instead"));
@@ -187,7 +174,6 @@ async fn converse(
                 if let Some(table) = table {
                     send_routes(shared, to, &mut sent_routes, table).await?;
                 }
-                heard = true;
             }
             changed = drains.changed() => {
                 if changed.is_err() {
@@ -218,27 +204,6 @@ async fn send_routes(
     send(&shared.metrics, to, message).await?;
     *sent = Some(table);
     Ok(())
-}
-
-/// Pinned adapters belong on every replica of their base pool.
-fn adapters(shared: &Shared, node: &NodeName) -> v1::AdapterPlacement {
-    let state = shared.state.lock();
-    let Some(snapshot) = &state.snapshot else { return v1::AdapterPlacement::default() };
-    let replicas = snapshot
-        .replicas
-        .iter()
-        .filter(|r| r.nodes.first() == Some(node))
-        .filter_map(|r| {
-            let names: Vec<String> = snapshot
-                .adapters
-                .iter()
-                .filter(|a| a.base_pool == r.pool && a.pinned)
-                .map(|a| a.served_name.clone())
-                .collect();
-            (!names.is_empty()).then(|| v1::ReplicaAdapters { replica: r.id.to_string(), adapters: names })
-        })
-        .collect();
-    v1::AdapterPlacement { replicas }
 }
 
 /// Takes in a report and says what to answer.
@@ -298,18 +263,21 @@ fn take_report(shared: &Shared, report: v1::AgentReport, session: u64) -> Result
             }
         }
     }
-    let mut acknowledged = false;
+    let (mut acknowledged, mut moved) = (false, false);
     for engine in &report.engines {
         if engine.drained && state.drain.draining.contains_key(&engine.replica) {
             acknowledged |= state.drain.acknowledged.insert(engine.replica.clone());
         }
         let seen = EngineSeen { report: engine.clone(), at: now, agent: report.agent.clone() };
-        state.engines.insert(engine.replica.clone(), seen);
+        let last = state.engines.insert(engine.replica.clone(), seen);
+        // Requests for an adapter go where engines say that it is.
+        moved |= last.map(|last| last.report.adapters).unwrap_or_default() != engine.adapters;
     }
     // An engine that its agent no longer mentions is not there any more.
     let mentioned: BTreeSet<&ReplicaId> = report.engines.iter().map(|e| &e.replica).collect();
     state.engines.retain(|id, e| e.agent != report.agent || mentioned.contains(id));
-    if acknowledged {
+    state.routes_dirty |= moved;
+    if acknowledged || moved {
         shared.wake.notify_one();
     }
 

@@ -322,7 +322,6 @@ impl Agent {
             Down::Ack(ack) => self.acknowledged = ack.sequence,
             Down::Leases(leases) => self.leases.extend(leases.leases),
             Down::Drains(drains) => self.drains = drains.replicas,
-            Down::Adapters(_) => {}
         }
         Ok(())
     }
@@ -383,6 +382,7 @@ pub fn engine(replica: &ReplicaId, drained: bool) -> EngineReport {
         kv_usage: Some(0.0),
         outstanding_tokens: 0.0,
         adapters: Vec::new(),
+        adapter_failures: Vec::new(),
         drained,
     }
 }

@@ -1,0 +1,153 @@
+//! Keeps the adapters of this node's engines as the routes place them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, header};
+use http_body_util::{Either, Full};
+use plimsoll_fleet::ReplicaId;
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+use super::upkeep::Step;
+use crate::driver::Driver;
+use crate::proxy::upstream::{Upstream, UpstreamError, Whom};
+use crate::shared::{LocalReplica, Shared};
+
+/// Longest time for one load: weights may have to be fetched.
+const LOAD_WITHIN: Duration = Duration::from_secs(300);
+/// For everything else.
+const ASK_WITHIN: Duration = Duration::from_secs(10);
+/// Most that is read of an answer, bytes.
+const LONGEST: usize = 1 << 20;
+
+/// Tends one engine until cancelled, or until it is gone. One step at a time: engines load one adapter at once.
+pub(crate) async fn run(shared: Arc<Shared>, upstream: Upstream, id: ReplicaId, stop: CancellationToken) {
+    let mut tick = tokio::time::interval(shared.config.limits.probe_interval);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = tick.tick() => {}
+        }
+        let Some(local) = shared.locals.load().get(&id).cloned() else { return };
+        if local.pool.route.adapters.is_empty()
+            && local.engine.adapters.lock().held().is_none_or(BTreeSet::is_empty)
+        {
+            continue;
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tend(&shared, &upstream, &local) => {}
+        }
+    }
+}
+
+async fn tend(shared: &Shared, upstream: &Upstream, local: &LocalReplica) {
+    let driver = Driver::of(local.endpoint.engine);
+    let address = &local.endpoint.engine_address;
+    let Some(paths) = driver.adapter_paths() else { return };
+    // Silence says nothing of what it holds.
+    let Ok((200..=299, text)) = upstream.get(address, "/v1/models", ASK_WITHIN).await else { return };
+    let Some(held) = adapters_of(&text) else { return };
+    if local.engine.adapters.lock().found(held) {
+        shared.report_now.notify_one();
+    }
+    let replica = &local.replica.id;
+    let placed = local.pool.route.adapters.iter().filter(|a| a.placed.contains(replica));
+    let wanted: BTreeMap<&str, &str> = placed.map(|a| (a.served_name.as_str(), a.source.as_str())).collect();
+    let now = shared.clock.now_ms();
+    let Some(step) = local.engine.adapters.lock().next(&wanted, now) else { return };
+    let result = match &step {
+        Step::Load { name, source } => match driver.adapter_path(local.endpoint.engine, source) {
+            Ok(path) => {
+                let ask = json!({"lora_name": name, "lora_path": path});
+                post(upstream, address, paths.load, &ask, LOAD_WITHIN).await
+            }
+            Err(why) => Err(why),
+        },
+        Step::Unload { name } => {
+            post(upstream, address, paths.unload, &json!({"lora_name": name}), ASK_WITHIN).await
+        }
+    };
+    match &result {
+        Ok(()) => tracing::info!(%replica, ?step, "adapters"),
+        Err(why) => tracing::warn!(%replica, ?step, %why, "adapters"),
+    }
+    local.engine.adapters.lock().done(&step, result, shared.clock.now_ms());
+    shared.report_now.notify_one();
+}
+
+/// The adapters in a list of models: those with a parent.
+fn adapters_of(text: &[u8]) -> Option<BTreeSet<String>> {
+    let list: Value = serde_json::from_slice(text).ok()?;
+    let with_parent = list["data"].as_array()?.iter().filter(|model| model["parent"].is_string());
+    Some(with_parent.filter_map(|model| model["id"].as_str().map(str::to_owned)).collect())
+}
+
+async fn post(
+    upstream: &Upstream,
+    address: &str,
+    path: &str,
+    ask: &Value,
+    within: Duration,
+) -> Result<(), String> {
+    let headers =
+        HeaderMap::from_iter([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))]);
+    let whole = async {
+        let body = Either::Left(Full::new(Bytes::from(ask.to_string())));
+        let response = upstream.send(Whom::Engine, address, path, Method::POST, headers, body).await?;
+        let status = response.status();
+        let mut body = response.into_body();
+        let text = match upstream.part(address, &mut body, within).await? {
+            Some(first) => upstream.collect(address, first, body, LONGEST).await?,
+            None => Bytes::new(),
+        };
+        Ok::<_, UpstreamError>((status, text))
+    };
+    match tokio::time::timeout(within, whole).await {
+        Err(_) => Err(format!("the engine did not answer within {} s", within.as_secs())),
+        Ok(Err(error)) => Err(error.to_string()),
+        Ok(Ok((status, _))) if status.is_success() => Ok(()),
+        Ok(Ok((status, text))) => Err(refusal(status, &text)),
+    }
+}
+
+/// What an engine says against a step.
+fn refusal(status: http::StatusCode, text: &[u8]) -> String {
+    let said: Value = serde_json::from_slice(text).unwrap_or_default();
+    let message = [&said["error"]["message"], &said["message"], &said["detail"]]
+        .into_iter()
+        .find_map(|m| m.as_str().map(str::to_owned))
+        .unwrap_or_else(|| String::from_utf8_lossy(text).trim().to_owned());
+    let short: String = message.chars().take(300).collect();
+    format!("the engine answered {status}: {short}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn adapters_are_the_models_with_a_parent() {
+        let list = json!({"data": [
+            {"id": "base", "parent": null}, {"id": "law", "parent": "base"}, {"id": "other"}, {"parent": "base"},
+        ]});
+        assert_eq!(adapters_of(list.to_string().as_bytes()), Some(BTreeSet::from(["law".to_owned()])));
+        assert_eq!(adapters_of(b"{}"), None);
+        assert_eq!(adapters_of(b"not json"), None);
+    }
+
+    #[test]
+    fn refusals_are_told_in_the_engines_words() {
+        let status = http::StatusCode::BAD_REQUEST;
+        let said = |body: &str| refusal(status, body.as_bytes());
+        assert_eq!(
+            said(r#"{"error": {"message": "rank 64 is greater than max_lora_rank 16"}}"#),
+            "the engine answered 400 Bad Request: rank 64 is greater than max_lora_rank 16"
+        );
+        assert_eq!(said("no"), "the engine answered 400 Bad Request: no");
+    }
+}

@@ -1,0 +1,148 @@
+//! LoRA adapters on simulated engines: loaded where the routes place them, reached by name, loaded again after a restart.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use plimsoll_agent::AgentHandle;
+use plimsoll_fleet::{AdapterRoute, EngineKind, ReplicaId, RouteTable};
+use plimsoll_simulator::engine_server::{EngineServer, EngineServerConfig};
+use serde_json::{Value, json};
+use support::*;
+
+const SPEED: f64 = 50.0;
+
+fn fast(config: &mut EngineServerConfig) {
+    config.speed = SPEED;
+}
+
+fn adapter(name: &str, source: &str, placed: &[&str], held: &[&str]) -> AdapterRoute {
+    let ids = |names: &[&str]| names.iter().map(|n| ReplicaId::new(*n).unwrap()).collect();
+    AdapterRoute {
+        served_name: name.to_owned(),
+        source: source.to_owned(),
+        placed: ids(placed),
+        held: ids(held),
+    }
+}
+
+struct World {
+    engines: [EngineServer; 2],
+    gateway: AgentHandle,
+    node: AgentHandle,
+    step: plimsoll_fleet::StepCoefficients,
+}
+
+impl World {
+    async fn new() -> Self {
+        let (a, step) = simulated_engine(fast).await;
+        let (b, _) = simulated_engine(fast).await;
+        let gateway = agent("gw", None, |c| c.time_scale = SPEED).await;
+        let node = agent("n1", Some("n1"), |c| c.time_scale = SPEED).await;
+        Self { engines: [a, b], gateway, node, step }
+    }
+
+    fn routes(&self, version: u64, adapters: Vec<AdapterRoute>) {
+        let endpoints = self.engines.iter().enumerate().map(|(i, engine)| {
+            let mut e = endpoint(&format!("chat-{i}"), "n1", engine.addr(), Some(self.node.addr()));
+            (e.engine_model, e.coefficients) = ("llama-3.1-8b".into(), self.step);
+            e.engine = EngineKind::Simulated;
+            e
+        });
+        let mut table: RouteTable = table(version, endpoints.collect());
+        table.pools[0].adapters = adapters;
+        self.node.set_routes(table.clone());
+        self.gateway.set_routes(table);
+    }
+
+    /// The adapters that an engine itself lists.
+    async fn held(&self, engine: usize) -> BTreeSet<String> {
+        let request = http::Request::get(format!("http://{}/v1/models", self.engines[engine].addr()));
+        let list = send(request.body(Default::default()).unwrap()).await.json();
+        let models = list["data"].as_array().unwrap().iter();
+        models.filter(|m| m["parent"].is_string()).map(|m| m["id"].as_str().unwrap().to_owned()).collect()
+    }
+
+    async fn until_held(&self, engine: usize, wanted: &[&str]) {
+        let wanted: BTreeSet<String> = wanted.iter().map(|w| (*w).to_owned()).collect();
+        for _ in 0..500 {
+            if self.held(engine).await == wanted {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert_eq!(self.held(engine).await, wanted);
+    }
+
+    async fn ask(&self, model: &str) -> Got {
+        let body =
+            json!({"model": model, "max_tokens": 4, "messages": [{"role": "user", "content": "hello"}]});
+        send(post(self.gateway.addr(), "/v1/chat/completions", body.to_string())).await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn adapters_are_loaded_where_they_are_placed_and_answer_by_name() {
+    let world = World::new().await;
+    world.routes(
+        1,
+        vec![
+            adapter("law", "hf://acme/law", &["chat-1"], &["chat-1"]),
+            adapter("sql", "hf://acme/sql", &["chat-0", "chat-1"], &["chat-0", "chat-1"]),
+        ],
+    );
+    world.until_held(0, &["sql"]).await;
+    world.until_held(1, &["law", "sql"]).await;
+
+    for _ in 0..4 {
+        let got = world.ask("law").await;
+        assert_eq!((got.status, got.header("x-plimsoll-replica")), (200, "chat-1"), "{}", got.text);
+        assert_eq!(got.json()["model"], "law");
+    }
+    let base = world.ask("chat-model").await;
+    assert_eq!((base.status, &base.json()["model"]), (200, &json!("chat-model")), "{}", base.text);
+
+    let request = http::Request::get(format!("http://{}/v1/models", world.gateway.addr()));
+    let list = send(request.body(Default::default()).unwrap()).await.json();
+    let listed: Vec<(&Value, &Value)> =
+        list["data"].as_array().unwrap().iter().map(|m| (&m["id"], &m["parent"])).collect();
+    let (name, none) = (json!("chat-model"), Value::Null);
+    assert_eq!(listed, [(&name, &none), (&json!("law"), &name), (&json!("sql"), &name)]);
+    let unknown = world.ask("poetry").await;
+    assert_eq!(unknown.status, 404);
+    assert!(unknown.message().contains("law"), "{}", unknown.message());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_moves_is_unloaded_once_requests_go_elsewhere() {
+    let world = World::new().await;
+    world.routes(1, vec![adapter("law", "hf://acme/law", &["chat-0"], &[])]);
+    world.until_held(0, &["law"]).await;
+    // Placed on the other, which does not hold it yet: nobody is sent to the one that will give it up.
+    world.routes(2, vec![adapter("law", "hf://acme/law", &["chat-1"], &["chat-0"])]);
+    world.until_held(1, &["law"]).await;
+    world.routes(3, vec![adapter("law", "hf://acme/law", &["chat-1"], &["chat-0", "chat-1"])]);
+    let got = world.ask("law").await;
+    assert_eq!((got.status, got.header("x-plimsoll-replica")), (200, "chat-1"), "{}", got.text);
+    world.until_held(0, &[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_an_engine_cannot_load_is_no_ones_fault_but_its_own() {
+    let world = World::new().await;
+    let both = ["chat-0", "chat-1"];
+    world.routes(
+        1,
+        vec![adapter("gone", "missing:law", &both, &[]), adapter("sql", "hf://acme/sql", &both, &both)],
+    );
+    world.until_held(0, &["sql"]).await;
+    assert_eq!(world.ask("sql").await.status, 200);
+    let got = world.ask("gone").await;
+    assert_eq!(got.status, 503, "{}", got.text);
+    assert!(got.message().contains("without the adapter"), "{}", got.message());
+    assert!(!got.header("retry-after").is_empty());
+    assert_eq!(world.ask("chat-model").await.status, 200);
+}
