@@ -176,9 +176,9 @@ async fn converse(
 fn make_report(shared: &Shared, cut_at: &mut Instant) -> AgentReport {
     let now = Instant::now();
     let interval_seconds = now.duration_since(std::mem::replace(cut_at, now)).as_secs_f64();
-    let (traffic, replicas) = {
+    let (traffic, replicas, adapters) = {
         let mut book = shared.book.lock();
-        (book.take(), book.take_replicas())
+        (book.take(), book.take_replicas(), book.take_adapters())
     };
     AgentReport {
         agent: shared.config.name.clone(),
@@ -191,6 +191,7 @@ fn make_report(shared: &Shared, cut_at: &mut Instant) -> AgentReport {
         engines: engines::reports(shared),
         replicas,
         route_version: shared.table.load().routes.version,
+        adapters,
     }
 }
 

@@ -59,6 +59,8 @@ pub struct TrafficBook {
     entries: BTreeMap<(PoolId, String), Entry>,
     /// By replica and class.
     replicas: BTreeMap<(ReplicaId, String), ReplicaTraffic>,
+    /// Requests by adapter.
+    adapters: BTreeMap<String, u64>,
 }
 
 fn empty(pool: &PoolId, class: &str) -> TrafficReport {
@@ -173,6 +175,19 @@ impl TrafficBook {
     /// A try at a replica failed, whether or not another one then served the request.
     pub fn replica_failed(&mut self, replica: &ReplicaId) {
         self.replica(replica, "").failed += 1;
+    }
+
+    /// Counts a request for an adapter that the routes know.
+    pub fn adapter_asked(&mut self, served_name: &str) {
+        match self.adapters.get_mut(served_name) {
+            Some(count) => *count += 1,
+            None => drop(self.adapters.insert(served_name.to_owned(), 1)),
+        }
+    }
+
+    /// Takes how many requests asked for each adapter and starts again.
+    pub fn take_adapters(&mut self) -> Vec<(String, u64)> {
+        std::mem::take(&mut self.adapters).into_iter().collect()
     }
 
     /// Takes what each replica served and starts again.
@@ -326,6 +341,7 @@ mod tests {
             engines: vec![],
             replicas: vec![],
             route_version: 0,
+            adapters: vec![],
         };
         let mut o = Outbox::default();
         while o.has_room() {

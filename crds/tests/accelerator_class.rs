@@ -34,6 +34,37 @@ fn the_resource_is_the_vendors_unless_named() {
 }
 
 #[test]
+fn links_caps_and_launches_reach_the_engine_model() {
+    let class_ = class(json!({
+        "linkDomainSize": 2, "nodeLink": {"accelerators": 8, "GBPerSecond": 25}, "powerCapWatts": 400,
+        "calibration": {"launchLayerUs": 150, "launchStepUs": 900, "relativeError": 0.2},
+    }))
+    .to_fleet()
+    .unwrap();
+    let link = class_.node_link.unwrap();
+    assert_eq!((class_.link_domain_size, link.accelerators, link.bytes_per_second), (2, 8, 25e9));
+    assert_eq!(link.alpha_us, 50.0, "the default");
+    assert_eq!(class_.power_cap_watts, Some(400.0));
+    let c = &class_.calibration;
+    assert_eq!((c.launch_layer_us, c.launch_step_us, c.relative_error), (150.0, 900.0, 0.2));
+    let problems = refused(json!({
+        "nodeLink": {"accelerators": 0, "GBPerSecond": 0, "alphaUs": -1},
+        "calibration": {"etaCompute": -0.5, "launchStepUs": -1},
+    }));
+    for field in [
+        "spec.nodeLink.GBPerSecond",
+        "spec.nodeLink.alphaUs",
+        "spec.nodeLink.accelerators",
+        "spec.calibration.etaCompute",
+        "spec.calibration.launchStepUs",
+    ] {
+        assert!(problems.iter().any(|p| p.starts_with(field)), "{field}: {problems:?}");
+    }
+    let capped = refused(json!({"powerCapWatts": 50}));
+    assert!(capped[0].starts_with("spec.powerCapWatts: \"50\" is not above the idle power"), "{capped:?}");
+}
+
+#[test]
 fn tolerations_are_checked_as_those_of_pools() {
     let problems = refused(json!({"tolerations": [{"key": "sku", "operator": "Is"}]}));
     assert_eq!(problems, ["spec.tolerations[0].operator: \"Is\" is not an operator; use Exists or Equal"]);

@@ -118,6 +118,73 @@ fn an_architecture_of_ones_own_is_accepted() {
     assert_eq!(pool.architecture.active_parameters, preset.active_parameters);
 }
 
+/// A pool of an architecture that is written out: these fields over a model like Llama 3.1 8B.
+fn of_architecture(more: serde_json::Value) -> ModelPool {
+    let mut architecture = json!({"layers": 32, "hidden": 4096, "heads": 32, "kvHeads": 8, "vocab": 128256,
+                                  "parametersBillion": 60.0, "contextTokens": 131072});
+    for (field, value) in more.as_object().unwrap() {
+        let all = architecture.as_object_mut().unwrap();
+        if value.is_null() {
+            all.remove(field)
+        } else {
+            all.insert(field.clone(), value.clone())
+        };
+    }
+    patched(json!({"spec": {"model": {
+        "preset": null, "source": "s3://models/mine", "name": "mine", "architecture": architecture}}}))
+}
+
+#[test]
+fn layers_experts_and_latents_reach_the_engine_model() {
+    let moe = json!({"experts": 64, "expertsPerToken": 4, "expertParametersBillion": 50.0});
+    let pool = of_architecture(json!({
+        "activeParametersBillion": 9.0, "moe": moe, "slidingWindow": {"layers": 8, "tokens": 1024},
+        "recurrent": {"layers": 20, "stateBytes": 2.5e6}}))
+    .to_fleet()
+    .unwrap();
+    let a = &pool.architecture;
+    assert_eq!((a.full_layers(), a.sliding_layers(), a.recurrent_layers()), (4, 8, 20));
+    assert_eq!(a.sliding.unwrap().window_tokens, 1024);
+    assert_eq!(a.recurrent.unwrap().state_bytes, 2.5e6);
+    let experts = a.moe.as_ref().unwrap();
+    assert_eq!((experts.experts, experts.experts_per_token, experts.expert_parameters), (64, 4, 50e9));
+    assert_eq!((a.total_parameters, a.active_parameters), (60e9, 9e9));
+    let latent =
+        of_architecture(json!({"kvHeads": null, "latent": {"rank": 512, "ropeDim": 64}})).to_fleet().unwrap();
+    let expected = plimsoll_fleet::Attention::Latent { kv_rank: 512, rope_dim: 64 };
+    assert_eq!(latent.architecture.attention, expected);
+    // Expert parallelism is for models with experts, of one's own as of presets.
+    let mut spread = of_architecture(json!({"activeParametersBillion": 9.0, "moe": moe}));
+    spread.spec.parallelism.expert = true;
+    assert!(spread.to_fleet().unwrap().parallelism.expert);
+}
+
+#[rstest]
+#[case::experts_per_token(json!({"activeParametersBillion": 9.0, "moe": {"experts": 8, "expertsPerToken": 9, "expertParametersBillion": 50.0}}), "moe.expertsPerToken", "from 1 to 8")]
+#[case::experts_above_all(json!({"activeParametersBillion": 9.0, "moe": {"experts": 8, "expertsPerToken": 2, "expertParametersBillion": 61.0}}), "moe.expertParametersBillion", "all routed experts")]
+#[case::experts_negative(json!({"activeParametersBillion": 9.0, "moe": {"experts": 8, "expertsPerToken": 2, "expertParametersBillion": -1.0}}), "moe.expertParametersBillion", "above 0")]
+#[case::active_left_out(json!({"moe": {"experts": 8, "expertsPerToken": 2, "expertParametersBillion": 50.0}}), "activeParametersBillion", "one token uses")]
+#[case::active_above_all(json!({"activeParametersBillion": 61.0}), "activeParametersBillion", "at most 60")]
+#[case::window_of_nothing(json!({"slidingWindow": {"layers": 8, "tokens": 0}}), "slidingWindow.tokens", "from 1")]
+#[case::windows_above_layers(json!({"slidingWindow": {"layers": 33, "tokens": 128}}), "slidingWindow.layers", "from 1 to 32")]
+#[case::layers_twice(json!({"slidingWindow": {"layers": 20, "tokens": 128}, "recurrent": {"layers": 20, "stateBytes": 1e6}}), "recurrent.layers", "each layer once")]
+#[case::state_of_nothing(json!({"recurrent": {"layers": 20, "stateBytes": 0.0}}), "recurrent.stateBytes", "from 1")]
+#[case::no_attention(json!({"recurrent": {"layers": 32, "stateBytes": 1e6}}), "recurrent.layers", "from 1 to 31")]
+#[case::no_attention_in_one_layer(json!({"layers": 1, "recurrent": {"layers": 1, "stateBytes": 1e6}}), "recurrent.layers", "use fewer")]
+#[case::latent_of_nothing(json!({"kvHeads": null, "latent": {"rank": 0, "ropeDim": 64}}), "latent.rank", "from 1")]
+#[case::heads_that_do_not_divide(json!({"kvHeads": 5}), "kvHeads", "num_key_value_heads")]
+#[case::tables_above_all(json!({"parametersBillion": 0.5}), "parametersBillion", "tiedEmbeddings")]
+fn each_mistake_in_an_architecture_names_its_field(
+    #[case] more: serde_json::Value,
+    #[case] field: &str,
+    #[case] remedy: &str,
+) {
+    let errors = of_architecture(more).to_fleet().expect_err("should be invalid");
+    let path = format!("spec.model.architecture.{field}");
+    let found = errors.iter().find(|e| e.path == path).unwrap_or_else(|| panic!("{path} not in {errors:?}"));
+    assert!(found.to_string().contains(remedy), "{found}");
+}
+
 #[test]
 fn classes_share_the_traffic() {
     let pool = patched(json!({"spec": {"slo": {"classes": [

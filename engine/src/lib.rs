@@ -30,6 +30,7 @@ pub mod power;
 mod predict;
 mod quantile;
 mod queue;
+mod ranks;
 mod replica;
 pub mod sim;
 mod speculation;

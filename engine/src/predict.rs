@@ -7,6 +7,7 @@ use plimsoll_fleet::{Percentile, RequestClass, Role};
 use crate::mix::{ClassWork, Mix};
 use crate::quantile::{Wait, gamma, normal, of_sum};
 use crate::queue::{State, burst_size};
+use crate::ranks::PromptCost;
 use crate::{ReplicaModel, Resource};
 
 /// How much of the batch's spread remains in a request's own mean: the batch changes while the request runs. For
@@ -25,8 +26,12 @@ pub(crate) struct Shared {
     pub(crate) decode_ms: f64,
     /// Share of time taken by prefill.
     pub(crate) prefill_share: f64,
+    /// Share of time taken by prompts that come in it.
+    feedback: f64,
     /// Second moment of prefill work, ms².
     pub(crate) work_square: f64,
+    /// Whether prompts have steps of their own.
+    first: bool,
     /// Tokens that a step yields for a request.
     yielded: f64,
     /// Decode step that an arrival finds under way, times the chance that there is one, milliseconds.
@@ -39,6 +44,8 @@ pub(crate) struct Shared {
     pub(crate) batch_wait: Wait,
     /// Wait for prompts ahead in the batch.
     pub(crate) prefill_wait: Wait,
+    /// Wait for a prompt's turn.
+    turn: Wait,
 }
 
 /// A percentile, as far as it is common to all classes.
@@ -56,51 +63,89 @@ impl Shared {
     /// `None` if prompts come faster than they can be computed.
     pub(crate) fn new(model: &ReplicaModel, mix: &Mix, state: &State, rate: f64, burst: f64) -> Option<Self> {
         let batch = state.mean_batch;
-        let decode_ms = model.times.decode(batch, batch * mix.context);
-        let token_budget = (model.batched_tokens() - model.times.budget(batch)).max(1.0);
-        let (mut s1, mut s2, mut work_square) = (0.0, 0.0, 0.0);
+        let decode_ms = mix.decode(model, batch);
+        let (cost, prompts) = mix.settle(model, rate, decode_ms, burst)?;
+        let first = model.prompts_first();
+        let ranks = model.times.ranks.count;
+        let of_rank = if first { 0.0 } else { model.times.budget(batch / ranks) };
+        let token_budget = (model.batched_tokens() - of_rank).max(1.0);
+        // What a prompt adds to a step that has others: on another rank, and no step of its own unless it fills some.
+        let shared = PromptCost { steps: if first { 1e-12 } else { 0.0 }, ..cost };
+        let beside = PromptCost { rank: 1.0 / ranks, ..shared };
+        // Prompts first, second moments count whole steps, so that they never fall as more share one.
+        let whole = PromptCost { steps: f64::from(u8::from(first)), ..cost };
+        let (mut s1, mut s2, mut mates) = (0.0, 0.0, 0.0);
+        let (mut work_square, mut shared_square, mut burst_square, mut mate_square) = (0.0, 0.0, 0.0, 0.0);
         for c in &mix.classes {
             // A prompt's turn: its own arithmetic and its share of the steps that carry it.
-            let s = c.work_ms + c.new / token_budget * decode_ms;
-            s1 += c.share * s;
-            s2 += c.share * s * s;
-            work_square += c.share * c.work_ms * c.work_ms;
+            let steps = if first { 0.0 } else { c.new / (token_budget * ranks) * decode_ms };
+            let work = c.work(&shared);
+            s1 += c.share * (work + steps);
+            s2 += c.share * (c.square(&shared) + steps * (2.0 * work + steps));
+            mates += c.share * (c.work(&beside) + steps);
+            work_square += c.share * if first { c.work(&cost) * c.work(&whole) } else { c.square(&cost) };
+            shared_square += c.share * c.square(&shared);
+            burst_square += c.share * c.square(&PromptCost { variance: cost.rank, ..shared });
+            mate_square += c.share * c.work(&beside).powi(2);
         }
         let busy = rate * s1;
         if busy >= 1.0 {
             return None;
         }
         // M^X/G/1 with geometric batches: mean wait and chance of waiting; the tail taken as exponential.
-        let mean = (0.5 * rate * s2 + (burst - 1.0) * s1) / (1.0 - busy);
+        let mean = (0.5 * rate * s2 + (burst - 1.0) * mates) / (1.0 - busy);
         let p = 1.0 - (1.0 - busy) / burst;
         let mut prefill_wait = Wait { p, mean_ms: if p > 0.0 { mean / p } else { 0.0 } };
         if model.role == Role::Prefill {
             // Nothing is decoded meanwhile, so a prompt bears its step's own cost as well: it finds work more often.
             prefill_wait.p = p.max(1.0 - (1.0 - state.busy) / burst);
         }
-        let prefill_share = rate * mix.work_ms;
+        let mut turn = prefill_wait;
+        if !model.times.ranks.alone() {
+            // Prompts on several ranks do not take turns: one waits for the rest of the step under way.
+            let lone = mix.work_ms(&PromptCost { rank: 1.0, ..shared }) + decode_ms;
+            turn.mean_ms = turn.mean_ms.min(0.5 * lone * burst);
+        }
+        let work_ms = mix.work_ms(&cost);
+        let prefill_share = rate * work_ms;
+        // What prompts take that come because prompts took time: of several ranks, they fall on others.
+        let feedback = if model.times.ranks.alone() { prefill_share } else { rate * mix.work_ms(&beside) };
+        let gate = Gate {
+            rate,
+            burst,
+            decode_ms,
+            prefill_share,
+            feedback,
+            lone_ms: mix.work_ms(&PromptCost { rank: 1.0, ..shared }),
+            work_ms: mix.work_ms(&beside),
+            work_square: shared_square + (2.0 * burst - 2.0) * burst_square,
+            mate_square,
+            busy: state.busy,
+            kind: match (model.role, first) {
+                (Role::Prefill, _) => Steps::Prompts,
+                (_, true) => Steps::PromptsFirst {
+                    prompts: prompts * cost.steps,
+                    alone_ms: mix.classes.iter().map(|c| c.share * c.alone_ms).sum(),
+                },
+                _ => Steps::Mixed,
+            },
+        };
         Some(Self {
             api_ms: model.api_overhead_ms(),
             rate,
             dispersion: 2.0 * burst - 1.0,
             decode_ms,
             prefill_share,
+            feedback,
             work_square,
+            first,
             yielded: model.times.yielded,
             residual_ms: decode_ms * state.busy,
-            gate: Gate {
-                rate,
-                burst,
-                decode_ms,
-                prefill_share,
-                work_square,
-                busy: state.busy,
-                alone: model.role == Role::Prefill,
-            }
-            .waits(mix, model.batched_tokens()),
+            gate: gate.waits(mix, model.batched_tokens() * ranks),
             token_budget,
             batch_wait: state.wait,
             prefill_wait,
+            turn,
         })
     }
 
@@ -116,27 +161,24 @@ impl Shared {
 
     /// TTFT without waiting for others, milliseconds.
     fn ttft_alone(&self, c: &ClassWork) -> f64 {
-        self.api_ms + c.prefill_ms + (c.new / self.token_budget).ceil() * self.decode_ms
+        let steps = if self.first { c.alone_ms } else { (c.new / self.token_budget).ceil() * self.decode_ms };
+        self.api_ms + c.prefill_ms + steps
     }
 
     /// Mean wait between arrival and the step that completes the prompt, batch places aside.
     fn turn_mean(&self) -> f64 {
-        self.gate.mean().max(0.5 * self.residual_ms + self.prefill_wait.mean())
+        self.gate.mean().max(0.5 * self.residual_ms + self.turn.mean())
     }
 
     /// What percentile `p` means for every class.
     pub(crate) fn at(&self, model: &ReplicaModel, mix: &Mix, state: &State, p: f64) -> Point {
         let z = normal(p);
         // Short prompts share steps; long ones take turns. Each view is right at its end, and too small at the other.
-        let turn = self.gate.quantile(z).max(p * self.residual_ms + self.prefill_wait.quantile(p));
+        let turn = self.gate.quantile(z).max(p * self.residual_ms + self.turn.quantile(p));
         let place = (self.batch_wait.mean(), self.batch_wait.quantile(p));
         let mean = state.mean_batch;
         let batch = (mean + LIFETIME_AVERAGING * (state.batch_quantile(p) - mean)).max(1.0);
-        Point {
-            z,
-            wait_ms: of_sum((self.turn_mean(), turn), place),
-            decode_ms: model.times.decode(batch, batch * mix.context),
-        }
+        Point { z, wait_ms: of_sum((self.turn_mean(), turn), place), decode_ms: mix.decode(model, batch) }
     }
 
     pub(crate) fn ttft(&self, c: &ClassWork, at: &Point) -> f64 {
@@ -163,8 +205,9 @@ impl Shared {
         let mean_work = self.prefill_share * (own / free + self.prefill_wait.mean());
         // Variance λ E[w²] c²/(1 − ρ)³ for each unit of own steps. Where ρ > ½ the ratio of squared mean to variance
         // would fall again and low percentiles with it, so it is held: more load is never faster.
-        let held = if self.prefill_share < 0.5 { 1.0 } else { 4.0 * self.prefill_share * free };
-        let variance = held * self.rate * self.work_square * self.dispersion * own / free.powi(3);
+        let alone = 1.0 - self.feedback;
+        let held = if self.feedback < 0.5 { 1.0 } else { 4.0 * self.feedback * alone };
+        let variance = held * self.rate * self.work_square * self.dispersion * own / (free * alone * alone);
         at.decode_ms + gamma(mean_work, variance, at.z) / steps
     }
 
@@ -185,24 +228,66 @@ struct Gate {
     burst: f64,
     decode_ms: f64,
     prefill_share: f64,
+    /// Share of time taken by prompts that come in it.
+    feedback: f64,
+    /// Work of a prompt that has the step that carries it to itself, milliseconds.
+    lone_ms: f64,
+    /// What one adds to a step that has others: less where they are on other attention ranks.
+    work_ms: f64,
+    /// Second moment of that, ms².
+    mate_square: f64,
+    /// Second moment of the work that prompts bring to a step, times their index of dispersion, ms². What bursts add
+    /// counts as on one rank each, so that it never falls as more share a step.
     work_square: f64,
     busy: f64,
-    /// Steps begin only for prompts: nothing is decoded.
-    alone: bool,
+    kind: Steps,
+}
+
+/// What steps begin for.
+#[derive(Debug, Clone, Copy)]
+enum Steps {
+    /// Whatever runs and waits.
+    Mixed,
+    /// Prompts: nothing is decoded.
+    Prompts,
+    /// Prompts alone while there are any, decoding otherwise.
+    PromptsFirst {
+        /// Steps of prompts for each of decoding.
+        prompts: f64,
+        /// What such a step takes beside its prompts' work, milliseconds.
+        alone_ms: f64,
+    },
 }
 
 impl Gate {
     /// Mean step where each has a prompt at least: `X = D + w·λX/(1 − e^(−λX))`, the arrivals of the last step given
     /// that there are some.
-    fn step_of_prompts(&self, work_ms: f64) -> f64 {
+    fn step_of_prompts(&self) -> f64 {
         const ROUNDS: u32 = 8;
-        let mut step = (self.decode_ms + work_ms).max(self.decode_ms / (1.0 - self.prefill_share));
+        let mut step = (self.decode_ms + self.lone_ms).max(self.decode_ms / (1.0 - self.prefill_share));
         for _ in 0..ROUNDS {
             let arrivals = self.rate * step;
             let some = if arrivals > 1e-9 { arrivals / -(-arrivals).exp_m1() } else { 1.0 };
-            step = self.decode_ms + work_ms * some;
+            step = self.decode_ms + self.lone_ms + self.work_ms * (some - 1.0);
         }
         step
+    }
+
+    /// Mean and variance of steps, of decoding (`D`) and of `prompts` of prompts for each of those (`S`, what is left of
+    /// a cycle `D/(1 − ρ)`).
+    fn either_step(&self, prompts: f64, alone_ms: f64) -> (f64, f64) {
+        let (decode, q) = (self.decode_ms, prompts);
+        let cycle = decode / (1.0 - self.prefill_share);
+        if q <= 1e-12 {
+            return (decode, 0.0);
+        }
+        let prompt = alone_ms.max((cycle - decode) / q);
+        let mean = (decode + q * prompt) / (1.0 + q);
+        let spread = self.rate * cycle * self.work_square;
+        let square = (decode * decode + q * prompt * prompt + spread) / (1.0 + q);
+        // Where steps of prompts are shorter than those of decoding, more of them would mean shorter waits: more load is
+        // never faster.
+        (mean, (square - mean * mean).max((decode - mean) * mean).max(0.0))
     }
 
     /// The rest of the step under way, and the prompts that come with one's own.
@@ -211,14 +296,18 @@ impl Gate {
     /// `Var[X] = λ E[w²] E[X]/(1 − ρ²)`. An arrival finds a length-biased step, waits for a uniform part of it, and
     /// is joined by all who arrived in it and in its own burst, as far as the token budget goes.
     fn waits(&self, mix: &Mix, token_budget: f64) -> Waits {
-        let rho = self.prefill_share;
-        let dispersion = 2.0 * self.burst - 1.0;
-        let (mean, variance) = if self.alone {
-            let mean = self.step_of_prompts(mix.work_ms);
-            (mean, self.rate * self.work_square * dispersion * mean)
-        } else {
-            let mean = self.decode_ms / (1.0 - rho);
-            (mean, self.rate * self.work_square * dispersion * mean / (1.0 - rho * rho))
+        let rho = self.rate * self.work_ms;
+        let (mean, variance) = match self.kind {
+            Steps::Prompts => {
+                let mean = self.step_of_prompts();
+                (mean, self.rate * self.work_square * mean)
+            }
+            Steps::Mixed => {
+                let mean = self.decode_ms / (1.0 - self.prefill_share);
+                let rho = self.feedback;
+                (mean, self.rate * self.work_square * mean / (1.0 - rho * rho))
+            }
+            Steps::PromptsFirst { prompts, alone_ms } => self.either_step(prompts, alone_ms),
         };
         let step = mean + variance / mean;
         // Requests beside one's own, as far as the step has room: first of one's burst (a size-biased geometric),
@@ -234,8 +323,8 @@ impl Gate {
         let wait = part * step;
         let spread = variance * (1.0 / 3.0 + fit * rho * (1.0 + fit * rho))
             + step * step / 12.0
-            + fit * self.rate * self.work_square * step;
-        let work = mix.work_ms;
+            + fit * self.rate * self.mate_square * step;
+        let work = self.work_ms;
         let burst = burst_fit * burst_mates * work;
         Waits {
             step: (self.busy * wait, self.busy * (spread + wait * wait) - (self.busy * wait).powi(2)),

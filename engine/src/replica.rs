@@ -7,6 +7,7 @@ use plimsoll_fleet::{
 use crate::kv::KvLayout;
 use crate::power::Power;
 use crate::predict::{LoadPrediction, predict};
+use crate::ranks::PromptCost;
 use crate::step::StepTimes;
 use crate::{
     DoesNotFit, EngineConfig, LinkTier, LoadLine, MemoryFit, Scheduling, StepBreakdown, StepLoad, load_line,
@@ -119,6 +120,29 @@ impl ReplicaModel {
         self.relative_error
     }
 
+    /// Most requests that run at once: [`EngineConfig::max_running`] on each attention rank.
+    pub fn max_running(&self) -> u32 {
+        self.config.max_running.saturating_mul(self.times.ranks.count as u32)
+    }
+
+    /// Whether prompts have steps of their own beside decoding.
+    pub(crate) fn prompts_first(&self) -> bool {
+        self.config.scheduling == Scheduling::PrefillFirst && self.role == Role::Mixed
+    }
+
+    /// What prompts cost others where `prompts` begin in a decode step on average, in bursts of `burst`: a share of
+    /// their rank's time, and, prompts first, of steps of their own. Of such steps there are `1 − e^(−ν/b)` for each of
+    /// decoding, those in which some prompt came. `decoding` is the share of time that decode steps take.
+    pub(crate) fn prompt_cost(&self, prompts: f64, burst: f64, decoding: f64) -> PromptCost {
+        let steps = match self.prompts_first() {
+            false => 0.0,
+            true if prompts <= 1e-12 => 1.0 / burst,
+            true => -(-prompts / burst).exp_m1() / prompts,
+        };
+        let (rank, variance) = self.times.ranks.share(self.times.ranks.gathered(prompts, decoding));
+        PromptCost { rank, variance, steps }
+    }
+
     pub(crate) fn batched_tokens(&self) -> f64 {
         f64::from(self.config.max_batched_tokens)
     }
@@ -179,14 +203,21 @@ impl ReplicaModel {
         const ROUNDS: usize = 4;
         let context = input_tokens + 0.5 * output_tokens;
         let fits = self.memory.kv_tokens / self.kv.footprint(context);
-        let batch = concurrency.min(f64::from(self.config.max_running)).min(fits);
-        let work = share * self.times.work(input_tokens, 0.0);
+        let batch = concurrency.min(f64::from(self.max_running())).min(fits);
+        let (rank_work, all_work) = self.times.work(input_tokens, 0.0);
+        // Of requests under way together the contexts differ by their answers' lengths so far.
+        let deviation = output_tokens / 12f64.sqrt();
         // While a client waits for its first token it neither decodes nor, once it has it, is delayed by its own
         // prompt.
         let mut decoding = batch;
-        let mut tpot = 0.0;
+        let mut tpot: f64 = 0.0;
         for _ in 0..ROUNDS {
-            let step = self.decode_ms(decoding, context) / self.times.yielded;
+            let step = self.times.decode_of(decoding, decoding * context, deviation) / self.times.yielded;
+            let cost =
+                self.prompt_cost(decoding * self.times.yielded / output_tokens, 1.0, step / tpot.max(step));
+            // Steps that prompts have to themselves are left out: clients that began together stay so, and their prompts
+            // share steps (as simulated and as measured with SGLang).
+            let work = share * (cost.rank * rank_work + all_work);
             tpot = step + (decoding - 1.0).max(0.0) / output_tokens * work;
             let ttft = self.api_overhead_ms + self.prefill_ms(input_tokens, 0.0) + 1.5 * step;
             let decode = output_tokens * tpot;
@@ -201,21 +232,23 @@ impl ReplicaModel {
         // The secant between one request and a well-filled batch; the curve in between (roofline knee, experts
         // hit) lies close to it.
         let fits = self.memory.kv_tokens / self.kv.footprint(typical);
-        let full = fits.min(f64::from(self.config.max_running)).max(2.0);
+        let full = fits.min(f64::from(self.max_running())).max(2.0);
         let (one, many) = (self.times.decode(1.0, 0.0), self.times.decode(full, 0.0));
         let per_request = (many - one) / (full - 1.0);
         let prompt = typical.min(self.batched_tokens());
+        let (of_rank, of_all) = self.times.work(prompt, 0.0);
         // Requests are served at this many tokens a step.
         let yielded = self.times.yielded;
         StepCoefficients {
             base_ms: (one - per_request) / yielded,
             per_request_ms: per_request / yielded,
             per_context_token_ms: self.times.context_token(typical) / yielded,
-            per_prefill_token_ms: self.times.work(prompt, 0.0) / prompt,
+            // Attention ranks compute prompts side by side.
+            per_prefill_token_ms: (of_rank / self.times.ranks.count + of_all) / prompt,
             api_overhead_ms: self.api_overhead_ms,
             // In tokens of such contexts, whatever their layers keep of them.
             kv_tokens: fits * typical,
-            max_running: self.config.max_running,
+            max_running: self.max_running(),
             max_batched_tokens: self.config.max_batched_tokens,
         }
     }

@@ -11,6 +11,7 @@ use crate::links::{self, Link};
 use crate::lora::LoraTimes;
 use crate::memory::Weights;
 use crate::power::Power;
+use crate::ranks::Ranks;
 use crate::speculation::DraftTimes;
 use crate::{EngineConfig, power};
 
@@ -56,6 +57,16 @@ impl StepLoad {
     pub fn add_decode(&mut self, context_tokens: f64) {
         self.running += 1.0;
         self.context_tokens += context_tokens;
+    }
+
+    /// Adds another rank's part of the step.
+    pub(crate) fn add(&mut self, other: &Self) {
+        let Self { running, context_tokens, prefill_tokens, prefill_attention, adapters } = other;
+        self.running += running;
+        self.context_tokens += context_tokens;
+        self.prefill_tokens += prefill_tokens;
+        self.prefill_attention += prefill_attention;
+        self.adapters += adapters;
     }
 
     /// Adds a chunk of `new_tokens` prompt tokens after `cached_tokens` that are already in the cache.
@@ -177,7 +188,7 @@ pub(crate) struct StepTimes {
     /// Pipeline stages.
     stages: f64,
     /// Attention ranks.
-    ranks: f64,
+    pub(crate) ranks: Ranks,
     /// Tokens computed in a step for one running request: more than one where drafts are verified.
     verified: f64,
     /// Tokens that a step yields for one running request.
@@ -251,7 +262,7 @@ impl StepTimes {
             request: c.request_overhead_us * US_MS,
             launch: launch * US_MS,
             stages: pp,
-            ranks: dp,
+            ranks: Ranks::new(shape.data_parallel),
             verified: config.speculation.map_or(1.0, |s| 1.0 + f64::from(s.draft_tokens)),
             yielded: config.speculation.map_or(1.0, |s| s.tokens_per_step()),
             draft: config.speculation.map(|s| DraftTimes::new(&s, acc, shape, clock)),
@@ -296,11 +307,6 @@ impl StepTimes {
         if self.stages > 1.0 { (running / self.stages).max(running.min(1.0)) } else { running }
     }
 
-    /// Of these, the requests of one attention rank.
-    fn of_rank(&self, micro: f64) -> f64 {
-        if self.ranks > 1.0 { (micro / self.ranks).max(micro.min(1.0)) } else { micro }
-    }
-
     /// A prompt on its attention rank, routed experts aside, milliseconds.
     fn rank_prompt(&self, new: f64, cached: f64) -> f64 {
         let windowed = if self.windowed > 0.0 {
@@ -316,10 +322,17 @@ impl StepTimes {
         self.rank_prompt(new, cached) + self.expert_compute(new)
     }
 
-    /// What of this it takes from others, milliseconds: stages overlap, and of `r` attention ranks the others go on,
-    /// each with prompts of its own (taken as evenly spread).
-    pub(crate) fn work(&self, new: f64, cached: f64) -> f64 {
-        self.pipeline_share() * (self.rank_prompt(new, cached) / self.ranks + self.expert_compute(new))
+    /// What of this it takes from others, milliseconds, as stages overlap: on its attention rank, while the others
+    /// wait or compute prompts of their own, and on all of them.
+    pub(crate) fn work(&self, new: f64, cached: f64) -> (f64, f64) {
+        let share = self.pipeline_share();
+        (share * self.rank_prompt(new, cached), share * self.expert_compute(new))
+    }
+
+    /// A step of `tokens` prompt tokens that nobody decodes in, their own work aside, milliseconds.
+    pub(crate) fn prompts_alone(&self, tokens: f64) -> f64 {
+        let step = self.weights(tokens / self.stages) + self.link_step + self.hops + self.overhead;
+        step.max(self.launch)
     }
 
     /// Attention arithmetic of chunks, from their sums: with a window, a token's work is at most `2W` units.
@@ -341,9 +354,20 @@ impl StepTimes {
     /// A decode step of `running` requests with `context` tokens of context together, milliseconds.
     #[inline]
     pub(crate) fn decode(&self, running: f64, context: f64) -> f64 {
+        self.decode_of(running, context, 0.0)
+    }
+
+    /// The same where contexts deviate from their mean by `deviation` tokens (standard deviation): the fullest
+    /// attention rank sets the pace.
+    #[inline]
+    pub(crate) fn decode_of(&self, running: f64, context: f64, deviation: f64) -> f64 {
         let micro = self.micro_batch(running);
-        let rank = self.of_rank(micro);
-        let rank_context = if running > 0.0 { context * rank / running } else { 0.0 };
+        let rank = self.ranks.fullest(micro);
+        let rank_context = if running > 0.0 {
+            self.ranks.longest(rank, context * rank / running, deviation).min(context)
+        } else {
+            0.0
+        };
         let tokens = micro * self.verified;
         let rank_tokens = rank * self.verified;
         let mut total =
@@ -365,21 +389,47 @@ impl StepTimes {
         total.max(self.launch)
     }
 
+    /// A step whose load is known of all attention ranks together: requests are spread as evenly as whole ones can be,
+    /// prompt tokens evenly.
     pub(crate) fn breakdown(&self, step: &StepLoad) -> StepBreakdown {
-        let micro = self.micro_batch(step.running);
-        let rank = self.of_rank(micro);
-        let context = if step.running > 0.0 { step.context_tokens * rank / step.running } else { 0.0 };
+        if self.ranks.alone() {
+            return self.breakdown_of(step, step);
+        }
+        let running = self.ranks.fullest(step.running);
+        let of_rank = if step.running > 0.0 { running / step.running } else { 0.0 };
+        let n = self.ranks.count;
+        let fullest = StepLoad {
+            running,
+            context_tokens: step.context_tokens * of_rank,
+            prefill_tokens: step.prefill_tokens / n,
+            prefill_attention: step.prefill_attention / n,
+            adapters: step.adapters,
+        };
+        self.breakdown_of(&fullest, step)
+    }
+
+    /// A step whose load is known of each attention rank, milliseconds: in every layer with experts they wait for each
+    /// other, so that the slowest sets the pace.
+    pub(crate) fn of_ranks(&self, loads: &[StepLoad], all: &StepLoad) -> f64 {
+        loads.iter().map(|own| self.breakdown_of(own, all).total_ms()).fold(0.0, f64::max)
+    }
+
+    /// A step on the attention rank with load `own`, of `all` ranks' load.
+    fn breakdown_of(&self, own: &StepLoad, all: &StepLoad) -> StepBreakdown {
+        let micro = self.micro_batch(all.running);
+        let rank = self.micro_batch(own.running);
+        let context = if own.running > 0.0 { own.context_tokens * rank / own.running } else { 0.0 };
         let share = self.pipeline_share();
         let tokens = micro * self.verified;
         let rank_tokens = rank * self.verified;
-        let weights = self.weights(tokens + step.prefill_tokens / self.stages);
+        let weights = self.weights(tokens + all.prefill_tokens / self.stages);
         let decode = rank_tokens * self.decode_token + self.expert_compute(tokens);
-        let of_ranks = step.prefill_tokens * self.prefill_token
-            + self.chunk_attention(step.prefill_tokens, step.prefill_attention);
-        let prefill = share * (of_ranks / self.ranks + self.expert_compute(step.prefill_tokens));
-        let prefill_link = share * step.prefill_tokens / self.ranks;
+        let of_rank = own.prefill_tokens * self.prefill_token
+            + self.chunk_attention(own.prefill_tokens, own.prefill_attention);
+        let prefill = share * (of_rank + self.expert_compute(all.prefill_tokens));
+        let prefill_link = share * own.prefill_tokens;
         let draft = match &self.draft {
-            Some(draft) if step.running > 0.0 => draft.step(rank, context),
+            Some(draft) if own.running > 0.0 => draft.step(rank, context),
             _ => 0.0,
         };
         let mut parts = StepBreakdown {
@@ -387,7 +437,7 @@ impl StepTimes {
             weights_ms: if decode > weights { 0.0 } else { weights },
             kv_ms: self.kv(rank, context),
             link_ms: self.link_step + self.link_token * (rank_tokens + prefill_link) + self.hops,
-            overhead_ms: self.overhead + rank * self.request + draft + self.adapters(step.adapters),
+            overhead_ms: self.overhead + rank * self.request + draft + self.adapters(own.adapters),
         };
         if self.launch > 0.0 {
             parts.overhead_ms += (self.launch - parts.total_ms()).max(0.0);
@@ -399,7 +449,8 @@ impl StepTimes {
     pub(crate) fn utilisation(&self, step: &StepLoad, power: &Power) -> (f64, f64) {
         let total = self.breakdown(step).total_ms();
         let micro = self.micro_batch(step.running);
-        let rank = self.of_rank(micro);
+        // Of the mean rank: those that wait for the fullest draw less.
+        let rank = micro / self.ranks.count;
         let context = if step.running > 0.0 { step.context_tokens * rank / step.running } else { 0.0 };
         let tokens = micro * self.verified;
         let prefill = step.prefill_tokens * self.prefill_token
@@ -407,7 +458,7 @@ impl StepTimes {
         // Of all stages: of each, a micro-batch at a time.
         let compute = rank * self.verified * self.decode_token
             + self.expert_compute(tokens + step.prefill_tokens)
-            + prefill / self.stages / self.ranks;
+            + prefill / self.stages / self.ranks.count;
         let read = self.weights(tokens + step.prefill_tokens / self.stages) * power.eta_weights
             + self.kv(rank, context) * power.eta_kv;
         (compute * power.eta_compute / total, read / total)
@@ -415,7 +466,7 @@ impl StepTimes {
 
     /// Share of one context token's read that each step pays, milliseconds, for requests of this context.
     pub(crate) fn context_token(&self, typical: f64) -> f64 {
-        (self.kv(1.0, typical) - self.kv_state) / typical / self.stages / self.ranks
+        (self.kv(1.0, typical) - self.kv_state) / typical / self.stages / self.ranks.count
     }
 }
 

@@ -1,11 +1,13 @@
 //! The closed form against the iteration-level simulation.
 
+#![allow(clippy::unwrap_used, reason = "a test may stop at once")]
+
 mod common;
 
-use common::{arrivals, class, percentile, replica};
-use plimsoll_engine::ReplicaModel;
+use common::{arch, arrivals, class, percentile, replica, shape, variant};
 use plimsoll_engine::sim::{Replica, RequestOutcome, SimPolicy, simulate};
-use plimsoll_fleet::{Dtype, Objective, Percentile, RequestClass, Slo};
+use plimsoll_engine::{EngineConfig, ReplicaModel, Scheduling};
+use plimsoll_fleet::{Dtype, Objective, Percentile, RequestClass, Slo, presets};
 
 const REQUESTS: u64 = 4000;
 /// Left out: the batch fills.
@@ -58,6 +60,68 @@ fn percentiles_agree_where_the_theory_holds() {
             let [ttft50, ttft95, tpot50, tpot95, e2e95] = errors(name, model, &class, load, 1.0);
             assert!(ttft50.abs() < 0.25 && ttft95.abs() < 0.2, "{name} at {load}");
             assert!(tpot50.abs() < 0.06 && tpot95.abs() < 0.12 && e2e95.abs() < 0.12, "{name} at {load}");
+        }
+    }
+}
+
+/// Llama 3.1 8B and a 70B under one scheduling rule.
+fn under(scheduling: Scheduling) -> [(&'static str, ReplicaModel); 2] {
+    let new = |model: &str, weights: Dtype, acc: &str, tp: u32| {
+        let config = EngineConfig { scheduling, ..EngineConfig::default() };
+        let class = presets::accelerator(acc).unwrap();
+        let v = variant(weights, Dtype::Bf16);
+        ReplicaModel::new(&arch(model, 8192), &v, &class, &shape(acc, tp, 1), &config).unwrap()
+    };
+    [
+        ("8b", new("llama-3.1-8b", Dtype::Bf16, "h100", 1)),
+        ("70b", new("llama-3.1-70b", Dtype::Fp8, "h100", 2)),
+    ]
+}
+
+/// Prompts beside decoding (vLLM) and prompts first (SGLang): the closed form knows the difference. Short prompts and
+/// long ones, few answer tokens and many.
+#[test]
+fn both_scheduling_rules_agree_with_the_simulation() {
+    println!("each: simulated, closed form, error; TTFT p50 | TTFT p95 | TPOT p50 | TPOT p95 | E2E p95");
+    for scheduling in [Scheduling::Mixed, Scheduling::PrefillFirst] {
+        for (name, model) in under(scheduling) {
+            for (input, output) in [(128.0, 256.0), (512.0, 128.0), (1500.0, 300.0), (4000.0, 200.0)] {
+                for load in [0.2, 0.4, 0.6, 0.8] {
+                    let name = format!("{scheduling:?} {name} {input}/{output}");
+                    let [_, ttft95, tpot50, tpot95, e2e95] =
+                        errors(&name, &model, &class(input, output), load, 1.0);
+                    assert!(ttft95.abs() < 0.3, "{name} at {load}");
+                    assert!(
+                        tpot50.abs() < 0.1 && tpot95.abs() < 0.2 && e2e95.abs() < 0.2,
+                        "{name} at {load}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// The rate that each rule can carry at most, closed form against simulation: a replica that is offered twice as much
+/// answers at that pace. Requests of one length fall into step there: prompts come together, and share steps of their
+/// own more than the closed form has it.
+#[test]
+fn both_scheduling_rules_saturate_as_simulated() {
+    for scheduling in [Scheduling::Mixed, Scheduling::PrefillFirst] {
+        for (name, model) in under(scheduling) {
+            for (input, output) in [(128.0, 256.0), (512.0, 128.0), (1500.0, 300.0)] {
+                let mix = [class(input, output)];
+                let form = model.saturation_rps(&mix);
+                let arrivals = arrivals(&mix, 2.0 * form, 1.0, REQUESTS, 7);
+                let out = simulate(Replica::new(model.clone(), SimPolicy::default()), &arrivals);
+                let mut ends: Vec<f64> = out.iter().map(|o| o.sent_ms + o.e2e_ms).collect();
+                let (from, to) = (percentile(&mut ends, 0.3), percentile(&mut ends, 0.8));
+                let pace = 0.5 * REQUESTS as f64 / (to - from) * 1e3;
+                let error = form / pace - 1.0;
+                println!(
+                    "{scheduling:?} {name} {input}/{output}: {form:.2} rps, simulated {pace:.2} ({error:+.3})"
+                );
+                assert!((-0.15..0.1).contains(&error), "{scheduling:?} {name} {input}/{output}: {error:+.3}");
+            }
         }
     }
 }

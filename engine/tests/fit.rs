@@ -6,7 +6,7 @@ mod common;
 
 use common::{arch, shape, variant};
 use plimsoll_engine::{DoesNotFit, EngineConfig, ReplicaModel};
-use plimsoll_fleet::{AcceleratorClass, Dtype, ModelArchitecture, Shape, presets};
+use plimsoll_fleet::{AcceleratorClass, Attention, Dtype, ModelArchitecture, Shape, presets};
 
 fn fit(
     model: &ModelArchitecture,
@@ -50,8 +50,15 @@ fn kv_splits_over_heads_only() {
     let per_token =
         |tp| fit(&qwen, Dtype::Bf16, "h100", tp, 1).map(|m| m.memory().kv_bytes_per_token_per_gpu);
     assert_eq!(per_token(2).unwrap() * 2.0, per_token(1).unwrap());
-    // 28 heads, 4 KV heads: TP 4 puts one on each; TP 7 cannot put less.
-    assert_eq!(per_token(7).unwrap(), per_token(4).unwrap());
+    assert_eq!(per_token(4).unwrap() * 2.0, per_token(2).unwrap());
+    // Two KV heads over four GPUs: TP 4 cannot put less on each than one.
+    let two = ModelArchitecture { attention: Attention::Grouped { kv_heads: 2 }, ..qwen.clone() };
+    let of = |tp| fit(&two, Dtype::Bf16, "h100", tp, 1).unwrap().memory().kv_bytes_per_token_per_gpu;
+    assert_eq!(of(4), of(2));
+    // 28 heads divide by 7, but engines neither split nor copy 4 KV heads evenly over as many.
+    let refused = per_token(7).unwrap_err().to_string();
+    assert!(refused.contains("28 attention heads (4 for keys and values)"), "{refused}");
+    assert!(refused.ends_with("use 1, 2, 4"), "{refused}");
     let deepseek = fit(&arch("deepseek-v3", 8192), Dtype::Fp8, "h200", 8, 1).unwrap();
     assert_eq!(deepseek.memory().kv_bytes_per_token_per_gpu, 61.0 * (512.0 + 64.0) * 2.0);
 }

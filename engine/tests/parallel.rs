@@ -4,10 +4,11 @@
 
 mod common;
 
-use common::{arch, csv, data, percentile, shape, variant};
+use common::{arch, arrivals, class, csv, data, percentile, shape, variant};
 use plimsoll_engine::links::{allreduce_ms, tier};
+use plimsoll_engine::sim::{Replica, SimPolicy, SimRequest, simulate};
 use plimsoll_engine::{DoesNotFit, EngineConfig, LinkTier, ReplicaModel, StepLoad};
-use plimsoll_fleet::{AcceleratorClass, Dtype, NodeLink, Shape, presets};
+use plimsoll_fleet::{AcceleratorClass, Dtype, NodeLink, Percentile, Shape, presets};
 
 fn deepseek(tp: u32, dp: u32, ep: u32) -> Result<ReplicaModel, DoesNotFit> {
     let acc = presets::accelerator("h200").unwrap();
@@ -30,7 +31,8 @@ fn attention_ranks_multiply_the_cache() {
     let load = |m: &ReplicaModel| {
         m.step_breakdown(&StepLoad { running: 64.0, context_tokens: 64.0 * 4000.0, ..StepLoad::default() })
     };
-    assert!((load(&tensor).kv_ms / load(&data).kv_ms - 8.0).abs() < 1e-6);
+    // 8 times as much, less what the fullest rank has beyond its share.
+    assert!((7.0..8.0).contains(&(load(&tensor).kv_ms / load(&data).kv_ms)));
     // A single request gains nothing from ranks, and loses the split of attention weights.
     assert!(data.decode_ms(1.0, 1000.0) > tensor.decode_ms(1.0, 1000.0));
     assert!(data.decode_ms(256.0, 4000.0) < tensor.decode_ms(256.0, 4000.0));
@@ -142,6 +144,62 @@ fn collectives_as_measured() {
     assert!(blind < 0.25, "{blind}");
 }
 
+/// Attention ranks that step together, each with a queue and a cache of its own, against the closed form: the fullest
+/// rank and the one with a prompt set the pace.
+#[test]
+fn ranks_that_wait_for_each_other_agree_with_the_simulation() {
+    println!("each: simulated, closed form, error; TTFT p95 | TPOT p50 | TPOT p95");
+    for (tp, dp) in [(1, 8), (2, 4), (4, 2)] {
+        let model = deepseek(tp, dp, 8).unwrap();
+        for (input, output) in [(300.0, 600.0), (1000.0, 300.0), (4000.0, 300.0)] {
+            for load in [0.1, 0.3, 0.6, 0.8] {
+                let mix = [class(input, output)];
+                let rps = load * model.saturation_rps(&mix);
+                let count = 6000;
+                let requests = arrivals(&mix, rps, 1.0, count, 11);
+                let out = simulate(Replica::new(model.clone(), SimPolicy::default()), &requests);
+                let out = &out[out.len() / 4..];
+                let c = model.predict(&mix, rps, 1.0).classes[0].clone();
+                let mut ttft: Vec<f64> = out.iter().map(|o| o.ttft_ms).collect();
+                let mut tpot: Vec<f64> = out.iter().filter_map(|o| o.tpot_ms).collect();
+                let pairs = [
+                    (percentile(&mut ttft, 0.95), c.ttft_ms(Percentile::P95)),
+                    (percentile(&mut tpot, 0.5), c.tpot_ms(Percentile::P50)),
+                    (percentile(&mut tpot, 0.95), c.tpot_ms(Percentile::P95)),
+                ];
+                let cells: Vec<String> = pairs
+                    .iter()
+                    .map(|(sim, form)| format!("{sim:7.0} {form:7.0} {:+4.0}%", 100.0 * (form / sim - 1.0)))
+                    .collect();
+                let name = format!("TP{tp} DP{dp} {input}/{output} at {load}");
+                println!("{name:28} {rps:6.1} rps | {}", cells.join(" | "));
+                let [ttft95, tpot50, tpot95] = pairs.map(|(sim, form)| form / sim - 1.0);
+                assert!((-0.2..0.6).contains(&ttft95), "{name}");
+                assert!(tpot50.abs() < 0.12 && tpot95.abs() < 0.15, "{name}");
+            }
+        }
+    }
+}
+
+/// A prompt on one rank holds up all of them; prompts on all ranks at once hold them up no longer.
+#[test]
+fn a_prompt_holds_up_all_ranks() {
+    let model = deepseek(1, 8, 8).unwrap();
+    let step = |prompts: u64| {
+        let mut engine = Replica::new(model.clone(), SimPolicy::default());
+        for id in 0..prompts {
+            let request = SimRequest { id, prompt_tokens: 4000, output_tokens: 2, ..SimRequest::default() };
+            engine.submit(0.0, request).unwrap();
+        }
+        engine.step(0.0).unwrap().duration_ms
+    };
+    let prompt = model.prefill_ms(4000.0, 0.0);
+    assert!(step(1) > prompt, "one prompt costs all its time");
+    // Eight: only the products with experts, and the weights of those not hit before, are added.
+    assert!(step(8) < 3.0 * step(1), "{} and {}", step(8), step(1));
+    assert!(step(9) > step(8) + 0.5 * prompt, "the ninth is somebody's second");
+}
+
 /// DeepSeek-R1 in FP8 on eight H200, aggregated: nothing was fitted to these rows, which do not say whether tokens
 /// were drafted (some step faster than the weights can be read).
 #[test]
@@ -168,7 +226,16 @@ fn tpot_of_deepseek() {
         let Ok(model) = ReplicaModel::new(&arch("deepseek-v3", 10_240), &v, &acc, &shape, &config) else {
             continue;
         };
-        let tpot = model.closed_loop_tpot_ms(number("batch_size"), number("isl"), number("osl"));
+        // The batch size is that of one rank.
+        let clients = number("concurrency").max(number("batch_size"));
+        let (input, output) = (0.9 * number("isl"), 0.9 * number("osl"));
+        let tpot = model.closed_loop_tpot_ms(clients, input, output);
+        if dp > 1 {
+            println!(
+                "  {shape} {clients} × {input:.0}/{output:.0}: {tpot:.1}, measured {}",
+                number("silicon_tpot_ms")
+            );
+        }
         by_name
             .entry(format!("{} {shape}", r["backend"]))
             .or_default()

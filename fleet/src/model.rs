@@ -106,13 +106,18 @@ impl ModelArchitecture {
         self.layers.saturating_sub(self.sliding_layers()).saturating_sub(self.recurrent_layers())
     }
 
-    /// Largest tensor-parallel degree that divides the query heads, up to `limit`.
+    /// Largest tensor-parallel degree that the heads allow, up to `limit`.
     pub fn max_tensor_parallel(&self, limit: u32) -> u32 {
-        (1..=limit).rev().find(|tp| self.heads.is_multiple_of(*tp)).unwrap_or(1)
+        (1..=limit).rev().find(|tp| self.supports_tensor_parallel(*tp)).unwrap_or(1)
     }
 
-    /// Whether the query heads split evenly over `tp` GPUs.
+    /// Whether the query heads split evenly over `tp` GPUs, and the key/value heads do or are copied evenly, as engines
+    /// ask for.
     pub fn supports_tensor_parallel(&self, tp: u32) -> bool {
-        tp > 0 && self.heads.is_multiple_of(tp)
+        let keys = match self.attention {
+            Attention::Grouped { kv_heads } => kv_heads.is_multiple_of(tp) || tp.is_multiple_of(kv_heads),
+            Attention::Latent { .. } => true,
+        };
+        tp > 0 && self.heads.is_multiple_of(tp) && keys
     }
 }

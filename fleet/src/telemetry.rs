@@ -206,6 +206,9 @@ pub struct AgentReport {
     pub replicas: Vec<ReplicaTraffic>,
     /// Version of the route table it routes by.
     pub route_version: u64,
+    /// LoRA adapters that requests asked for, by served name, and how many did.
+    #[serde(default)]
+    pub adapters: Vec<(String, u64)>,
 }
 
 #[cfg(test)]

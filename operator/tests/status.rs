@@ -376,3 +376,43 @@ fn a_budget_says_what_is_planned_of_each_cap_and_what_binds_or_is_exceeded() {
     let status = budget(&judged, Some(&plan), at(0));
     assert_eq!(status.binding.as_deref(), Some("yes, demand is unserved"));
 }
+
+#[test]
+fn an_adapter_says_where_it_is_and_why_not_everywhere() {
+    use std::collections::BTreeMap;
+
+    use plimsoll_crds::{LoraAdapter, LoraAdapterSpec};
+    use plimsoll_fleet::ReplicaId;
+    use plimsoll_operator::AdapterObservation;
+    use plimsoll_operator::status::cluster::adapter;
+    use plimsoll_operator::validate::Judged;
+
+    let spec = LoraAdapterSpec {
+        base_pool: "chat".into(),
+        model_name: Some("acme/sql".into()),
+        source: "hf://acme/sql".into(),
+        rank: 16,
+        ..LoraAdapterSpec::default()
+    };
+    let resource = LoraAdapter::new("sql", spec);
+    let judged = Judged { verdict: Ok(resource.to_fleet().unwrap()), resource };
+    let ids = |names: &[&str]| names.iter().map(|n| ReplicaId::new(*n).unwrap()).collect();
+    let seen = |placed: &[&str], held: &[&str], failure: &str| {
+        let seen = AdapterObservation { placed: ids(placed), held: ids(held), failure: failure.into() };
+        BTreeMap::from([("acme/sql".to_owned(), seen)])
+    };
+    let cases = [
+        (BTreeMap::new(), "Unknown", "AwaitingRoutes", "", 0),
+        (seen(&[], &[], ""), "False", "NotPlaced", "scaling.min", 0),
+        (seen(&["a", "b"], &["a"], ""), "False", "Loading", "1 of 2 replicas hold it", 1),
+        (seen(&["a", "b"], &["a"], "replica b: no room"), "False", "LoadFailed", "replica b: no room", 1),
+        (seen(&["a"], &["a", "b"], ""), "True", "Loaded", "", 2),
+    ];
+    for (seen, wanted, reason, message, resident) in cases {
+        let status = adapter(&judged, &seen, at(0));
+        let loaded = find(&status.conditions, "Loaded").unwrap();
+        assert_eq!((loaded.status.as_str(), loaded.reason.as_str()), (wanted, reason));
+        assert!(loaded.message.contains(message), "{}", loaded.message);
+        assert_eq!((status.resident_replicas, status.resident_on.len()), (resident, resident as usize));
+    }
+}

@@ -624,6 +624,11 @@ impl From<&fleet::telemetry::AgentReport> for v1::AgentReport {
             engines: r.engines.iter().map(Into::into).collect(),
             route_version: r.route_version,
             replicas: r.replicas.iter().map(Into::into).collect(),
+            adapters: r
+                .adapters
+                .iter()
+                .map(|(name, arrived)| v1::AdapterTraffic { served_name: name.clone(), arrived: *arrived })
+                .collect(),
         }
     }
 }
@@ -642,6 +647,7 @@ impl TryFrom<v1::AgentReport> for fleet::telemetry::AgentReport {
             traffic: r.traffic.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
             engines: r.engines.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
             replicas: r.replicas.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
+            adapters: r.adapters.into_iter().map(|a| (a.served_name, a.arrived)).collect(),
             route_version: r.route_version,
         })
     }

@@ -149,11 +149,50 @@ impl PartialEq for Copy<'_> {
 
 impl Eq for Copy<'_> {}
 
+/// What requests ask for, forgotten by half in [`HALF_SECONDS`].
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Rates {
+    /// By served name: requests, as far as they still count, and when that was, virtual seconds.
+    asked: BTreeMap<String, (f64, f64)>,
+}
+
+/// Long enough that a minute's silence moves nothing, short enough that an hour's rush is followed.
+const HALF_SECONDS: f64 = 300.0;
+
+impl Rates {
+    /// Takes in how many requests asked for which adapter by now. Those that the cluster does not know are left out.
+    pub fn observe(&mut self, asked: &[(String, u64)], snapshot: &ClusterSnapshot, now: f64) {
+        if asked.is_empty() {
+            return;
+        }
+        let known: BTreeSet<&str> = snapshot.adapters.iter().map(|a| a.served_name.as_str()).collect();
+        self.asked.retain(|name, _| known.contains(name.as_str()));
+        for (name, count) in asked.iter().filter(|(name, _)| known.contains(name.as_str())) {
+            let entry = self.asked.entry(name.clone()).or_insert((0.0, now));
+            *entry = (entry.0 * kept(now - entry.1) + *count as f64, now);
+        }
+    }
+
+    /// Each adapter's rate, requests per second: as expected until it was asked for.
+    pub fn rates(&self, snapshot: &ClusterSnapshot, now: f64) -> BTreeMap<String, f64> {
+        let rate = |adapter: &Adapter| match self.asked.get(&adapter.served_name) {
+            Some((count, at)) => count * kept(now - at) * std::f64::consts::LN_2 / HALF_SECONDS,
+            None => adapter.expected_rps,
+        };
+        snapshot.adapters.iter().map(|a| (a.served_name.clone(), rate(a))).collect()
+    }
+}
+
+fn kept(seconds: f64) -> f64 {
+    0.5f64.powf(seconds.max(0.0) / HALF_SECONDS)
+}
+
 /// Adds the adapters of each pool to a table: where they are to be, which stays as in `before` where nothing speaks against it, and where
 /// engines say that they are.
 pub fn route(
     table: &mut RouteTable,
     snapshot: &ClusterSnapshot,
+    rates: &BTreeMap<String, f64>,
     held: &BTreeMap<ReplicaId, BTreeSet<String>>,
     before: Option<&RouteTable>,
 ) {
@@ -173,8 +212,10 @@ pub fn route(
             .filter(|e| !e.draining && e.role == Role::Mixed && e.engine.loads_adapters())
             .map(|e| (e.replica.clone(), placed_before(&e.replica)))
             .collect();
-        let wanted: Vec<(&str, f64)> =
-            of_pool.iter().map(|a| (a.served_name.as_str(), a.expected_rps)).collect();
+        let wanted: Vec<(&str, f64)> = of_pool
+            .iter()
+            .map(|a| (a.served_name.as_str(), rates.get(&a.served_name).copied().unwrap_or(0.0)))
+            .collect();
         let pinned = of_pool.iter().filter(|a| a.pinned).map(|a| a.served_name.as_str()).collect();
         let placed = place(&wanted, &pinned, &holders, adapter_slots(of_pool.len()));
         let among = |of: &BTreeMap<ReplicaId, BTreeSet<String>>, name: &str| -> Vec<ReplicaId> {
@@ -264,6 +305,32 @@ mod tests {
         let wanted = [("a", 9.0), ("b", 8.0), ("rare", 0.0)];
         let placed = place(&wanted, &BTreeSet::from(["rare"]), &empty(2), 2);
         assert_eq!((copies(&placed, "rare"), copies(&placed, "a"), copies(&placed, "b")), (2, 1, 1));
+    }
+
+    #[test]
+    fn rates_are_as_expected_until_seen_and_forget() {
+        let adapter = |name: &str| Adapter {
+            namespace: "default".into(),
+            name: name.into(),
+            served_name: name.into(),
+            base_pool: "default/chat".parse().unwrap(),
+            source: "hf://acme/x".into(),
+            rank: 8,
+            size_bytes: None,
+            expected_rps: 7.0,
+            pinned: false,
+        };
+        let snapshot =
+            ClusterSnapshot { adapters: vec![adapter("a"), adapter("b")], ..ClusterSnapshot::default() };
+        let mut rates = Rates::default();
+        // Two a second for an hour; somebody asks for what does not exist.
+        for second in 0..3600 {
+            rates.observe(&[("a".into(), 2), ("none".into(), 9)], &snapshot, f64::from(second));
+        }
+        let now = rates.rates(&snapshot, 3600.0);
+        assert!((now["a"] - 2.0).abs() < 0.02 && now["b"] == 7.0 && now.len() == 2, "{now:?}");
+        let later = rates.rates(&snapshot, 3600.0 + HALF_SECONDS);
+        assert!((later["a"] - now["a"] / 2.0).abs() < 1e-9);
     }
 
     proptest! {

@@ -225,5 +225,6 @@ pub(crate) fn report(agent: &str, sequence: u64, traffic: Vec<TrafficReport>) ->
         engines: Vec::new(),
         replicas: Vec::new(),
         route_version: 0,
+        adapters: Vec::new(),
     }
 }

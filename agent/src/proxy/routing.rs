@@ -52,6 +52,7 @@ impl Proxy {
         let Some(pool) = pool else { return Err(self.unknown_model(&parsed.model)) };
         let adapter = pool.view.is_adapter(&parsed.model);
         if adapter {
+            shared.book.lock().adapter_asked(&parsed.model);
             // Engines cache a prompt for each adapter apart.
             let seed = xxh3_64(parsed.model.as_bytes());
             parsed.prefix.iter_mut().for_each(|block| *block = xxh3_64_with_seed(&block.to_le_bytes(), seed));

@@ -296,6 +296,14 @@ fn special_layers(
             "count each layer once",
         );
     }
+    if let Some(r) = recurrent.filter(|r| r.layers >= layers) {
+        check.invalid(
+            format!("{AT}.recurrent.layers"),
+            r.layers,
+            "leaves no layer with attention",
+            "models without attention are not modelled; use fewer",
+        );
+    }
     (sliding, recurrent)
 }
 

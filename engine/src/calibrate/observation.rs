@@ -248,7 +248,7 @@ impl Workload {
 
 /// Steps that do nothing but prefill these prompts, milliseconds.
 fn prefill(model: &ReplicaModel, batch: f64, new_tokens: f64, cached_tokens: f64) -> f64 {
-    let steps = (batch * new_tokens / f64::from(model.config().max_batched_tokens)).ceil().max(1.0);
+    let steps = (batch * new_tokens / (model.batched_tokens() * model.times.ranks.count)).ceil().max(1.0);
     let load = StepLoad {
         prefill_tokens: batch * new_tokens / steps,
         prefill_attention: batch * new_tokens * (new_tokens + 2.0 * cached_tokens) / steps,
@@ -259,7 +259,7 @@ fn prefill(model: &ReplicaModel, batch: f64, new_tokens: f64, cached_tokens: f64
 
 /// Requests of this many tokens that run at once.
 fn waves(model: &ReplicaModel, tokens: f64) -> f64 {
-    (model.memory().kv_tokens / tokens).floor().clamp(1.0, f64::from(model.config().max_running))
+    (model.memory().kv_tokens / tokens).floor().clamp(1.0, f64::from(model.max_running()))
 }
 
 /// Requests of one length end together, so that a batch larger than fits runs in waves.

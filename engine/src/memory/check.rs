@@ -1,12 +1,15 @@
 //! Figures that make no sense, and parallelism that a model cannot have.
 
-use plimsoll_fleet::{AcceleratorClass, ModelArchitecture, Shape};
+use plimsoll_fleet::{AcceleratorClass, Attention, ModelArchitecture, Shape};
 
 use super::DoesNotFit;
 use crate::EngineConfig;
 use crate::kv::kv_elements_per_layer;
 use crate::links::{self, LinkTier};
 use crate::speculation::Draft;
+
+/// Attention ranks of the largest replica that is modelled.
+const MOST_RANKS: u32 = 1024;
 
 fn positive(object: &str, fields: &[(&'static str, f64)]) -> Result<(), DoesNotFit> {
     match fields.iter().find(|(_, v)| !(v.is_finite() && *v > 0.0)) {
@@ -147,6 +150,10 @@ pub(super) fn check_parallelism(
         return Err(DoesNotFit::Heads {
             model: arch.name.clone(),
             heads: arch.heads,
+            kv_heads: match arch.attention {
+                Attention::Grouped { kv_heads } if arch.heads.is_multiple_of(tp) => Some(kv_heads),
+                _ => None,
+            },
             tensor_parallel: tp,
             allowed: allowed.join(", "),
         });
@@ -177,6 +184,10 @@ fn check_experts(arch: &ModelArchitecture, shape: &Shape) -> Result<(), DoesNotF
         None if dp > 1 || ep > 1 => refuse(
             "a dense model has no experts to share or divide".to_owned(),
             "use data and expert parallel 1, and more replicas or tensor parallel".to_owned(),
+        ),
+        Some(_) if dp > MOST_RANKS => refuse(
+            format!("{dp} attention ranks are more than any engine has"),
+            format!("use data parallel of at most {MOST_RANKS}"),
         ),
         Some(moe) if ep > moe.experts => refuse(
             format!("{} experts do not make {ep} parts", moe.experts),

@@ -43,13 +43,16 @@ pub enum DoesNotFit {
     },
     /// The heads cannot be split evenly.
     #[error(
-        "{model} has {heads} attention heads, which do not split over tensor parallel {tensor_parallel}; use {allowed}"
+        "{model} has {heads} attention heads{}, which do not split over tensor parallel {tensor_parallel}; use {allowed}",
+        kv_heads.map(|n| format!(" ({n} for keys and values)")).unwrap_or_default()
     )]
     Heads {
         /// Model name.
         model: String,
         /// Query heads.
         heads: u32,
+        /// Heads of keys and values, where they are the reason.
+        kv_heads: Option<u32>,
         /// Tensor-parallel degree asked for.
         tensor_parallel: u32,
         /// Degrees that would work.

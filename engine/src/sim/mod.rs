@@ -11,10 +11,12 @@
 //! first, and full prompt blocks found again are not computed again. Layers with a window and recurrent states take
 //! blocks of their own beside a request's sequence; a waiting request whose adapter finds no slot is passed over;
 //! drafts take budget and room, and yield their expected number of tokens, evenly spread; a decode replica has all
-//! but the last prompt token sent to it.
+//! but the last prompt token sent to it. Attention ranks have a queue, a batch and a cache each; a request goes to the
+//! one with the least to do, and a step takes as long as on the slowest.
 
 mod arrivals;
 mod blocks;
+mod rank;
 mod replica;
 mod request;
 mod run;

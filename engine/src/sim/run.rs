@@ -87,7 +87,7 @@ impl Run {
 
     /// One iteration. Returns how many requests finished, or `None` when idle.
     fn step(&mut self) -> Option<usize> {
-        let step = self.replica.step(self.now_ms)?;
+        let step = self.replica.step_quietly(self.now_ms)?;
         self.now_ms += step.duration_ms;
         let mut finished = 0;
         for id in &step.preempted {

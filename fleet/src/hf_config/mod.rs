@@ -62,7 +62,10 @@ pub struct HfConfig {
     // Windows.
     sliding_window: Option<u32>,
     use_sliding_window: Option<bool>,
-    sliding_window_pattern: Option<u32>,
+    sliding_window_pattern: Option<serde_step::Pattern>,
+    attention_chunk_size: Option<u32>,
+    no_rope_layers: Option<Vec<u32>>,
+    no_rope_layer_interval: Option<u32>,
     // Layers of another kind.
     layer_types: Option<Vec<String>>,
     attn_output_gate: Option<bool>,
@@ -86,6 +89,28 @@ struct Quantization {
 
 mod serde_step {
     use serde::Deserialize;
+
+    /// Every how many layers one sees everything; some families write the layers down, `L` for a window, `G` for none.
+    #[derive(Debug, Clone, PartialEq, Deserialize)]
+    #[serde(untagged)]
+    pub(super) enum Pattern {
+        Every(u32),
+        Letters(String),
+    }
+
+    impl Pattern {
+        /// Layers of `layers` that have a window.
+        pub(super) fn windows(&self, layers: u32) -> Option<u32> {
+            match self {
+                Self::Every(0) => None,
+                Self::Every(every) => Some(layers - layers / every),
+                Self::Letters(letters) => {
+                    let local = letters.chars().cycle().take(layers as usize).filter(|c| *c == 'L');
+                    Some(local.count() as u32)
+                }
+            }
+        }
+    }
 
     /// Every how many layers there are experts; some families list the layers instead.
     #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -281,17 +306,41 @@ impl HfConfig {
         Ok((Attention::Grouped { kv_heads }, head_dim, parameters))
     }
 
+    /// Layers of chunked attention (Llama 4): all but those without positions, every fourth where nothing is said.
+    fn chunked(&self, layers: u32) -> Option<SlidingWindow> {
+        let window_tokens = self.attention_chunk_size.filter(|c| *c > 0)?;
+        let rotary = self.no_rope_layers.as_ref().filter(|l| !l.is_empty());
+        let count = match (&self.layer_types, rotary) {
+            (Some(kinds), _) => {
+                kinds.iter().filter(|k| *k == "chunked_attention").count().min(layers as usize) as u32
+            }
+            (None, Some(rotary)) => {
+                rotary.iter().take(layers as usize).filter(|uses| **uses > 0).count() as u32
+            }
+            (None, None) => {
+                layers - layers / self.no_rope_layer_interval.filter(|every| *every > 0).unwrap_or(4)
+            }
+        };
+        (count > 0).then_some(SlidingWindow { layers: count, window_tokens })
+    }
+
     /// Layers that see the last tokens only.
     fn sliding(&self, family: &str, layers: u32) -> Option<SlidingWindow> {
+        if let Some(chunked) = self.chunked(layers) {
+            return Some(chunked);
+        }
         let window_tokens =
             self.sliding_window.filter(|w| *w > 0 && self.use_sliding_window != Some(false))?;
-        let count = match (&self.layer_types, self.sliding_window_pattern) {
+        let pattern = self.sliding_window_pattern.as_ref().and_then(|p| p.windows(layers));
+        let count = match (&self.layer_types, pattern) {
             (Some(kinds), _) => {
                 kinds.iter().filter(|k| *k == "sliding_attention").count().min(layers as usize) as u32
             }
-            // Every so manieth sees everything.
-            (None, Some(every)) if every > 0 => layers - layers / every,
+            (None, Some(windows)) => windows,
             (None, _) if family == "gemma2" => layers.div_ceil(2),
+            (None, _) if family.starts_with("gemma3") => layers - layers / 6,
+            (None, _) if family == "cohere2" => layers - layers / 4,
+            (None, _) if family == "gpt_oss" => layers.div_ceil(2),
             (None, _) if ["mistral", "mixtral"].contains(&family) => layers,
             // Others name a window that they do not use.
             (None, _) => return None,

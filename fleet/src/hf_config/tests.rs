@@ -188,6 +188,17 @@ fn windows_are_read_where_they_are_used() {
     assert_eq!(with("\"sliding_window\": null"), None);
     let kinds = "\"sliding_window\": 128, \"layer_types\": [\"sliding_attention\", \"full_attention\"]";
     assert_eq!(with(kinds), Some((1, 128)));
+    assert_eq!(with("\"sliding_window\": 4096, \"sliding_window_pattern\": \"LLLG\""), Some((24, 4096)));
+    assert_eq!(with("\"sliding_window\": 1024, \"sliding_window_pattern\": 0"), None);
+    // Llama 4's chunks: three of four layers, unless the file lists them.
+    assert_eq!(with("\"attention_chunk_size\": 8192, \"no_rope_layers\": []"), Some((24, 8192)));
+    assert_eq!(with("\"attention_chunk_size\": 8192, \"no_rope_layers\": [1, 0, 1]"), Some((2, 8192)));
+    let kinds =
+        "\"attention_chunk_size\": 8192, \"layer_types\": [\"chunked_attention\", \"full_attention\"]";
+    assert_eq!(with(kinds), Some((1, 8192)));
+    let gemma = LLAMA_8B.replace("\"llama\"", "\"gemma3_text\"");
+    let gemma = gemma.replace("\"rope_scaling\"", "\"sliding_window\": 1024, \"rope_scaling\"");
+    assert_eq!(read(&gemma).unwrap().architecture.sliding.map(|s| s.layers), Some(27));
 }
 
 #[test]

@@ -304,6 +304,17 @@ pub struct AgentReport {
     pub route_version: u64,
     #[prost(message, repeated, tag = "10")]
     pub replicas: ::prost::alloc::vec::Vec<ReplicaTraffic>,
+    #[prost(message, repeated, tag = "11")]
+    pub adapters: ::prost::alloc::vec::Vec<AdapterTraffic>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AdapterTraffic {
+    /// Model name in requests.
+    #[prost(string, tag = "1")]
+    pub served_name: ::prost::alloc::string::String,
+    /// Requests that asked for it.
+    #[prost(uint64, tag = "2")]
+    pub arrived: u64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct TrafficReport {

@@ -480,12 +480,14 @@ async fn route(shared: &Arc<Shared>) -> bool {
     let planner = Arc::clone(&shared.planner);
     let addresses: BTreeMap<NodeName, String> =
         agents.iter().map(|(n, (_, a))| (n.clone(), a.clone())).collect();
-    let (current, held) = {
+    let (current, held, rates) = {
         let state = shared.state.lock();
         let of_engine = |(id, seen): (&ReplicaId, &EngineSeen)| {
             (id.clone(), seen.report.adapters.iter().cloned().collect::<BTreeSet<_>>())
         };
-        (state.table().cloned(), state.engines.iter().map(of_engine).collect::<BTreeMap<_, _>>())
+        let held: BTreeMap<_, _> = state.engines.iter().map(of_engine).collect();
+        let now = seconds(shared.clock.to_virtual(shared.wall_now()));
+        (state.table().cloned(), held, state.adapters.rates(&snapshot, now))
     };
     let in_force = current.clone();
     let version = current.as_ref().map_or(0, |t| t.version);
@@ -507,7 +509,7 @@ async fn route(shared: &Arc<Shared>) -> bool {
             // Agents wait by the wall's clock.
             pool.wake_wait_ms = (clock.wall_seconds(pool.wake_wait_ms)).max(pool.wake_wait_ms.min(10_000.0));
         }
-        crate::adapters::route(&mut table, &snapshot, &held, in_force.as_deref());
+        crate::adapters::route(&mut table, &snapshot, &rates, &held, in_force.as_deref());
         table.version = version + 1;
         table.plan = plan.number;
         table

@@ -111,6 +111,7 @@ fn take_up(
         demand,
         canaries: loaded.canaries,
         speeds: Default::default(),
+        adapters: Default::default(),
         engines: BTreeMap::new(),
         plan: plan.clone(),
         next_serial: loaded.next_serial,

@@ -250,6 +250,7 @@ fn take_report(shared: &Shared, report: v1::AgentReport, session: u64) -> Result
             if let Some(snapshot) = state.snapshot.clone() {
                 state.canaries.observe(&report.replicas, &snapshot, now);
                 state.speeds.observe(&report, interval, &snapshot, now);
+                state.adapters.observe(&report.adapters, &snapshot, now);
             }
             // Requests for a pool at zero cannot wait for the next look.
             let wakes = active.iter().find(|pool| {

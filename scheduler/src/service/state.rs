@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use super::SchedulerConfig;
 use super::metrics::SchedulerMetrics;
 use super::persist::Records;
+use crate::adapters::Rates;
 use crate::canary::Canaries;
 use crate::clock::{Clock, seconds};
 use crate::cold_start::ColdStarts;
@@ -91,6 +92,8 @@ pub struct State {
     pub canaries: Canaries,
     /// Speeds of replicas against predictions.
     pub speeds: Speeds,
+    /// Rates of LoRA adapters.
+    pub adapters: Rates,
     /// Engines by replica.
     pub engines: BTreeMap<ReplicaId, EngineSeen>,
     /// Plan in force (wall times).

@@ -145,6 +145,7 @@ impl Simulation {
                 engines: Vec::new(),
                 replicas: Vec::new(),
                 route_version: 0,
+                adapters: Vec::new(),
             };
             self.tracker.observe(&report, STEP, self.now);
         }

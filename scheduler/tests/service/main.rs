@@ -17,7 +17,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use plimsoll_fleet::plan::ScalingRecord;
-use plimsoll_fleet::{Budget, BudgetScope, Plan, ReplicaPhase};
+use plimsoll_fleet::telemetry::EngineReport;
+use plimsoll_fleet::{Adapter, Budget, BudgetScope, EngineKind, Plan, ReplicaPhase};
 use plimsoll_proto::document::{decode, encode};
 use plimsoll_proto::v1;
 use plimsoll_scheduler::service::{Scheduler, SchedulerConfig, SchedulerError};
@@ -110,6 +111,45 @@ async fn reports_count_once_and_show_in_observations() {
     a.until("acks", |a| a.acknowledged == sequence + 1).await;
     let seen = operator.seen(|o| o.pools[0].finished > 45).await;
     assert_eq!(seen.pools[0].finished, 46);
+    s.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn adapters_are_placed_with_the_routes_and_their_failures_told() {
+    let s = start(None, |_| {}).await;
+    let mut operator = s.operator().await;
+    let mut cluster = cluster(vec![pool("default/chat", 3.0)]);
+    cluster.pools[0].engine.kind = EngineKind::Vllm;
+    cluster.adapters = vec![Adapter {
+        namespace: "default".into(),
+        name: "sql".into(),
+        served_name: "acme/sql".into(),
+        base_pool: "default/chat".parse().unwrap(),
+        source: "hf://acme/sql".into(),
+        rank: 8,
+        size_bytes: None,
+        expected_rps: 1.0,
+        pinned: false,
+    }];
+    operator.push(&cluster).await;
+    let plan = operator.plan(|p| p.pools.iter().any(|p| !p.replicas.is_empty())).await;
+    act(&mut cluster, &plan, now(), ReplicaPhase::Ready, &[]);
+    operator.push(&cluster).await;
+    let mut agent = Agent::connect(&s, "n1", Some("n1"), None).await;
+    let of = |a: &Agent| a.table.pools.first().and_then(|p| p.adapters.first()).cloned();
+    let everywhere = |a: &Agent| of(a).is_some_and(|sql| sql.placed.len() == a.endpoints().len());
+    agent.until("places it everywhere", everywhere).await;
+    let replica = of(&agent).unwrap().placed[0].clone();
+    let failing = EngineReport {
+        adapter_failures: vec![("acme/sql".into(), "no such repository".into())],
+        ..engine(&replica, false)
+    };
+    agent.report(vec![], vec![failing]).await;
+    let seen = operator.seen(|o| o.adapters.iter().any(|a| !a.failure.is_empty())).await;
+    assert_eq!(seen.adapters[0].failure, format!("replica {replica}: no such repository"));
+    let holding = EngineReport { adapters: vec!["acme/sql".into()], ..engine(&replica, false) };
+    agent.report(vec![], vec![holding]).await;
+    agent.until("is told who holds it", |a| of(a).is_some_and(|sql| sql.held == [replica.clone()])).await;
     s.stop().await;
 }
 

@@ -300,6 +300,7 @@ impl Agent {
             engines,
             replicas: std::mem::take(&mut self.served),
             route_version: self.table.version,
+            adapters: Vec::new(),
         };
         let message = v1::agent_message::Message::Report((&report).into());
         self.up.send(v1::AgentMessage { message: Some(message) }).await.unwrap();
