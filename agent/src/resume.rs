@@ -12,6 +12,7 @@
 //! text has ([`Transcript::uncounted`]), and its word counts if it is more.
 
 mod chunk;
+mod deferred;
 mod fit;
 
 use bytes::Bytes;
@@ -19,6 +20,7 @@ use serde_json::{Map, Value, json};
 
 pub use self::chunk::is_whole;
 use self::chunk::{Choice, Chunk, Name, cut, data_of, event_of, is_failure};
+pub use self::deferred::Deferred;
 use self::fit::{ends_within, unfit_member};
 use crate::body::Api;
 use crate::sse::{PromptDetails, Usage, event_end};

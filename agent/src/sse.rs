@@ -1,6 +1,10 @@
 //! Server-sent events from engines: forwarded event by event without copying, read on the way.
 
+use std::sync::LazyLock;
+
 use bytes::{Bytes, BytesMut};
+use memchr::memchr;
+use memchr::memmem::{Finder, find};
 use serde::Deserialize;
 
 use crate::body::{members, with_members};
@@ -107,6 +111,11 @@ impl ChunkChoice {
         delta || self.text.as_ref().is_some_and(|t| !t.is_empty())
     }
 }
+
+// Every event of every stream is searched for these.
+static USAGE: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"\"usage\":"));
+static FINISH_REASON: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"\"finish_reason\":"));
+static COMPLETED: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"\"response.completed\""));
 
 enum Keep {
     Same,
@@ -242,8 +251,8 @@ impl SseScanner {
         let mut drop = false;
         let mut corrected = None;
         // A string cannot hold an unescaped quote, so these bytes are a member's name.
-        let usage = find(data, b"\"usage\":")
-            .is_some_and(|at| !data[at + 8..].trim_ascii_start().starts_with(b"null"));
+        let usage =
+            USAGE.find(data).is_some_and(|at| !data[at + 8..].trim_ascii_start().starts_with(b"null"));
         if usage || self.seen.token_events == 0 {
             if let Ok(chunk) = serde_json::from_slice::<Chunk>(data) {
                 let empty = chunk.choices.as_ref().is_some_and(Vec::is_empty);
@@ -265,10 +274,11 @@ impl SseScanner {
         } else {
             self.seen.token_events += 1;
         }
-        if find(data, b"\"finish_reason\":\"").is_some()
-            || find(data, b"\"finish_reason\": \"").is_some()
-            || find(data, b"\"response.completed\"").is_some()
-        {
+        let reason = FINISH_REASON.find_iter(data).any(|at| {
+            let value = &data[at + FINISH_REASON.needle().len()..];
+            value.starts_with(b"\"") || value.starts_with(b" \"")
+        });
+        if reason || COMPLETED.find(data).is_some() {
             self.seen.finished = true;
         }
         if data.starts_with(b"{\"error\":")
@@ -337,26 +347,13 @@ pub fn rename_model(data: &[u8], from: &[u8], to: &[u8]) -> Option<Vec<u8>> {
 pub(crate) fn event_end(data: &[u8], from: usize) -> Option<usize> {
     let mut at = from;
     loop {
-        let newline = at + data[at..].iter().position(|b| *b == b'\n')?;
+        let newline = at + memchr(b'\n', &data[at..])?;
         match data.get(newline + 1) {
             Some(b'\n') => return Some(newline + 2),
             Some(b'\r') if data.get(newline + 2) == Some(&b'\n') => return Some(newline + 3),
             _ => at = newline + 1,
         }
     }
-}
-
-fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
-    let first = *needle.first()?;
-    let mut at = 0;
-    while let Some(offset) = haystack.get(at..)?.iter().position(|b| *b == first) {
-        at += offset;
-        if haystack[at..].starts_with(needle) {
-            return Some(at);
-        }
-        at += 1;
-    }
-    None
 }
 
 /// Token counts of a whole (not streamed) answer.

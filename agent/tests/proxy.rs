@@ -386,3 +386,24 @@ async fn what_is_under_way_is_finished_at_shutdown() {
     assert!(task.await.unwrap().text.ends_with("data: [DONE]\n\n"));
     gateway.join().await;
 }
+
+#[tokio::test]
+async fn threads_of_its_own_serve_many_at_once_and_end_with_the_agent() {
+    let engine = Engine::start().await;
+    let gateway = agent("gw", None, |c| c.serve_threads = 2).await;
+    gateway.set_routes(table(1, vec![endpoint("chat-1", "n1", engine.addr, None)]));
+    let asked: Vec<_> = (0..16).map(|i| tokio::spawn(send(chat(gateway.addr(), i % 2 == 0)))).collect();
+    for got in asked {
+        assert_eq!(got.await.unwrap().status, 200);
+    }
+    // What is under way when it is asked to stop is still answered.
+    engine.next(&[Act::Endless]);
+    let endless = tokio::spawn(send(chat(gateway.addr(), true)));
+    until("it runs", || engine.requests() == 17).await;
+    gateway.stop();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert!(!endless.is_finished());
+    endless.abort();
+    tokio::time::timeout(Duration::from_secs(20), gateway.join()).await.unwrap();
+    assert_eq!(engine.requests(), 17);
+}

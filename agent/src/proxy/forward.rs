@@ -107,7 +107,8 @@ impl Proxy {
         tries: &mut Tries,
     ) -> Result<Reply, Missed> {
         if let Some(partner) = ranked.prefill {
-            return self.hand_over(routed, sizes, pool, ranked, partner, tries).await;
+            // Boxed, as all that few requests need: their futures would be moved with every other's.
+            return Box::pin(self.hand_over(routed, sizes, pool, ranked, partner, tries)).await;
         }
         let errand = self.whole(routed, sizes, pool, ranked);
         self.run(routed, pool, ranked.endpoint, errand).await
@@ -254,7 +255,7 @@ impl Proxy {
 
     /// Takes in what the agent beside an engine says that others have sent there.
     fn hear(&self, pool: &Pool, endpoint: usize, headers: &HeaderMap) {
-        let Some(news) = text(headers, names::HELD.as_str()).and_then(News::parse) else { return };
+        let Some(news) = text(headers, names::HELD).and_then(News::parse) else { return };
         pool.replicas[endpoint].follow(news.upto);
         let tokens_per_block = pool.memory.tokens_per_block();
         pool.memory.router.lock().hear(&pool.view, endpoint, tokens_per_block, &news);
@@ -363,7 +364,7 @@ impl Proxy {
         if let Some(load) = head.headers.get(names::LOAD).and_then(|v| v.to_str().ok()) {
             replica.take_hint(load, shared.clock.now_ms());
         }
-        let refused = text(&head.headers, names::REFUSED.as_str()).and_then(RefusalReason::from_text);
+        let refused = text(&head.headers, names::REFUSED).and_then(RefusalReason::from_text);
         if refused.is_some() || head.status == StatusCode::TOO_MANY_REQUESTS {
             if matches!(
                 refused,
@@ -372,7 +373,7 @@ impl Proxy {
                 // Its agent knows better than our table: others first for a while.
                 replica.failed(shared.clock.now_ms());
             }
-            let after = positive(&head.headers, &["retry-after"]).unwrap_or(1.0);
+            let after = positive(&head.headers, &[header::RETRY_AFTER]).unwrap_or(1.0);
             return Err(Missed::Refused(Refusal {
                 reason: refused.unwrap_or(RefusalReason::QueueFull),
                 retry_after_ms: shared.clock.model_ms(Duration::from_secs_f64(after.min(3600.0))),

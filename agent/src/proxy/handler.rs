@@ -148,7 +148,7 @@ impl Proxy {
             });
             let hop = hop.to_str().ok().and_then(Hop::parse);
             return match hop {
-                Some(hop) if key_fits => self.hop(&parts, path, api, body, hop).await,
+                Some(hop) if key_fits => Box::pin(self.hop(&parts, path, api, body, hop)).await,
                 _ => Err(ApiError::invalid(
                     StatusCode::BAD_REQUEST,
                     "bad_hop",

@@ -1,6 +1,6 @@
 //! Header names, and which headers pass.
 
-use http::header::{self, HeaderMap, HeaderName};
+use http::header::{self, AsHeaderName, HeaderMap, HeaderName};
 use plimsoll_fleet::PoolRoute;
 
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -19,30 +19,42 @@ pub(crate) const BEGUN: HeaderName = HeaderName::from_static("x-plimsoll-begun")
 pub(crate) const LOAD: HeaderName = HeaderName::from_static("x-plimsoll-load");
 /// On a hop's answer: marks of what others have sent the engine.
 pub(crate) const HELD: HeaderName = HeaderName::from_static("x-plimsoll-held");
-pub(crate) const SLO_CLASS: &str = "x-plimsoll-slo-class";
-pub(crate) const DEADLINE_MS: &str = "x-plimsoll-deadline-ms";
+pub(crate) const SLO_CLASS: HeaderName = HeaderName::from_static("x-plimsoll-slo-class");
+pub(crate) const DEADLINE_MS: HeaderName = HeaderName::from_static("x-plimsoll-deadline-ms");
 /// Names under which the ecosystem sends an objective or class.
-pub(crate) const OBJECTIVES: [&str; 3] =
-    ["x-llm-d-inference-objective", "x-gateway-inference-objective", "x-gateway-model-objective"];
+pub(crate) static OBJECTIVES: [HeaderName; 3] = [
+    HeaderName::from_static("x-llm-d-inference-objective"),
+    HeaderName::from_static("x-gateway-inference-objective"),
+    HeaderName::from_static("x-gateway-model-objective"),
+];
 /// Names under which it sends an objective for the time to first token, ms.
-pub(crate) const TTFT_OBJECTIVES: [&str; 3] =
-    ["x-llm-d-slo-ttft-ms", "x-gateway-slo-ttft-ms", "x-slo-ttft-ms"];
+pub(crate) static TTFT_OBJECTIVES: [HeaderName; 3] = [
+    HeaderName::from_static("x-llm-d-slo-ttft-ms"),
+    HeaderName::from_static("x-gateway-slo-ttft-ms"),
+    HeaderName::from_static("x-slo-ttft-ms"),
+];
 /// Names under which it sends an objective for the time per output token, ms.
-pub(crate) const TPOT_OBJECTIVES: [&str; 3] =
-    ["x-llm-d-slo-tpot-ms", "x-gateway-slo-tpot-ms", "x-slo-tpot-ms"];
+pub(crate) static TPOT_OBJECTIVES: [HeaderName; 3] = [
+    HeaderName::from_static("x-llm-d-slo-tpot-ms"),
+    HeaderName::from_static("x-gateway-slo-tpot-ms"),
+    HeaderName::from_static("x-slo-tpot-ms"),
+];
 /// Name of the compound task that a request is a call of.
-pub(crate) const TASK: &str = "x-plimsoll-task";
+pub(crate) const TASK: HeaderName = HeaderName::from_static("x-plimsoll-task");
 /// Names of whoever the request is for.
-pub(crate) const TENANTS: [&str; 3] =
-    ["x-plimsoll-tenant", "x-llm-d-inference-fairness-id", "x-gateway-inference-fairness-id"];
+pub(crate) static TENANTS: [HeaderName; 3] = [
+    HeaderName::from_static("x-plimsoll-tenant"),
+    HeaderName::from_static("x-llm-d-inference-fairness-id"),
+    HeaderName::from_static("x-gateway-inference-fairness-id"),
+];
 
 /// Text of a header, if it is there and is text.
-pub(crate) fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+pub(crate) fn text(headers: &HeaderMap, name: impl AsHeaderName) -> Option<&str> {
     headers.get(name).and_then(|v| v.to_str().ok()).map(str::trim)
 }
 
 /// The first of several names that is there.
-pub(crate) fn first_text<'a>(headers: &'a HeaderMap, names: &[&str]) -> Option<&'a str> {
+pub(crate) fn first_text<'a>(headers: &'a HeaderMap, names: &[HeaderName]) -> Option<&'a str> {
     names.iter().find_map(|n| text(headers, n))
 }
 
@@ -57,7 +69,7 @@ pub(crate) fn tenant(headers: &HeaderMap) -> u64 {
 }
 
 /// A header with a positive number.
-pub(crate) fn positive(headers: &HeaderMap, names: &[&str]) -> Option<f64> {
+pub(crate) fn positive(headers: &HeaderMap, names: &[HeaderName]) -> Option<f64> {
     first_text(headers, names).and_then(|t| t.parse::<f64>().ok()).filter(|v| v.is_finite() && *v > 0.0)
 }
 
@@ -122,7 +134,7 @@ pub(crate) fn forward_response(from: &HeaderMap) -> HeaderMap {
 
 /// Gives a request that is sent once more a name of its own: engines confuse two of one name.
 pub(crate) fn rename_request(headers: &mut HeaderMap, suffix: &str) {
-    let name = text(headers, REQUEST_ID.as_str()).map(|id| format!("{id}-{suffix}"));
+    let name = text(headers, REQUEST_ID).map(|id| format!("{id}-{suffix}"));
     if let Some(value) = name.and_then(|n| http::HeaderValue::from_str(&n).ok()) {
         headers.insert(REQUEST_ID, value);
     }

@@ -338,8 +338,8 @@ impl Relay {
             return rest;
         }
         // One that was not read to its end is taken at its word.
-        let can_go_on = self.resumption.as_ref().is_some_and(|r| !seen.finished || r.transcript.finished());
-        if self.needs_end && !seen.done && (can_go_on || !seen.finished) {
+        let mut was_read = || self.resumption.as_mut().is_some_and(|r| r.transcript.read().finished());
+        if self.needs_end && !seen.done && (!seen.finished || was_read()) {
             let what = "ended its answer without finishing it".to_owned();
             return self.broke(rest, Cut::Engine, Fault { what, event: None });
         }

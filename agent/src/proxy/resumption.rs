@@ -22,7 +22,7 @@ use super::routing::{MOST_FAILURES, request};
 use super::upstream::InBody;
 use crate::body::{self, Api};
 use crate::replica::Replica;
-use crate::resume::{Ask, Decision, MOST_RESUMES, Transcript};
+use crate::resume::{Ask, Decision, Deferred, MOST_RESUMES};
 use crate::route::{Ranked, Reason};
 use crate::shared::Pool;
 use crate::sse::SseScanner;
@@ -93,7 +93,7 @@ pub(super) enum Next {
 pub(crate) struct Resumption {
     proxy: Proxy,
     routed: Routed,
-    pub(super) transcript: Transcript,
+    pub(super) transcript: Deferred,
     replica: Arc<Replica>,
     through_agent: bool,
     resumed: u32,
@@ -102,13 +102,13 @@ pub(crate) struct Resumption {
 
 impl Resumption {
     pub(super) fn new(proxy: Proxy, routed: Routed, replica: Arc<Replica>, through_agent: bool) -> Self {
-        let transcript = Transcript::new(routed.api);
+        let transcript = Deferred::new(routed.api);
         let span = tracing::Span::current();
         Self { proxy, routed, transcript, replica, through_agent, resumed: 0, span }
     }
 
     fn request_id(&self) -> &str {
-        text(&self.routed.headers, names::REQUEST_ID.as_str()).unwrap_or("?")
+        text(&self.routed.headers, names::REQUEST_ID).unwrap_or("?")
     }
 
     pub(super) fn replica(&self) -> &ReplicaId {
@@ -124,11 +124,12 @@ impl Resumption {
             self.replica.failed(shared.clock.now_ms());
             account.broke_off();
         }
+        let decision = self.transcript.read().decide(&self.routed.body, self.routed.parsed.include_usage);
         let no = |outcome: &'static str| {
             self.left(outcome, what);
             Next::Leave
         };
-        let ask = match self.transcript.decide(&self.routed.body, self.routed.parsed.include_usage) {
+        let ask = match decision {
             Decision::Finish(end) => {
                 self.proxy.count_resumed("finished");
                 return Next::Finish(end);
@@ -152,7 +153,7 @@ impl Resumption {
         names::rename_request(&mut routed.headers, &format!("r{}", self.resumed));
         routed.parsed = parsed;
         routed.body = ask.body.clone();
-        let delivered = self.transcript.tokens() as f64;
+        let delivered = self.transcript.read().tokens() as f64;
         let mut sizes = account.sizes();
         sizes.prompt_tokens += delivered;
         sizes.expected_output = (sizes.expected_output - delivered).max(1.0);
@@ -180,11 +181,12 @@ impl Resumption {
     /// Another engine goes on.
     pub(super) fn go_on(&mut self, leg: &Leg) {
         self.proxy.count_resumed("resumed");
+        let delivered = self.transcript.read().tokens();
         tracing::info!(
             request_id = self.request_id(), from = %self.replica.id, to = %leg.replica.id,
-            directly = !leg.through_agent, delivered = self.transcript.tokens(), "stream goes on"
+            directly = !leg.through_agent, delivered, "stream goes on"
         );
-        self.transcript.go_on(&leg.ask);
+        self.transcript.read().go_on(&leg.ask);
         self.replica = leg.replica.clone();
         self.through_agent = leg.through_agent;
     }

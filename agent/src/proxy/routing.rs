@@ -111,7 +111,7 @@ impl Proxy {
         let class_name = class.map_or(plimsoll_fleet::slo::DEFAULT_SLO_CLASS, |c| c.name.as_str()).to_owned();
         let span = tracing::Span::current();
         span.record("model", parsed.model.as_str());
-        span.record("pool", route.pool.to_string());
+        span.record("pool", tracing::field::display(&route.pool));
         span.record("class", class_name.as_str());
 
         let counted = api != Api::Tokenize;

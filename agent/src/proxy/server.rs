@@ -118,7 +118,8 @@ pub(crate) async fn serve(
             };
             let service = service_fn(move |request| {
                 let proxy = proxy.clone();
-                async move { Ok::<_, Infallible>(proxy.handle(request, rights).await) }
+                // hyper moves it more than once, and it is large.
+                Box::pin(async move { Ok::<_, Infallible>(proxy.handle(request, rights).await) })
             });
             let connection =
                 watcher.watch(builder.serve_connection(TokioIo::new(stream), service).into_owned());

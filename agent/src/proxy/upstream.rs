@@ -227,7 +227,7 @@ impl Upstream {
         loop {
             let (key, mut link, reused) = match self.at_hand(whom, address).await {
                 Some((key, link)) => (key, link, true),
-                None => (Arc::from(address), self.open(whom, address).await?, false),
+                None => (Arc::from(address), Box::pin(self.open(whom, address)).await?, false),
             };
             let answer = link.requests.try_send_request(request);
             let mut answer = pin!(answer);
