@@ -66,9 +66,12 @@ fn read(input: &[u8]) -> HeaderMap {
 
 fn check(input: &[u8], _: &mut Dice) {
     let headers = read(input);
-    for list in
-        [&names::TTFT_OBJECTIVES[..], &names::TPOT_OBJECTIVES, &[names::DEADLINE_MS], &["retry-after"]]
-    {
+    for list in [
+        &names::TTFT_OBJECTIVES[..],
+        &names::TPOT_OBJECTIVES,
+        &[names::DEADLINE_MS],
+        &[http::header::RETRY_AFTER],
+    ] {
         if let Some(number) = positive(&headers, list) {
             assert!(number.is_finite() && number > 0.0);
         }

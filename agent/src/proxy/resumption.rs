@@ -22,7 +22,7 @@ use super::routing::{MOST_FAILURES, request};
 use super::upstream::InBody;
 use crate::body::{self, Api};
 use crate::replica::Replica;
-use crate::resume::{Ask, Decision, Deferred, MOST_RESUMES};
+use crate::resume::{Ask, Decision, Deferred, MOST_RESUMES, Transcript};
 use crate::route::{Ranked, Reason};
 use crate::shared::Pool;
 use crate::sse::SseScanner;
@@ -168,7 +168,7 @@ impl Resumption {
             broken: self.replica.id.clone(),
             same,
             ask,
-            transcript: self.transcript.clone(),
+            transcript: self.transcript.read().clone(),
             asked: (self.routed.body.clone(), self.routed.parsed.include_usage),
         };
         tracing::info!(

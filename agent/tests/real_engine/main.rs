@@ -21,7 +21,8 @@ use world::World;
 
 /// Says something past the capture of output, which is shown for failures alone.
 fn say(line: &str) {
-    writeln!(std::io::stdout(), "{line}").unwrap();
+    let mut out = std::io::stdout().lock();
+    let _ = writeln!(out, "{line}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
