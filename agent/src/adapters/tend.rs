@@ -123,7 +123,14 @@ fn refusal(status: http::StatusCode, text: &[u8]) -> String {
         .find_map(|m| m.as_str().map(str::to_owned))
         .unwrap_or_else(|| String::from_utf8_lossy(text).trim().to_owned());
     let short: String = message.chars().take(300).collect();
-    format!("the engine answered {status}: {short}")
+    // vLLM has no such address unless it was started for it.
+    let hint = if status == http::StatusCode::NOT_FOUND {
+        "; it may have been started without room for adapters (--enable-lora, VLLM_ALLOW_RUNTIME_LORA_UPDATING=True): change \
+         spec.engine to have the pool's engines replaced"
+    } else {
+        ""
+    };
+    format!("the engine answered {status}: {short}{hint}")
 }
 
 #[cfg(test)]
@@ -149,5 +156,7 @@ mod tests {
             "the engine answered 400 Bad Request: rank 64 is greater than max_lora_rank 16"
         );
         assert_eq!(said("no"), "the engine answered 400 Bad Request: no");
+        let missing = refusal(http::StatusCode::NOT_FOUND, br#"{"detail":"Not Found"}"#);
+        assert!(missing.starts_with("the engine answered 404 Not Found: Not Found; it may"), "{missing}");
     }
 }
