@@ -20,6 +20,18 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 
+/// What has been answered is no load: else whoever asks again would be sent away from its own cache.
+#[tokio::test]
+async fn an_answer_does_not_count_itself_as_load() {
+    let engine = Engine::start().await;
+    let node = agent("n1", Some("n1"), |_| {}).await;
+    node.set_routes(table(1, vec![endpoint("chat-1", "n1", engine.addr, Some(node.addr()))]));
+    let mut request = chat(node.addr(), false);
+    request.headers_mut().insert("x-plimsoll-hop", "replica=chat-1;prompt=1000".parse().unwrap());
+    let got = send(request).await;
+    assert_eq!((got.status, got.header("x-plimsoll-load")), (200, "0,0,0,0"), "{}", got.text);
+}
+
 #[tokio::test]
 async fn a_refused_hop_goes_to_the_next_choice() {
     let (a, b) = (Engine::start().await, Engine::start().await);

@@ -545,9 +545,6 @@ impl Proxy {
         match sent.map_err(|missed| self.reached(&local.replica, missed)) {
             Ok(reply) => {
                 let mut headers = names::forward_response(&reply.head.headers);
-                if let Ok(value) = HeaderValue::from_str(&local.replica.hint_text()) {
-                    headers.insert(names::LOAD, value);
-                }
                 if hop.seen != Some(news.upto)
                     && let Ok(value) = HeaderValue::from_str(&news.to_text())
                 {
@@ -568,9 +565,14 @@ impl Proxy {
                     Content::Whole(bytes) => {
                         let usage = usage_of(&bytes).filter(|_| reply.head.status.is_success());
                         reply.place.finished(usage.map(|u| u.completion_tokens as f64));
+                        // It is no load any more, and is not to be told as one.
+                        drop(reply.place);
                         AnswerBody::full(bytes)
                     }
                 };
+                if let Ok(value) = HeaderValue::from_str(&local.replica.hint_text()) {
+                    headers.insert(names::LOAD, value);
+                }
                 Ok(answer_of(reply.head.status, headers, body))
             }
             Err(Missed::Refused(refusal)) => Ok(self.refuse_hop(&refusal, Some(&local.replica))),
