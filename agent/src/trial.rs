@@ -5,12 +5,9 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, header};
-use http_body_util::{Either, Full};
 use serde_json::{Value, json};
 
-use crate::proxy::upstream::{Upstream, UpstreamError, Whom};
+use crate::proxy::upstream::Upstream;
 
 /// Longest time for one token. Where the first request compiles kernels for longer, a later one is the first to be answered.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -49,20 +46,10 @@ pub(crate) fn judge(status: u16, body: &[u8]) -> Outcome {
 
 /// Asks an engine for one token.
 pub(crate) async fn ask(upstream: &Upstream, address: &str, model: &str) -> Outcome {
-    let body = json!({"model": model, "prompt": "1", "max_tokens": 1, "temperature": 0}).to_string();
-    let headers =
-        HeaderMap::from_iter([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))]);
-    let whole = async {
-        let body = Either::Left(Full::new(Bytes::from(body)));
-        let response =
-            upstream.send(Whom::Engine, address, "/v1/completions", Method::POST, headers, body).await?;
-        let status = response.status().as_u16();
-        let mut body = response.into_body();
-        let first = upstream.part(address, &mut body, PATIENCE).await?.unwrap_or_default();
-        Ok::<_, UpstreamError>((status, upstream.collect(address, first, body, LONGEST).await?))
-    };
+    let body = json!({"model": model, "prompt": "1", "max_tokens": 1, "temperature": 0});
+    let whole = upstream.post(address, "/v1/completions", &body, PATIENCE, LONGEST);
     match tokio::time::timeout(PATIENCE, whole).await {
-        Ok(Ok((status, body))) => judge(status, &body),
+        Ok(Ok((status, body))) => judge(status.as_u16(), &body),
         Ok(Err(error)) => Outcome::None(error.to_string()),
         Err(_) => Outcome::None(format!("it made no token within {} s", PATIENCE.as_secs())),
     }

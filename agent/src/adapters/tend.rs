@@ -4,16 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, header};
-use http_body_util::{Either, Full};
 use plimsoll_fleet::ReplicaId;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::upkeep::Step;
 use crate::driver::Driver;
-use crate::proxy::upstream::{Upstream, UpstreamError, Whom};
+use crate::proxy::upstream::Upstream;
 use crate::shared::{LocalReplica, Shared};
 
 /// Longest time for one load: weights may have to be fetched.
@@ -94,19 +91,7 @@ async fn post(
     ask: &Value,
     within: Duration,
 ) -> Result<(), String> {
-    let headers =
-        HeaderMap::from_iter([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))]);
-    let whole = async {
-        let body = Either::Left(Full::new(Bytes::from(ask.to_string())));
-        let response = upstream.send(Whom::Engine, address, path, Method::POST, headers, body).await?;
-        let status = response.status();
-        let mut body = response.into_body();
-        let text = match upstream.part(address, &mut body, within).await? {
-            Some(first) => upstream.collect(address, first, body, LONGEST).await?,
-            None => Bytes::new(),
-        };
-        Ok::<_, UpstreamError>((status, text))
-    };
+    let whole = upstream.post(address, path, ask, within, LONGEST);
     match tokio::time::timeout(within, whole).await {
         Err(_) => Err(format!("the engine did not answer within {} s", within.as_secs())),
         Ok(Err(error)) => Err(error.to_string()),

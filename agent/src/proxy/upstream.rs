@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::uri::PathAndQuery;
-use http::{HeaderValue, Request, Response, header};
+use http::{HeaderValue, Request, Response, StatusCode, header};
 use http_body::{Body, Frame};
 use http_body_util::{BodyExt, Either, Full, Limited};
 use hyper::body::Incoming;
@@ -19,6 +19,7 @@ use hyper::client::conn::http1::{Connection, SendRequest, handshake};
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioIo;
 use plimsoll_proto::tls::{ClientTls, ConnectError, Connector, Stream};
+use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -341,21 +342,47 @@ impl Upstream {
         path: &str,
         within: Duration,
     ) -> Result<(u16, Bytes), UpstreamError> {
-        let whole = async {
-            let body = Either::Left(Full::new(Bytes::new()));
-            let response = self
-                .send(Whom::Engine, address, path, http::Method::GET, http::HeaderMap::new(), body)
-                .await?;
-            let status = response.status().as_u16();
-            let mut body = response.into_body();
-            match self.part(address, &mut body, within).await? {
-                Some(first) => Ok((status, self.collect(address, first, body, 16 << 20).await?)),
-                None => Ok((status, Bytes::new())),
-            }
-        };
-        tokio::time::timeout(within, whole)
+        let (method, headers) = (http::Method::GET, http::HeaderMap::new());
+        let whole = self.small(address, path, method, headers, Bytes::new(), within, 16 << 20);
+        let answer = tokio::time::timeout(within, whole)
             .await
-            .unwrap_or_else(|_| Err(UpstreamError::FirstByte { address: address.to_owned(), after: within }))
+            .unwrap_or_else(|_| Err(UpstreamError::FirstByte { address: address.to_owned(), after: within }));
+        answer.map(|(status, body)| (status.as_u16(), body))
+    }
+
+    /// A small POST of JSON to an engine. `within` limits the wait for the answer's first part, `most` its bytes.
+    pub(crate) async fn post(
+        &self,
+        address: &str,
+        path: &str,
+        ask: &Value,
+        within: Duration,
+        most: usize,
+    ) -> Result<(StatusCode, Bytes), UpstreamError> {
+        let json = (header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        let headers = http::HeaderMap::from_iter([json]);
+        let body = Bytes::from(ask.to_string());
+        self.small(address, path, http::Method::POST, headers, body, within, most).await
+    }
+
+    async fn small(
+        &self,
+        address: &str,
+        path: &str,
+        method: http::Method,
+        headers: http::HeaderMap,
+        body: Bytes,
+        within: Duration,
+        most: usize,
+    ) -> Result<(StatusCode, Bytes), UpstreamError> {
+        let body = Either::Left(Full::new(body));
+        let response = self.send(Whom::Engine, address, path, method, headers, body).await?;
+        let status = response.status();
+        let mut body = response.into_body();
+        match self.part(address, &mut body, within).await? {
+            Some(first) => Ok((status, self.collect(address, first, body, most).await?)),
+            None => Ok((status, Bytes::new())),
+        }
     }
 }
 
