@@ -17,7 +17,7 @@ pub mod residency;
 
 use std::collections::HashMap;
 
-use plimsoll_fleet::{AdapterRoute, Endpoint, PoolRoute, Role};
+use plimsoll_fleet::{AdapterRoute, PoolRoute, ReplicaId, Role};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use xxhash_rust::xxh3::xxh3_64;
@@ -68,7 +68,7 @@ pub struct PoolView {
     ring: Vec<(u64, usize)>,
     /// By class name, then `""` for classes without weights of their own.
     plans: HashMap<String, ClassPlan>,
-    /// By adapter: the endpoints that hold it and are to.
+    /// By adapter: the endpoints that hold it and are to, in order.
     holders: HashMap<String, Vec<usize>>,
 }
 
@@ -88,7 +88,7 @@ impl PoolView {
     /// Arranges a pool's routes.
     pub fn new(route: PoolRoute, version: u64) -> Self {
         let keys: Vec<u64> = route.endpoints.iter().map(|e| xxh3_64(e.replica.as_str().as_bytes())).collect();
-        let by_key = keys.iter().enumerate().map(|(i, k)| (*k, i)).collect();
+        let by_key: HashMap<u64, usize> = keys.iter().enumerate().map(|(i, k)| (*k, i)).collect();
         let mut ring: Vec<(u64, usize)> = if keys.len() > PREDICT_ALL {
             keys.iter().enumerate().flat_map(|(i, k)| (0..8u64).map(move |p| (mix(*k, p), i))).collect()
         } else {
@@ -101,16 +101,14 @@ impl PoolView {
         classes.sort_unstable();
         classes.dedup();
         let plans = classes.into_iter().map(|c| (c.to_owned(), ClassPlan::new(&route, c))).collect();
-        let holds =
-            |e: &Endpoint, a: &AdapterRoute| a.placed.contains(&e.replica) && a.held.contains(&e.replica);
-        let holders = route
-            .adapters
-            .iter()
-            .map(|a| {
-                let endpoints = route.endpoints.iter().enumerate();
-                (a.served_name.clone(), endpoints.filter(|(_, e)| holds(e, a)).map(|(i, _)| i).collect())
-            })
-            .collect();
+        let holding = |a: &AdapterRoute| {
+            let both = a.placed.iter().filter(|replica| a.held.contains(replica));
+            let index = |replica: &ReplicaId| by_key.get(&xxh3_64(replica.as_str().as_bytes())).copied();
+            let mut endpoints: Vec<usize> = both.filter_map(index).collect();
+            endpoints.sort_unstable();
+            endpoints
+        };
+        let holders = route.adapters.iter().map(|a| (a.served_name.clone(), holding(a))).collect();
         Self { route, version, keys, by_key, ring, plans, holders }
     }
 
@@ -403,6 +401,7 @@ pub fn choose(
     let shares = &mut memory.shares;
     shares.clear();
     shares.resize(plan.members.len(), 0.0);
+    let loaded = request.adapter.map(|name| view.holders.get(name).map_or(&[][..], Vec::as_slice));
     let mut suspects = false;
     for (i, endpoint) in endpoints.iter().enumerate() {
         let mut a = if endpoint.draining { Availability::Draining } else { load(i).availability };
@@ -411,9 +410,7 @@ pub fn choose(
             Availability::Unhealthy => choice.excluded.unhealthy += 1,
             Availability::Stalled => choice.excluded.stalled += 1,
             Availability::Ready | Availability::Suspect
-                if request
-                    .adapter
-                    .is_some_and(|name| !view.holders.get(name).is_some_and(|h| h.contains(&i))) =>
+                if loaded.is_some_and(|loaded| loaded.binary_search(&i).is_err()) =>
             {
                 choice.excluded.unloaded += 1;
                 a = Availability::Draining;
