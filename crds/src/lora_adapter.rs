@@ -153,6 +153,7 @@ impl LoraAdapter {
             rank,
             size_bytes,
             expected_rps: spec.demand.rps,
+            observed_rps: None,
             pinned: spec.pinned,
         });
         check.finish(value)

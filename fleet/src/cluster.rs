@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{AcceleratorClass, Adapter, Budget, ModelPool, NodeName, PoolId, ReplicaId, Shape, Tenant};
+use crate::{
+    AcceleratorClass, Adapter, AdapterRoom, Budget, ModelPool, NodeName, PoolId, ReplicaId, Shape, Tenant,
+};
 
 /// A node with accelerators.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -87,6 +89,9 @@ pub struct ReplicaStatus {
     /// Its pod has come to its end and will not start again (evicted, lost, finished): only another one can replace it.
     #[serde(default)]
     pub ended: bool,
+    /// Room for LoRA adapters that its engine was started with (`None`: not known).
+    #[serde(default)]
+    pub adapter_room: Option<AdapterRoom>,
 }
 
 /// An engine that Plimsoll did not start and only reads, for a pool that adopts it: one pod, or the pods of one group.

@@ -29,7 +29,7 @@ pub mod telemetry;
 pub mod tenant;
 
 pub use accelerator::{AcceleratorClass, Calibration, Electricity, NodeLink, Vendor};
-pub use adapter::Adapter;
+pub use adapter::{Adapter, AdapterRoom};
 pub use budget::{Budget, BudgetScope, BudgetUnit, Consumption, OnLimit};
 pub use cluster::{AdoptedReplica, ClusterSnapshot, NodeInfo, ReplicaPhase, ReplicaStatus, RequestPriority};
 pub use demand::{DemandEstimate, DemandPrior, LengthDistribution, RequestClass};

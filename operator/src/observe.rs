@@ -137,6 +137,7 @@ pub fn replica(pod: &Pod) -> Result<Observed, Unadoptable> {
             gated: gates.is_some(),
             revision: pod.labels().get(REVISION).cloned().unwrap_or_default(),
             ended: matches!(status.phase.as_deref(), Some("Failed" | "Succeeded")),
+            adapter_room: record.adapter_room,
         },
         pod: name,
         pod_uid: pod.metadata.uid.clone().unwrap_or_default(),
@@ -274,6 +275,7 @@ pub fn external_replicas(
                 gated: false,
                 revision: String::new(),
                 ended: false,
+                adapter_room: None,
             })
         })
         .collect()

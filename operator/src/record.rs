@@ -1,7 +1,9 @@
 //! What a replica's pod says of itself.
 
 use plimsoll_fleet::shape::Variant;
-use plimsoll_fleet::{AcceleratorClass, EngineKind, ModelArchitecture, NodeName, PoolId, ReplicaId, Shape};
+use plimsoll_fleet::{
+    AcceleratorClass, AdapterRoom, EngineKind, ModelArchitecture, NodeName, PoolId, ReplicaId, Shape,
+};
 use serde::{Deserialize, Serialize};
 
 /// Annotation `plimsoll.dev/replica` of every replica's pod, as JSON: all that is needed to adopt the replica without any
@@ -30,6 +32,9 @@ pub struct ReplicaRecord {
     pub accelerator: AcceleratorClass,
     /// Longest request, tokens.
     pub max_context_tokens: Option<u32>,
+    /// Room for LoRA adapters that its engine was started with (`None`: it was made before this was written down).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapter_room: Option<AdapterRoom>,
     /// The group that it leads, if it runs on several nodes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<GroupRecord>,

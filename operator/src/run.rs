@@ -373,7 +373,7 @@ impl Leader {
         let mut own = Vec::new();
         for judged in &validated.pools {
             if let Some((uid, status, note)) =
-                self.pool(judged, replicas, snapshot, seen, known, applied, keeps_revisions, now)
+                self.pool(judged, validated, replicas, snapshot, seen, known, applied, keeps_revisions, now)
             {
                 writes.push(Write::status::<ModelPool>(
                     judged.resource.namespace().as_deref(),
@@ -478,6 +478,7 @@ impl Leader {
     fn pool(
         &self,
         judged: &Judged<ModelPool, Accepted>,
+        validated: &Validated,
         replicas: &[Observed],
         snapshot: &ClusterSnapshot,
         seen: &[ReplicaStatus],
@@ -504,7 +505,8 @@ impl Leader {
             })
         });
         let progress = accepted.ok().and_then(|a| {
-            rollout::progress(resource, &a.pool, plan.map(|p| p.pool), snapshot, replicas, now)
+            let (plan, room) = (plan.map(|p| p.pool), validated.adapter_room(&a.pool.id));
+            rollout::progress(resource, &a.pool, plan, snapshot, replicas, room, now)
         });
         let observed_age = remembered.map_or(SignedDuration::MAX, |w| now.duration_since(w.observed_at));
         let refresh = SignedDuration::try_from(self.config.observed_interval).unwrap_or(SignedDuration::MAX);

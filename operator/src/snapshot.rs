@@ -73,7 +73,9 @@ pub fn snapshot(
         .collect();
     nodes.sort_by(|a, b| a.name.cmp(&b.name));
     let uids: BTreeMap<_, _> = validated.accepted().map(|(_, a)| (&a.pool.id, a.pool.uid.as_str())).collect();
-    let accepted: BTreeMap<_, _> = validated.accepted().map(|(r, a)| (&a.pool.id, (r, a))).collect();
+    let accepted =
+        validated.accepted().map(|(r, a)| (&a.pool.id, (r, a, validated.adapter_room(&a.pool.id))));
+    let accepted: BTreeMap<_, _> = accepted.collect();
     let mut statuses: Vec<_> = replicas
         .iter()
         .map(|r| {
@@ -83,12 +85,10 @@ pub fn snapshot(
                 status.phase = ReplicaPhase::Draining;
             }
             // While the newest spec is invalid, an earlier one stays in force and nothing rolls out.
-            status.outdated = accepted.get(&r.status.pool).filter(|(_, a)| a.outdated.is_none()).is_some_and(
-                |(resource, a)| {
-                    !template::changed(&r.template, &template::inputs(resource, &a.pool, &r.status.shape))
-                        .is_empty()
-                },
-            );
+            status.outdated =
+                accepted.get(&r.status.pool).filter(|(_, a, _)| a.outdated.is_none()).is_some_and(
+                    |(resource, a, room)| !template::outdated(r, resource, &a.pool, *room).is_empty(),
+                );
             status
         })
         .collect();

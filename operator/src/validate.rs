@@ -61,6 +61,8 @@ pub struct Validated {
     pub tenants: Vec<Judged<Tenant, fleet::Tenant>>,
     /// Adapters.
     pub adapters: Vec<Judged<LoraAdapter, fleet::Adapter>>,
+    /// Room for them by pool.
+    adapter_rooms: BTreeMap<PoolId, fleet::AdapterRoom>,
 }
 
 impl Validated {
@@ -79,9 +81,23 @@ impl Validated {
         self.accelerators.iter().filter_map(|j| j.verdict.as_ref().ok())
     }
 
-    /// The accepted adapters of a pool.
-    pub fn adapters_of<'a>(&'a self, pool: &'a PoolId) -> impl Iterator<Item = &'a fleet::Adapter> {
-        self.adapters.iter().filter_map(|j| j.verdict.as_ref().ok()).filter(move |a| &a.base_pool == pool)
+    /// The room for adapters that engines of a pool are started with now.
+    pub fn adapter_room(&self, pool: &PoolId) -> fleet::AdapterRoom {
+        self.adapter_rooms.get(pool).copied().unwrap_or_default()
+    }
+
+    /// The room for adapters of each pool that has any. O(pools and adapters).
+    fn rooms(&self) -> BTreeMap<PoolId, fleet::AdapterRoom> {
+        let mut of_pools: BTreeMap<&PoolId, Vec<&fleet::Adapter>> = BTreeMap::new();
+        for adapter in self.adapters.iter().filter_map(|j| j.verdict.as_ref().ok()) {
+            of_pools.entry(&adapter.base_pool).or_default().push(adapter);
+        }
+        let pools = self.accepted().map(|(_, a)| &a.pool);
+        let room = |pool: &fleet::ModelPool| {
+            let adapters = of_pools.get(&pool.id)?.iter().copied();
+            Some((pool.id.clone(), fleet::AdapterRoom::wanted(pool.engine.kind, adapters)))
+        };
+        pools.filter_map(room).collect()
     }
 }
 
@@ -166,6 +182,7 @@ pub fn validate(world: &World, last_good: &LastGood) -> Validated {
         });
         validated.adapters.push(Judged { resource: resource.clone(), verdict });
     }
+    validated.adapter_rooms = validated.rooms();
     validated
 }
 

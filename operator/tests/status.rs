@@ -32,6 +32,7 @@ fn replica(id: &str, phase: ReplicaPhase) -> ReplicaStatus {
         outdated: false,
         revision: String::new(),
         ended: false,
+        adapter_room: None,
         gated: false,
     }
 }

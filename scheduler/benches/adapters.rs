@@ -4,11 +4,11 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, missing_docs)]
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::hint::black_box;
 
-use plimsoll_fleet::ReplicaId;
-use plimsoll_scheduler::adapters::place;
+use plimsoll_fleet::{AdapterRoom, ReplicaId};
+use plimsoll_scheduler::adapters::{Holder, Wanted, place};
 use tokio::time::Instant;
 
 /// By Zipf's law, the exponent 0.9, 100 requests a second in all; `moved` draws the fifth.
@@ -30,22 +30,27 @@ fn main() {
         "adapters", "replicas", "slots", "afresh, ms", "again, ms", "loads"
     );
     for (count, replicas, slots) in [(200, 8, 8), (2_000, 100, 8), (2_000, 400, 8)] {
-        let empty: BTreeMap<ReplicaId, BTreeSet<String>> =
-            (0..replicas).map(|i| (ReplicaId::new(format!("r{i:03}")).unwrap(), BTreeSet::new())).collect();
-        let timed = |rates: &[(String, f64)], before: &BTreeMap<ReplicaId, BTreeSet<String>>| {
-            let wanted: Vec<(&str, f64)> = rates.iter().map(|(name, rps)| (name.as_str(), *rps)).collect();
+        let room = AdapterRoom { slots, max_rank: 16 };
+        let empty: BTreeMap<ReplicaId, Holder> = (0..replicas)
+            .map(|i| (ReplicaId::new(format!("r{i:03}")).unwrap(), Holder { room, ..Holder::default() }))
+            .collect();
+        let timed = |rates: &[(String, f64)], before: &BTreeMap<ReplicaId, Holder>| {
+            let wanted: Vec<Wanted<'_>> =
+                rates.iter().map(|(name, rps)| Wanted { name, rps: *rps, rank: 16, pinned: false }).collect();
             let mut placed = BTreeMap::new();
             let times = (0..9)
                 .map(|_| {
                     let begun = Instant::now();
-                    placed = black_box(place(&wanted, &BTreeSet::new(), before, slots));
+                    placed = black_box(place(&wanted, before));
                     begun.elapsed().as_secs_f64() * 1e3
                 })
                 .collect();
             (placed, median(times))
         };
         let (first, afresh) = timed(&rates(count, false), &empty);
-        let (second, again) = timed(&rates(count, true), &first);
+        let holders =
+            first.iter().map(|(id, names)| (id.clone(), Holder { before: names.clone(), room })).collect();
+        let (second, again) = timed(&rates(count, true), &holders);
         let loads: usize = second.iter().map(|(id, names)| names.difference(&first[id]).count()).sum();
         println!("{count:>9}{replicas:>10}{slots:>7}{afresh:>12.1}{again:>12.1}{loads:>10}");
     }

@@ -40,6 +40,7 @@ fn run(snapshot: &mut ClusterSnapshot, plan: &Plan) {
                 gated: false,
                 revision: String::new(),
                 ended: false,
+                adapter_room: None,
             });
         }
     }

@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use plimsoll_fleet::{Adapter, AdapterRoute, ClusterSnapshot, ReplicaId, Role, RouteTable};
-
-use crate::plan::adapter_slots;
+use plimsoll_fleet::{
+    Adapter, AdapterRoom, AdapterRoute, ClusterSnapshot, PoolId, ReplicaId, Role, RouteTable,
+};
+use serde::{Deserialize, Serialize};
 
 /// Share of what a replica gets of its pool's adapter requests that one adapter may make up before it gets a further copy: half,
 /// so that no replica is one adapter's alone.
@@ -17,44 +18,62 @@ const UNKNOWN_RPS: f64 = 1e-3;
 /// with it.
 const SPARE: f64 = 1e-3;
 
-/// Puts adapters on replicas with `slots` each.
+/// An adapter to be placed.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Wanted<'a> {
+    /// The model name in requests.
+    pub name: &'a str,
+    /// Requests per second; what is not above zero counts as unknown.
+    pub rps: f64,
+    /// LoRA rank.
+    pub rank: u32,
+    /// It goes on every replica.
+    pub pinned: bool,
+}
+
+/// A replica that adapters can be put on.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Holder {
+    /// What it was to hold.
+    pub before: BTreeSet<String>,
+    /// What its engine has room for.
+    pub room: AdapterRoom,
+}
+
+/// Puts adapters on replicas, as many on each as its engine has room for.
 ///
-/// `wanted` are names and rates (requests per second; what is not above zero counts as unknown); `pinned` go on every replica;
-/// `before` is what each replica was to hold. Each adapter gets a copy, the most wanted first, and then further ones by its rate; what is placed stays
-/// unless another is a quarter more wanted; copies go where the least of that rate is. Deterministic; O((n + k) log n) for `n` adapters and `k` slots in all,
-/// times the replicas for each copy that moves.
+/// Pinned ones go on every replica. Each other adapter gets a copy, the most wanted first, and then further ones by its rate; what is placed
+/// stays unless another is a quarter more wanted; copies go where the least of that rate is. Deterministic; O((n + k) log n) for `n` adapters and `k` slots
+/// in all, times the replicas for each copy that moves.
 pub fn place(
-    wanted: &[(&str, f64)],
-    pinned: &BTreeSet<&str>,
-    before: &BTreeMap<ReplicaId, BTreeSet<String>>,
-    slots: usize,
+    wanted: &[Wanted<'_>],
+    holders: &BTreeMap<ReplicaId, Holder>,
 ) -> BTreeMap<ReplicaId, BTreeSet<String>> {
-    let mut replicas: Vec<Replica<'_>> =
-        before.iter().map(|(id, held)| Replica { id, held, load: 0.0, names: BTreeSet::new() }).collect();
+    let mut replicas: Vec<Replica<'_>> = holders
+        .iter()
+        .map(|(id, holder)| Replica { id, holder, load: 0.0, names: BTreeSet::new() })
+        .collect();
     let rate = |rps: f64| if rps.is_finite() && rps > 0.0 { rps } else { UNKNOWN_RPS };
-    let mut rates: BTreeMap<&str, f64> = BTreeMap::new();
-    for &(name, rps) in wanted {
-        rates.insert(name, rate(rps));
+    let known: BTreeMap<&str, Wanted<'_>> =
+        wanted.iter().map(|w| (w.name, Wanted { rps: rate(w.rps), ..*w })).collect();
+    let (pins, others): (Vec<_>, Vec<_>) = known.into_values().partition(|w| w.pinned);
+    for pin in most_wanted_first(pins) {
+        let share = pin.rps / replicas.len().max(1) as f64;
+        replicas.iter_mut().filter(|r| r.may_take(&pin)).for_each(|r| r.take(pin.name, share));
     }
-    let (pins, others): (Vec<_>, Vec<_>) = rates.into_iter().partition(|(name, _)| pinned.contains(name));
-    for (name, rps) in most_wanted_first(pins) {
-        let share = rps / replicas.len().max(1) as f64;
-        replicas.iter_mut().filter(|r| r.names.len() < slots).for_each(|r| r.take(name, share));
-    }
-    let free: usize = replicas.iter().map(|r| slots - r.names.len()).sum();
     let others = most_wanted_first(others);
-    let copies = copies(&others, &replicas, free);
+    let copies = copies(&others, &replicas);
     for kept in [true, false] {
-        for &(name, rps) in &others {
-            let count = copies.get(name).copied().unwrap_or(0);
-            let share = rps / count.max(1) as f64;
-            for _ in replicas.iter().filter(|r| r.names.contains(name)).count()..count {
+        for adapter in &others {
+            let count = copies.get(adapter.name).copied().unwrap_or(0);
+            let share = adapter.rps / count.max(1) as f64;
+            for _ in replicas.iter().filter(|r| r.names.contains(adapter.name)).count()..count {
                 let fits = |r: &&mut Replica<'_>| {
-                    r.names.len() < slots && !r.names.contains(name) && (!kept || r.held.contains(name))
+                    r.may_take(adapter) && (!kept || r.holder.before.contains(adapter.name))
                 };
                 let least = replicas.iter_mut().filter(fits).min_by(|a, b| a.load.total_cmp(&b.load));
                 let Some(replica) = least else { break };
-                replica.take(name, share);
+                replica.take(adapter.name, share);
             }
         }
     }
@@ -63,33 +82,42 @@ pub fn place(
 
 struct Replica<'a> {
     id: &'a ReplicaId,
-    held: &'a BTreeSet<String>,
+    holder: &'a Holder,
     /// Rate of its adapters, requests per second.
     load: f64,
     names: BTreeSet<&'a str>,
 }
 
 impl<'a> Replica<'a> {
+    fn free(&self) -> usize {
+        (self.holder.room.slots as usize).saturating_sub(self.names.len())
+    }
+
+    fn may_take(&self, adapter: &Wanted<'_>) -> bool {
+        self.free() > 0 && self.holder.room.fits(adapter.rank) && !self.names.contains(adapter.name)
+    }
+
     fn take(&mut self, name: &'a str, share: f64) {
         self.load += share;
         self.names.insert(name);
     }
 }
 
-fn most_wanted_first(mut adapters: Vec<(&str, f64)>) -> Vec<(&str, f64)> {
-    adapters.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(b.0)));
+fn most_wanted_first(mut adapters: Vec<Wanted<'_>>) -> Vec<Wanted<'_>> {
+    adapters.sort_by(|a, b| b.rps.total_cmp(&a.rps).then(a.name.cmp(b.name)));
     adapters
 }
 
-/// How many replicas hold each adapter, `free` in all.
-fn copies<'a>(
-    adapters: &[(&'a str, f64)],
-    replicas: &[Replica<'_>],
-    free: usize,
-) -> BTreeMap<&'a str, usize> {
-    let total: f64 = adapters.iter().map(|(_, rps)| rps).sum();
+/// How many replicas hold each adapter: as many in all as there are free slots.
+fn copies<'a>(adapters: &[Wanted<'a>], replicas: &[Replica<'_>]) -> BTreeMap<&'a str, usize> {
+    let free = replicas.iter().map(Replica::free).sum();
+    let total: f64 = adapters.iter().map(|a| a.rps).sum();
     let most = MOST_OF_ONE * total / replicas.len().max(1) as f64;
-    let held = |name: &str| replicas.iter().filter(|r| r.held.contains(name)).count();
+    let mut ranks: Vec<u32> =
+        replicas.iter().filter(|r| r.free() > 0).map(|r| r.holder.room.max_rank).collect();
+    ranks.sort_unstable();
+    let with_room_for = |rank: u32| ranks.len() - ranks.partition_point(|r| *r < rank);
+    let held = |name: &str| replicas.iter().filter(|r| r.holder.before.contains(name)).count();
     // What the copy after so many others is worth; first copies come first, so that none starves for another's comfort.
     let worth = |rps: f64, copy: usize, held: usize| {
         let needed = (rps - copy as f64 * most).max(0.0) + SPARE * rps / (copy as f64 + 1.0);
@@ -98,9 +126,11 @@ fn copies<'a>(
     let mut next: std::collections::BinaryHeap<Copy<'a>> = adapters
         .iter()
         .enumerate()
-        .map(|(order, &(name, rps))| {
+        .map(|(order, adapter)| (order, adapter, with_room_for(adapter.rank)))
+        .filter(|(_, _, most_copies)| *most_copies > 0)
+        .map(|(order, &Wanted { name, rps, .. }, most_copies)| {
             let held = held(name);
-            Copy { worth: worth(rps, 0, held), order, name, rps, held, copies: 0 }
+            Copy { worth: worth(rps, 0, held), order, name, rps, held, copies: 0, most_copies }
         })
         .collect();
     let mut copies = BTreeMap::new();
@@ -108,7 +138,7 @@ fn copies<'a>(
         let Some(top) = next.pop() else { break };
         let count = top.copies + 1;
         copies.insert(top.name, count);
-        if count < replicas.len() {
+        if count < top.most_copies {
             next.push(Copy { worth: worth(top.rps, count, top.held), copies: count, ..top });
         }
     }
@@ -123,6 +153,8 @@ struct Copy<'a> {
     rps: f64,
     held: usize,
     copies: usize,
+    /// Replicas with room for one of its rank.
+    most_copies: usize,
 }
 
 impl Ord for Copy<'_> {
@@ -149,11 +181,71 @@ impl PartialEq for Copy<'_> {
 
 impl Eq for Copy<'_> {}
 
+/// Rate from which on an adapter is worth a slot that is kept for it, requests per second: one a minute.
+pub const HOT_RPS: f64 = 1.0 / 60.0;
+/// Share of [`HOT_RPS`] below which a rate counts as none.
+const LEAST_SHARE: f64 = 0.25;
+
+/// What a pool's adapters ask of its fleet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Needed {
+    /// Adapters of which every replica holds a copy.
+    pub pinned: u32,
+    /// Others that are asked for at least once a minute: each has a slot on one replica at least.
+    pub hot: u32,
+    /// Slots of one replica.
+    pub slots: u32,
+    /// Fewest replicas that serve requests whole. `None`: the pinned ones leave no slot to the others, however many there are.
+    pub replicas: Option<u32>,
+}
+
+/// The replicas that a pool's adapters need, each with room for `slots`: ⌈hot / (slots − pinned)⌉, so that what is pinned is everywhere and what
+/// is hot somewhere. Adapters that are seldom asked for share what room is left.
+pub fn needed<'a>(adapters: impl IntoIterator<Item = &'a Adapter>, room: AdapterRoom) -> Needed {
+    let (mut pinned, mut hot) = (0_u32, 0_u32);
+    for adapter in adapters.into_iter().filter(|a| room.fits(a.rank)) {
+        if adapter.pinned {
+            pinned += 1;
+        } else if is_hot(adapter) {
+            hot += 1;
+        }
+    }
+    let free = room.slots.saturating_sub(pinned);
+    let replicas = match (hot, free) {
+        (0, _) => Some(pinned.min(1)),
+        (_, 0) => None,
+        (hot, free) => Some(hot.div_ceil(free)),
+    };
+    Needed { pinned, hot, slots: room.slots, replicas }
+}
+
+fn is_hot(adapter: &Adapter) -> bool {
+    adapter.planned_rps() >= HOT_RPS
+}
+
+/// A pool whose adapters want other room than before, as a reason for a new plan.
+pub fn material_change(old: &ClusterSnapshot, new: &ClusterSnapshot) -> Option<String> {
+    let hot = |s: &ClusterSnapshot| -> BTreeSet<(PoolId, String)> {
+        let hot = s.adapters.iter().filter(|a| is_hot(a));
+        hot.map(|a| (a.base_pool.clone(), a.served_name.clone())).collect()
+    };
+    let (old, new) = (hot(old), hot(new));
+    let (pool, name) = old.symmetric_difference(&new).next()?;
+    let how = if new.contains(&(pool.clone(), name.clone())) {
+        "is asked for"
+    } else {
+        "is hardly asked for any more"
+    };
+    Some(format!("{pool}: its adapter {name} {how}"))
+}
+
 /// What requests ask for, forgotten by half in [`HALF_SECONDS`].
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Rates {
     /// By served name: requests, as far as they still count, and when that was, virtual seconds.
     asked: BTreeMap<String, (f64, f64)>,
+    /// By served name: what plans are told, requests per second.
+    told: BTreeMap<String, f64>,
 }
 
 /// Long enough that a minute's silence moves nothing, short enough that an hour's rush is followed.
@@ -167,6 +259,7 @@ impl Rates {
         }
         let known: BTreeSet<&str> = snapshot.adapters.iter().map(|a| a.served_name.as_str()).collect();
         self.asked.retain(|name, _| known.contains(name.as_str()));
+        self.told.retain(|name, _| known.contains(name.as_str()));
         for (name, count) in asked.iter().filter(|(name, _)| known.contains(name.as_str())) {
             let entry = self.asked.entry(name.clone()).or_insert((0.0, now));
             *entry = (entry.0 * kept(now - entry.1) + *count as f64, now);
@@ -180,6 +273,33 @@ impl Rates {
             None => adapter.expected_rps,
         };
         snapshot.adapters.iter().map(|a| (a.served_name.clone(), rate(a))).collect()
+    }
+
+    /// Brings what plans are told up to date: powers of two of [`HOT_RPS`], and another one only where a rate has doubled or halved, so that noise
+    /// moves no plan. Whether anything changed.
+    pub fn settle(&mut self, now: f64) -> bool {
+        let mut changed = false;
+        for (name, (count, at)) in &self.asked {
+            let rps = count * kept(now - at) * std::f64::consts::LN_2 / HALF_SECONDS;
+            let told = self.told.get(name).copied();
+            let stands = |told: f64| {
+                if told > 0.0 { rps >= told / 2.0 && rps < told * 2.0 } else { rps < LEAST_SHARE * HOT_RPS }
+            };
+            if !told.is_some_and(stands) {
+                let step =
+                    if rps >= LEAST_SHARE * HOT_RPS { (rps / HOT_RPS).log2().floor().exp2() } else { 0.0 };
+                changed |= told != Some(step * HOT_RPS);
+                self.told.insert(name.clone(), step * HOT_RPS);
+            }
+        }
+        changed
+    }
+
+    /// Puts what plans are told beside what was expected.
+    pub fn apply(&self, snapshot: &mut ClusterSnapshot) {
+        for adapter in &mut snapshot.adapters {
+            adapter.observed_rps = self.told.get(&adapter.served_name).copied();
+        }
     }
 }
 
@@ -206,18 +326,33 @@ pub fn route(
             let adapters = last.into_iter().flat_map(|p| &p.adapters);
             adapters.filter(|a| a.placed.contains(id)).map(|a| a.served_name.clone()).collect()
         };
-        let holders: BTreeMap<ReplicaId, BTreeSet<String>> = pool
+        // What an engine was started with is what it can hold; those that do not say are taken to have what they would be given now.
+        let said: BTreeMap<&ReplicaId, AdapterRoom> = snapshot
+            .replicas
+            .iter()
+            .filter(|r| r.pool == pool.pool)
+            .filter_map(|r| Some((&r.id, r.adapter_room?)))
+            .collect();
+        let holders: BTreeMap<ReplicaId, Holder> = pool
             .endpoints
             .iter()
             .filter(|e| !e.draining && e.role == Role::Mixed && e.engine.loads_adapters())
-            .map(|e| (e.replica.clone(), placed_before(&e.replica)))
+            .map(|e| {
+                let usual = || AdapterRoom::wanted(e.engine, of_pool.iter().copied());
+                let room = said.get(&e.replica).copied().unwrap_or_else(usual);
+                (e.replica.clone(), Holder { before: placed_before(&e.replica), room })
+            })
             .collect();
-        let wanted: Vec<(&str, f64)> = of_pool
+        let wanted: Vec<Wanted<'_>> = of_pool
             .iter()
-            .map(|a| (a.served_name.as_str(), rates.get(&a.served_name).copied().unwrap_or(0.0)))
+            .map(|a| Wanted {
+                name: a.served_name.as_str(),
+                rps: rates.get(&a.served_name).copied().unwrap_or(0.0),
+                rank: a.rank,
+                pinned: a.pinned,
+            })
             .collect();
-        let pinned = of_pool.iter().filter(|a| a.pinned).map(|a| a.served_name.as_str()).collect();
-        let placed = place(&wanted, &pinned, &holders, adapter_slots(of_pool.len()));
+        let placed = place(&wanted, &holders);
         let among = |of: &BTreeMap<ReplicaId, BTreeSet<String>>, name: &str| -> Vec<ReplicaId> {
             of.iter().filter(|(_, names)| names.contains(name)).map(|(id, _)| id.clone()).collect()
         };
@@ -253,8 +388,37 @@ mod tests {
         (0..replicas).map(|i| (id(i), BTreeSet::new())).collect()
     }
 
-    fn put(wanted: &[(&str, f64)], before: &Placed, slots: usize) -> Placed {
-        place(wanted, &BTreeSet::new(), before, slots)
+    fn room(slots: u32, max_rank: u32) -> AdapterRoom {
+        AdapterRoom { slots, max_rank }
+    }
+
+    fn all_wanted<'a>(wanted: &[(&'a str, f64)], pinned: &[&str]) -> Vec<Wanted<'a>> {
+        let one =
+            |&(name, rps): &(&'a str, f64)| Wanted { name, rps, rank: 8, pinned: pinned.contains(&name) };
+        wanted.iter().map(one).collect()
+    }
+
+    fn holding(before: &Placed, room: AdapterRoom) -> BTreeMap<ReplicaId, Holder> {
+        before.iter().map(|(id, names)| (id.clone(), Holder { before: names.clone(), room })).collect()
+    }
+
+    fn put(wanted: &[(&str, f64)], before: &Placed, slots: u32) -> Placed {
+        place(&all_wanted(wanted, &[]), &holding(before, room(slots, 8)))
+    }
+
+    fn adapter(name: &str, rank: u32, expected_rps: f64, pinned: bool) -> Adapter {
+        Adapter {
+            namespace: "default".into(),
+            name: name.into(),
+            served_name: name.into(),
+            base_pool: "default/chat".parse().unwrap(),
+            source: "hf://acme/x".into(),
+            rank,
+            size_bytes: None,
+            expected_rps,
+            observed_rps: None,
+            pinned,
+        }
     }
 
     fn copies(placed: &Placed, name: &str) -> usize {
@@ -303,25 +467,16 @@ mod tests {
     #[test]
     fn pinned_ones_are_everywhere_whoever_else_is_wanted() {
         let wanted = [("a", 9.0), ("b", 8.0), ("rare", 0.0)];
-        let placed = place(&wanted, &BTreeSet::from(["rare"]), &empty(2), 2);
+        let placed = place(&all_wanted(&wanted, &["rare"]), &holding(&empty(2), room(2, 8)));
         assert_eq!((copies(&placed, "rare"), copies(&placed, "a"), copies(&placed, "b")), (2, 1, 1));
     }
 
     #[test]
     fn rates_are_as_expected_until_seen_and_forget() {
-        let adapter = |name: &str| Adapter {
-            namespace: "default".into(),
-            name: name.into(),
-            served_name: name.into(),
-            base_pool: "default/chat".parse().unwrap(),
-            source: "hf://acme/x".into(),
-            rank: 8,
-            size_bytes: None,
-            expected_rps: 7.0,
-            pinned: false,
+        let snapshot = ClusterSnapshot {
+            adapters: vec![adapter("a", 8, 7.0, false), adapter("b", 8, 7.0, false)],
+            ..ClusterSnapshot::default()
         };
-        let snapshot =
-            ClusterSnapshot { adapters: vec![adapter("a"), adapter("b")], ..ClusterSnapshot::default() };
         let mut rates = Rates::default();
         // Two a second for an hour; somebody asks for what does not exist.
         for second in 0..3600 {
@@ -338,7 +493,7 @@ mod tests {
         fn no_replica_holds_more_than_it_can_and_no_slot_is_wasted(
             rates in prop::collection::vec(-1.0f64..20.0, 0..30),
             replicas in 0usize..6,
-            slots in 0usize..6,
+            slots in 0u32..6,
             held in prop::collection::vec(0usize..30, 0..12),
         ) {
             let names: Vec<String> = (0..rates.len()).map(|i| format!("a{i:02}")).collect();
@@ -351,13 +506,103 @@ mod tests {
             }
             let placed = put(&wanted, &before, slots);
             prop_assert_eq!(placed.len(), replicas);
+            let slots = slots as usize;
             prop_assert!(placed.values().all(|held| held.len() <= slots));
             let all: usize = placed.values().map(BTreeSet::len).sum();
             let distinct: BTreeSet<&String> = placed.values().flatten().collect();
             // Every adapter once before the slots run out; a last copy may find only replicas that have it already.
             prop_assert!(distinct.len() + replicas >= wanted.len().min(replicas * slots));
             prop_assert!(all + replicas * slots.min(1) * 5 >= (replicas * slots).min(wanted.len() * replicas));
-            prop_assert_eq!(placed, put(&wanted, &before, slots));
+            prop_assert_eq!(placed, put(&wanted, &before, slots as u32));
         }
+
+        #[test]
+        fn engines_that_differ_hold_what_they_have_room_for_and_all_adapters_that_fit_somewhere(
+            ranks in prop::collection::vec((1u32..65, any::<bool>()), 0..12),
+            rooms in prop::collection::vec((0u32..5, prop::sample::select(vec![8u32, 16, 64])), 0..6),
+        ) {
+            let names: Vec<String> = (0..ranks.len()).map(|i| format!("a{i:02}")).collect();
+            let wanted: Vec<Wanted<'_>> = names
+                .iter()
+                .zip(&ranks)
+                .map(|(name, (rank, pinned))| Wanted { name, rps: f64::from(*rank), rank: *rank, pinned: *pinned })
+                .collect();
+            let rooms: Vec<AdapterRoom> = rooms.into_iter().map(|(slots, rank)| room(slots, rank)).collect();
+            let holder = |room: &AdapterRoom| Holder { room: *room, ..Holder::default() };
+            let holders = rooms.iter().enumerate().map(|(i, room)| (id(i), holder(room))).collect();
+            let placed = place(&wanted, &holders);
+            for (held, room) in placed.values().zip(&rooms) {
+                prop_assert!(held.len() <= room.slots as usize);
+                let of = |name: &String| wanted.iter().find(|w| w.name == name).unwrap();
+                prop_assert!(held.iter().all(|name| room.fits(of(name).rank)));
+                // A slot is left only where nothing more goes into it.
+                if held.len() < room.slots as usize {
+                    let pins = wanted.iter().filter(|w| w.pinned && room.fits(w.rank));
+                    prop_assert!(pins.clone().all(|w| held.contains(w.name)), "{held:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn replicas_are_as_many_as_the_adapters_that_are_asked_for_need() {
+        let of = |hot: usize, pinned: usize, cold: usize, slots: u32| {
+            let hot = (0..hot).map(|i| adapter(&format!("h{i}"), 8, 0.5, false));
+            let pinned = (0..pinned).map(|i| adapter(&format!("p{i}"), 8, 0.0, true));
+            let cold = (0..cold).map(|i| adapter(&format!("c{i}"), 8, 0.001, false));
+            let all: Vec<Adapter> = hot.chain(pinned).chain(cold).collect();
+            needed(&all, room(slots, 8)).replicas
+        };
+        assert_eq!(of(0, 0, 50, 8), Some(0), "nobody asks for them");
+        assert_eq!((of(8, 0, 50, 8), of(9, 0, 0, 8), of(20, 0, 0, 8)), (Some(1), Some(2), Some(3)));
+        assert_eq!(of(20, 4, 0, 8), Some(5), "every replica holds the four");
+        assert_eq!((of(0, 3, 0, 8), of(0, 9, 0, 8)), (Some(1), Some(1)));
+        assert_eq!(of(1, 8, 0, 8), None, "no number of replicas makes room for it");
+        let too_large = [adapter("a", 9, 1.0, false)];
+        assert_eq!(needed(&too_large, room(8, 8)).replicas, Some(0), "no engine could hold it");
+    }
+
+    #[test]
+    fn plans_are_told_of_rates_that_doubled_or_halved() {
+        let mut snapshot =
+            ClusterSnapshot { adapters: vec![adapter("a", 8, 0.0, false)], ..ClusterSnapshot::default() };
+        let mut rates = Rates::default();
+        let mut told = |rates: &mut Rates, now: f64| {
+            let changed = rates.settle(now);
+            let before = snapshot.clone();
+            rates.apply(&mut snapshot);
+            (changed, snapshot.adapters[0].observed_rps, material_change(&before, &snapshot))
+        };
+        assert_eq!(told(&mut rates, 0.0), (false, None, None));
+        let known =
+            ClusterSnapshot { adapters: vec![adapter("a", 8, 0.0, false)], ..ClusterSnapshot::default() };
+        // One every twenty seconds, for an hour.
+        for i in 0..180 {
+            rates.observe(&[("a".into(), 1)], &known, 20.0 * f64::from(i));
+        }
+        let (changed, rps, why) = told(&mut rates, 3_600.0);
+        assert_eq!((changed, rps), (true, Some(2.0 * HOT_RPS)));
+        assert_eq!(why.as_deref(), Some("default/chat: its adapter a is asked for"));
+        assert_eq!(told(&mut rates, 3_700.0), (false, rps, None), "a little less");
+        let (changed, rps, why) = told(&mut rates, 3_600.0 + 2.1 * HALF_SECONDS);
+        assert_eq!((changed, rps), (true, Some(HOT_RPS / 2.0)));
+        assert_eq!(why.as_deref(), Some("default/chat: its adapter a is hardly asked for any more"));
+        assert_eq!(told(&mut rates, 3_600.0 + 9.0 * HALF_SECONDS).1, Some(0.0));
+        let text = serde_json::to_string(&rates).unwrap();
+        assert_eq!(serde_json::from_str::<Rates>(&text).unwrap(), rates, "survives a restart");
+    }
+
+    #[test]
+    fn an_adapter_goes_only_where_the_engine_has_room_for_its_rank() {
+        let wanted = [
+            Wanted { name: "large", rps: 5.0, rank: 64, pinned: false },
+            Wanted { name: "small", rps: 1.0, rank: 8, pinned: false },
+        ];
+        let rooms = [room(0, 0), room(1, 8), room(1, 64)];
+        let holders =
+            rooms.iter().enumerate().map(|(i, room)| (id(i), Holder { room: *room, ..Holder::default() }));
+        let placed = place(&wanted, &holders.collect());
+        let names = |i: usize| placed[&id(i)].iter().map(String::as_str).collect::<Vec<_>>();
+        assert_eq!((names(0), names(1), names(2)), (vec![], vec!["small"], vec!["large"]));
     }
 }

@@ -126,6 +126,7 @@ mod tests {
                 outdated: false,
                 revision: String::new(),
                 ended: false,
+                adapter_room: None,
                 gated: false,
             }
         };

@@ -484,6 +484,7 @@ mod tests {
             outdated: false,
             revision: String::new(),
             ended: false,
+            adapter_room: None,
             gated: false,
         };
         w.snapshot.replicas = vec![endpoint(0), endpoint(1)];

@@ -110,6 +110,7 @@ pub(crate) fn replica(id: &str, pool: &str, on: &str, phase: ReplicaPhase) -> Re
         outdated: false,
         revision: String::new(),
         ended: false,
+        adapter_room: None,
         gated: false,
     }
 }

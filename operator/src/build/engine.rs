@@ -3,7 +3,7 @@
 use k8s_openapi::api::core::v1::{EnvVar, EnvVarSource, ObjectFieldSelector};
 use plimsoll_crds::presets;
 use plimsoll_fleet::shape::Variant;
-use plimsoll_fleet::{AcceleratorClass, Adapter, Dtype, EngineKind, ModelPool, Role, Shape, Vendor};
+use plimsoll_fleet::{AcceleratorClass, AdapterRoom, Dtype, EngineKind, ModelPool, Role, Shape, Vendor};
 
 use super::group::Seat;
 use super::pod::literal;
@@ -89,11 +89,11 @@ pub fn launch(
     variant: &Variant,
     class: &AcceleratorClass,
     weights: &Weights,
-    adapters: &[&Adapter],
+    room: AdapterRoom,
 ) -> Launch {
     let mut launch = match pool.engine.kind {
-        EngineKind::Vllm => vllm(images, pool, shape, variant, weights, adapters),
-        EngineKind::Sglang => sglang(images, pool, shape, variant, weights, adapters),
+        EngineKind::Vllm => vllm(images, pool, shape, variant, weights, room),
+        EngineKind::Sglang => sglang(images, pool, shape, variant, weights, room),
         EngineKind::Llamacpp => llamacpp(images, pool, shape, variant, class, weights),
         EngineKind::Simulated => simulated(images, pool, shape, variant),
         EngineKind::External => Launch::default(),
@@ -197,18 +197,13 @@ fn compute_type(variant: &Variant) -> &'static str {
     }
 }
 
-/// Largest rank and number of the adapters.
-fn lora(adapters: &[&Adapter]) -> Option<(u32, usize)> {
-    adapters.iter().map(|a| a.rank).max().map(|rank| (rank, adapters.len()))
-}
-
 fn vllm(
     images: &EngineImages,
     pool: &ModelPool,
     shape: &Shape,
     variant: &Variant,
     weights: &Weights,
-    adapters: &[&Adapter],
+    room: AdapterRoom,
 ) -> Launch {
     let mut args = Vec::new();
     args.extend(weights.argument());
@@ -224,12 +219,10 @@ fn vllm(
         flag(&mut args, "--load-format", "runai_streamer");
     }
     let mut env = Vec::new();
-    if let Some((rank, count)) = lora(adapters) {
+    if room.slots > 0 {
         args.push("--enable-lora".to_owned());
-        // vLLM accepts these ranks only.
-        let rank = [8, 16, 32, 64, 128, 256, 320, 512].into_iter().find(|r| *r >= rank).unwrap_or(512);
-        flag(&mut args, "--max-lora-rank", rank);
-        flag(&mut args, "--max-loras", count.clamp(1, 8));
+        flag(&mut args, "--max-lora-rank", room.max_rank);
+        flag(&mut args, "--max-loras", room.slots);
         env.push(literal("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "True"));
     }
     Launch { image: images.vllm.clone(), command: words(["vllm", "serve"]), args, env }
@@ -271,7 +264,7 @@ fn sglang(
     shape: &Shape,
     variant: &Variant,
     weights: &Weights,
-    adapters: &[&Adapter],
+    room: AdapterRoom,
 ) -> Launch {
     let mut args = Vec::new();
     if let Some(path) = weights.argument() {
@@ -285,10 +278,10 @@ fn sglang(
     args.push("--enable-metrics".to_owned());
     // Else usage does not say what of a prompt was cached, and nobody learns.
     args.push("--enable-cache-report".to_owned());
-    if let Some((rank, count)) = lora(adapters) {
+    if room.slots > 0 {
         args.push("--enable-lora".to_owned());
-        flag(&mut args, "--max-lora-rank", rank);
-        flag(&mut args, "--max-loras-per-batch", count.clamp(1, 8));
+        flag(&mut args, "--max-lora-rank", room.max_rank);
+        flag(&mut args, "--max-loras-per-batch", room.slots);
     }
     Launch {
         image: images.sglang.clone(),

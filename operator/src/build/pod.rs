@@ -108,6 +108,7 @@ pub fn pod(
     if !shape.splits().any(|nodes| nodes == seat.size) {
         return Err(Unbuildable::Stages { replica, nodes: seat.size, stages: shape.pipeline_parallel });
     }
+    let room = inputs.validated.adapter_room(&pool.id);
     let record = ReplicaRecord {
         pool: pool.id.clone(),
         shape: shape.clone(),
@@ -120,6 +121,8 @@ pub fn pod(
         architecture: pool.architecture.clone(),
         accelerator: class.clone(),
         max_context_tokens: pool.max_context_tokens,
+        // A simulated engine is not told: it always has the most.
+        adapter_room: (pool.engine.kind != fleet::EngineKind::Simulated).then_some(room),
         group: (seat.size > 1).then(|| GroupRecord {
             replica: assignment.id.clone(),
             size: seat.size,
@@ -128,9 +131,8 @@ pub fn pod(
     };
     let record_text = serde_json::to_string(&record)
         .map_err(|e| Unbuildable::Record { replica: replica.clone(), problem: e.to_string() })?;
-    let adapters: Vec<&fleet::Adapter> = inputs.validated.adapters_of(&pool.id).collect();
     let weights = engine::weights(variant.source.as_deref().or(pool.source.as_deref()));
-    let mut launch = engine::launch(&inputs.config.images, pool, shape, variant, class, &weights, &adapters);
+    let mut launch = engine::launch(&inputs.config.images, pool, shape, variant, class, &weights, room);
     engine::join(&mut launch, pool.engine.kind, seat);
     let claim =
         claim_template(inputs, resource, &pool.id, assignment, seat.size).and_then(|t| t.metadata.name);

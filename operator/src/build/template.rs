@@ -13,6 +13,7 @@ use plimsoll_crds::ModelPool;
 use plimsoll_fleet::{self as fleet, Shape};
 
 use crate::names;
+use crate::observe::Observed;
 
 /// Digest of each input, by its name as people read it.
 pub type Inputs = BTreeMap<&'static str, String>;
@@ -61,6 +62,24 @@ pub fn changed(annotation: &str, inputs: &Inputs) -> Vec<&'static str> {
         .filter(|(name, digest)| had.get(*name).is_some_and(|had| had != digest))
         .map(|(name, _)| *name)
         .collect()
+}
+
+/// What a replica of a pool would be made from otherwise now: inputs that differ, and room for adapters that it lacks. More room than
+/// is wanted costs no restart.
+pub fn outdated(
+    replica: &Observed,
+    resource: &ModelPool,
+    pool: &fleet::ModelPool,
+    wanted: fleet::AdapterRoom,
+) -> Vec<&'static str> {
+    let shape = &replica.status.shape;
+    let mut found = changed(&replica.template, &inputs(resource, pool, shape));
+    // Adapters go to replicas that serve requests whole, and only to engines that load them while they run.
+    let takes_adapters = pool.engine.kind.loads_adapters() && shape.role == fleet::Role::Mixed;
+    if takes_adapters && replica.status.adapter_room.is_some_and(|room| !room.covers(&wanted)) {
+        found.push("adapters");
+    }
+    found
 }
 
 #[cfg(test)]

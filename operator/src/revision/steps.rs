@@ -81,6 +81,9 @@ pub fn steps(look: &Look<'_>) -> Vec<Action> {
 /// Why the rollout of the configuration in force has to stop, if it has to.
 fn failure(look: &Look<'_>, wanted: &str) -> Option<Stopped> {
     let pool = &look.accepted.pool;
+    // What is replaced for its room for adapters alone is of the same configuration: another would change nothing about that.
+    let of_older = |r: &&ReplicaStatus| r.pool == pool.id && r.outdated && r.revision != wanted;
+    look.snapshot.replicas.iter().find(of_older)?;
     let stopped = |reason: &str, cause: String| Stopped { reason: reason.to_owned(), cause, at: look.now };
     if let Some(canary) = look.canary
         && canary.standing == Standing::Regressed

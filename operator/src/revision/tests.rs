@@ -73,6 +73,7 @@ fn replica(id: &str, phase: ReplicaPhase, outdated: bool) -> ReplicaStatus {
         gated: false,
         revision: String::new(),
         ended: false,
+        adapter_room: None,
     }
 }
 

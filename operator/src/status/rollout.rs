@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use plimsoll_crds::ModelPool;
 use plimsoll_fleet::canary::Standing;
 use plimsoll_fleet::rollout::{Rollout, rollout};
-use plimsoll_fleet::{ClusterSnapshot, ModelPool as Pool, PoolPlan};
+use plimsoll_fleet::{AdapterRoom, ClusterSnapshot, ModelPool as Pool, PoolPlan};
 
 use super::pool::Facts;
 use crate::brain::CanaryReport;
@@ -29,7 +29,7 @@ pub(super) const CANARY_HELD: &str = "CanaryHeld";
 pub struct Progress {
     /// Where it stands.
     pub rollout: Rollout,
-    /// What changed: image, args, …
+    /// What changed: image, args, adapters, …
     pub changed: BTreeSet<&'static str>,
 }
 
@@ -109,11 +109,12 @@ pub fn progress(
     plan: Option<&PoolPlan>,
     snapshot: &ClusterSnapshot,
     replicas: &[Observed],
+    room: AdapterRoom,
     now: Timestamp,
 ) -> Option<Progress> {
     let rollout = rollout(pool, snapshot, &plan?.replicas, &|_| true, now)?;
     let changed = observe::of_pool(replicas, &pool.id)
-        .flat_map(|r| template::changed(&r.template, &template::inputs(resource, pool, &r.status.shape)))
+        .flat_map(|r| template::outdated(r, resource, pool, room))
         .collect();
     Some(Progress { rollout, changed })
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use plimsoll_fleet::{ClusterSnapshot, ModelPool, PoolId};
+use plimsoll_fleet::{Adapter, ClusterSnapshot, ModelPool, PoolId};
 
 /// What applying objects does beside what plans show.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -34,6 +34,12 @@ pub fn apply(snapshot: &mut ClusterSnapshot, objects: ClusterSnapshot) -> Applie
     }
     replace(&mut snapshot.accelerators, accelerators, |a, b| a.name == b.name);
     replace(&mut snapshot.budgets, budgets, |a, b| a.name == b.name);
+    let seen = |a: &Adapter| {
+        let old = snapshot.adapters.iter().find(|old| old.served_name == a.served_name);
+        old.and_then(|old| old.observed_rps)
+    };
+    let adapters: Vec<Adapter> =
+        adapters.into_iter().map(|a| Adapter { observed_rps: seen(&a), ..a }).collect();
     replace(&mut snapshot.adapters, adapters, |a, b| (&a.namespace, &a.name) == (&b.namespace, &b.name));
     replace(&mut snapshot.tenants, tenants, |a, b| a.name == b.name);
     applied

@@ -18,6 +18,7 @@ use plimsoll_fleet::plan::{BindingConstraint, RunnerUp, Why};
 use plimsoll_fleet::pool::Disaggregation;
 use plimsoll_fleet::{BudgetUnit, ClusterSnapshot, Dtype, ModelPool, RequestClass, Shape};
 
+use crate::adapters::Needed;
 use crate::plan::candidates::{CandidateSet, Leniency, Rejection};
 use crate::plan::inventory::{Cell, Eligibility};
 use crate::plan::prepare::{Draft, Fate};
@@ -65,6 +66,8 @@ pub(crate) struct Facts<'a> {
     pub(crate) unserved_rps: f64,
     pub(crate) limiting: &'a Limiting,
     pub(crate) binding: Vec<BindingConstraint>,
+    /// What the pool's LoRA adapters ask of its fleet.
+    pub(crate) adapters: Needed,
     pub(crate) notes: Vec<String>,
     /// The budget on whose account variants below the wanted quality may serve.
     pub(crate) lowered: Option<&'a str>,
@@ -251,10 +254,16 @@ pub(crate) fn summarise(facts: &Facts<'_>) -> Why {
                     format!("{} ({node} and {} more are cordoned or tainted)", names.join(" or "), more.len())
                 }
             };
-            if total > 0.0 {
+            if facts.unserved_rps > 0.0 {
                 format!(
                     "no free {}: {:.2} of {total:.2} rps unserved in tier {}",
                     names, facts.unserved_rps, pool.priority
+                )
+            } else if facts.problem.floor > pool.scaling.min_replicas && facts.adapters.hot > 0 {
+                let floor = facts.problem.floor;
+                format!(
+                    "no free {names}: {} replicas short of the {floor} that its LoRA adapters need",
+                    facts.answer.short
                 )
             } else {
                 format!("no free {names}: {} replicas short of spec.scaling.min", facts.answer.short)
@@ -285,7 +294,11 @@ pub(crate) fn summarise(facts: &Facts<'_>) -> Why {
         binding: facts.binding.clone(),
         runner_up,
         would_help,
-        remarks: remarks::apart(facts).into_iter().chain(remarks::spot(facts)).collect(),
+        remarks: remarks::apart(facts)
+            .into_iter()
+            .chain(remarks::adapters(facts))
+            .chain(remarks::spot(facts))
+            .collect(),
         rejected: rejected(facts.all),
     }
 }

@@ -1,10 +1,11 @@
-//! What else there is to know about a pool's part of a plan: spot capacity, variants below the wanted quality, budgets that only
+//! What else there is to know about a pool's part of a plan: spot capacity, LoRA adapters, variants below the wanted quality, budgets that only
 //! alert.
 
 use plimsoll_fleet::plan::BudgetUse;
 use plimsoll_fleet::{OnLimit, Role};
 
 use super::Facts;
+use crate::adapters::Needed;
 use crate::plan::inventory::Eligibility;
 
 /// What interruptions of spot capacity are expected to cost, where it is used or was turned down for them.
@@ -47,6 +48,19 @@ pub(crate) fn spot(facts: &Facts<'_>) -> Vec<String> {
     }
     remarks.dedup();
     remarks
+}
+
+/// That LoRA adapters hold replicas which demand alone would not take.
+pub(crate) fn adapters(facts: &Facts<'_>) -> Option<String> {
+    let Needed { pinned, hot, slots, replicas } = facts.adapters;
+    let (floor, least) = (replicas?, facts.problem.pool.scaling.min_replicas);
+    let binds = floor > least && facts.answer.replicas() <= floor;
+    let everywhere = if pinned > 0 { format!(" besides {pinned} pinned ones") } else { String::new() };
+    binds.then(|| {
+        format!(
+            "at least {floor} replicas, so that {hot} LoRA adapters that are asked for have a slot{everywhere} ({slots} an engine)"
+        )
+    })
 }
 
 /// How loaded prefill and decode replicas are where they are apart: the more loaded ones bind.

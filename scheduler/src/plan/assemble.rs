@@ -279,6 +279,7 @@ fn planned(
         unserved_rps,
         limiting: &limiting,
         binding,
+        adapters: draft.adapters,
         notes,
         lowered: group.lowered.get(&at).map(String::as_str),
     });

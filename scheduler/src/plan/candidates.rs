@@ -411,7 +411,10 @@ pub fn candidates(
     };
     let mut answers: Vec<_> = shapes.iter().map(|o| ask(o, &asked, scv, 1.0)).collect();
     let always = pool.parallelism.disaggregation == Disaggregation::Always;
-    if pool.parallelism.disaggregation != Disaggregation::Never {
+    // Adapters go to replicas that serve requests whole: prefill and decode apart would leave their requests to nobody.
+    let adapts =
+        pool.engine.kind.loads_adapters() && snapshot.adapters.iter().any(|a| a.base_pool == pool.id);
+    if always || (pool.parallelism.disaggregation == Disaggregation::Auto && !adapts) {
         let whole: Vec<_> = shapes.iter().zip(&answers).collect();
         let found = pairs::find(&asking, (&set.classes, &asked), scv, &whole, running);
         match found {

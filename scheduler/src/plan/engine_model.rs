@@ -2,7 +2,7 @@
 
 use plimsoll_engine::{DoesNotFit, EngineConfig, InfeasibleReason, LoadLine, Lora, ReplicaModel};
 use plimsoll_fleet::plan::Prediction;
-use plimsoll_fleet::{Adapter, ModelPool, Percentile, RequestClass, StepCoefficients};
+use plimsoll_fleet::{Adapter, AdapterRoom, ModelPool, Percentile, RequestClass, StepCoefficients};
 
 use super::performance::{Evaluation, Misfit, Miss, Performance, Query};
 
@@ -14,28 +14,22 @@ pub struct EngineModel;
 /// LoRA adapters where the engine is started with them. All requests count as using one: how many do is not known.
 pub fn engine_config(pool: &ModelPool, adapters: &[Adapter]) -> EngineConfig {
     let usual = EngineConfig::of(pool.engine.kind.as_str());
-    let ranks: Vec<u32> = adapters.iter().filter(|a| a.base_pool == pool.id).map(|a| a.rank).collect();
-    let Some(max_rank) = ranks.iter().max().copied().filter(|_| pool.engine.kind.serves_adapters()) else {
+    let own = || adapters.iter().filter(|a| a.base_pool == pool.id);
+    let room = AdapterRoom::wanted(pool.engine.kind, own());
+    if room.slots == 0 {
         return usual;
-    };
+    }
+    let ranks: Vec<u32> = own().map(|a| a.rank).collect();
     let count = ranks.len() as u32;
     let lora = Lora {
-        slots: adapter_slots(ranks.len()) as u32,
-        max_rank,
+        slots: room.slots,
+        max_rank: room.max_rank,
         adapters: count,
         mean_rank: ranks.iter().map(|r| f64::from(*r)).sum::<f64>() / f64::from(count),
         ..Lora::default()
     };
     EngineConfig { lora: Some(lora), ..usual }
 }
-
-/// Adapters that each engine of a pool with so many holds at once.
-pub fn adapter_slots(adapters: usize) -> usize {
-    adapters.clamp(1, MOST_LORA_SLOTS)
-}
-
-/// Most adapters in a batch that engines are started with.
-const MOST_LORA_SLOTS: usize = 8;
 
 fn replica(q: &Query<'_>) -> Result<ReplicaModel, Misfit> {
     ReplicaModel::new(&q.pool.served_architecture(), q.variant, q.accelerator, q.shape, &q.engine)

@@ -43,7 +43,7 @@ use std::collections::BTreeMap;
 use plimsoll_fleet::{ClusterSnapshot, Consumption, DemandEstimate, Plan, PoolId};
 
 pub use config::PlannerConfig;
-pub use engine_model::{EngineModel, adapter_slots, engine_config};
+pub use engine_model::{EngineModel, engine_config};
 pub use performance::ShapeCache;
 
 use crate::place;

@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use plimsoll_fleet::budget::OnLimit;
 use plimsoll_fleet::plan::served_rps;
-use plimsoll_fleet::pool::EngineKind;
+use plimsoll_fleet::pool::{Disaggregation, EngineKind};
 use plimsoll_fleet::rollout::Rollout;
 use plimsoll_fleet::{
-    Budget, BudgetUnit, ClusterSnapshot, Consumption, DemandEstimate, ModelPool, NodeName, Objective, Plan,
-    PoolId, PoolPlan, ReplicaId, ReplicaPhase, RequestClass, Shape,
+    AdapterRoom, Budget, BudgetUnit, ClusterSnapshot, Consumption, DemandEstimate, ModelPool, NodeName,
+    Objective, Plan, PoolId, PoolPlan, ReplicaId, ReplicaPhase, RequestClass, Shape,
 };
 
 use super::candidates::{Candidate, CandidateSet, candidates, prune};
@@ -23,6 +23,7 @@ use super::program::{
 };
 use super::provision;
 use super::{PlanInput, downgrade};
+use crate::adapters::{self, Needed};
 use crate::place::{Live, Placement, Want};
 
 /// What becomes of a pool before anything is solved.
@@ -55,6 +56,8 @@ pub(crate) struct Draft<'a> {
     pub(crate) floor: u32,
     pub(crate) ceiling: u32,
     pub(crate) fate: Fate,
+    /// What its LoRA adapters ask of the fleet.
+    pub(crate) adapters: Needed,
     /// Remarks on bad input that did not stop the pool.
     pub(crate) notes: Vec<String>,
 }
@@ -100,6 +103,7 @@ fn draft<'a>(input: &PlanInput<'a>, pool: &'a ModelPool, model: &dyn Performance
         floor: 0,
         ceiling: scaling.max_replicas,
         fate,
+        adapters: Needed::default(),
         notes,
     };
     if pool.engine.kind == EngineKind::External {
@@ -142,6 +146,11 @@ fn draft<'a>(input: &PlanInput<'a>, pool: &'a ModelPool, model: &dyn Performance
         floor = floor.max(live.iter().filter(|l| !twice(l)).count() as u32);
     }
     let ceiling = scaling.max_replicas;
+    let adapters = adapters_of(input.snapshot, pool);
+    notes.extend(adapter_notes(pool, &adapters));
+    if floor > 0 || total > 1e-9 {
+        floor = floor.max(adapters.replicas.unwrap_or(0));
+    }
     let mut set = all.clone();
     prune(&mut set, pool, &|shape| live.iter().any(|l| &l.shape == shape));
     if floor > 0 && total <= 1e-9 && set.candidates.iter().any(|k| k.pairing.is_some()) {
@@ -163,7 +172,45 @@ fn draft<'a>(input: &PlanInput<'a>, pool: &'a ModelPool, model: &dyn Performance
         live.retain(|l| !outgoing.contains(&l.id));
     }
     let floor = floor.min(ceiling);
-    Draft { pool, demand, all, set, lowered, live, outgoing, floor, ceiling, fate: Fate::Planned, notes }
+    let fate = Fate::Planned;
+    Draft { pool, demand, all, set, lowered, live, outgoing, floor, ceiling, fate, adapters, notes }
+}
+
+/// What a pool's LoRA adapters ask of its fleet, where its engines take any while they run.
+fn adapters_of(snapshot: &ClusterSnapshot, pool: &ModelPool) -> Needed {
+    let own = || snapshot.adapters.iter().filter(|a| a.base_pool == pool.id);
+    if !pool.engine.kind.loads_adapters() {
+        return Needed::default();
+    }
+    adapters::needed(own(), AdapterRoom::wanted(pool.engine.kind, own()))
+}
+
+/// Adapters that have no place, and what to do about it.
+fn adapter_notes(pool: &ModelPool, needed: &Needed) -> Option<String> {
+    let Needed { pinned, hot, slots, replicas } = *needed;
+    if pinned + hot > 0 && pool.parallelism.disaggregation == Disaggregation::Always {
+        return Some(format!(
+            "its {} LoRA adapters cannot be served: they go to replicas that serve requests whole; set spec.parallelism.disaggregation to Auto or Never",
+            pinned + hot
+        ));
+    }
+    if pinned > slots {
+        return Some(format!(
+            "{pinned} of its LoRA adapters are pinned and an engine holds {slots}; unpin {} of them",
+            pinned - slots
+        ));
+    }
+    let most = pool.scaling.max_replicas;
+    match replicas {
+        None => Some(format!(
+            "its {pinned} pinned LoRA adapters leave no slot for {hot} others that are asked for; unpin some"
+        )),
+        Some(replicas) if replicas > most => Some(format!(
+            "{hot} LoRA adapters are asked for and {most} replicas have {} slots for them; raise spec.scaling.max to {replicas}",
+            u64::from(most) * u64::from(slots - pinned)
+        )),
+        Some(_) => None,
+    }
 }
 
 /// Rate that a pool without traffic is planned for where prefill and decode may be apart, requests per second.

@@ -67,6 +67,9 @@ pub async fn pulse(shared: Arc<Shared>, stop: CancellationToken) {
             if let Some(due) = heed_speeds(&mut state) {
                 shared.request_plan(&mut state, due.why, due.urgent);
             }
+            if let Some(due) = heed_adapters(&mut state, now) {
+                shared.request_plan(&mut state, due.why, due.urgent);
+            }
             if let Some(due) = demand_trigger(&state, now).or_else(|| rollout_trigger(&state, now)) {
                 shared.request_plan(&mut state, due.why, due.urgent);
             }
@@ -86,15 +89,19 @@ pub async fn pulse(shared: Arc<Shared>, stop: CancellationToken) {
 }
 
 async fn save_soft(shared: &Arc<Shared>) {
-    let (demand, drain, canaries, cold_starts) = {
+    let soft = {
         let state = shared.state.lock();
-        (state.demand.clone(), state.drain.clone(), state.canaries.clone(), state.cold_starts.clone())
+        persist::Soft {
+            demand: state.demand.clone(),
+            drain: state.drain.clone(),
+            canaries: state.canaries.clone(),
+            cold_starts: state.cold_starts.clone(),
+            adapters: state.adapters.clone(),
+        }
     };
     let store = Arc::clone(&shared.store);
-    if let Some(Err(error)) = blocking("saving demand", move || {
-        persist::save_soft(store.as_ref(), &demand, &drain, &canaries, &cold_starts)
-    })
-    .await
+    if let Some(Err(error)) =
+        blocking("saving demand", move || persist::save_soft(store.as_ref(), &soft)).await
     {
         shared.metrics.store_failures.inc();
         tracing::warn!(%error, "demand was not saved");
@@ -189,6 +196,19 @@ fn heed_speeds(state: &mut State) -> Option<Due> {
     let why = format!("{}: {what}", pool.id);
     state.snapshot = Some(Arc::new(heeded));
     Some(Due { why, urgent: false })
+}
+
+/// Tells plans what adapters are asked for; why that calls for a new one.
+fn heed_adapters(state: &mut State, now: f64) -> Option<Due> {
+    let snapshot = state.snapshot.clone().filter(|_| state.snapshot_is_current)?;
+    if !state.adapters.settle(now) {
+        return None;
+    }
+    let mut heeded = ClusterSnapshot::clone(&snapshot);
+    state.adapters.apply(&mut heeded);
+    let why = crate::adapters::material_change(&snapshot, &heeded);
+    state.snapshot = Some(Arc::new(heeded));
+    why.map(|why| Due { why, urgent: false })
 }
 
 /// Why a rollout calls for a new plan, if it does. Nothing else would: replicas that become ready change no plan.

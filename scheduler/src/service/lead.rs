@@ -110,7 +110,7 @@ fn take_up(
         demand,
         canaries: loaded.canaries,
         speeds: Default::default(),
-        adapters: Default::default(),
+        adapters: loaded.adapters,
         engines: BTreeMap::new(),
         plan: plan.clone(),
         next_serial: loaded.next_serial,

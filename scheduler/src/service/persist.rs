@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use plimsoll_fleet::plan::ScalingRecord;
 use plimsoll_fleet::{ClusterSnapshot, NodeName, Plan, PoolId, RouteTable};
 
+use crate::adapters::Rates;
 use crate::canary::Canaries;
 use crate::clock::{Anchor, Clock, InvalidScale};
 use crate::cold_start::ColdStarts;
@@ -26,6 +27,7 @@ const DRAIN: &str = "drain";
 const DEMAND: &str = "demand";
 const CANARIES: &str = "canaries";
 const COLD_STARTS: &str = "cold-starts";
+const ADAPTERS: &str = "adapters";
 const LEDGER: &str = "ledger";
 const CLOCK: &str = "clock";
 const IDENTITY: &str = "identity";
@@ -66,6 +68,8 @@ pub struct Loaded {
     pub canaries: Canaries,
     /// Cold starts as measured.
     pub cold_starts: ColdStarts,
+    /// Rates of LoRA adapters.
+    pub adapters: Rates,
     /// Scaling records.
     pub records: Records,
 }
@@ -112,6 +116,7 @@ pub fn load(store: &dyn Store, scale: f64, wall_now: Timestamp) -> Result<Loaded
         demand: get_json(store, DEMAND)?,
         canaries: get_json(store, CANARIES)?.unwrap_or_default(),
         cold_starts: get_json(store, COLD_STARTS)?.unwrap_or_default(),
+        adapters: get_json(store, ADAPTERS)?.unwrap_or_default(),
         records,
     })
 }
@@ -150,19 +155,30 @@ pub fn save_routes(
     store.transact(&[], &writes).map(drop)
 }
 
-/// Writes demand, drains, judgements and cold starts, of which a few seconds may be lost.
-pub fn save_soft(
-    store: &dyn Store,
-    demand: &DemandTracker,
-    drain: &DrainState,
-    canaries: &Canaries,
-    cold_starts: &ColdStarts,
-) -> Result<(), StoreError> {
+/// What is learned all the time, of which a few seconds may be lost.
+#[derive(Debug)]
+pub struct Soft {
+    /// Demand.
+    pub demand: DemandTracker,
+    /// Drains under way.
+    pub drain: DrainState,
+    /// Judgements of new engine configurations.
+    pub canaries: Canaries,
+    /// Cold starts as measured.
+    pub cold_starts: ColdStarts,
+    /// Rates of LoRA adapters.
+    pub adapters: Rates,
+}
+
+/// Writes down what is learned all the time.
+pub fn save_soft(store: &dyn Store, soft: &Soft) -> Result<(), StoreError> {
+    let Soft { demand, drain, canaries, cold_starts, adapters } = soft;
     let writes = [
         Write::json(DEMAND, demand)?,
         Write::json(DRAIN, drain)?,
         Write::json(CANARIES, canaries)?,
         Write::json(COLD_STARTS, cold_starts)?,
+        Write::json(ADAPTERS, adapters)?,
     ];
     store.transact(&[], &writes).map(drop)
 }

@@ -65,6 +65,7 @@ impl Plans {
         state.canaries.apply(&mut snapshot);
         state.speeds.follow(&snapshot);
         state.speeds.apply(&mut snapshot);
+        state.adapters.apply(&mut snapshot);
         let why = match (&old, learned) {
             (Some(old), true) => {
                 let mut old = ClusterSnapshot::clone(old);

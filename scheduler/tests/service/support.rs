@@ -140,6 +140,7 @@ pub fn act(
                     outdated: false,
                     revision: String::new(),
                     ended: false,
+                    adapter_room: None,
                     gated: false,
                 }),
             }

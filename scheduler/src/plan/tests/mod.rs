@@ -2,6 +2,7 @@
 
 pub(crate) mod support;
 
+mod adapters;
 mod adopted;
 mod apart;
 mod budgets;

@@ -218,6 +218,7 @@ impl World {
                     outdated: false,
                     revision: String::new(),
                     ended: false,
+                    adapter_room: None,
                     gated: false,
                 });
             }
