@@ -288,6 +288,26 @@ fn a_start_that_fails_for_good_is_taken_back() {
 }
 
 #[test]
+fn what_is_replaced_within_one_revision_takes_none_back() {
+    // Room for an adapter, say: the older replicas are of the same configuration.
+    let (v1, v2) = (image("v1"), image("v2"));
+    let of = |revision: &ModelPool| {
+        let mut older = replica("a", ReplicaPhase::Ready, true);
+        older.revision = digest(revision);
+        vec![older, replica("b", ReplicaPhase::Failed, false)]
+    };
+    let accepted: &[(&str, &str)] = &[(ACCEPTED, "t")];
+    let revisions = || vec![kept(&v1, 1, accepted), kept(&v2, 2, accepted)];
+    let regressed = || {
+        let text = "TPOT fell".to_owned();
+        Some(CanaryReport { revision: digest(&v2), standing: Standing::Regressed, text })
+    };
+    assert_eq!(written(&v2, revisions(), of(&v2), regressed(), 9), []);
+    assert_eq!(written(&v2, revisions(), of(&v2), None, 1000), [], "nor does a start that fails");
+    assert_eq!(patches(&written(&v2, revisions(), of(&v1), regressed(), 9)).len(), 1);
+}
+
+#[test]
 fn the_oldest_revisions_are_forgotten_but_for_those_in_use() {
     let now = image("v20");
     let revisions = (1..=20)

@@ -327,7 +327,9 @@ impl Covering {
         if left.iter().zip(&self.limits).any(|(left, l)| *left < -1e-9 * (1.0 + l.most.abs())) {
             return Relaxed::Infeasible;
         }
+        // Kinds of which there can be none have no part in it: most, where a whole fleet is valued.
         let shares: Vec<(usize, usize, f64)> = (0..kinds)
+            .filter(|k| node.high[*k] > 0)
             .flat_map(|k| (0..classes).map(move |c| (k, c)))
             .map(|(k, c)| (k, c, self.kinds[k].load[c]))
             .filter(|(_, _, load)| load.is_finite())
@@ -362,9 +364,12 @@ impl Covering {
         for (link, c) in (0..links).flat_map(|link| (0..classes).map(move |c| (link, c))) {
             let flows = shares.iter().enumerate().filter(|(_, s)| s.1 == c);
             let terms = flows.filter_map(|(j, s)| Some((j, balance(self.kinds[s.0].part, link)?)));
-            tableau.row(terms, more0 + link * classes + c, 0.0);
+            let mut terms = terms.peekable();
+            if terms.peek().is_some() {
+                tableau.row(terms, more0 + link * classes + c, 0.0);
+            }
         }
-        for k in 0..kinds {
+        for k in (0..kinds).filter(|k| node.high[*k] > 0) {
             let loads = shares.iter().enumerate().filter(|(_, s)| s.0 == k).map(|(j, s)| (j, s.2));
             let replicas = pieces.iter().enumerate().filter(|(_, p)| p.0 == k).map(|(i, _)| (x0 + i, -1.0));
             tableau.row(loads.chain(replicas), slack0 + k, f64::from(node.low[k]));
