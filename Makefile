@@ -11,7 +11,7 @@ ROUTER_FLAGS ?=
 SOAK_REQUESTS ?= 1000000
 MEASUREMENTS ?= engine/tests/data/example_measurements.csv
 
-.PHONY: help up build test test-tools test-engine lint e2e e2e-kube e2e-kind chart differential bench bench-plan bench-router bench-lora fuzz fuzz-plan soak scale validate-model generate drift clean
+.PHONY: help up build test test-tools test-engine lint e2e e2e-kube e2e-kind chart differential bench bench-plan bench-router bench-lora test-highs compare-highs fuzz fuzz-plan soak scale validate-model generate drift clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -69,6 +69,13 @@ bench: ## Print the benchmark tables of docs/benchmarks.md.
 
 bench-plan: ## Print the planner's tables: against other policies, and when forecasts are wrong (docs/benchmarks.md).
 	@$(CARGO) bench --locked -p plimsoll-scheduler --bench habits --bench stress
+
+test-highs: ## Put the planner's programs to HiGHS too, and compare (needs CMake, a C++ compiler and libclang; the first time it builds for minutes).
+	@scripts/require rust cc cmake libclang
+	@$(CARGO) test --release --locked -p plimsoll-scheduler --features highs --lib plan::highs
+
+compare-highs: ## Give the planner's large fleets to HiGHS as one plain program each, for a minute, and print both (docs/benchmarks.md).
+	@scripts/compare-highs
 
 fuzz-plan: ## Plan FUZZ_COUNT random worlds, sound and broken, and check what must hold of every plan.
 	@PLIMSOLL_FUZZ_COUNT=$(FUZZ_COUNT) $(CARGO) test --locked -p plimsoll-scheduler --lib plan::tests::fuzz -- --nocapture

@@ -20,6 +20,8 @@ mod dive;
 mod downgrade;
 mod engine_model;
 pub(crate) mod greedy;
+#[cfg(feature = "highs")]
+pub mod highs;
 pub mod inventory;
 pub mod margin;
 mod master;
@@ -51,7 +53,7 @@ use inventory::Reserved;
 use performance::Performance;
 use prepare::Spent;
 use program::{Answer, Cut, Problem};
-use solver::{BranchAndBound, Solver};
+use solver::Solver;
 
 /// Everything a plan depends on.
 #[derive(Debug, Clone)]
@@ -87,9 +89,13 @@ pub struct PlanOutcome {
     pub next_serial: u64,
 }
 
-/// Plans with the engine model and the default solver.
+/// Plans with the engine model and the default solver; with the feature `highs`, with HiGHS for a second opinion.
 pub fn plan(input: &PlanInput<'_>) -> PlanOutcome {
-    plan_with(input, &EngineModel, &BranchAndBound)
+    #[cfg(feature = "highs")]
+    let solver = highs::SecondOpinion;
+    #[cfg(not(feature = "highs"))]
+    let solver = solver::BranchAndBound;
+    plan_with(input, &EngineModel, &solver)
 }
 
 /// Plans with a given performance model and solver.

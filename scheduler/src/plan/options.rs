@@ -11,8 +11,9 @@ use super::solver::Limits;
 
 /// Nodes of the search for one pool's fleet.
 const POOL_NODES: u64 = 3_000;
-/// The same where some replicas only prefill or decode: programs of more rows, of which each node costs more.
-const POOL_NODES_APART: u64 = 300;
+/// The same where some replicas only prefill or decode. A search that is stopped early proves little, and all pools' gaps add up: fewer nodes
+/// save less time than the rounds that loose bounds then take.
+const POOL_NODES_APART: u64 = 10_000;
 
 /// Replicas by candidate and cell.
 pub(crate) type Counts = BTreeMap<(usize, usize), u32>;

@@ -2,12 +2,15 @@
 //!
 //! The planner writes a [`Program`]; a [`Solver`] answers it. The default backends are pure Rust: [`BranchAndBound`]
 //! (microlp: dual simplex inside branch and bound, stopped by a *node* limit so that the same program always gives
-//! the same answer) and [`InteriorPoint`] (Clarabel through `good_lp`: linear relaxations with shadow prices).
+//! the same answer) and [`InteriorPoint`] (Clarabel through `good_lp`: linear relaxations with shadow prices). With the feature `highs`
+//! there is HiGHS besides.
 
 use std::time::Duration;
 
+use good_lp::constraint::ConstraintReference;
 use good_lp::solvers::clarabel::clarabel;
-use good_lp::{Expression, Solution as _, SolutionWithDual as _, SolverModel as _, variable, variables};
+use good_lp::variable::ProblemVariables;
+use good_lp::{Expression, Solution as _, SolutionWithDual as _, SolverModel, variable, variables};
 use microlp::{ComparisonOp, OptimizationDirection, Problem, SolveOptions, SolveOutcome};
 
 /// Index of a variable within its [`Program`].
@@ -81,6 +84,20 @@ impl Program {
     /// Objective at a point.
     pub fn objective(&self, values: &[f64]) -> f64 {
         self.variables.iter().zip(values).map(|(v, x)| v.cost * x).sum()
+    }
+
+    /// A solver's values with whole numbers whole and the others within their bounds.
+    ///
+    /// # Errors
+    /// [`SolveError::Failed`] if they do not meet the rows then.
+    pub(super) fn tidied(&self, values: impl IntoIterator<Item = f64>) -> Result<Vec<f64>, SolveError> {
+        let tidy = |(v, x): (&Variable, f64)| if v.integer { x.round() } else { x.clamp(v.lower, v.upper) };
+        let values: Vec<f64> = self.variables.iter().zip(values).map(tidy).collect();
+        if self.is_feasible(&values, 1e-5) {
+            Ok(values)
+        } else {
+            Err(SolveError::Failed("its answer does not meet the constraints".to_owned()))
+        }
     }
 
     /// Whether a point meets every bound and row within `tolerance` (relative to the size of the row).
@@ -173,7 +190,7 @@ pub trait Solver: Send + Sync {
 
 /// What a solver library answers, or that it failed: on figures that are too far apart they may panic, which must cost one answer
 /// and not the planner.
-fn contained<T>(solve: impl FnOnce() -> T) -> Result<T, SolveError> {
+pub(super) fn contained<T>(solve: impl FnOnce() -> T) -> Result<T, SolveError> {
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(solve))
         .map_err(|_| SolveError::Failed("it panicked; the program's figures may be too far apart".to_owned()))
 }
@@ -236,18 +253,7 @@ impl Solver for BranchAndBound {
             SolveOutcome::Solution(s) => s,
             SolveOutcome::Interrupted(_) => return Err(SolveError::Limit),
         };
-        let values: Vec<f64> = program
-            .variables
-            .iter()
-            .zip(&vars)
-            .map(|(v, id)| {
-                let x = solution.var_value(*id);
-                if v.integer { x.round() } else { x.clamp(v.lower, v.upper) }
-            })
-            .collect();
-        if !program.is_feasible(&values, 1e-5) {
-            return Err(SolveError::Failed("its answer does not meet the constraints".to_owned()));
-        }
+        let values = program.tidied(vars.iter().map(|id| solution.var_value(*id)))?;
         let objective = program.objective(&values);
         let stats = solution.stats();
         let bound =
@@ -260,6 +266,54 @@ impl Solver for BranchAndBound {
     }
 }
 
+/// A program's variables in `good_lp`'s terms, whole ones as such where asked, with its objective.
+///
+/// # Errors
+/// [`SolveError::Infeasible`] where a variable's bounds contradict each other.
+pub(super) fn columns(
+    program: &Program,
+    integers: bool,
+) -> Result<(ProblemVariables, Vec<good_lp::Variable>, Expression), SolveError> {
+    let mut vars: ProblemVariables = variables!();
+    let mut ids = Vec::with_capacity(program.variables.len());
+    for v in &program.variables {
+        if v.lower > v.upper {
+            return Err(SolveError::Infeasible);
+        }
+        let mut definition = variable().min(v.lower);
+        if v.upper.is_finite() {
+            definition = definition.max(v.upper);
+        }
+        ids.push(vars.add(if integers && v.integer { definition.integer() } else { definition }));
+    }
+    let mut objective = Expression::with_capacity(ids.len());
+    for (v, id) in program.variables.iter().zip(&ids) {
+        objective.add_mul(v.cost, id);
+    }
+    Ok((vars, ids, objective))
+}
+
+/// Adds a program's rows to a model of its variables.
+pub(super) fn rows<M: SolverModel>(
+    program: &Program,
+    ids: &[good_lp::Variable],
+    model: &mut M,
+) -> Vec<ConstraintReference> {
+    let mut references = Vec::with_capacity(program.rows.len());
+    for r in &program.rows {
+        let mut left = Expression::with_capacity(r.terms.len());
+        for (v, a) in &r.terms {
+            left.add_mul(*a, ids[*v]);
+        }
+        references.push(model.add_constraint(match r.comparison {
+            Comparison::AtMost => left.leq(r.rhs),
+            Comparison::AtLeast => left.geq(r.rhs),
+            Comparison::Equal => left.eq(r.rhs),
+        }));
+    }
+    references
+}
+
 /// Clarabel through `good_lp`: linear relaxations with shadow prices.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct InteriorPoint;
@@ -270,35 +324,9 @@ impl InteriorPoint {
     /// # Errors
     /// [`SolveError`] if there is no feasible point or the solver fails.
     pub fn relax(self, program: &Program) -> Result<Relaxed, SolveError> {
-        let mut vars = variables!();
-        let mut ids = Vec::with_capacity(program.variables.len());
-        for v in &program.variables {
-            if v.lower > v.upper {
-                return Err(SolveError::Infeasible);
-            }
-            let mut definition = variable().min(v.lower);
-            if v.upper.is_finite() {
-                definition = definition.max(v.upper);
-            }
-            ids.push(vars.add(definition));
-        }
-        let mut objective = Expression::with_capacity(ids.len());
-        for (v, id) in program.variables.iter().zip(&ids) {
-            objective.add_mul(v.cost, id);
-        }
-        let mut model = vars.minimise(objective).using(clarabel);
-        let mut references = Vec::with_capacity(program.rows.len());
-        for r in &program.rows {
-            let mut left = Expression::with_capacity(r.terms.len());
-            for (v, a) in &r.terms {
-                left.add_mul(*a, ids[*v]);
-            }
-            references.push(model.add_constraint(match r.comparison {
-                Comparison::AtMost => left.leq(r.rhs),
-                Comparison::AtLeast => left.geq(r.rhs),
-                Comparison::Equal => left.eq(r.rhs),
-            }));
-        }
+        let (variables, ids, objective) = columns(program, false)?;
+        let mut model = variables.minimise(objective).using(clarabel);
+        let references = rows(program, &ids, &mut model);
         let mut solution = contained(|| model.solve())?.map_err(|e| match e {
             good_lp::ResolutionError::Infeasible => SolveError::Infeasible,
             other => SolveError::Failed(other.to_string()),

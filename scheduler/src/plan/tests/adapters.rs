@@ -5,21 +5,6 @@ use plimsoll_fleet::*;
 
 use super::support::*;
 
-fn adapter(i: usize, rank: u32, rps: f64, pinned: bool) -> Adapter {
-    Adapter {
-        namespace: "default".to_owned(),
-        name: format!("a{i}"),
-        served_name: format!("a{i}"),
-        base_pool: "p".parse().unwrap(),
-        source: "hf://org/a".to_owned(),
-        rank,
-        size_bytes: None,
-        expected_rps: rps,
-        observed_rps: None,
-        pinned,
-    }
-}
-
 /// A small pool on two kinds of accelerator, and its adapters: so many asked for, so many pinned.
 fn world(hot: usize, pinned: usize) -> World {
     let mut w = World::new(vec![node("a", "l4", 8, "a"), node("b", "h100", 8, "b")]);

@@ -391,23 +391,8 @@ fn room_for_adapters_leaves_out_shapes_that_have_none() {
         p.engine.kind = EngineKind::Vllm;
         p.variants.truncate(1);
         p.max_context_tokens = Some(4096);
-        w.snapshot.adapters = rank
-            .into_iter()
-            .flat_map(|rank| {
-                (0..8).map(move |i| Adapter {
-                    namespace: "default".to_owned(),
-                    name: format!("a{i}"),
-                    served_name: format!("a{i}"),
-                    base_pool: "p".parse().unwrap(),
-                    source: "hf://org/a".to_owned(),
-                    rank,
-                    size_bytes: None,
-                    expected_rps: 0.0,
-                    observed_rps: None,
-                    pinned: false,
-                })
-            })
-            .collect();
+        let adapters = rank.into_iter().flat_map(|rank| (0..8).map(move |i| adapter(i, rank, 0.0, false)));
+        w.snapshot.adapters = adapters.collect();
         w.add(p, demand(vec![class("c0", 0.1, 300.0, 100.0)]));
         w.plan().pools[0].replicas.len()
     };

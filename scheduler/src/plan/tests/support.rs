@@ -89,6 +89,22 @@ pub(crate) fn demand(classes: Vec<RequestClass>) -> DemandEstimate {
     DemandEstimate { classes, observed_rps: None, arrival_scv: 1.0, source: "test".to_owned() }
 }
 
+/// An adapter of pool `p`.
+pub(crate) fn adapter(i: usize, rank: u32, rps: f64, pinned: bool) -> Adapter {
+    Adapter {
+        namespace: "default".to_owned(),
+        name: format!("a{i}"),
+        served_name: format!("a{i}"),
+        base_pool: "p".parse().unwrap(),
+        source: "hf://org/a".to_owned(),
+        rank,
+        size_bytes: None,
+        expected_rps: rps,
+        observed_rps: None,
+        pinned,
+    }
+}
+
 /// A budget of everything with one cap.
 pub(crate) fn capped(name: &str, unit: BudgetUnit, cap: f64) -> Budget {
     let mut budget = Budget { usd_per_hour: None, ..budget(name, 0.0) };
