@@ -1,6 +1,8 @@
 //! Who decides: which replicas there are, and where requests may go.
 
 mod plimsoll;
+pub mod rules;
+mod scaled;
 
 use std::collections::BTreeSet;
 
@@ -10,6 +12,7 @@ use plimsoll_fleet::telemetry::AgentReport;
 use plimsoll_fleet::{ClusterSnapshot, Plan, ReplicaId, RouteTable};
 
 pub use plimsoll::Plimsoll;
+pub use scaled::Rules;
 
 /// What a policy has decided so far.
 #[derive(Debug, Clone, Copy)]
