@@ -12,7 +12,9 @@ use plimsoll_scheduler::plan::PlannerConfig;
 use plimsoll_scheduler::planner::{EnginePlanner, plan_offline};
 use plimsoll_simulator::fleet::policy::Rules;
 use plimsoll_simulator::fleet::policy::rules::{Apa, Hpa, Keda, Kpa, Metric, Rule, Static};
-use plimsoll_simulator::fleet::{Outcome as Played, Plimsoll, Policy, Scenario, Settings, Traffic, simulate};
+use plimsoll_simulator::fleet::{
+    Outcome as Played, Plimsoll, Policy, PoolOutcome, Scenario, Settings, Traffic, simulate,
+};
 use plimsoll_simulator::trace::{self, GeneratorConfig, Profile, ReadOptions, Trace};
 
 use crate::failure::{Failure, Outcome};
@@ -248,10 +250,15 @@ fn sized(scenario: &Scenario) -> Result<BTreeMap<PoolId, Sized>, Failure> {
         plan_offline(&planner, cluster, None, &[], Timestamp::UNIX_EPOCH).map_err(Failure::new)?;
     let mut sized = BTreeMap::new();
     for pool in &plan.pools {
-        let found = size(pool).ok_or_else(|| {
-            Failure::new(format!("no other policy can be played: no shape serves {} in one piece", pool.pool))
-                .hint("play --policy plimsoll alone, or give the pool other nodes or objectives")
-        })?;
+        let Some(found) = size(pool) else {
+            // One that nobody asks for may well be at zero.
+            if scenario.traffic.iter().all(|t| t.pool != pool.pool) {
+                continue;
+            }
+            let what = format!("no other policy can be played: no shape serves {} in one piece", pool.pool);
+            let hint = "play --policy plimsoll alone, or give the pool other nodes or objectives";
+            return Err(Failure::new(what).hint(hint));
+        };
         sized.insert(pool.pool.clone(), found);
     }
     Ok(sized)
@@ -317,11 +324,11 @@ fn table(played: &[Played]) -> Vec<String> {
     for outcome in played {
         for (i, pool) in outcome.pools.iter().filter(|p| p.requests > 0 || p.usd > 0.0).enumerate() {
             lines.push(format!(
-                "{:<20} {:<20} {:>9} {:>9.1} % {:>9.2} {:>6.1} (≤ {:>2}) {:>9} {:>7.0} ms {:>7.0} ms",
+                "{:<20} {:<20} {:>9} {:>11} {:>9.2} {:>6.1} (≤ {:>2}) {:>9} {:>7.0} ms {:>7.0} ms",
                 if i == 0 { outcome.policy.as_str() } else { "" },
                 pool.pool.to_string(),
                 pool.requests,
-                100.0 * pool.attained as f64 / (pool.requests as f64).max(1.0),
+                attainment(pool),
                 pool.usd,
                 pool.mean_replicas,
                 pool.peak_replicas,
@@ -338,6 +345,14 @@ fn table(played: &[Played]) -> Vec<String> {
         ));
     }
     lines
+}
+
+/// Share of requests within their objectives; a dash where nobody asked.
+fn attainment(pool: &PoolOutcome) -> String {
+    match pool.requests {
+        0 => "–".to_owned(),
+        n => format!("{:.1} %", 100.0 * pool.attained as f64 / n as f64),
+    }
 }
 
 #[cfg(test)]
