@@ -298,11 +298,12 @@ impl DemandTracker {
     /// It is the forecast quantile of the peak over the next cold start (see [`Series`]). For `blend_seconds` after the
     /// first request the prior may only raise it: `max(forecast, w·forecast + (1−w)·prior)` with `w` growing from 0 to 1.
     /// Until then the prior alone counts. Where a share of the load is held rather than measured, the margin widens
-    /// by that share. While requests wait for the pool to wake, what has come since the last closed step counts at once:
-    /// they cannot wait until it has been measured.
+    /// by that share. While requests wait for a pool of which less than one a step was expected, what has come since the last
+    /// closed step counts at once: they cannot wait until it has been measured.
     pub fn rate(&self, pool: &ModelPool, now: f64) -> Rate {
         let mut rate = self.measured_rate(pool, now);
-        if self.holding(&pool.id) > 0
+        if rate.rps < 1.0 / self.config.step_seconds
+            && self.holding(&pool.id) > 0
             && let Some(track) = self.pools.get(&pool.id)
         {
             let open = track.series.open_rps(now, &self.config);
