@@ -91,6 +91,7 @@ impl Cluster {
                 gated: false,
                 revision: revision.unwrap_or_default(),
                 ended: false,
+                adapter_room: None,
             },
             wanted_nodes: assignment.nodes.clone(),
             usd_per_hour: price(&assignment.shape, assignment.spot, &self.base),
