@@ -26,13 +26,15 @@ pub mod plan;
 pub mod task;
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use plimsoll_fleet::StepCoefficients;
 
 use fair::Fair;
 use lengths::{CONSERVATIVE, LengthBook, LengthKey, REFINE_EVERY, beyond_all};
 use plan::Job;
+
+use crate::hash::QuickMap;
 
 /// Slack of a request without any objective, ms: it yields to those with one, but not for ever.
 pub const SLACK_WITHOUT_OBJECTIVE_MS: f64 = 30_000.0;
@@ -263,9 +265,9 @@ struct Running {
 #[derive(Debug)]
 pub struct Admission {
     limits: Limits,
-    running: HashMap<u64, Running>,
+    running: QuickMap<u64, Running>,
     queue: BTreeMap<Place, Waiting>,
-    places: HashMap<u64, Place>,
+    places: QuickMap<u64, Place>,
     serial: u64,
     committed_tokens: f64,
     context_tokens: f64,
@@ -292,9 +294,9 @@ impl Admission {
     pub fn new(limits: Limits) -> Self {
         Self {
             limits,
-            running: HashMap::new(),
+            running: QuickMap::default(),
             queue: BTreeMap::new(),
-            places: HashMap::new(),
+            places: QuickMap::default(),
             serial: 0,
             committed_tokens: 0.0,
             context_tokens: 0.0,
