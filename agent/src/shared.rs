@@ -88,11 +88,8 @@ impl Pool {
         if let Some(known) = all.get(class) {
             return known.clone();
         }
-        let labels = RequestLabels {
-            agent: config.name.clone(),
-            pool: self.name.clone(),
-            class: class.to_owned(),
-        };
+        let labels =
+            RequestLabels { agent: config.name.clone(), pool: self.name.clone(), class: class.to_owned() };
         let made = Arc::new(Series::new(&config.metrics, labels));
         all.insert(class.to_owned(), made.clone());
         made

@@ -82,6 +82,8 @@ pub struct SseScanner {
 static USAGE: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"\"usage\":"));
 static FINISH_REASON: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"\"finish_reason\":"));
 static COMPLETED: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"\"response.completed\""));
+static CONTENT: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"\"content\":"));
+static NO_CHOICES: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"\"choices\":[]"));
 static DELTA: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b".delta\""));
 
 enum Keep {
@@ -219,28 +221,39 @@ impl SseScanner {
         let mut drop = false;
         let mut corrected = None;
         // A string cannot hold an unescaped quote, so these bytes are a member's name.
-        let usage =
-            USAGE.find(data).is_some_and(|at| !data[at + 8..].trim_ascii_start().starts_with(b"null"));
-        if usage || self.seen.token_events == 0 {
-            if let Ok(chunk) = serde_json::from_slice::<Chunk>(data) {
-                let choices = chunk.choices.unwrap_or_default();
-                if let Some(mut found) = chunk.usage.or(chunk.response.and_then(|r| r.usage)) {
-                    if let Some(cached) = self.elsewhere {
-                        corrected = with_cached_tokens(data, cached);
-                        found.set_cached_tokens(cached);
-                    }
-                    self.seen.usage = Some(found);
-                    drop = self.strip_usage && chunk.choices.is_some() && !choices.any;
+        let usage = USAGE
+            .find(data)
+            .map(|at| data[at + USAGE.needle().len()..].trim_ascii_start())
+            .filter(|value| !value.starts_with(b"null"));
+        match usage {
+            None if self.seen.token_events > 0 || has_text(data) => self.seen.token_events += 1,
+            // The usual last word: nothing but the counts.
+            Some(value) if self.elsewhere.is_none() && NO_CHOICES.find(data).is_some() => {
+                let mut counts = serde_json::Deserializer::from_slice(value);
+                if let Ok(counts) = Usage::deserialize(&mut counts) {
+                    self.seen.usage = Some(counts);
+                    drop = self.strip_usage;
                 }
-                if choices.token {
+            }
+            _ => {
+                if let Ok(chunk) = serde_json::from_slice::<Chunk>(data) {
+                    let choices = chunk.choices.unwrap_or_default();
+                    if let Some(mut found) = chunk.usage.or(chunk.response.and_then(|r| r.usage)) {
+                        if let Some(cached) = self.elsewhere {
+                            corrected = with_cached_tokens(data, cached);
+                            found.set_cached_tokens(cached);
+                        }
+                        self.seen.usage = Some(found);
+                        drop = self.strip_usage && chunk.choices.is_some() && !choices.any;
+                    }
+                    if choices.token {
+                        self.seen.token_events += 1;
+                    }
+                }
+                if DELTA.find(data).is_some() {
                     self.seen.token_events += 1;
                 }
             }
-            if DELTA.find(data).is_some() {
-                self.seen.token_events += 1;
-            }
-        } else {
-            self.seen.token_events += 1;
         }
         self.seen.finished |= finishes(data);
         if data.starts_with(b"{\"error\":")
@@ -258,6 +271,12 @@ impl SseScanner {
         };
         renamed.or(corrected).map_or(Keep::Same, Keep::Replace)
     }
+}
+
+/// Whether an event certainly has text of an answer.
+fn has_text(data: &[u8]) -> bool {
+    let content = CONTENT.find(data).map(|at| data[at + CONTENT.needle().len()..].trim_ascii_start());
+    content.and_then(|value| value.strip_prefix(b"\"")).is_some_and(|text| !text.starts_with(b"\""))
 }
 
 /// Whether an event has a finish reason, or says that a response is complete.

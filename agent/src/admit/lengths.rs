@@ -116,7 +116,12 @@ pub struct LengthBook {
 
 impl Default for LengthBook {
     fn default() -> Self {
-        Self { pairs: QuickMap::default(), classes: QuickMap::default(), all: Box::new(Lengths::EMPTY), stamp: 0 }
+        Self {
+            pairs: QuickMap::default(),
+            classes: QuickMap::default(),
+            all: Box::new(Lengths::EMPTY),
+            stamp: 0,
+        }
     }
 }
 

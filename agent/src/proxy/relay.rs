@@ -255,8 +255,7 @@ impl Relay {
     /// Ready once nothing has come for too long.
     fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let (heard_at, idle_after) = (self.heard_at, self.idle_after);
-        let idle =
-            self.idle.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(heard_at + idle_after)));
+        let idle = self.idle.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(heard_at + idle_after)));
         loop {
             ready!(idle.as_mut().poll(cx));
             if heard_at.elapsed() >= idle_after {

@@ -333,13 +333,8 @@ async fn count(proxy: &Proxy, routed: &Routed, pool: &Arc<Pool>, by: &Ranked, te
     }
     let body = json!({"model": routed.parsed.model, "prompt": text, "add_special_tokens": false}).to_string();
     let parsed = body::parse(Api::Tokenize, body.as_bytes()).ok()?;
-    let mut asked = Routed {
-        api: Api::Tokenize,
-        body: body.into(),
-        parsed,
-        strip_usage: false,
-        ..routed.clone()
-    };
+    let mut asked =
+        Routed { api: Api::Tokenize, body: body.into(), parsed, strip_usage: false, ..routed.clone() };
     names::rename_request(&mut asked.headers, "count");
     // It makes the engine no work.
     let sizes = Sizes { begun_ms: proxy.shared.clock.now_ms(), prompt_tokens: 1.0, expected_output: 1.0 };
