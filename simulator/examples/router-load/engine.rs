@@ -168,7 +168,8 @@ async fn answer(engine: &Mutex<Engine>, timing: Timing, request: Request<Incomin
         let tokens =
             (prompt.len() / TOKEN_BYTES).saturating_sub(cached * crate::prompt::BLOCK_BYTES / TOKEN_BYTES);
         let work = Duration::from_secs_f64(tokens as f64 * timing.prefill_us_per_token / 1e6);
-        let load = if e.takes_adapter(model, timing.adapter_slots) { timing.adapter_load } else { Duration::ZERO };
+        let load =
+            if e.takes_adapter(model, timing.adapter_slots) { timing.adapter_load } else { Duration::ZERO };
         e.free_at = e.free_at.max(Instant::now()) + work + load;
         (cached, e.free_at)
     };

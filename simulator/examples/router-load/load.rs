@@ -82,7 +82,9 @@ pub async fn run(args: &Args) {
     let groups: Vec<i64> = groups.split(',').filter_map(|g| g.parse().ok()).collect();
     let engines = args.text("engines", "");
     let count = if rate > 0.0 { (rate * seconds).ceil() as usize } else { 4_096 };
-    let Some(made) = prompts(&kind, count, args.number("seed", 1.0) as u64, &args.text("trace", "")) else { usage(&kind) };
+    let Some(made) = prompts(&kind, count, args.number("seed", 1.0) as u64, &args.text("trace", "")) else {
+        usage(&kind)
+    };
     let bodies: Arc<Vec<Bytes>> = Arc::new(
         made.messages
             .iter()

@@ -5,6 +5,8 @@ use rand::distr::weighted::WeightedIndex;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use serde_json::Value;
+
+use crate::usage;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// Bytes of a block of the engines' prefix caches.
@@ -122,7 +124,7 @@ fn sessions(rng: &mut SmallRng, count: usize) -> Vec<Messages> {
 }
 
 fn traced(file: &str) -> String {
-    std::fs::read_to_string(file).unwrap_or_else(|e| panic!("--trace {file}: {e}"))
+    std::fs::read_to_string(file).unwrap_or_else(|e| usage(&format!("--trace {file} ({e})")))
 }
 
 /// Requests of one of Mooncake's traces (JSON lines): blocks of one hash are one text.
@@ -149,7 +151,8 @@ fn azure(file: &str) -> Vec<(f64, usize)> {
     let row = |line: &str| {
         let mut fields = line.split(',');
         let clock = fields.next()?.split(' ').nth(1)?;
-        let seconds = clock.split(':').try_fold(0.0, |sum, part| Some(sum * 60.0 + part.parse::<f64>().ok()?))?;
+        let seconds =
+            clock.split(':').try_fold(0.0, |sum, part| Some(sum * 60.0 + part.parse::<f64>().ok()?))?;
         Some((seconds, fields.next()?.parse().ok().filter(|tokens| *tokens <= LONGEST_TRACED)?))
     };
     traced(file).lines().filter_map(row).collect()
