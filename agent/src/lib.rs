@@ -48,3 +48,4 @@ mod trial;
 pub use agent::{Agent, AgentHandle, StartError};
 pub use config::{AgentConfig, AgentTls, Clients, ProxyLimits};
 pub use metrics::AgentMetrics;
+pub use shared::PoolStats;

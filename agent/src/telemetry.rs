@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use plimsoll_fleet::telemetry::{AgentReport, LogHistogram, ReplicaTraffic, TrafficReport, Work};
-use plimsoll_fleet::{PoolId, ReplicaId};
+use plimsoll_fleet::{PoolId, ReplicaId, SloClass};
 
 /// Figures of one finished request.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -39,6 +39,30 @@ pub struct Missed {
 }
 
 impl Missed {
+    /// What a finished request of `output` answer tokens missed of its class's objectives. One that did not stream showed no
+    /// first token: it is held to what the objectives together allow end to end, TTFT + TPOT × (tokens − 1).
+    pub fn of(
+        class: Option<&SloClass>,
+        ttft_ms: Option<f64>,
+        tpot_ms: Option<f64>,
+        e2e_ms: f64,
+        output: u64,
+    ) -> Self {
+        let Some(class) = class else { return Self::default() };
+        let slo = &class.slo;
+        let allowed = match (ttft_ms, slo.ttft, slo.tpot) {
+            (None, Some(ttft), Some(tpot)) => ttft.ms + tpot.ms * output.saturating_sub(1) as f64,
+            (None, Some(ttft), None) if output <= 1 => ttft.ms,
+            _ => f64::INFINITY,
+        };
+        let streamed = ttft_ms.is_some();
+        Self {
+            ttft: slo.ttft.is_some_and(|o| ttft_ms.is_some_and(|t| t > o.ms)),
+            tpot: slo.tpot.is_some_and(|o| streamed && tpot_ms.is_some_and(|t| t > o.ms)),
+            e2e: e2e_ms > allowed || slo.e2e.is_some_and(|o| e2e_ms > o.ms),
+        }
+    }
+
     /// Whether any.
     pub fn any(self) -> bool {
         self.ttft || self.tpot || self.e2e
@@ -266,7 +290,25 @@ impl Outbox {
 
 #[cfg(test)]
 mod tests {
+    use plimsoll_fleet::{Objective, Percentile, Slo};
+
     use super::*;
+
+    #[test]
+    fn answers_that_do_not_stream_are_held_to_the_sum() {
+        let o = |ms| Some(Objective { percentile: Percentile::P95, ms });
+        let class = SloClass {
+            name: "default".into(),
+            slo: Slo { ttft: o(100.0), tpot: o(10.0), e2e: None },
+            match_headers: Default::default(),
+            expected_share: 1.0,
+        };
+        assert!(!Missed::of(Some(&class), None, None, 190.0, 10).any());
+        assert!(Missed::of(Some(&class), None, None, 191.0, 10).e2e);
+        assert!(!Missed::of(Some(&class), Some(99.0), Some(9.0), 1e6, 10).any());
+        let slow = Missed::of(Some(&class), Some(99.0), Some(11.0), 1.0, 10);
+        assert_eq!(slow, Missed { tpot: true, ..Missed::default() });
+    }
 
     #[test]
     fn counts_are_taken_once_and_holding_stays() {

@@ -24,6 +24,7 @@ pub mod fair;
 pub mod lengths;
 pub mod plan;
 pub mod task;
+mod wish;
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -33,6 +34,7 @@ use plimsoll_fleet::StepCoefficients;
 use fair::Fair;
 use lengths::{CONSERVATIVE, LengthBook, LengthKey, REFINE_EVERY, beyond_all};
 use plan::Job;
+pub use wish::Wish;
 
 use crate::hash::QuickMap;
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use plimsoll_fleet::{ReplicaId, SloClass};
+use plimsoll_fleet::ReplicaId;
 
 use super::handover::Prefilled;
 use crate::local::Permit;
@@ -249,7 +249,7 @@ impl Account {
                     ttft_ms,
                     tpot_ms,
                     e2e_ms,
-                    missed: missed(
+                    missed: Missed::of(
                         self.pool.view.route.slo_classes.iter().find(|c| c.name == self.class),
                         ttft_ms,
                         tpot_ms,
@@ -302,52 +302,5 @@ impl Account {
 impl Drop for Account {
     fn drop(&mut self) {
         self.settle(Outcome::Cancelled, None);
-    }
-}
-
-/// The objectives of its class that a finished request missed. One that did not stream showed no first token: it is held
-/// to what the objectives together allow end to end, TTFT + TPOT × (tokens − 1).
-fn missed(
-    class: Option<&SloClass>,
-    ttft_ms: Option<f64>,
-    tpot_ms: Option<f64>,
-    e2e_ms: f64,
-    output: u64,
-) -> Missed {
-    let Some(class) = class else { return Missed::default() };
-    let slo = &class.slo;
-    let allowed = match (ttft_ms, slo.ttft, slo.tpot) {
-        (None, Some(ttft), Some(tpot)) => ttft.ms + tpot.ms * output.saturating_sub(1) as f64,
-        (None, Some(ttft), None) if output <= 1 => ttft.ms,
-        _ => f64::INFINITY,
-    };
-    let streamed = ttft_ms.is_some();
-    Missed {
-        ttft: slo.ttft.is_some_and(|o| ttft_ms.is_some_and(|t| t > o.ms)),
-        tpot: slo.tpot.is_some_and(|o| streamed && tpot_ms.is_some_and(|t| t > o.ms)),
-        e2e: e2e_ms > allowed || slo.e2e.is_some_and(|o| e2e_ms > o.ms),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use plimsoll_fleet::{Objective, Percentile, Slo};
-
-    use super::*;
-
-    #[test]
-    fn answers_that_do_not_stream_are_held_to_the_sum() {
-        let o = |ms| Some(Objective { percentile: Percentile::P95, ms });
-        let class = SloClass {
-            name: "default".into(),
-            slo: Slo { ttft: o(100.0), tpot: o(10.0), e2e: None },
-            match_headers: Default::default(),
-            expected_share: 1.0,
-        };
-        assert!(!missed(Some(&class), None, None, 190.0, 10).any());
-        assert!(missed(Some(&class), None, None, 191.0, 10).e2e);
-        assert!(!missed(Some(&class), Some(99.0), Some(9.0), 1e6, 10).any());
-        let slow = missed(Some(&class), Some(99.0), Some(11.0), 1.0, 10);
-        assert_eq!(slow, Missed { tpot: true, ..Missed::default() });
     }
 }
