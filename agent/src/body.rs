@@ -6,6 +6,7 @@ use std::borrow::Cow;
 use std::ops::Range;
 
 use bytes::Bytes;
+use memchr::memchr2;
 use serde::de::IgnoredAny;
 use serde_json::Value;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
@@ -32,14 +33,19 @@ pub enum Api {
 impl Api {
     /// The API at a path.
     pub fn from_path(path: &str) -> Option<Self> {
-        Some(match path {
-            "/v1/chat/completions" => Self::Chat,
-            "/v1/completions" => Self::Completions,
-            "/v1/embeddings" => Self::Embeddings,
-            "/v1/responses" => Self::Responses,
-            "/tokenize" => Self::Tokenize,
-            _ => return None,
-        })
+        let all = [Self::Chat, Self::Completions, Self::Embeddings, Self::Responses, Self::Tokenize];
+        all.into_iter().find(|api| api.path() == path)
+    }
+
+    /// Its path.
+    pub fn path(self) -> &'static str {
+        match self {
+            Self::Chat => "/v1/chat/completions",
+            Self::Completions => "/v1/completions",
+            Self::Embeddings => "/v1/embeddings",
+            Self::Responses => "/v1/responses",
+            Self::Tokenize => "/tokenize",
+        }
     }
 
     /// The members that hold the prompt, in the order in which engines lay them out.
@@ -328,14 +334,14 @@ fn skip_value(text: &[u8], mut at: usize) -> usize {
             None => return text.len(),
             Some(b'"') => {
                 at += 1;
-                while let Some(byte) = text.get(at) {
-                    match byte {
-                        b'\\' => at += 2,
-                        b'"' => break,
-                        _ => at += 1,
+                while let Some(n) = text.get(at..).and_then(|rest| memchr2(b'"', b'\\', rest)) {
+                    at += n;
+                    if text[at] == b'"' {
+                        break;
                     }
+                    at += 2;
                 }
-                at += 1;
+                at = if at < text.len() && text[at] == b'"' { at + 1 } else { text.len() };
             }
             Some(b'{' | b'[') => {
                 depth += 1;

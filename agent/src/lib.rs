@@ -25,6 +25,7 @@ pub mod driver;
 mod engines;
 #[cfg(test)]
 mod fuzz;
+mod hash;
 pub mod liveness;
 mod local;
 pub mod metrics;
@@ -36,6 +37,7 @@ mod replica;
 pub mod resume;
 pub mod route;
 pub mod scrape;
+mod series;
 mod session;
 mod shared;
 pub mod spend;

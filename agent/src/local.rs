@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 use crate::adapters::upkeep::Upkeep;
 use crate::admit::{Admission, Ask, Limits, Offer, Refusal, RefusalReason, Verdict};
 use crate::clock::Clock;
+use crate::hash::QuickMap;
 use crate::liveness::Liveness;
 use crate::replica::Replica;
 use crate::route::residency::Held;
@@ -32,7 +33,7 @@ pub(crate) struct LocalEngine {
 #[derive(Debug)]
 struct Gate {
     admission: Admission,
-    waiters: std::collections::HashMap<u64, oneshot::Sender<Result<(), Refusal>>>,
+    waiters: QuickMap<u64, oneshot::Sender<Result<(), Refusal>>>,
 }
 
 impl LocalEngine {
@@ -41,7 +42,7 @@ impl LocalEngine {
         Self {
             gate: Mutex::new(Gate {
                 admission: Admission::new(Limits::from_coefficients(coefficients, max_queue)),
-                waiters: std::collections::HashMap::new(),
+                waiters: QuickMap::default(),
             }),
             liveness: Mutex::new(Liveness::default()),
             metrics: Mutex::new(EngineMetrics::default()),

@@ -12,9 +12,12 @@ use tokio::sync::{Notify, watch};
 use crate::admit::task::TaskBook;
 use crate::clock::Clock;
 use crate::config::AgentConfig;
+use crate::hash::QuickMap;
 use crate::local::LocalEngine;
+use crate::metrics::RequestLabels;
 use crate::replica::Replica;
 use crate::route::{Availability, Memory, PoolView};
+use crate::series::{ChoiceSeries, Series};
 use crate::spend::SpendLedger;
 use crate::telemetry::TrafficBook;
 
@@ -27,12 +30,12 @@ const EXPECTED_OUTPUT: f64 = 200.0;
 #[derive(Debug)]
 pub struct PoolStats {
     bytes_per_token: f64,
-    output: HashMap<String, f64>,
+    output: QuickMap<String, f64>,
 }
 
 impl Default for PoolStats {
     fn default() -> Self {
-        Self { bytes_per_token: BYTES_PER_TOKEN, output: HashMap::new() }
+        Self { bytes_per_token: BYTES_PER_TOKEN, output: QuickMap::default() }
     }
 }
 
@@ -65,6 +68,8 @@ impl PoolStats {
 pub(crate) struct PoolMemory {
     pub(crate) router: Mutex<Memory>,
     pub(crate) stats: Mutex<PoolStats>,
+    /// By class.
+    series: Mutex<QuickMap<String, Arc<Series>>>,
 }
 
 impl PoolMemory {
@@ -77,10 +82,27 @@ impl PoolMemory {
 /// A pool in the current table.
 #[derive(Debug)]
 pub(crate) struct Pool {
+    /// Its name, `namespace/name`.
+    pub(crate) name: String,
     pub(crate) view: Arc<PoolView>,
     /// In the order of the view's endpoints.
     pub(crate) replicas: Vec<Arc<Replica>>,
     pub(crate) memory: Arc<PoolMemory>,
+}
+
+impl Pool {
+    /// The series of one of its classes.
+    pub(crate) fn series(&self, config: &AgentConfig, class: &str) -> Arc<Series> {
+        let mut all = self.memory.series.lock();
+        if let Some(known) = all.get(class) {
+            return known.clone();
+        }
+        let labels =
+            RequestLabels { agent: config.name.clone(), pool: self.name.clone(), class: class.to_owned() };
+        let made = Arc::new(Series::new(&config.metrics, labels));
+        all.insert(class.to_owned(), made.clone());
+        made
+    }
 }
 
 /// An engine of this node.
@@ -98,8 +120,8 @@ pub(crate) struct LocalReplica {
 pub(crate) struct Table {
     pub(crate) routes: RouteTable,
     pub(crate) epoch: String,
-    pub(crate) by_name: HashMap<String, Arc<Pool>>,
-    tenant_weights: HashMap<String, f64>,
+    pub(crate) by_name: QuickMap<String, Arc<Pool>>,
+    tenant_weights: QuickMap<String, f64>,
 }
 
 /// State of a running agent.
@@ -122,6 +144,7 @@ pub(crate) struct Shared {
     pub(crate) stopping: AtomicBool,
     pub(crate) retries: Mutex<RetryBudget>,
     pub(crate) tasks: Mutex<TaskBook>,
+    pub(crate) choices: ChoiceSeries,
     serial: AtomicU64,
     memories: Mutex<HashMap<PoolId, Arc<PoolMemory>>>,
     replicas: Mutex<HashMap<ReplicaId, Arc<Replica>>>,
@@ -168,6 +191,7 @@ impl Shared {
             stopping: AtomicBool::new(false),
             retries: Mutex::new(RetryBudget { tokens: RetryBudget::MOST }),
             tasks: Mutex::default(),
+            choices: ChoiceSeries::default(),
             serial: AtomicU64::new(1),
             memories: Mutex::default(),
             replicas: Mutex::default(),
@@ -191,7 +215,7 @@ impl Shared {
         let mut replicas = self.replicas.lock();
         // What the first table lists may have served all along, while this agent started.
         let first_table = self.table.load().epoch.is_empty() && self.table.load().routes.version == 0;
-        let mut by_name: HashMap<String, Arc<Pool>> = HashMap::new();
+        let mut by_name: QuickMap<String, Arc<Pool>> = QuickMap::default();
         let mut locals: HashMap<ReplicaId, LocalReplica> = HashMap::new();
         for route in &routes.pools {
             let view = Arc::new(PoolView::new(route.clone(), routes.version));
@@ -203,6 +227,7 @@ impl Shared {
                             self.incarnation ^ self.serial.load(Ordering::Relaxed),
                         )),
                         stats: Mutex::default(),
+                        series: Mutex::default(),
                     })
                 })
                 .clone();
@@ -243,7 +268,7 @@ impl Shared {
                     replica
                 })
                 .collect();
-            let pool = Arc::new(Pool { view, replicas: of_pool, memory });
+            let pool = Arc::new(Pool { name: route.pool.to_string(), view, replicas: of_pool, memory });
             if let Some(other) = by_name.get(&route.served_name) {
                 tracing::warn!(
                     model = %route.served_name, kept = %other.view.route.pool, ignored = %route.pool,

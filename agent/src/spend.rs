@@ -50,6 +50,11 @@ impl SpendLedger {
         }
     }
 
+    /// Whether nothing is limited here.
+    pub fn is_empty(&self) -> bool {
+        self.leases.is_empty()
+    }
+
     /// Whether a lease is known for a budget, expired or not.
     pub fn knows(&self, budget: &str) -> bool {
         self.leases.contains_key(budget)

@@ -1,5 +1,7 @@
 //! Server-sent events from engines: forwarded event by event without copying, read on the way.
 
+mod chunk;
+
 use std::sync::LazyLock;
 
 use bytes::{Bytes, BytesMut};
@@ -7,6 +9,7 @@ use memchr::memchr;
 use memchr::memmem::{Finder, find};
 use serde::Deserialize;
 
+use self::chunk::Chunk;
 use crate::body::{members, with_members};
 
 /// The longest event that is read; the rest of a longer one passes unread.
@@ -75,47 +78,13 @@ pub struct SseScanner {
     seen: Seen,
 }
 
-/// The part of a chunk that says whether it carries tokens.
-#[derive(Deserialize)]
-struct Chunk {
-    #[serde(default)]
-    choices: Option<Vec<ChunkChoice>>,
-    #[serde(default)]
-    usage: Option<Usage>,
-    #[serde(default)]
-    response: Option<ChunkResponse>,
-}
-
-#[derive(Deserialize)]
-struct ChunkResponse {
-    #[serde(default)]
-    usage: Option<Usage>,
-}
-
-#[derive(Deserialize)]
-struct ChunkChoice {
-    #[serde(default)]
-    delta: Option<serde_json::Map<String, serde_json::Value>>,
-    #[serde(default)]
-    text: Option<String>,
-}
-
-impl ChunkChoice {
-    fn has_token(&self) -> bool {
-        let delta = self.delta.iter().flatten().any(|(key, value)| match value {
-            serde_json::Value::Null => false,
-            serde_json::Value::String(text) => key != "role" && !text.is_empty(),
-            serde_json::Value::Array(items) => !items.is_empty(),
-            _ => true,
-        });
-        delta || self.text.as_ref().is_some_and(|t| !t.is_empty())
-    }
-}
-
 // Every event of every stream is searched for these.
 static USAGE: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"\"usage\":"));
 static FINISH_REASON: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"\"finish_reason\":"));
 static COMPLETED: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"\"response.completed\""));
+static CONTENT: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"\"content\":"));
+static NO_CHOICES: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"\"choices\":[]"));
+static DELTA: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b".delta\""));
 
 enum Keep {
     Same,
@@ -222,9 +191,10 @@ impl SseScanner {
     fn event(&mut self, event: &[u8]) -> Keep {
         let mut keep = Keep::Same;
         let mut from = 0;
-        for line in event.split_inclusive(|b| *b == b'\n') {
+        while from < event.len() {
             let start = from;
-            from += line.len();
+            from = memchr(b'\n', &event[start..]).map_or(event.len(), |n| start + n + 1);
+            let line = &event[start..from];
             let Some(data) = line.strip_prefix(b"data:") else { continue };
             match self.data(data.trim_ascii()) {
                 Keep::Same => {}
@@ -251,36 +221,41 @@ impl SseScanner {
         let mut drop = false;
         let mut corrected = None;
         // A string cannot hold an unescaped quote, so these bytes are a member's name.
-        let usage =
-            USAGE.find(data).is_some_and(|at| !data[at + 8..].trim_ascii_start().starts_with(b"null"));
-        if usage || self.seen.token_events == 0 {
-            if let Ok(chunk) = serde_json::from_slice::<Chunk>(data) {
-                let empty = chunk.choices.as_ref().is_some_and(Vec::is_empty);
-                if let Some(mut found) = chunk.usage.or(chunk.response.and_then(|r| r.usage)) {
-                    if let Some(cached) = self.elsewhere {
-                        corrected = with_cached_tokens(data, cached);
-                        found.set_cached_tokens(cached);
-                    }
-                    self.seen.usage = Some(found);
-                    drop = self.strip_usage && empty;
+        let usage = USAGE
+            .find(data)
+            .map(|at| data[at + USAGE.needle().len()..].trim_ascii_start())
+            .filter(|value| !value.starts_with(b"null"));
+        match usage {
+            None if self.seen.token_events > 0 || has_text(data) => self.seen.token_events += 1,
+            // The usual last word: nothing but the counts.
+            Some(value) if self.elsewhere.is_none() && NO_CHOICES.find(data).is_some() => {
+                let mut counts = serde_json::Deserializer::from_slice(value);
+                if let Ok(counts) = Usage::deserialize(&mut counts) {
+                    self.seen.usage = Some(counts);
+                    drop = self.strip_usage;
                 }
-                if chunk.choices.iter().flatten().any(ChunkChoice::has_token) {
+            }
+            _ => {
+                if let Ok(chunk) = serde_json::from_slice::<Chunk>(data) {
+                    let choices = chunk.choices.unwrap_or_default();
+                    if let Some(mut found) = chunk.usage.or(chunk.response.and_then(|r| r.usage)) {
+                        if let Some(cached) = self.elsewhere {
+                            corrected = with_cached_tokens(data, cached);
+                            found.set_cached_tokens(cached);
+                        }
+                        self.seen.usage = Some(found);
+                        drop = self.strip_usage && chunk.choices.is_some() && !choices.any;
+                    }
+                    if choices.token {
+                        self.seen.token_events += 1;
+                    }
+                }
+                if DELTA.find(data).is_some() {
                     self.seen.token_events += 1;
                 }
             }
-            if find(data, b".delta\"").is_some() {
-                self.seen.token_events += 1;
-            }
-        } else {
-            self.seen.token_events += 1;
         }
-        let reason = FINISH_REASON.find_iter(data).any(|at| {
-            let value = &data[at + FINISH_REASON.needle().len()..];
-            value.starts_with(b"\"") || value.starts_with(b" \"")
-        });
-        if reason || COMPLETED.find(data).is_some() {
-            self.seen.finished = true;
-        }
+        self.seen.finished |= finishes(data);
         if data.starts_with(b"{\"error\":")
             || data.starts_with(b"{\"error\" :")
             || data.starts_with(b"{\"object\":\"error\"")
@@ -296,6 +271,27 @@ impl SseScanner {
         };
         renamed.or(corrected).map_or(Keep::Same, Keep::Replace)
     }
+}
+
+/// Whether an event certainly has text of an answer.
+fn has_text(data: &[u8]) -> bool {
+    let content = CONTENT.find(data).map(|at| data[at + CONTENT.needle().len()..].trim_ascii_start());
+    content.and_then(|value| value.strip_prefix(b"\"")).is_some_and(|text| !text.starts_with(b"\""))
+}
+
+/// Whether an event has a finish reason, or says that a response is complete.
+fn finishes(data: &[u8]) -> bool {
+    let mut rest = data;
+    let mut reasons = false;
+    while let Some(at) = FINISH_REASON.find(rest) {
+        rest = &rest[at + FINISH_REASON.needle().len()..];
+        if rest.starts_with(b"\"") || rest.starts_with(b" \"") {
+            return true;
+        }
+        reasons = true;
+    }
+    // What has reasons is no event of a response.
+    !reasons && COMPLETED.find(data).is_some()
 }
 
 /// An answer, or a part of one, whose usage says that so many prompt tokens were cached (`None`: it says nothing of it). The text

@@ -5,7 +5,7 @@
 //! counter of those who wait, so that nobody saves service up. Where the paper always serves the least counter, here all
 //! within [`WINDOW_TOKENS`] of it may be served, so that slack can decide among them.
 
-use std::collections::HashMap;
+use crate::hash::QuickMap;
 
 /// How far a tenant may run ahead of the one furthest behind, weighted tokens.
 pub const WINDOW_TOKENS: f64 = 32_768.0;
@@ -24,7 +24,7 @@ struct Tenant {
 /// Counters of tenants.
 #[derive(Debug, Clone, Default)]
 pub struct Fair {
-    tenants: HashMap<u64, Tenant>,
+    tenants: QuickMap<u64, Tenant>,
 }
 
 /// What a request counts, tokens.

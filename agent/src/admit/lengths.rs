@@ -5,7 +5,7 @@
 //! those of what the same tenant asked of the same class before, which needs neither a tokenizer nor a model. That, and
 //! conditioning on `length > produced` every [`REFINE_EVERY`] tokens, are inferences of ours: the code predicts once.
 
-use std::collections::HashMap;
+use crate::hash::QuickMap;
 
 /// The quantile that deadlines are judged by.
 pub const CONSERVATIVE: f64 = 0.95;
@@ -15,6 +15,8 @@ pub const REFINE_EVERY: f64 = 50.0;
 /// Buckets are so many times as wide as the ones before.
 const RATIO: f64 = 1.15;
 const BUCKETS: usize = 100;
+/// Buckets whose sum is kept, so that a quantile need not add all of them up.
+const GROUP: usize = 10;
 /// Answers after which the weight of older ones is halved.
 const MEMORY: f32 = 2_000.0;
 /// Fewer answers than this say nothing about a 0.95 quantile.
@@ -35,6 +37,7 @@ pub struct LengthKey {
 #[derive(Debug, Clone)]
 struct Lengths {
     counts: [f32; BUCKETS],
+    groups: [f32; BUCKETS / GROUP],
     total: f32,
     stamp: u64,
 }
@@ -48,14 +51,16 @@ fn upper(bucket: usize) -> f64 {
 }
 
 impl Lengths {
-    const EMPTY: Self = Self { counts: [0.0; BUCKETS], total: 0.0, stamp: 0 };
+    const EMPTY: Self = Self { counts: [0.0; BUCKETS], groups: [0.0; BUCKETS / GROUP], total: 0.0, stamp: 0 };
 
     fn learn(&mut self, tokens: f64, stamp: u64) {
-        self.counts[bucket(tokens)] += 1.0;
+        let at = bucket(tokens);
+        self.counts[at] += 1.0;
+        self.groups[at / GROUP] += 1.0;
         self.total += 1.0;
         self.stamp = stamp;
         if self.total >= MEMORY {
-            self.counts.iter_mut().for_each(|c| *c /= 2.0);
+            self.counts.iter_mut().chain(&mut self.groups).for_each(|c| *c /= 2.0);
             self.total /= 2.0;
         }
     }
@@ -69,20 +74,32 @@ impl Lengths {
         // Of the bucket that `beyond` lies in, the part above it.
         let lower = if first == 0 { 0.0 } else { upper(first - 1) };
         let part = ((upper(first) - beyond.max(lower)) / (upper(first) - lower)).clamp(0.0, 1.0);
-        let weight = |i: usize| {
-            let count = f64::from(self.counts[i]);
-            if i == first { count * part } else { count }
-        };
-        let tail: f64 = (first..BUCKETS).map(weight).sum();
+        let at_first = f64::from(self.counts[first]) * part;
+        let sum = |counts: &[f32]| f64::from(counts.iter().sum::<f32>());
+        let next_group = (first / GROUP + 1) * GROUP;
+        let tail =
+            at_first + sum(&self.counts[first + 1..next_group]) + sum(&self.groups[next_group / GROUP..]);
         if tail <= 1e-3 * f64::from(self.total) {
             return None;
         }
-        let mut below = 0.0;
-        for i in first..BUCKETS {
-            below += weight(i);
-            if below >= q * tail {
+        let wanted = q * tail;
+        let mut below = at_first;
+        if below >= wanted {
+            return Some(upper(first).max(beyond + 1.0));
+        }
+        let mut i = first + 1;
+        while i < BUCKETS {
+            let group = f64::from(self.groups[i / GROUP]);
+            if i.is_multiple_of(GROUP) && below + group < wanted {
+                below += group;
+                i += GROUP;
+                continue;
+            }
+            below += f64::from(self.counts[i]);
+            if below >= wanted {
                 return Some(upper(i).max(beyond + 1.0));
             }
+            i += 1;
         }
         None
     }
@@ -91,19 +108,24 @@ impl Lengths {
 /// Lengths of answers by tenant and class; what is too rare is answered for by the class, then by all together.
 #[derive(Debug, Clone)]
 pub struct LengthBook {
-    pairs: HashMap<LengthKey, Box<Lengths>>,
-    classes: HashMap<u64, Box<Lengths>>,
+    pairs: QuickMap<LengthKey, Box<Lengths>>,
+    classes: QuickMap<u64, Box<Lengths>>,
     all: Box<Lengths>,
     stamp: u64,
 }
 
 impl Default for LengthBook {
     fn default() -> Self {
-        Self { pairs: HashMap::new(), classes: HashMap::new(), all: Box::new(Lengths::EMPTY), stamp: 0 }
+        Self {
+            pairs: QuickMap::default(),
+            classes: QuickMap::default(),
+            all: Box::new(Lengths::EMPTY),
+            stamp: 0,
+        }
     }
 }
 
-fn entry<K: Copy + Eq + std::hash::Hash>(map: &mut HashMap<K, Box<Lengths>>, key: K) -> &mut Lengths {
+fn entry<K: Copy + Eq + std::hash::Hash>(map: &mut QuickMap<K, Box<Lengths>>, key: K) -> &mut Lengths {
     if map.len() >= MOST_KEYS && !map.contains_key(&key) {
         let oldest = map.iter().min_by_key(|(_, l)| l.stamp).map(|(k, _)| *k);
         if let Some(oldest) = oldest {

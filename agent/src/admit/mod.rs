@@ -27,7 +27,7 @@ pub mod task;
 mod wish;
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use plimsoll_fleet::StepCoefficients;
 
@@ -35,6 +35,8 @@ use fair::Fair;
 use lengths::{CONSERVATIVE, LengthBook, LengthKey, REFINE_EVERY, beyond_all};
 use plan::Job;
 pub use wish::Wish;
+
+use crate::hash::QuickMap;
 
 /// Slack of a request without any objective, ms: it yields to those with one, but not for ever.
 pub const SLACK_WITHOUT_OBJECTIVE_MS: f64 = 30_000.0;
@@ -265,9 +267,9 @@ struct Running {
 #[derive(Debug)]
 pub struct Admission {
     limits: Limits,
-    running: HashMap<u64, Running>,
+    running: QuickMap<u64, Running>,
     queue: BTreeMap<Place, Waiting>,
-    places: HashMap<u64, Place>,
+    places: QuickMap<u64, Place>,
     serial: u64,
     committed_tokens: f64,
     context_tokens: f64,
@@ -294,9 +296,9 @@ impl Admission {
     pub fn new(limits: Limits) -> Self {
         Self {
             limits,
-            running: HashMap::new(),
+            running: QuickMap::default(),
             queue: BTreeMap::new(),
-            places: HashMap::new(),
+            places: QuickMap::default(),
             serial: 0,
             committed_tokens: 0.0,
             context_tokens: 0.0,

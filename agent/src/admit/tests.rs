@@ -1,4 +1,6 @@
 use super::*;
+use std::collections::HashMap;
+
 use proptest::prelude::*;
 
 fn limits(max_running: u32, max_queue: usize) -> Limits {

@@ -8,7 +8,7 @@ use plimsoll_fleet::ReplicaId;
 use super::{Dice, fuzz};
 use crate::admit::RefusalReason;
 use crate::proxy::headers::{
-    self as names, forward_request, forward_response, positive, rename_request, text,
+    self as names, keep_for_client, keep_for_engine, positive, rename_request, text,
 };
 use crate::proxy::hop::Hop;
 use crate::replica::Replica;
@@ -77,9 +77,10 @@ fn check(input: &[u8], _: &mut Dice) {
         }
     }
     assert_eq!(names::tenant(&headers) == 0, names::first_text(&headers, &names::TENANTS).is_none());
-    let _ = text(&headers, names::REFUSED.as_str()).and_then(RefusalReason::from_text);
+    let _ = text(&headers, names::REFUSED).and_then(RefusalReason::from_text);
 
-    let there = forward_request(&headers);
+    let mut there = headers.clone();
+    keep_for_engine(&mut there);
     for gone in [
         header::HOST,
         header::COOKIE,
@@ -91,7 +92,8 @@ fn check(input: &[u8], _: &mut Dice) {
     ] {
         assert!(!there.contains_key(&gone), "{gone} went on");
     }
-    let back = forward_response(&headers);
+    let mut back = headers.clone();
+    keep_for_client(&mut back);
     assert!(!back.contains_key(names::LOAD) && !back.contains_key(header::TRANSFER_ENCODING));
     for list in headers.get_all(header::CONNECTION).iter().filter_map(|v| v.to_str().ok()) {
         for name in list.split(',').filter_map(|n| HeaderName::try_from(n.trim()).ok()) {
@@ -103,11 +105,11 @@ fn check(input: &[u8], _: &mut Dice) {
     }
     let mut renamed = headers.clone();
     rename_request(&mut renamed, "r1");
-    if let Some(id) = text(&headers, "x-request-id") {
-        assert_eq!(text(&renamed, "x-request-id"), Some(format!("{id}-r1").as_str()));
+    if let Some(id) = text(&headers, names::REQUEST_ID) {
+        assert_eq!(text(&renamed, names::REQUEST_ID), Some(format!("{id}-r1").as_str()));
     }
 
-    if let Some(hop) = text(&headers, names::HOP.as_str()).and_then(Hop::parse) {
+    if let Some(hop) = text(&headers, names::HOP).and_then(Hop::parse) {
         for figure in [
             Some(hop.prompt_tokens),
             Some(hop.cached_tokens),
@@ -123,7 +125,7 @@ fn check(input: &[u8], _: &mut Dice) {
         assert_eq!(Hop::parse(&once.to_text()).unwrap(), once);
         assert!(HeaderValue::from_str(&hop.to_text()).is_ok());
     }
-    if let (Some(load), Ok(id)) = (text(&headers, names::LOAD.as_str()), ReplicaId::new("r")) {
+    if let (Some(load), Ok(id)) = (text(&headers, names::LOAD), ReplicaId::new("r")) {
         let replica = Arc::new(Replica::new(id, None));
         replica.take_hint(load, 1.0);
         let load = replica.load(2.0);

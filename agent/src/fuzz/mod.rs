@@ -63,10 +63,15 @@ pub(crate) fn fuzz(target: &str, words: &[&str], check: impl Fn(&[u8], &mut Dice
 
 /// An input in parts, cut wherever the dice say, often byte by byte.
 pub(crate) fn parts(input: &[u8], dice: &mut Dice) -> Vec<bytes::Bytes> {
+    first_parts(input, usize::MAX, dice)
+}
+
+/// The first of its parts, at most so many.
+pub(crate) fn first_parts(input: &[u8], most: usize, dice: &mut Dice) -> Vec<bytes::Bytes> {
     let longest = dice.of(&[1, 3, 17, 200, input.len().max(1)]);
     let mut rest = bytes::Bytes::copy_from_slice(input);
     let mut out = Vec::new();
-    while !rest.is_empty() {
+    while !rest.is_empty() && out.len() < most {
         let length = 1 + dice.below(longest.min(rest.len()));
         out.push(rest.split_to(length));
     }

@@ -13,7 +13,7 @@ use prost::Message;
 
 use super::conversation::Conversation;
 use crate::config::AgentConfig;
-use crate::fuzz::{Dice, fuzz, parts};
+use crate::fuzz::{Dice, first_parts, fuzz, parts};
 use crate::proxy::handler::Proxy;
 
 const WORDS: [&str; 10] = [
@@ -30,6 +30,8 @@ const WORDS: [&str; 10] = [
 ];
 const TABLE: &str = include_str!("../../corpus/routes/one-pool.json");
 const LONGEST_PART: usize = 62_000;
+/// Messages that one body is sent in at most.
+const MOST_PARTS: usize = 40;
 
 fn header(key: &str, value: &[u8], dice: &mut Dice) -> HeaderValue {
     let (key, raw) = (key.to_owned(), dice.one_in(2));
@@ -86,9 +88,10 @@ fn metadata(dice: &mut Dice) -> Option<Metadata> {
 /// A request's messages as Envoy sends them, or in another order.
 fn messages(input: &[u8], dice: &mut Dice) -> Vec<ProcessingRequest> {
     let body = |dice: &mut Dice| {
-        let mut all: Vec<HttpBody> =
-            parts(input, dice).into_iter().map(|body| HttpBody { body, end_of_stream: false }).collect();
-        all.truncate(40);
+        let mut all: Vec<HttpBody> = first_parts(input, MOST_PARTS, dice)
+            .into_iter()
+            .map(|body| HttpBody { body, end_of_stream: false })
+            .collect();
         match all.last_mut() {
             Some(last) => last.end_of_stream = !dice.one_in(5),
             None => all.push(HttpBody { body: Bytes::new(), end_of_stream: true }),

@@ -170,7 +170,7 @@ impl Proxy {
                     ),
                 });
             }
-            self.count_reason(&shared.config.metrics.choices, first.reason.as_str());
+            self.count_choice(first.reason);
             let sizes = account.sizes();
             let replica = pool.replicas[first.endpoint].clone();
             let flight = match first.prefill {

@@ -6,7 +6,6 @@ use plimsoll_fleet::ReplicaId;
 
 use super::handover::Prefilled;
 use crate::local::Permit;
-use crate::metrics::{OutcomeLabels, RequestLabels};
 use crate::replica::Flight;
 use crate::shared::{Pool, Shared};
 use crate::spend::Reservation;
@@ -71,6 +70,23 @@ pub(crate) enum Outcome {
     /// The engine found fault with the request.
     Invalid,
     Cancelled,
+}
+
+impl Outcome {
+    /// All of them, in order.
+    pub(crate) const ALL: [Self; 5] =
+        [Self::Finished, Self::Refused, Self::Failed, Self::Invalid, Self::Cancelled];
+
+    /// For metrics.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Finished => "ok",
+            Self::Refused => "refused",
+            Self::Failed => "failed",
+            Self::Invalid => "invalid",
+            Self::Cancelled => "cancelled",
+        }
+    }
 }
 
 /// One request's account. Dropped unsettled, it counts as cancelled: the client has gone.
@@ -171,14 +187,6 @@ impl Account {
         }
     }
 
-    fn labels(&self) -> RequestLabels {
-        RequestLabels {
-            agent: self.shared.config.name.clone(),
-            pool: self.pool.view.route.pool.to_string(),
-            class: self.class.clone(),
-        }
-    }
-
     /// Takes note of what a stream has shown; returns how many token events are new.
     pub(crate) fn saw(&mut self, seen: &Seen) -> u64 {
         let new = seen.token_events - self.token_events;
@@ -214,23 +222,8 @@ impl Account {
             _ => (input + output) as f64,
         };
         self.shared.spend.lock().settle(std::mem::take(&mut self.reservation), used);
-        let text = match outcome {
-            Outcome::Finished => "ok",
-            Outcome::Refused => "refused",
-            Outcome::Failed => "failed",
-            Outcome::Invalid => "invalid",
-            Outcome::Cancelled => "cancelled",
-        };
-        let metrics = &self.shared.config.metrics;
-        metrics
-            .requests
-            .get_or_create(&OutcomeLabels {
-                agent: self.shared.config.name.clone(),
-                pool: pool.to_string(),
-                class: self.class.clone(),
-                outcome: text,
-            })
-            .inc();
+        let series = self.pool.series(&self.shared.config, &self.class);
+        series.outcome(outcome).inc();
         match outcome {
             _ if !self.counted => {}
             Outcome::Finished if self.unseen => {}
@@ -289,18 +282,18 @@ impl Account {
                         usage.completion_tokens,
                     );
                 }
-                let labels = self.labels();
                 if let Some(ttft) = ttft_ms {
-                    metrics.ttft_seconds.get_or_create(&labels).observe(ttft / 1000.0);
+                    series.ttft_seconds().observe(ttft / 1000.0);
                 }
-                metrics.e2e_seconds.get_or_create(&labels).observe(e2e_ms / 1000.0);
-                metrics.prompt_tokens.get_or_create(&labels).inc_by(finished.input_tokens);
-                metrics.cached_tokens.get_or_create(&labels).inc_by(finished.cached_tokens);
-                metrics.output_tokens.get_or_create(&labels).inc_by(finished.output_tokens);
+                let of_finished = series.finished();
+                of_finished.e2e_seconds.observe(e2e_ms / 1000.0);
+                of_finished.prompt_tokens.inc_by(finished.input_tokens);
+                of_finished.cached_tokens.inc_by(finished.cached_tokens);
+                of_finished.output_tokens.inc_by(finished.output_tokens);
             }
         }
         tracing::debug!(
-            pool = %pool, class = %self.class, outcome = text, input, output,
+            pool = %pool, class = %self.class, outcome = outcome.as_str(), input, output,
             e2e_ms = now - self.begun_ms, "request over"
         );
     }

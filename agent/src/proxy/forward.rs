@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
 use http_body_util::{Either, Full, Limited};
 use hyper::body::{Body, Incoming};
@@ -49,7 +50,6 @@ const AGENT_GONE: Duration = Duration::from_secs(2);
 #[derive(Debug, Clone)]
 pub(super) struct Routed {
     pub(super) api: Api,
-    pub(super) path: String,
     pub(super) headers: HeaderMap,
     pub(super) body: Bytes,
     pub(super) parsed: Parsed,
@@ -79,6 +79,11 @@ impl Routed {
         let served = &self.parsed.model;
         let engine = self.engine_model(endpoint);
         (engine != served).then_some((engine, served.as_str()))
+    }
+
+    /// For logs.
+    pub(super) fn request_id(&self) -> &str {
+        text(&self.headers, names::REQUEST_ID).unwrap_or("?")
     }
 
     /// The name that an engine knows the model by.
@@ -173,7 +178,7 @@ impl Proxy {
         let Errand { mut hop, body, prefilled } = errand;
         let out = || Either::Left(Full::new(body.clone()));
         let mut headers = routed.headers.clone();
-        let (path, api) = (routed.path.as_str(), routed.api);
+        let api = routed.api;
         let reached = |missed| self.reached(replica, missed);
         match &replica.local {
             Some(engine) => {
@@ -191,7 +196,7 @@ impl Proxy {
                     .map_err(Missed::Refused)?;
                 engine.held.lock().note(&hop.marks);
                 let place = Place::Here(permit);
-                self.send(Whom::Engine, &endpoint.engine_address, path, headers, out(), place, replica, api)
+                self.send(Whom::Engine, &endpoint.engine_address, headers, out(), place, replica, api)
                     .await
                     .map_err(reached)
             }
@@ -210,7 +215,7 @@ impl Proxy {
                     let mut hop_headers = headers.clone();
                     self.hop_headers(&mut hop_headers, &hop, routed.deadline_ms)?;
                     let missed = match self
-                        .send(Whom::Agent, agent, path, hop_headers, out(), place(), replica, api)
+                        .send(Whom::Agent, agent, hop_headers, out(), place(), replica, api)
                         .await
                     {
                         Ok(reply) => {
@@ -231,7 +236,7 @@ impl Proxy {
                         _ => return Err(reached(missed)),
                     };
                     if shared.config.limits.ask_engines_directly {
-                        tracing::warn!(replica = %replica.id, agent, how, "the agent is gone, its engine is asked directly");
+                        tracing::warn!(request_id = routed.request_id(), replica = %replica.id, agent, how, "the agent is gone, its engine is asked directly");
                         self.count_reason(&shared.config.metrics.bypasses, how);
                     }
                     replica.agent_lost(shared.clock.now_ms() + shared.clock.model_ms(AGENT_GONE));
@@ -246,7 +251,7 @@ impl Proxy {
                         retry_after_ms: shared.clock.model_ms(AGENT_GONE),
                     }));
                 }
-                self.send(Whom::Engine, &endpoint.engine_address, path, headers, out(), place(), replica, api)
+                self.send(Whom::Engine, &endpoint.engine_address, headers, out(), place(), replica, api)
                     .await
                     .map_err(reached)
             }
@@ -336,7 +341,6 @@ impl Proxy {
         &self,
         whom: Whom,
         address: &str,
-        path: &str,
         headers: HeaderMap,
         body: super::upstream::OutBody,
         place: Place,
@@ -346,11 +350,11 @@ impl Proxy {
         let shared = &self.shared;
         let response = self
             .upstream
-            .send(whom, address, path, Method::POST, headers, body)
+            .send(whom, address, PathAndQuery::from_static(api.path()), Method::POST, headers, body)
             .await
             .map_err(Missed::Unreached)?;
         let (head, mut body) = response.into_parts();
-        if let Some(load) = head.headers.get(names::LOAD).and_then(|v| v.to_str().ok()) {
+        if let Some(load) = names::find(&head.headers, names::LOAD).and_then(|v| v.to_str().ok()) {
             replica.take_hint(load, shared.clock.now_ms());
         }
         let refused = text(&head.headers, names::REFUSED).and_then(RefusalReason::from_text);
@@ -368,16 +372,14 @@ impl Proxy {
                 retry_after_ms: shared.clock.model_ms(Duration::from_secs_f64(after.min(3600.0))),
             }));
         }
-        if head.headers.contains_key(names::BEGUN) {
+        if names::find(&head.headers, names::BEGUN).is_some() {
             return Err(Missed::Begun(format!("replica {} broke off its answer", replica.id)));
         }
         if matches!(head.status.as_u16(), 502..=504) {
             replica.failed(shared.clock.now_ms());
             return Err(Missed::Failed(format!("{address} answered {}", head.status)));
         }
-        let streams = head
-            .headers
-            .get(header::CONTENT_TYPE)
+        let streams = names::find(&head.headers, header::CONTENT_TYPE)
             .is_some_and(|v| v.as_bytes().starts_with(b"text/event-stream"));
         let content = if streams && head.status.is_success() {
             let first = self
@@ -426,7 +428,8 @@ impl Proxy {
     ) -> Answer {
         tracing::Span::current().record("replica", endpoint.replica.as_str());
         account.served_by(&endpoint.replica);
-        let mut headers = names::forward_response(&reply.head.headers);
+        let mut headers = reply.head.headers;
+        names::keep_for_client(&mut headers);
         if let Some(prefill) = reply.place.prefilled_by() {
             account.prefilled_by(prefill.clone());
             if let Ok(value) = HeaderValue::from_str(prefill.replica.as_str()) {
@@ -486,8 +489,7 @@ impl Proxy {
     /// A request that another agent routed here: admit it to its engine or refuse it; never forward it elsewhere.
     pub(super) async fn hop(
         &self,
-        parts: &http::request::Parts,
-        path: &str,
+        mut parts: http::request::Parts,
         api: Api,
         body: Incoming,
         hop: Hop,
@@ -522,7 +524,8 @@ impl Proxy {
             }
         };
         let news = local.engine.held.lock().exchange(hop.seen, &hop.marks);
-        let mut headers = names::forward_request(&parts.headers);
+        names::keep_for_engine(&mut parts.headers);
+        let mut headers = parts.headers;
         headers.remove(names::DEADLINE_MS);
         if let Some(length) = body.size_hint().exact() {
             headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
@@ -530,10 +533,11 @@ impl Proxy {
         let out = Either::Right(Limited::new(body, shared.config.limits.max_body_bytes + 4096));
         let address = &local.endpoint.engine_address;
         let place = Place::Here(permit);
-        let sent = self.send(Whom::Engine, address, path, headers, out, place, &local.replica, api).await;
+        let sent = self.send(Whom::Engine, address, headers, out, place, &local.replica, api).await;
         match sent.map_err(|missed| self.reached(&local.replica, missed)) {
             Ok(reply) => {
-                let mut headers = names::forward_response(&reply.head.headers);
+                let mut headers = reply.head.headers;
+                names::keep_for_client(&mut headers);
                 if hop.seen != Some(news.upto)
                     && let Ok(value) = HeaderValue::from_str(&news.to_text())
                 {

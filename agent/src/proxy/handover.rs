@@ -212,7 +212,7 @@ impl Proxy {
         if side == "prefill" && result.is_err() {
             tries.spoiled.push(partner.endpoint);
             let replica = &pool.view.route.endpoints[partner.endpoint].replica;
-            tracing::info!(%replica, decode = %decode.replica, "no prefill there, somebody else is asked");
+            tracing::info!(request_id = routed.request_id(), %replica, decode = %decode.replica, "no prefill there, somebody else is asked");
         }
         result
     }

@@ -1,6 +1,9 @@
 //! Header names, and which headers pass.
 
-use http::header::{self, AsHeaderName, HeaderMap, HeaderName};
+use std::borrow::Borrow;
+
+use http::HeaderValue;
+use http::header::{self, HeaderMap, HeaderName};
 use plimsoll_fleet::PoolRoute;
 
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -48,9 +51,20 @@ pub(crate) static TENANTS: [HeaderName; 3] = [
     HeaderName::from_static("x-gateway-inference-fairness-id"),
 ];
 
+/// So few headers are sooner looked through than a name is hashed.
+const FEW: usize = 24;
+
+/// A header, if it is there.
+pub(crate) fn find(headers: &HeaderMap, name: impl Borrow<HeaderName>) -> Option<&HeaderValue> {
+    if headers.len() > FEW {
+        return headers.get(name.borrow());
+    }
+    headers.iter().find(|(n, _)| *n == name.borrow()).map(|(_, value)| value)
+}
+
 /// Text of a header, if it is there and is text.
-pub(crate) fn text(headers: &HeaderMap, name: impl AsHeaderName) -> Option<&str> {
-    headers.get(name).and_then(|v| v.to_str().ok()).map(str::trim)
+pub(crate) fn text(headers: &HeaderMap, name: impl Borrow<HeaderName>) -> Option<&str> {
+    find(headers, name).and_then(|v| v.to_str().ok()).map(str::trim)
 }
 
 /// The first of several names that is there.
@@ -87,13 +101,11 @@ fn hop_by_hop(name: &HeaderName) -> bool {
         || name == "proxy-connection"
 }
 
-/// The client's headers that go on to an engine: not those of the connection, not credentials (they are Plimsoll's to
-/// check, not the engine's to see), not an encoding that would hide the stream.
-pub(crate) fn forward_request(from: &HeaderMap) -> HeaderMap {
-    let named = connection_names(from);
-    let mut out = HeaderMap::with_capacity(from.len() + 8);
-    for (name, value) in from {
-        let skip = hop_by_hop(name)
+/// Of a client's headers, keeps those that go on to an engine: not those of the connection, not credentials (they are Plimsoll's
+/// to check, not the engine's to see), not an encoding that would hide the stream.
+pub(crate) fn keep_for_engine(headers: &mut HeaderMap) {
+    remove_all(headers, |name| {
+        hop_by_hop(name)
             || matches!(
                 *name,
                 header::HOST
@@ -106,30 +118,31 @@ pub(crate) fn forward_request(from: &HeaderMap) -> HeaderMap {
             )
             || *name == HOP
             || *name == HOP_KEY
-            || named.iter().any(|n| n == name.as_str());
-        if !skip {
-            out.append(name.clone(), value.clone());
-        }
-    }
-    out
+    });
 }
 
-/// The engine's headers that go back to the client.
-pub(crate) fn forward_response(from: &HeaderMap) -> HeaderMap {
-    let named = connection_names(from);
-    let mut out = HeaderMap::with_capacity(from.len() + 4);
-    for (name, value) in from {
-        let skip = hop_by_hop(name)
+/// Of an engine's headers, keeps those that go back to the client.
+pub(crate) fn keep_for_client(headers: &mut HeaderMap) {
+    remove_all(headers, |name| {
+        hop_by_hop(name)
             || *name == header::CONTENT_LENGTH
             || *name == LOAD
             || *name == HELD
             || *name == REFUSED
-            || named.iter().any(|n| n == name.as_str());
-        if !skip {
-            out.append(name.clone(), value.clone());
+    });
+}
+
+/// Removes headers, and those that `connection` says belong to it.
+fn remove_all(headers: &mut HeaderMap, is_gone: impl Fn(&HeaderName) -> bool) {
+    let gone: Vec<HeaderName> = headers.keys().filter(|name| is_gone(name)).cloned().collect();
+    if gone.contains(&header::CONNECTION) {
+        for name in connection_names(headers) {
+            headers.remove(name);
         }
     }
-    out
+    for name in gone {
+        headers.remove(name);
+    }
 }
 
 /// Gives a request that is sent once more a name of its own: engines confuse two of one name.

@@ -1,6 +1,5 @@
 //! Connections that nobody uses at the moment, by whom and where they lead.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,17 +7,18 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::upstream::Whom;
+use crate::hash::QuickMap;
 
 /// Unused connections, the one used last on top. Those at the bottom close for want of use.
 #[derive(Debug)]
 pub(super) struct Idle<T> {
-    kept: Mutex<HashMap<Whom, ByAddress<T>>>,
+    kept: Mutex<QuickMap<Whom, ByAddress<T>>>,
     keep: Duration,
     most: usize,
 }
 
 type Stack<T> = Vec<(Instant, T)>;
-type ByAddress<T> = HashMap<Arc<str>, Stack<T>>;
+type ByAddress<T> = QuickMap<Arc<str>, Stack<T>>;
 
 impl<T> Idle<T> {
     /// Keeps at most `most` for one address, each for so long.
@@ -94,6 +94,6 @@ mod tests {
         assert_eq!(idle.take(Whom::Agent, "a:1", at(6)), None, "too old, though not swept");
         assert_eq!(idle.take(Whom::Engine, "c:1", at(6)), None);
         idle.sweep(at(9));
-        assert!(idle.kept.lock().values().all(HashMap::is_empty));
+        assert!(idle.kept.lock().values().all(QuickMap::is_empty));
     }
 }

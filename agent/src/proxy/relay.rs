@@ -78,8 +78,10 @@ pub(crate) struct Relay {
     upstream: Option<InBody>,
     first: Option<Bytes>,
     scanner: SseScanner,
-    idle: Pin<Box<Sleep>>,
+    /// Set when first there is nothing to read, and only looked after when it rings.
+    idle: Option<Pin<Box<Sleep>>>,
     idle_after: Duration,
+    heard_at: Instant,
     /// The client's account; `None` on a hop, which the other agent counts.
     account: Option<Account>,
     /// Token events that streams showed which this one continues.
@@ -121,8 +123,9 @@ impl Relay {
             upstream: Some(upstream),
             first: Some(first),
             scanner,
-            idle: Box::pin(tokio::time::sleep(idle_after)),
+            idle: None,
             idle_after,
+            heard_at: Instant::now(),
             account,
             earlier_events: 0,
             token_events: 0,
@@ -176,7 +179,9 @@ impl Relay {
     /// Tells the client what happened as a last event, and ends.
     fn fail(&mut self, rest: Bytes, fault: Fault) -> Bytes {
         let what = &fault.what;
-        tracing::warn!(replica = %self.replica, what, "stream broke off");
+        // On a hop the agent that asked logs the rest.
+        let request_id = self.resumption.as_ref().map(|r| r.request_id());
+        tracing::warn!(request_id, replica = %self.replica, what, "stream broke off");
         self.end(Outcome::Failed);
         let mut out = terminated(rest);
         match fault.event {
@@ -229,7 +234,7 @@ impl Relay {
         self.upstream = Some(leg.rest);
         self.first = Some(leg.first);
         self.place = Some(leg.place);
-        self.idle.as_mut().reset(Instant::now() + self.idle_after);
+        self.heard_at = Instant::now();
     }
 
     /// Usage should say what the one who computed the prompt says of it, which may come as late as this.
@@ -245,6 +250,19 @@ impl Relay {
         let passed = resumption.transcript.pass(events);
         let fault = passed.broke.map(|b| Fault { what: format!("failed ({})", b.message), event: b.event });
         (passed.out, fault)
+    }
+
+    /// Ready once nothing has come for too long.
+    fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let (heard_at, idle_after) = (self.heard_at, self.idle_after);
+        let idle = self.idle.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(heard_at + idle_after)));
+        loop {
+            ready!(idle.as_mut().poll(cx));
+            if heard_at.elapsed() >= idle_after {
+                return Poll::Ready(());
+            }
+            idle.as_mut().reset(heard_at + idle_after);
+        }
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
@@ -285,7 +303,7 @@ impl Relay {
                         Poll::Ready(Some(Err(e))) => Some(Err((Cut::Connection, chain(&e)))),
                         Poll::Ready(None) => None,
                         Poll::Pending => {
-                            ready!(self.idle.as_mut().poll(cx));
+                            ready!(self.poll_idle(cx));
                             Some(Err((Cut::Engine, format!("nothing for {:?}", self.idle_after))))
                         }
                     }
@@ -293,7 +311,7 @@ impl Relay {
             };
             let out = match next {
                 Some(Ok(data)) => {
-                    self.idle.as_mut().reset(Instant::now() + self.idle_after);
+                    self.heard_at = Instant::now();
                     self.heed_prefill();
                     let out = self.scanner.push(data);
                     let (out, fault) = self.pass(out);

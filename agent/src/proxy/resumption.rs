@@ -17,7 +17,7 @@ use super::account::{Account, Place, Sizes};
 use super::forward::{Content, Missed, Routed};
 use super::handler::Proxy;
 use super::handover::Tries;
-use super::headers::{self as names, text};
+use super::headers as names;
 use super::routing::{MOST_FAILURES, request};
 use super::upstream::InBody;
 use crate::body::{self, Api};
@@ -107,8 +107,8 @@ impl Resumption {
         Self { proxy, routed, transcript, replica, through_agent, resumed: 0, span }
     }
 
-    fn request_id(&self) -> &str {
-        text(&self.routed.headers, names::REQUEST_ID).unwrap_or("?")
+    pub(super) fn request_id(&self) -> &str {
+        self.routed.request_id()
     }
 
     pub(super) fn replica(&self) -> &ReplicaId {
@@ -333,14 +333,8 @@ async fn count(proxy: &Proxy, routed: &Routed, pool: &Arc<Pool>, by: &Ranked, te
     }
     let body = json!({"model": routed.parsed.model, "prompt": text, "add_special_tokens": false}).to_string();
     let parsed = body::parse(Api::Tokenize, body.as_bytes()).ok()?;
-    let mut asked = Routed {
-        api: Api::Tokenize,
-        path: "/tokenize".into(),
-        body: body.into(),
-        parsed,
-        strip_usage: false,
-        ..routed.clone()
-    };
+    let mut asked =
+        Routed { api: Api::Tokenize, body: body.into(), parsed, strip_usage: false, ..routed.clone() };
     names::rename_request(&mut asked.headers, "count");
     // It makes the engine no work.
     let sizes = Sizes { begun_ms: proxy.shared.clock.now_ms(), prompt_tokens: 1.0, expected_output: 1.0 };

@@ -16,7 +16,7 @@ use super::handover::Tries;
 use super::headers::{self as names, positive, text};
 use crate::admit::{Refusal, RefusalReason};
 use crate::body::{self, Api, Parsed};
-use crate::metrics::{AgentLabels, ReasonLabels, RequestLabels, ResumeLabels};
+use crate::metrics::{ReasonLabels, RequestLabels, ResumeLabels};
 use crate::openai::ApiError;
 use crate::route::{self, Excluded};
 use crate::shared::{Pool, Shared};
@@ -34,8 +34,7 @@ impl Proxy {
     /// A request from a client: route it.
     pub(super) async fn client(
         &self,
-        parts: &http::request::Parts,
-        path: &str,
+        mut parts: http::request::Parts,
         api: Api,
         raw: Bytes,
         request_id: &HeaderValue,
@@ -58,12 +57,6 @@ impl Proxy {
             parsed.prefix.iter_mut().for_each(|block| *block = xxh3_64_with_seed(&block.to_le_bytes(), seed));
         }
         let Opened { mut account, ttft_objective_ms } = self.open(&parts.headers, api, &parsed, &pool)?;
-        let mut headers = names::forward_request(&parts.headers);
-        headers.insert(names::REQUEST_ID, request_id.clone());
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        if let Ok(value) = HeaderValue::from_str(&account.class) {
-            headers.insert(names::SLO_CLASS, value);
-        }
         let route = &pool.view.route;
         let class = slo_class(route, &parts.headers);
         let tpot_objective_ms = positive(&parts.headers, &names::TPOT_OBJECTIVES)
@@ -80,9 +73,15 @@ impl Proxy {
             account.task = Some(task);
             (deadline_ms, stage_by_ms, priority) = (call.deadline_ms, call.finish_by_ms, call.priority);
         }
+        names::keep_for_engine(&mut parts.headers);
+        let mut headers = parts.headers;
+        headers.insert(names::REQUEST_ID, request_id.clone());
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if let Ok(value) = HeaderValue::from_str(&account.class) {
+            headers.insert(names::SLO_CLASS, value);
+        }
         let routed = Routed {
             api,
-            path: path.to_owned(),
             headers,
             strip_usage: parsed.stream && api.is_generation() && !parsed.include_usage,
             deadline_ms,
@@ -145,15 +144,16 @@ impl Proxy {
         headers: &HeaderMap,
         worst_output: f64,
     ) -> Result<(), ApiError> {
-        let pool = &account.pool.view.route.pool;
-        let pool_text = pool.to_string();
-        let mut budgets = vec![pool_text.as_str(), pool.namespace()];
+        let mut ledger = self.shared.spend.lock();
+        if ledger.is_empty() {
+            return Ok(());
+        }
+        let pool = account.pool.clone();
+        let mut budgets = vec![pool.name.as_str(), pool.view.route.pool.namespace()];
         budgets.extend(names::first_text(headers, &names::TENANTS));
         budgets.dedup();
         let now = jiff::Timestamp::now().as_millisecond();
-        let reserved =
-            self.shared.spend.lock().reserve(&budgets, account.prompt_estimate + worst_output, now);
-        match reserved {
+        match ledger.reserve(&budgets, account.prompt_estimate + worst_output, now) {
             Ok(reservation) => {
                 account.reservation = reservation;
                 Ok(())
@@ -228,7 +228,7 @@ impl Proxy {
                         memory.remember(&pool.view, &request, partner.endpoint);
                     }
                 }
-                self.count_reason(&shared.config.metrics.choices, ranked.reason.as_str());
+                self.count_choice(ranked.reason);
                 match self.attempt(&routed, account.sizes(), &pool, ranked, &mut tries).await {
                     // What a dying engine says, but also one whom the request itself upsets: one more is asked.
                     Ok(reply)
@@ -269,7 +269,7 @@ impl Proxy {
                     }
                     // The client has nothing of it yet: it is asked for again, unless asking has effects of its own.
                     Err(Missed::Begun(what)) if routed.api != Api::Responses && !routed.too_late(shared) => {
-                        tracing::warn!(replica = %pool.view.route.endpoints[ranked.endpoint].replica, %what, "answer lost");
+                        tracing::warn!(request_id = routed.request_id(), replica = %pool.view.route.endpoints[ranked.endpoint].replica, %what, "answer lost");
                         self.count_resumed("asked_again");
                         failure = Some(what);
                         failures += 1;
@@ -287,7 +287,7 @@ impl Proxy {
                         failures += 1;
                     }
                     Err(Missed::Failed(what)) => {
-                        tracing::warn!(replica = %pool.view.route.endpoints[ranked.endpoint].replica, %what, "attempt failed");
+                        tracing::warn!(request_id = routed.request_id(), replica = %pool.view.route.endpoints[ranked.endpoint].replica, %what, "attempt failed");
                         failure = Some(what);
                         failures += 1;
                     }
@@ -356,9 +356,16 @@ impl Proxy {
             }
         }
         drop(memory);
-        let label = AgentLabels { agent: shared.config.name.clone() };
-        shared.config.metrics.choice_seconds.get_or_create(&label).observe(began.elapsed().as_secs_f64());
+        let config = &shared.config;
+        let seconds = shared.choices.seconds(&config.metrics, &config.name);
+        seconds.observe(began.elapsed().as_secs_f64());
         choice
+    }
+
+    /// Counts why a replica was chosen.
+    pub(crate) fn count_choice(&self, reason: route::Reason) {
+        let config = &self.shared.config;
+        self.shared.choices.reason(&config.metrics, &config.name, reason).inc();
     }
 
     /// Counts what became of an answer that broke off.
@@ -527,7 +534,10 @@ fn slo_class<'a>(route: &'a PoolRoute, headers: &HeaderMap) -> Option<&'a SloCla
         .or_else(|| {
             classes.iter().find(|c| {
                 !c.match_headers.is_empty()
-                    && c.match_headers.iter().all(|(name, value)| text(headers, name) == Some(value.as_str()))
+                    && c.match_headers.iter().all(|(name, value)| {
+                        let said = headers.get(name.as_str()).and_then(|v| v.to_str().ok());
+                        said.map(str::trim) == Some(value.as_str())
+                    })
             })
         })
         .or_else(|| classes.first())

@@ -201,7 +201,7 @@ impl Upstream {
         &self,
         whom: Whom,
         address: &str,
-        path: &str,
+        path: PathAndQuery,
         method: http::Method,
         headers: http::HeaderMap,
         body: OutBody,
@@ -209,7 +209,7 @@ impl Upstream {
         let wrong = || UpstreamError::Address(address.to_owned());
         let mut request = Request::new(body);
         *request.method_mut() = method;
-        *request.uri_mut() = PathAndQuery::try_from(path).map_err(|_| wrong())?.into();
+        *request.uri_mut() = path.into();
         *request.headers_mut() = headers;
         let host = HeaderValue::from_str(address).map_err(|_| wrong())?;
         request.headers_mut().insert(header::HOST, host);
@@ -301,7 +301,12 @@ impl Upstream {
         within: Duration,
     ) -> Result<Option<Bytes>, UpstreamError> {
         loop {
-            match tokio::time::timeout(within, body.frame()).await {
+            // What is at hand needs no timer.
+            let frame = match at_once(body.frame()).await {
+                Some(frame) => Ok(frame),
+                None => tokio::time::timeout(within, body.frame()).await,
+            };
+            match frame {
                 Ok(None) => return Ok(None),
                 Ok(Some(Ok(frame))) => match frame.into_data() {
                     Ok(data) if data.is_empty() => {}
@@ -376,6 +381,7 @@ impl Upstream {
         most: usize,
     ) -> Result<(StatusCode, Bytes), UpstreamError> {
         let body = Either::Left(Full::new(body));
+        let path = PathAndQuery::try_from(path).map_err(|_| UpstreamError::Address(address.to_owned()))?;
         let response = self.send(Whom::Engine, address, path, method, headers, body).await?;
         let status = response.status();
         let mut body = response.into_body();
@@ -384,6 +390,18 @@ impl Upstream {
             None => Ok((status, Bytes::new())),
         }
     }
+}
+
+/// What a future comes to if it is asked once; `None`: it is not ready.
+pub(super) async fn at_once<F: Future>(future: F) -> Option<F::Output> {
+    let mut future = pin!(future);
+    std::future::poll_fn(|cx| {
+        Poll::Ready(match future.as_mut().poll(cx) {
+            Poll::Ready(output) => Some(output),
+            Poll::Pending => None,
+        })
+    })
+    .await
 }
 
 /// Whether a connection failed because the peers do not trust each other: the agent there is not gone.

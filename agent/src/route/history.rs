@@ -1,7 +1,8 @@
 //! What a router believes each replica's prefix cache holds: its own sends, least recently used forgotten first.
 
-use std::collections::{HashMap, VecDeque};
-use std::hash::{BuildHasher, Hasher, RandomState};
+use std::collections::VecDeque;
+
+use crate::hash::QuickMap;
 
 /// Most replicas remembered for one block; the one touched longest ago gives way.
 const MAX_HOLDERS: usize = 64;
@@ -33,49 +34,12 @@ struct Shelf {
     live: usize,
 }
 
-/// A hasher for keys that are hashes already: one multiplication, keyed so that clients cannot aim at one bucket.
-#[derive(Debug, Clone)]
-struct Keyed(u64);
-
-impl Default for Keyed {
-    fn default() -> Self {
-        Self(RandomState::new().hash_one(0u8))
-    }
-}
-
-impl BuildHasher for Keyed {
-    type Hasher = Folded;
-
-    fn build_hasher(&self) -> Folded {
-        Folded(self.0)
-    }
-}
-
-struct Folded(u64);
-
-impl Hasher for Folded {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.write_u64(u64::from(*byte));
-        }
-    }
-
-    fn write_u64(&mut self, key: u64) {
-        let wide = u128::from(key ^ self.0) * 0x9E37_79B9_7F4A_7C15;
-        self.0 = (wide >> 64) as u64 ^ wide as u64;
-    }
-}
-
 /// Block hashes by the replicas that were sent them. Hashes are chained: a block's hash stands for the whole prefix
 /// up to its end, so a replica that holds block `i` holds the prefix.
 #[derive(Debug, Default)]
 pub struct PrefixHistory {
-    blocks: HashMap<u64, Block, Keyed>,
-    shelves: HashMap<u64, Shelf, Keyed>,
+    blocks: QuickMap<u64, Block>,
+    shelves: QuickMap<u64, Shelf>,
     clock: u64,
 }
 

@@ -15,8 +15,6 @@ mod pair;
 mod predict;
 pub mod residency;
 
-use std::collections::HashMap;
-
 use plimsoll_fleet::{AdapterRoute, PoolRoute, ReplicaId, Role};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -27,6 +25,8 @@ pub use history::PrefixHistory;
 pub use pair::Partner;
 pub use predict::{Availability, Prediction, ReplicaLoad, predict};
 use residency::{News, Told};
+
+use crate::hash::QuickMap;
 
 /// Bytes of prompt in one hashed block.
 pub const BLOCK_BYTES: usize = 256;
@@ -63,13 +63,13 @@ pub struct PoolView {
     pub version: u64,
     /// Stable hash of each endpoint's replica name.
     pub keys: Vec<u64>,
-    by_key: HashMap<u64, usize>,
+    by_key: QuickMap<u64, usize>,
     /// `(point, endpoint)` in order of point: a hash ring for pools too big to hash every replica.
     ring: Vec<(u64, usize)>,
     /// By class name, then `""` for classes without weights of their own.
-    plans: HashMap<String, ClassPlan>,
+    plans: QuickMap<String, ClassPlan>,
     /// By adapter: the endpoints that hold it and are to, in order.
-    holders: HashMap<String, Vec<usize>>,
+    holders: QuickMap<String, Vec<usize>>,
 }
 
 #[derive(Debug, Clone)]
@@ -88,7 +88,7 @@ impl PoolView {
     /// Arranges a pool's routes.
     pub fn new(route: PoolRoute, version: u64) -> Self {
         let keys: Vec<u64> = route.endpoints.iter().map(|e| xxh3_64(e.replica.as_str().as_bytes())).collect();
-        let by_key: HashMap<u64, usize> = keys.iter().enumerate().map(|(i, k)| (*k, i)).collect();
+        let by_key: QuickMap<u64, usize> = keys.iter().enumerate().map(|(i, k)| (*k, i)).collect();
         let mut ring: Vec<(u64, usize)> = if keys.len() > PREDICT_ALL {
             keys.iter().enumerate().flat_map(|(i, k)| (0..8u64).map(move |p| (mix(*k, p), i))).collect()
         } else {
@@ -221,6 +221,10 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// All of them, in order.
+    pub(crate) const ALL: [Self; 6] =
+        [Self::Prefix, Self::Home, Self::Completion, Self::BeyondPlan, Self::LastResort, Self::Alone];
+
     /// For metrics and spans.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -282,9 +286,9 @@ pub struct Memory {
     pub history: PrefixHistory,
     /// What the agents beside the replicas said that others have sent.
     told: Told,
-    balances: HashMap<String, Balance>,
+    balances: QuickMap<String, Balance>,
     /// By replica: answers in a row for which nothing was found cached where much was expected.
-    misses: HashMap<u64, u32>,
+    misses: QuickMap<u64, u32>,
     shares: Vec<f64>,
     rng: SmallRng,
 }
@@ -295,8 +299,8 @@ impl Memory {
         Self {
             history: PrefixHistory::default(),
             told: Told::default(),
-            balances: HashMap::new(),
-            misses: HashMap::new(),
+            balances: QuickMap::default(),
+            misses: QuickMap::default(),
             shares: Vec::new(),
             rng: SmallRng::seed_from_u64(seed),
         }

@@ -7,12 +7,13 @@
 //! ([`News`]), and the router puts it beside its own history ([`Told`]). Nobody polls, nothing goes through the scheduler, and a
 //! mark goes to each router once.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD as BASE64;
 
 use super::history::PrefixHistory;
+use crate::hash::QuickMap;
 
 /// One block in so many is a mark.
 const SAMPLE: u64 = 8;
@@ -113,13 +114,13 @@ pub struct Held {
     ring: VecDeque<u64>,
     first: u64,
     /// Where each was noted last.
-    at: HashMap<u64, u64>,
+    at: QuickMap<u64, u64>,
 }
 
 impl Held {
     /// Of an engine of which nothing is known. `life` must differ from those of earlier agents.
     pub fn new(life: u64) -> Self {
-        Self { life, ring: VecDeque::new(), first: 0, at: HashMap::new() }
+        Self { life, ring: VecDeque::new(), first: 0, at: QuickMap::default() }
     }
 
     fn next(&self) -> u64 {
@@ -166,7 +167,7 @@ impl Held {
 #[derive(Debug, Default)]
 pub struct Told {
     marks: PrefixHistory,
-    lives: HashMap<u64, u64>,
+    lives: QuickMap<u64, u64>,
 }
 
 impl Told {

@@ -1,6 +1,8 @@
 use plimsoll_fleet::{
     Endpoint, EngineKind, HandOver, HandOverProtocol, NodeName, PoolRoute, ReplicaId, Role, StepCoefficients,
 };
+use std::collections::HashMap;
+
 use proptest::prelude::*;
 
 use super::*;

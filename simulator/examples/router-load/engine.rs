@@ -52,18 +52,43 @@ struct Engine {
     prompt_blocks: u64,
     cached_blocks: u64,
     requests: u64,
+    /// Adapters at hand, the one used last at the end.
+    adapters: Vec<String>,
+    adapter_loads: u64,
+}
+
+impl Engine {
+    /// Whether a model is an adapter that has to be loaded; the one used longest ago gives way.
+    fn takes_adapter(&mut self, model: &str, slots: usize) -> bool {
+        if !model.starts_with("adapter-") {
+            return false;
+        }
+        let known = self.adapters.iter().position(|a| a == model);
+        if let Some(at) = known {
+            self.adapters.remove(at);
+        } else {
+            self.adapter_loads += 1;
+            self.adapters.drain(..(self.adapters.len() + 1).saturating_sub(slots));
+        }
+        self.adapters.push(model.to_owned());
+        known.is_none()
+    }
 }
 
 #[derive(Clone, Copy)]
 struct Timing {
     prefill_us_per_token: f64,
     events: usize,
+    adapter_slots: usize,
+    adapter_load: Duration,
 }
 
 pub async fn serve(args: &Args) {
     let timing = Timing {
         prefill_us_per_token: args.number("prefill-us-per-token", 0.0),
         events: args.number("events", 4.0) as usize,
+        adapter_slots: args.number("adapter-slots", 4.0) as usize,
+        adapter_load: Duration::from_secs_f64(args.number("adapter-load-ms", 0.0) / 1e3),
     };
     let capacity = args.number("cache-blocks", 100_000.0) as usize;
     let mut tasks = Vec::new();
@@ -76,6 +101,8 @@ pub async fn serve(args: &Args) {
             prompt_blocks: 0,
             cached_blocks: 0,
             requests: 0,
+            adapters: Vec::new(),
+            adapter_loads: 0,
         }));
         tasks.push(tokio::spawn(async move {
             loop {
@@ -117,7 +144,8 @@ async fn answer(engine: &Mutex<Engine>, timing: Timing, request: Request<Incomin
         }
         "/stats" => {
             let e = engine.lock();
-            let stats = json!({"requests": e.requests, "prompt_blocks": e.prompt_blocks, "cached_blocks": e.cached_blocks});
+            let stats = json!({"requests": e.requests, "prompt_blocks": e.prompt_blocks, "cached_blocks": e.cached_blocks,
+                "adapter_loads": e.adapter_loads});
             return reply("application/json", stats.to_string());
         }
         "/v1/chat/completions" => {}
@@ -130,6 +158,7 @@ async fn answer(engine: &Mutex<Engine>, timing: Timing, request: Request<Incomin
         prompt.push_str(message["content"].as_str().unwrap_or_default());
     }
     let prefix = blocks(prompt.as_bytes());
+    let model = parsed["model"].as_str().unwrap_or("bench-model");
     let (cached, ready) = {
         let mut e = engine.lock();
         let cached = e.cache.take(&prefix);
@@ -139,15 +168,16 @@ async fn answer(engine: &Mutex<Engine>, timing: Timing, request: Request<Incomin
         let tokens =
             (prompt.len() / TOKEN_BYTES).saturating_sub(cached * crate::prompt::BLOCK_BYTES / TOKEN_BYTES);
         let work = Duration::from_secs_f64(tokens as f64 * timing.prefill_us_per_token / 1e6);
-        e.free_at = e.free_at.max(Instant::now()) + work;
+        let load =
+            if e.takes_adapter(model, timing.adapter_slots) { timing.adapter_load } else { Duration::ZERO };
+        e.free_at = e.free_at.max(Instant::now()) + work + load;
         (cached, e.free_at)
     };
-    if timing.prefill_us_per_token > 0.0 {
+    if timing.prefill_us_per_token > 0.0 || !timing.adapter_load.is_zero() {
         tokio::time::sleep_until(ready).await;
     }
     let usage = json!({"prompt_tokens": prompt.len() / TOKEN_BYTES, "completion_tokens": timing.events, "total_tokens": prompt.len() / TOKEN_BYTES + timing.events,
         "prompt_tokens_details": {"cached_tokens": cached * crate::prompt::BLOCK_BYTES / TOKEN_BYTES}});
-    let model = parsed["model"].as_str().unwrap_or("bench-model");
     if parsed["stream"] != true {
         let choice = json!({"index": 0, "message": {"role": "assistant", "content": "word ".repeat(timing.events)}, "finish_reason": "stop"});
         return reply("application/json", json!({"id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": model, "choices": [choice], "usage": usage}).to_string());

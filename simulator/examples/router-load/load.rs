@@ -41,8 +41,8 @@ async fn one(client: &Http, url: &str, body: Bytes, due: Instant) -> Sample {
     whole.then(|| (first.unwrap_or_default().as_secs_f64() * 1e3, due.elapsed().as_secs_f64() * 1e3))
 }
 
-/// Processor seconds that a process group has used.
-fn cpu_seconds(group: i64) -> f64 {
+/// Processor seconds that process groups have used.
+fn cpu_seconds(groups: &[i64]) -> f64 {
     let ticks = |stat: &str| -> Option<(i64, f64)> {
         let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
         let spent = |i: usize| fields.get(i)?.parse::<f64>().ok();
@@ -50,11 +50,12 @@ fn cpu_seconds(group: i64) -> f64 {
     };
     let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     let stats = processes.filter_map(|p| std::fs::read_to_string(p.path().join("stat")).ok());
-    stats.filter_map(|s| ticks(&s)).filter(|(g, _)| *g == group).map(|(_, t)| t).sum::<f64>() / 100.0
+    stats.filter_map(|s| ticks(&s)).filter(|(g, _)| groups.contains(g)).map(|(_, t)| t).sum::<f64>() / 100.0
 }
 
-async fn stats(client: &Http, engines: &str) -> (f64, f64) {
-    let (mut all, mut hit) = (0.0, 0.0);
+/// Blocks of prompts at all engines, those that were cached, and loads of adapters.
+async fn stats(client: &Http, engines: &str) -> (f64, f64, f64) {
+    let (mut all, mut hit, mut loads) = (0.0, 0.0, 0.0);
     for engine in engines.split(',').filter(|e| !e.is_empty()) {
         let request = Request::get(format!("{engine}/stats")).body(Full::default()).unwrap();
         let Ok(response) = client.request(request).await else { continue };
@@ -62,8 +63,9 @@ async fn stats(client: &Http, engines: &str) -> (f64, f64) {
         let stats: Value = serde_json::from_slice(&body).unwrap_or_default();
         all += stats["prompt_blocks"].as_f64().unwrap_or(0.0);
         hit += stats["cached_blocks"].as_f64().unwrap_or(0.0);
+        loads += stats["adapter_loads"].as_f64().unwrap_or(0.0);
     }
-    (all, hit)
+    (all, hit, loads)
 }
 
 pub async fn run(args: &Args) {
@@ -76,14 +78,19 @@ pub async fn run(args: &Args) {
     let together = args.number("connections", 32.0) as usize;
     let seconds = args.number("seconds", 8.0);
     let within_ms = args.number("within-ms", f64::INFINITY);
-    let group = args.number("cpu-group", 0.0) as i64;
+    let groups = args.text("cpu-groups", "");
+    let groups: Vec<i64> = groups.split(',').filter_map(|g| g.parse().ok()).collect();
     let engines = args.text("engines", "");
     let count = if rate > 0.0 { (rate * seconds).ceil() as usize } else { 4_096 };
-    let Some(made) = prompts(&kind, count, args.number("seed", 1.0) as u64) else { usage(&kind) };
+    let Some(made) = prompts(&kind, count, args.number("seed", 1.0) as u64, &args.text("trace", "")) else {
+        usage(&kind)
+    };
     let bodies: Arc<Vec<Bytes>> = Arc::new(
         made.messages
             .iter()
-            .map(|messages| {
+            .enumerate()
+            .map(|(i, messages)| {
+                let model = made.adapters.get(i).map_or_else(|| model.clone(), |a| format!("adapter-{a}"));
                 let messages: Vec<Value> =
                     messages.iter().map(|(role, text)| json!({"role": role, "content": text})).collect();
                 Bytes::from(json!({"model": model, "stream": true, "messages": messages}).to_string())
@@ -94,7 +101,7 @@ pub async fn run(args: &Args) {
     connector.set_nodelay(true);
     let client: Http = Client::builder(TokioExecutor::new()).pool_max_idle_per_host(4_096).build(connector);
     let before = stats(&client, &engines).await;
-    let cpu = cpu_seconds(group);
+    let cpu = cpu_seconds(&groups);
     let began = Instant::now();
     let mut samples: Vec<Sample> = Vec::new();
     if rate > 0.0 {
@@ -103,7 +110,9 @@ pub async fn run(args: &Args) {
         let mut due = began;
         let mut tasks = Vec::with_capacity(count);
         for i in 0..count {
-            if rng.random::<f64>() >= 1.0 - 1.0 / burst {
+            if let Some(gap) = made.gaps.get(i % made.gaps.len().max(1)) {
+                due += Duration::from_secs_f64(gap / rate);
+            } else if rng.random::<f64>() >= 1.0 - 1.0 / burst {
                 due += Duration::from_secs_f64(-rng.random_range(1e-12f64..1.0).ln() * burst / rate);
             }
             tokio::time::sleep_until(due).await;
@@ -151,7 +160,7 @@ pub async fn run(args: &Args) {
         }
     }
     let took = began.elapsed().as_secs_f64();
-    let cpu = cpu_seconds(group) - cpu;
+    let cpu = cpu_seconds(&groups) - cpu;
     let after = stats(&client, &engines).await;
     let mut first: Vec<f64> = samples.iter().flatten().map(|s| s.0).collect();
     let mut whole: Vec<f64> = samples.iter().flatten().map(|s| s.1).collect();
@@ -171,7 +180,7 @@ pub async fn run(args: &Args) {
             "whole_ms": {"p50": at(&whole, 0.5), "p90": at(&whole, 0.9), "p99": at(&whole, 0.99)},
             "cpu_ms_per_request": 1e3 * cpu / samples.len().max(1) as f64,
             "cached": (blocks > 0.0).then(|| (after.1 - before.1) / blocks), "oracle": made.oracle,
-            "attained": attained as f64 / samples.len().max(1) as f64,
+            "adapter_loads": after.2 - before.2, "attained": attained as f64 / samples.len().max(1) as f64,
         })
     );
 }
