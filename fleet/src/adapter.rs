@@ -15,6 +15,9 @@ pub struct Adapter {
     pub served_name: String,
     /// The pool whose base model it adapts.
     pub base_pool: PoolId,
+    /// The group of adapters, named in requests as a model is, that it may answer for. All of a group adapt one pool's model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
     /// Where the adapter's weights are.
     pub source: String,
     /// LoRA rank.

@@ -2,7 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use plimsoll_fleet::{Adapter, AdapterRoute, ClusterSnapshot, ReplicaId, Role, RouteTable};
+use plimsoll_engine::{LoraTargets, adapter_parameters};
+use plimsoll_fleet::{
+    Adapter, AdapterRoute, ClusterSnapshot, ModelArchitecture, ReplicaId, Role, RouteTable,
+};
 
 use crate::plan::adapter_slots;
 
@@ -187,6 +190,25 @@ fn kept(seconds: f64) -> f64 {
     0.5f64.powf(seconds.max(0.0) / HALF_SECONDS)
 }
 
+/// Slots of each replica that adapters are placed in. Where not all have a place, one is left for those that have none: engines load them
+/// there while somebody asks.
+fn placed_slots(adapters: usize, replicas: usize) -> usize {
+    let slots = adapter_slots(adapters);
+    if adapters > slots * replicas { slots.saturating_sub(1).max(1) } else { slots }
+}
+
+/// How fast weights come from a node's disk into an engine, bytes per millisecond (3 GB/s, one NVMe drive's reads).
+const LOAD_BYTES_PER_MS: f64 = 3e6;
+
+/// How long an engine takes to load an adapter, estimated: its bytes, as stated or else those of all linear layers at its rank in 16 bits.
+fn load_ms(adapter: &Adapter, architecture: Option<&ModelArchitecture>) -> f64 {
+    let parameters =
+        |a: &ModelArchitecture| adapter_parameters(a, f64::from(adapter.rank), LoraTargets::default());
+    let estimated = || architecture.map(|a| 2.0 * parameters(a));
+    let bytes = adapter.size_bytes.or_else(estimated).filter(|b| b.is_finite() && *b > 0.0);
+    bytes.unwrap_or(0.0) / LOAD_BYTES_PER_MS
+}
+
 /// Adds the adapters of each pool to a table: where they are to be, which stays as in `before` where nothing speaks against it, and where
 /// engines say that they are.
 pub fn route(
@@ -217,7 +239,8 @@ pub fn route(
             .map(|a| (a.served_name.as_str(), rates.get(&a.served_name).copied().unwrap_or(0.0)))
             .collect();
         let pinned = of_pool.iter().filter(|a| a.pinned).map(|a| a.served_name.as_str()).collect();
-        let placed = place(&wanted, &pinned, &holders, adapter_slots(of_pool.len()));
+        let placed = place(&wanted, &pinned, &holders, placed_slots(of_pool.len(), holders.len()));
+        let architecture = snapshot.pools.iter().find(|p| p.id == pool.pool).map(|p| &p.architecture);
         let among = |of: &BTreeMap<ReplicaId, BTreeSet<String>>, name: &str| -> Vec<ReplicaId> {
             of.iter().filter(|(_, names)| names.contains(name)).map(|(id, _)| id.clone()).collect()
         };
@@ -231,6 +254,8 @@ pub fn route(
                     .into_iter()
                     .filter(|id| pool.endpoints.iter().any(|e| e.replica == *id))
                     .collect(),
+                group: a.group.clone(),
+                load_ms: load_ms(a, architecture),
             })
             .collect();
         pool.adapters.sort_by(|a, b| a.served_name.cmp(&b.served_name));
@@ -318,6 +343,7 @@ mod tests {
             rank: 8,
             size_bytes: None,
             expected_rps: 7.0,
+            group: None,
             pinned: false,
         };
         let snapshot =

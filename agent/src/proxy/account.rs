@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use plimsoll_fleet::{ReplicaId, SloClass};
+use plimsoll_fleet::{ReplicaId, Slo, SloClass};
 
+use super::choosing::observe_reward;
 use super::handover::Prefilled;
 use crate::local::Permit;
 use crate::metrics::{OutcomeLabels, RequestLabels};
@@ -95,6 +96,8 @@ pub(crate) struct Account {
     pub(crate) much_cached: Option<u64>,
     /// The compound task that it is a call of.
     pub(crate) task: Option<u64>,
+    /// The choice of its adapter among a group, by its ticket, and the group.
+    chosen: Option<(u64, Arc<str>)>,
     /// Whether it is demand for the engine's accelerators, to be reported as such.
     counted: bool,
     /// Its answer went another way: how long it took is not known.
@@ -131,6 +134,7 @@ impl Account {
             reservation: Reservation::default(),
             much_cached: None,
             task: None,
+            chosen: None,
             counted,
             unseen: false,
             settled: false,
@@ -140,6 +144,31 @@ impl Account {
     /// The answer's body is not shown here: the request is counted, its times are not.
     pub(crate) fn unseen(&mut self) {
         self.unseen = true;
+    }
+
+    /// Its adapter was chosen among a group: how it goes teaches something.
+    pub(crate) fn chosen(&mut self, ticket: u64, group: Arc<str>) {
+        self.chosen = Some((ticket, group));
+    }
+
+    /// Whether somebody may want to judge its answer, by the name that it has.
+    pub(crate) fn wants_id(&self) -> bool {
+        self.chosen.is_some()
+    }
+
+    /// The answer has this name.
+    pub(crate) fn answered_as(&self, id: &str) {
+        if let Some((ticket, _)) = &self.chosen {
+            self.shared.groups.lock().named(*ticket, id);
+        }
+    }
+
+    /// What came of it teaches something of the adapter that was chosen, as long as nobody judges.
+    fn teach(&self, attained: f64) {
+        let Some((ticket, group)) = &self.chosen else { return };
+        if self.shared.groups.lock().ended(*ticket, attained) {
+            observe_reward(&self.shared, &self.pool, group, "objectives", attained);
+        }
     }
 
     pub(crate) fn begun_ms(&self) -> f64 {
@@ -231,6 +260,9 @@ impl Account {
                 outcome: text,
             })
             .inc();
+        if outcome == Outcome::Failed {
+            self.teach(0.0);
+        }
         match outcome {
             _ if !self.counted => {}
             Outcome::Finished if self.unseen => {}
@@ -245,6 +277,8 @@ impl Account {
                     .first_token_ms
                     .filter(|_| output > 1)
                     .map(|t| (self.last_token_ms - t) / (output - 1) as f64);
+                let class = self.pool.view.route.slo_classes.iter().find(|c| c.name == self.class);
+                self.teach(attained(class, ttft_ms, tpot_ms, e2e_ms, output));
                 let finished = Finished {
                     input_tokens: input,
                     output_tokens: output,
@@ -256,13 +290,7 @@ impl Account {
                     ttft_ms,
                     tpot_ms,
                     e2e_ms,
-                    missed: missed(
-                        self.pool.view.route.slo_classes.iter().find(|c| c.name == self.class),
-                        ttft_ms,
-                        tpot_ms,
-                        e2e_ms,
-                        output,
-                    ),
+                    missed: missed(class, ttft_ms, tpot_ms, e2e_ms, output),
                 };
                 {
                     let mut book = self.shared.book.lock();
@@ -323,17 +351,41 @@ fn missed(
 ) -> Missed {
     let Some(class) = class else { return Missed::default() };
     let slo = &class.slo;
-    let allowed = match (ttft_ms, slo.ttft, slo.tpot) {
-        (None, Some(ttft), Some(tpot)) => ttft.ms + tpot.ms * output.saturating_sub(1) as f64,
-        (None, Some(ttft), None) if output <= 1 => ttft.ms,
-        _ => f64::INFINITY,
-    };
+    let allowed = allowed_unstreamed_ms(slo, ttft_ms, output);
     let streamed = ttft_ms.is_some();
     Missed {
         ttft: slo.ttft.is_some_and(|o| ttft_ms.is_some_and(|t| t > o.ms)),
         tpot: slo.tpot.is_some_and(|o| streamed && tpot_ms.is_some_and(|t| t > o.ms)),
         e2e: e2e_ms > allowed || slo.e2e.is_some_and(|o| e2e_ms > o.ms),
     }
+}
+
+/// How long an answer that did not stream may take by the objectives of its parts.
+fn allowed_unstreamed_ms(slo: &Slo, ttft_ms: Option<f64>, output: u64) -> f64 {
+    match (ttft_ms, slo.ttft, slo.tpot) {
+        (None, Some(ttft), Some(tpot)) => ttft.ms + tpot.ms * output.saturating_sub(1) as f64,
+        (None, Some(ttft), None) if output <= 1 => ttft.ms,
+        _ => f64::INFINITY,
+    }
+}
+
+/// How well a finished request met the objectives of its class: the least of allowed over taken among them, 1 at most.
+fn attained(
+    class: Option<&SloClass>,
+    ttft_ms: Option<f64>,
+    tpot_ms: Option<f64>,
+    e2e_ms: f64,
+    output: u64,
+) -> f64 {
+    let Some(slo) = class.map(|c| &c.slo) else { return 1.0 };
+    let share = |allowed_ms: f64, took_ms: f64| if took_ms > allowed_ms { allowed_ms / took_ms } else { 1.0 };
+    let streamed = [
+        slo.ttft.zip(ttft_ms).map_or(1.0, |(o, took)| share(o.ms, took)),
+        slo.tpot.zip(tpot_ms.filter(|_| ttft_ms.is_some())).map_or(1.0, |(o, took)| share(o.ms, took)),
+        slo.e2e.map_or(1.0, |o| share(o.ms, e2e_ms)),
+        share(allowed_unstreamed_ms(slo, ttft_ms, output), e2e_ms),
+    ];
+    streamed.into_iter().fold(1.0, f64::min).max(0.0)
 }
 
 #[cfg(test)]
@@ -356,5 +408,12 @@ mod tests {
         assert!(!missed(Some(&class), Some(99.0), Some(9.0), 1e6, 10).any());
         let slow = missed(Some(&class), Some(99.0), Some(11.0), 1.0, 10);
         assert_eq!(slow, Missed { tpot: true, ..Missed::default() });
+
+        // How well says the same, by degrees.
+        assert_eq!(attained(Some(&class), None, None, 190.0, 10), 1.0);
+        assert!((attained(Some(&class), None, None, 380.0, 10) - 0.5).abs() < 1e-12);
+        assert_eq!(attained(Some(&class), Some(99.0), Some(9.0), 1e6, 10), 1.0);
+        assert!((attained(Some(&class), Some(125.0), Some(40.0), 1.0, 10) - 0.25).abs() < 1e-12);
+        assert_eq!(attained(None, Some(1e9), None, 1e9, 1), 1.0);
     }
 }

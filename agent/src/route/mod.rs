@@ -117,6 +117,16 @@ impl PoolView {
         self.holders.contains_key(name)
     }
 
+    /// Whether a name is that of a group of its adapters.
+    pub fn is_group(&self, name: &str) -> bool {
+        self.route.adapters.iter().any(|a| a.group.as_deref() == Some(name))
+    }
+
+    /// The endpoints, by index, that hold an adapter and are to.
+    pub fn holders_of(&self, adapter: &str) -> &[usize] {
+        self.holders.get(adapter).map_or(&[], Vec::as_slice)
+    }
+
     fn plan(&self, class: &str) -> Option<&ClassPlan> {
         self.plans.get(class).or_else(|| self.plans.get(""))
     }
@@ -401,7 +411,7 @@ pub fn choose(
     let shares = &mut memory.shares;
     shares.clear();
     shares.resize(plan.members.len(), 0.0);
-    let loaded = request.adapter.map(|name| view.holders.get(name).map_or(&[][..], Vec::as_slice));
+    let loaded = request.adapter.map(|name| view.holders_of(name));
     let mut suspects = false;
     for (i, endpoint) in endpoints.iter().enumerate() {
         let mut a = if endpoint.draining { Availability::Draining } else { load(i).availability };

@@ -403,6 +403,7 @@ fn room_for_adapters_leaves_out_shapes_that_have_none() {
                     rank,
                     size_bytes: None,
                     expected_rps: 0.0,
+                    group: None,
                     pinned: false,
                 })
             })
