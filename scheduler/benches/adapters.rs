@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::hint::black_box;
 
 use plimsoll_fleet::ReplicaId;
-use plimsoll_scheduler::adapters::place;
+use plimsoll_scheduler::adapters::{Wanted, place};
 use tokio::time::Instant;
 
 /// By Zipf's law, the exponent 0.9, 100 requests a second in all; `moved` draws the fifth.
@@ -33,7 +33,8 @@ fn main() {
         let empty: BTreeMap<ReplicaId, BTreeSet<String>> =
             (0..replicas).map(|i| (ReplicaId::new(format!("r{i:03}")).unwrap(), BTreeSet::new())).collect();
         let timed = |rates: &[(String, f64)], before: &BTreeMap<ReplicaId, BTreeSet<String>>| {
-            let wanted: Vec<(&str, f64)> = rates.iter().map(|(name, rps)| (name.as_str(), *rps)).collect();
+            let wanted: Vec<Wanted<'_>> =
+                rates.iter().map(|(name, rps)| Wanted { name, rps: *rps, load_ms: 27.0 }).collect();
             let mut placed = BTreeMap::new();
             let times = (0..9)
                 .map(|_| {

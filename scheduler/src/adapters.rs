@@ -20,14 +20,27 @@ const UNKNOWN_RPS: f64 = 1e-3;
 /// with it.
 const SPARE: f64 = 1e-3;
 
+/// Weight of a load's time against the rate when slots are short: rate × time^this. At 1 the mean wait for loads is least, at 0 loads are fewest.
+const DEARNESS: f64 = 0.75;
+
+/// An adapter that asks for a place.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Wanted<'a> {
+    /// Its served name.
+    pub name: &'a str,
+    /// Requests per second; what is not above zero counts as unknown.
+    pub rps: f64,
+    /// How long a load takes, ms; what is not above zero as well.
+    pub load_ms: f64,
+}
+
 /// Puts adapters on replicas with `slots` each.
 ///
-/// `wanted` are names and rates (requests per second; what is not above zero counts as unknown); `pinned` go on every replica;
-/// `before` is what each replica was to hold. Each adapter gets a copy, the most wanted first, and then further ones by its rate; what is placed stays
-/// unless another is a quarter more wanted; copies go where the least of that rate is. Deterministic; O((n + k) log n) for `n` adapters and `k` slots in all,
+/// `pinned` go on every replica; `before` is what each replica was to hold. Each adapter gets a copy, the most wanted first (rate × load time^0.75), and then
+/// further ones by its rate; what is placed stays unless another is a quarter more wanted; copies go where the least of that rate is. Deterministic; O((n + k) log n) for `n` adapters and `k` slots in all,
 /// times the replicas for each copy that moves.
 pub fn place(
-    wanted: &[(&str, f64)],
+    wanted: &[Wanted<'_>],
     pinned: &BTreeSet<&str>,
     before: &BTreeMap<ReplicaId, BTreeSet<String>>,
     slots: usize,
@@ -36,8 +49,14 @@ pub fn place(
         before.iter().map(|(id, held)| Replica { id, held, load: 0.0, names: BTreeSet::new() }).collect();
     let rate = |rps: f64| if rps.is_finite() && rps > 0.0 { rps } else { UNKNOWN_RPS };
     let mut rates: BTreeMap<&str, f64> = BTreeMap::new();
-    for &(name, rps) in wanted {
-        rates.insert(name, rate(rps));
+    let known = |one: &Wanted<'_>| one.load_ms.is_finite() && one.load_ms > 0.0;
+    let times = || wanted.iter().filter(|one| known(one)).map(|one| one.load_ms);
+    let mean_ms = times().sum::<f64>() / times().count().max(1) as f64;
+    let mut dear: BTreeMap<&str, f64> = BTreeMap::new();
+    for one in wanted {
+        rates.insert(one.name, rate(one.rps));
+        // Of one that is not known no more is said than of the others' mean.
+        dear.insert(one.name, if known(one) { (one.load_ms / mean_ms).powf(DEARNESS) } else { 1.0 });
     }
     let (pins, others): (Vec<_>, Vec<_>) = rates.into_iter().partition(|(name, _)| pinned.contains(name));
     for (name, rps) in most_wanted_first(pins) {
@@ -46,7 +65,7 @@ pub fn place(
     }
     let free: usize = replicas.iter().map(|r| slots - r.names.len()).sum();
     let others = most_wanted_first(others);
-    let copies = copies(&others, &replicas, free);
+    let copies = copies(&others, &dear, &replicas, free);
     for kept in [true, false] {
         for &(name, rps) in &others {
             let count = copies.get(name).copied().unwrap_or(0);
@@ -87,6 +106,7 @@ fn most_wanted_first(mut adapters: Vec<(&str, f64)>) -> Vec<(&str, f64)> {
 /// How many replicas hold each adapter, `free` in all.
 fn copies<'a>(
     adapters: &[(&'a str, f64)],
+    dear: &BTreeMap<&str, f64>,
     replicas: &[Replica<'_>],
     free: usize,
 ) -> BTreeMap<&'a str, usize> {
@@ -94,16 +114,18 @@ fn copies<'a>(
     let most = MOST_OF_ONE * total / replicas.len().max(1) as f64;
     let held = |name: &str| replicas.iter().filter(|r| r.held.contains(name)).count();
     // What the copy after so many others is worth; first copies come first, so that none starves for another's comfort.
-    let worth = |rps: f64, copy: usize, held: usize| {
+    let worth = |rps: f64, dear: f64, copy: usize, held: usize| {
         let needed = (rps - copy as f64 * most).max(0.0) + SPARE * rps / (copy as f64 + 1.0);
+        // Where it has a copy it needs no load: how long that takes speaks for the first alone.
+        let needed = if copy == 0 { needed * dear } else { needed };
         if copy < held { needed * WORTH_A_CHANGE } else { needed }
     };
     let mut next: std::collections::BinaryHeap<Copy<'a>> = adapters
         .iter()
         .enumerate()
         .map(|(order, &(name, rps))| {
-            let held = held(name);
-            Copy { worth: worth(rps, 0, held), order, name, rps, held, copies: 0 }
+            let (held, dear) = (held(name), dear.get(name).copied().unwrap_or(1.0));
+            Copy { worth: worth(rps, dear, 0, held), order, name, rps, held, copies: 0 }
         })
         .collect();
     let mut copies = BTreeMap::new();
@@ -112,7 +134,7 @@ fn copies<'a>(
         let count = top.copies + 1;
         copies.insert(top.name, count);
         if count < replicas.len() {
-            next.push(Copy { worth: worth(top.rps, count, top.held), copies: count, ..top });
+            next.push(Copy { worth: worth(top.rps, 1.0, count, top.held), copies: count, ..top });
         }
     }
     copies
@@ -234,13 +256,17 @@ pub fn route(
             .filter(|e| !e.draining && e.role == Role::Mixed && e.engine.loads_adapters())
             .map(|e| (e.replica.clone(), placed_before(&e.replica)))
             .collect();
-        let wanted: Vec<(&str, f64)> = of_pool
+        let architecture = snapshot.pools.iter().find(|p| p.id == pool.pool).map(|p| &p.architecture);
+        let wanted: Vec<Wanted<'_>> = of_pool
             .iter()
-            .map(|a| (a.served_name.as_str(), rates.get(&a.served_name).copied().unwrap_or(0.0)))
+            .map(|a| Wanted {
+                name: &a.served_name,
+                rps: rates.get(&a.served_name).copied().unwrap_or(0.0),
+                load_ms: load_ms(a, architecture),
+            })
             .collect();
         let pinned = of_pool.iter().filter(|a| a.pinned).map(|a| a.served_name.as_str()).collect();
         let placed = place(&wanted, &pinned, &holders, placed_slots(of_pool.len(), holders.len()));
-        let architecture = snapshot.pools.iter().find(|p| p.id == pool.pool).map(|p| &p.architecture);
         let among = |of: &BTreeMap<ReplicaId, BTreeSet<String>>, name: &str| -> Vec<ReplicaId> {
             of.iter().filter(|(_, names)| names.contains(name)).map(|(id, _)| id.clone()).collect()
         };
@@ -278,8 +304,12 @@ mod tests {
         (0..replicas).map(|i| (id(i), BTreeSet::new())).collect()
     }
 
-    fn put(wanted: &[(&str, f64)], before: &Placed, slots: usize) -> Placed {
-        place(wanted, &BTreeSet::new(), before, slots)
+    fn wanted<'a>(rates: &[(&'a str, f64)]) -> Vec<Wanted<'a>> {
+        rates.iter().map(|&(name, rps)| Wanted { name, rps, load_ms: 27.0 }).collect()
+    }
+
+    fn put(rates: &[(&str, f64)], before: &Placed, slots: usize) -> Placed {
+        place(&wanted(rates), &BTreeSet::new(), before, slots)
     }
 
     fn copies(placed: &Placed, name: &str) -> usize {
@@ -326,26 +356,66 @@ mod tests {
     }
 
     #[test]
-    fn pinned_ones_are_everywhere_whoever_else_is_wanted() {
-        let wanted = [("a", 9.0), ("b", 8.0), ("rare", 0.0)];
-        let placed = place(&wanted, &BTreeSet::from(["rare"]), &empty(2), 2);
-        assert_eq!((copies(&placed, "rare"), copies(&placed, "a"), copies(&placed, "b")), (2, 1, 1));
+    fn what_takes_long_to_load_keeps_its_place_against_what_is_asked_for_somewhat_more() {
+        let of = |name, rps, load_ms| Wanted { name, rps, load_ms };
+        let put = |wanted: &[Wanted<'_>]| place(wanted, &BTreeSet::new(), &empty(1), 1)[&id(0)].clone();
+        assert_eq!(
+            put(&[of("large", 3.0, 200.0), of("small", 4.0, 20.0)]),
+            BTreeSet::from(["large".to_owned()])
+        );
+        assert_eq!(
+            put(&[of("large", 3.0, 200.0), of("small", 30.0, 20.0)]),
+            BTreeSet::from(["small".to_owned()])
+        );
+        // What is not known counts as the mean of the others.
+        assert_eq!(
+            put(&[of("large", 3.0, 200.0), of("new", 4.0, f64::NAN)]),
+            BTreeSet::from(["new".to_owned()])
+        );
     }
 
     #[test]
-    fn rates_are_as_expected_until_seen_and_forget() {
-        let adapter = |name: &str| Adapter {
+    fn pinned_ones_are_everywhere_whoever_else_is_wanted() {
+        let wanted = [("a", 9.0), ("b", 8.0), ("rare", 0.0)];
+        let placed = place(&self::wanted(&wanted), &BTreeSet::from(["rare"]), &empty(2), 2);
+        assert_eq!((copies(&placed, "rare"), copies(&placed, "a"), copies(&placed, "b")), (2, 1, 1));
+    }
+
+    fn adapter(name: &str) -> Adapter {
+        Adapter {
             namespace: "default".into(),
             name: name.into(),
             served_name: name.into(),
             base_pool: "default/chat".parse().unwrap(),
+            group: None,
             source: "hf://acme/x".into(),
             rank: 8,
             size_bytes: None,
             expected_rps: 7.0,
-            group: None,
             pinned: false,
-        };
+        }
+    }
+
+    #[test]
+    fn where_not_all_have_a_place_one_slot_is_left_for_those_without() {
+        assert_eq!([3, 8, 16].map(|adapters| placed_slots(adapters, 2)), [3, 8, 8]);
+        assert_eq!(placed_slots(17, 2), 7);
+        assert_eq!([placed_slots(2, 1), placed_slots(1, 0)], [2, 1]);
+    }
+
+    #[test]
+    fn a_load_takes_as_long_as_its_bytes_or_those_of_its_rank() {
+        let of_size = Adapter { size_bytes: Some(81e6), ..adapter("a") };
+        assert!((load_ms(&of_size, None) - 27.0).abs() < 1e-9);
+        assert_eq!(load_ms(&adapter("a"), None), 0.0);
+        // 2.52 million parameters a rank in all linear layers, in 16 bits: 5.05 MB.
+        let model = plimsoll_fleet::presets::model("qwen2.5-7b").unwrap();
+        let estimated = load_ms(&adapter("a"), Some(&model));
+        assert!((13.0..14.0).contains(&estimated), "{estimated}");
+    }
+
+    #[test]
+    fn rates_are_as_expected_until_seen_and_forget() {
         let snapshot =
             ClusterSnapshot { adapters: vec![adapter("a"), adapter("b")], ..ClusterSnapshot::default() };
         let mut rates = Rates::default();

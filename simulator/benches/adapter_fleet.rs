@@ -359,7 +359,8 @@ fn endpoint(replica: usize) -> Endpoint {
 }
 
 impl Ours {
-    fn new() -> Self {
+    /// `heed_loads`: whether placement is told how long loads take.
+    fn new(heed_loads: bool) -> Self {
         let pool: PoolId = "default/chat".parse().unwrap();
         let adapter = |i: usize| Adapter {
             namespace: "default".into(),
@@ -369,7 +370,7 @@ impl Ours {
             group: None,
             source: format!("hf://acme/{i}"),
             rank: RANKS[i % RANKS.len()] as u32,
-            size_bytes: Some(RANKS[i % RANKS.len()] * MB_PER_RANK * 1e6),
+            size_bytes: Some(if heed_loads { RANKS[i % RANKS.len()] } else { 16.0 } * MB_PER_RANK * 1e6),
             expected_rps: 0.0,
             pinned: false,
         };
@@ -596,8 +597,10 @@ fn main() {
     let flow = Flow { recent: VecDeque::new(), placed: vec![BTreeSet::new(); REPLICAS] };
     let (tally, busiest) = run(&asked, &mut Planned::new(flow));
     print("rendezvous and min-cost flow", tally, Some(busiest));
-    let (tally, busiest) = run(&asked, &mut Planned::new(Ours::new()));
-    print("Plimsoll", tally, Some(busiest));
+    for (name, heed_loads) in [("Plimsoll", true), ("the same, all loads taken for equal", false)] {
+        let (tally, busiest) = run(&asked, &mut Planned::new(Ours::new(heed_loads)));
+        print(name, tally, Some(busiest));
+    }
     print("Belady, rendezvous", clairvoyant(&asked, false), None);
     print("Belady, an oracle routes", clairvoyant(&asked, true), None);
 }
