@@ -314,7 +314,10 @@ impl<P: Plan> Policy for Planned<P> {
                 let wait = engines[replica].serve(adapter, at_ms);
                 tally.count(adapter, wait == 0.0, wait);
             }
-            None => visit(adapter, at_ms, &mut self.visitors, engines, tally),
+            None => {
+                self.leaving.retain(|(_, at, leaves)| (*at, *leaves) != (home(adapter), adapter));
+                visit(adapter, at_ms, &mut self.visitors, engines, tally);
+            }
         }
     }
 }

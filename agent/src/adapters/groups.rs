@@ -14,8 +14,8 @@ use super::polar::{Adapter, Epochs, Polar, Rejected, Settings};
 pub const MOST_PENDING: usize = 16_384;
 /// And for how long, model ms.
 pub const PENDING_MS: f64 = 3_600_000.0;
-/// Requests that residents are chosen for.
-const WINDOW: usize = 500;
+/// Requests that residents are chosen for, times the members of a group: what the end of an epoch, on the way of one request, may look at.
+const MOST_LOOKED_AT: usize = 10_000;
 
 /// An adapter of a group, as the routes have it.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -122,7 +122,7 @@ pub struct Groups {
     order: VecDeque<u64>,
 }
 
-fn settings(dimension: usize, price_per_ms: f64, slots: usize) -> Settings {
+fn settings(dimension: usize, price_per_ms: f64, slots: usize, members: usize) -> Settings {
     // As measured by `make bench-lora`.
     Settings {
         slots,
@@ -131,7 +131,7 @@ fn settings(dimension: usize, price_per_ms: f64, slots: usize) -> Settings {
         width: 0.5,
         price_per_ms,
         epochs: Epochs::Doubling { first: 200, longest: 1_000, exploration: 0.1, keep: 1.0 },
-        window: WINDOW,
+        window: (MOST_LOOKED_AT / members.max(1)).clamp(50, 500),
     }
 }
 
@@ -154,7 +154,10 @@ impl Groups {
         let state = match self.groups.get_mut(group) {
             Some(state) => state,
             None => {
-                let polar = Polar::new(settings(context.len(), price_per_ms, slots), adapters(members))?;
+                let polar = Polar::new(
+                    settings(context.len(), price_per_ms, slots, members.len()),
+                    adapters(members),
+                )?;
                 let names = members.iter().map(|m| m.name.into()).collect();
                 let new = Group { name: group.into(), polar, names, judged: false };
                 self.groups.entry(group.to_owned()).or_insert(new)

@@ -169,8 +169,8 @@ fn members<'a>(pool: &'a Pool, group: &str, now_ms: f64) -> Vec<Member<'a>> {
         !pool.view.route.endpoints[i].draining
             && pool.replicas[i].load(now_ms).availability == Availability::Ready
     };
-    let of_group = pool.view.route.adapters.iter().filter(|a| a.group.as_deref() == Some(group));
-    of_group
+    pool.view
+        .group(group)
         .map(|a| Member {
             name: &a.served_name,
             load_ms: a.load_ms,

@@ -196,9 +196,8 @@ impl Proxy {
             if pool.view.is_adapter(name) {
                 object["parent"] = json!(route.served_name);
             } else if pool.view.is_group(name) {
-                let members = route.adapters.iter().filter(|a| a.group.as_deref() == Some(name));
                 object["parent"] = json!(route.served_name);
-                object["adapters"] = members.map(|a| a.served_name.as_str()).collect();
+                object["adapters"] = pool.view.group(name).map(|a| a.served_name.as_str()).collect();
             }
             object
         };

@@ -70,6 +70,8 @@ pub struct PoolView {
     plans: HashMap<String, ClassPlan>,
     /// By adapter: the endpoints that hold it and are to, in order.
     holders: HashMap<String, Vec<usize>>,
+    /// By group of adapters: who belongs to it, by index.
+    groups: HashMap<String, Vec<usize>>,
 }
 
 #[derive(Debug, Clone)]
@@ -109,7 +111,13 @@ impl PoolView {
             endpoints
         };
         let holders = route.adapters.iter().map(|a| (a.served_name.clone(), holding(a))).collect();
-        Self { route, version, keys, by_key, ring, plans, holders }
+        let mut groups: HashMap<String, Vec<usize>> = HashMap::new();
+        for (i, adapter) in route.adapters.iter().enumerate() {
+            if let Some(group) = &adapter.group {
+                groups.entry(group.clone()).or_default().push(i);
+            }
+        }
+        Self { route, version, keys, by_key, ring, plans, holders, groups }
     }
 
     /// Whether a model name is that of one of its adapters.
@@ -119,7 +127,12 @@ impl PoolView {
 
     /// Whether a name is that of a group of its adapters.
     pub fn is_group(&self, name: &str) -> bool {
-        self.route.adapters.iter().any(|a| a.group.as_deref() == Some(name))
+        self.groups.contains_key(name)
+    }
+
+    /// The adapters of a group, in order of served name as routes have them.
+    pub fn group(&self, name: &str) -> impl Iterator<Item = &AdapterRoute> {
+        self.groups.get(name).into_iter().flatten().map(|&i| &self.route.adapters[i])
     }
 
     /// The endpoints, by index, that hold an adapter and are to.
