@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 /// Judgements by pool.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-pub(crate) struct Canaries {
+pub struct Canaries {
     pools: BTreeMap<PoolId, Canary>,
 }
 

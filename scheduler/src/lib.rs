@@ -6,6 +6,7 @@ pub mod baselines;
 pub mod canary;
 pub mod clock;
 pub mod cold_start;
+pub mod control;
 pub mod demand;
 pub mod drain;
 pub mod explain;

@@ -15,15 +15,22 @@ const TOKEN: &str = "differential";
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
-/// The folder with the programs, or why there is none.
-pub fn find_programs() -> Result<PathBuf, String> {
+/// The folder in which the programs are, or why there is none.
+pub fn programs_at_hand() -> Result<PathBuf, String> {
     if let Some(folder) = std::env::var_os("PLIMSOLL_KUBE_BIN") {
         let folder = PathBuf::from(folder);
         return suitable(&folder).map(|()| folder);
     }
-    let cached = cached();
-    if let Some(folder) = cached.iter().find(|f| suitable(f).is_ok()) {
-        return Ok(folder.clone());
+    cached().into_iter().find(|f| suitable(f).is_ok()).ok_or_else(|| {
+        format!("programs of Kubernetes {MINOR}x are not at hand (`scripts/kube/binaries` builds them)")
+    })
+}
+
+/// The folder with the programs, built where they are not at hand, or why there is none.
+pub fn find_programs() -> Result<PathBuf, String> {
+    let at_hand = programs_at_hand();
+    if at_hand.is_ok() || std::env::var_os("PLIMSOLL_KUBE_BIN").is_some() {
+        return at_hand;
     }
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/kube/binaries");
     let output = Command::new(script).stderr(Stdio::inherit()).output().map_err(|e| e.to_string())?;

@@ -1,7 +1,6 @@
 //! Terms of leading. Without etcd there is one, for life; with it, this scheduler leads from each election that it wins
 //! until its lease is lost, and everything that a term knows goes with the term.
 
-use std::collections::{BTreeMap, VecDeque};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,19 +22,17 @@ use super::forward::Forward;
 use super::persist::{self, Loaded};
 use super::plans::Plans;
 use super::sessions::Sessions;
-use super::state::{Agent, Shared, State};
+use super::shared::Shared;
 use super::{SchedulerConfig, SchedulerError, brain};
 use crate::clock::seconds;
+use crate::control::{Agent, LEASE_SECONDS, State};
 use crate::demand::{DemandConfig, DemandTracker};
-use crate::fast::FastState;
 use crate::ledger::Ledger;
 use crate::store::Store;
 use crate::store::etcd::{Election, EtcdStore, Seat, Seen};
 
 /// Largest message taken, bytes: a snapshot of a large cluster.
 const MAX_MESSAGE_BYTES: usize = 256 << 20;
-/// Virtual seconds that a token lease lasts.
-const LEASE_SECONDS: f64 = 10.0;
 /// Wall time before standing again after a term that could not begin.
 const RETRY: Duration = Duration::from_secs(2);
 
@@ -102,39 +99,20 @@ fn take_up(
     let mut demand = loaded.demand.unwrap_or_else(|| DemandTracker::new(demand_config));
     demand.set_config(demand_config);
     let plan = loaded.plan.map(Arc::new);
-    let mut state = State {
-        snapshot: loaded.snapshot.map(Arc::new),
-        snapshot_is_current: false,
-        cold_starts: loaded.cold_starts,
-        pushed: None,
-        demand,
-        canaries: loaded.canaries,
-        speeds: Default::default(),
-        adapters: Default::default(),
-        engines: BTreeMap::new(),
-        plan: plan.clone(),
-        next_serial: loaded.next_serial,
-        tables: VecDeque::new(),
-        // Agents known before are believed to be there until their time is up: they are about to reconnect.
-        agents: loaded
-            .agents
-            .into_iter()
-            .map(|(node, (name, address))| {
-                (name, Agent { node: Some(node), address, last_seen: started.0, session: 0 })
-            })
-            .collect(),
-        drain: loaded.drain,
-        fast: FastState::default(),
-        ledger: Ledger::new(now, LEASE_SECONDS, loaded.reserves),
-        load_lines: BTreeMap::new(),
-        records: loaded.records,
-        usd: BTreeMap::new(),
-        usd_until: now,
-        floors: BTreeMap::new(),
-        due: None,
-        routes_dirty: false,
-        sessions: 0,
-    };
+    let mut state = State::new(clock, demand, started.0);
+    state.snapshot = loaded.snapshot.map(Arc::new);
+    state.cold_starts = loaded.cold_starts;
+    state.canaries = loaded.canaries;
+    state.plan.clone_from(&plan);
+    state.next_serial = loaded.next_serial;
+    state.drain = loaded.drain;
+    state.ledger = Ledger::new(now, LEASE_SECONDS, loaded.reserves);
+    state.records = loaded.records;
+    // Agents known before are believed to be there until their time is up: they are about to reconnect.
+    let believed = loaded.agents.into_iter().map(|(node, (name, address))| {
+        (name, Agent { node: Some(node), address, last_seen: started.0, session: 0 })
+    });
+    state.agents = believed.collect();
     if let Some(plan) = &plan {
         state.learn_load_lines(plan);
         config.metrics.show_plan(plan);

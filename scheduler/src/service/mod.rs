@@ -17,7 +17,7 @@ mod observe;
 mod persist;
 mod plans;
 mod sessions;
-mod state;
+mod shared;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

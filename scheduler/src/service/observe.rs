@@ -4,8 +4,9 @@ use plimsoll_fleet::canary::Standing;
 use plimsoll_fleet::{AdapterRoute, ModelPool, ReplicaId, ReplicaPhase};
 use plimsoll_proto::v1;
 
-use super::state::{Shared, State};
+use super::shared::Shared;
 use crate::clock::seconds;
+use crate::control::State;
 
 /// Builds the observations of this moment.
 pub fn observations(shared: &Shared, state: &State) -> v1::Observations {

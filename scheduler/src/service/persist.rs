@@ -11,6 +11,7 @@ use plimsoll_fleet::{ClusterSnapshot, NodeName, Plan, PoolId, RouteTable};
 use crate::canary::Canaries;
 use crate::clock::{Anchor, Clock, InvalidScale};
 use crate::cold_start::ColdStarts;
+use crate::control::Records;
 use crate::demand::DemandTracker;
 use crate::drain::DrainState;
 use crate::ledger::Reserves;
@@ -33,12 +34,6 @@ const RECORDS: &str = "records/";
 
 /// Plans kept.
 const PLANS_KEPT: u64 = 100;
-/// Scaling records kept of each pool.
-pub const RECORDS_KEPT: usize = 50;
-
-/// Scaling records by pool, oldest first.
-pub type Records = BTreeMap<PoolId, VecDeque<ScalingRecord>>;
-
 /// What a store held at start.
 #[derive(Debug)]
 pub struct Loaded {

@@ -14,10 +14,10 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use super::observe::observations;
-use super::state::Shared;
+use super::shared::Shared;
+use crate::control::{DuplicateName, check_names, in_virtual_time};
 use crate::explain::applied;
 use crate::planner::PlanRequest;
-use crate::records::{material_snapshot_change, taken_away};
 
 /// Scaling records in one answer.
 const HISTORY: usize = 50;
@@ -46,81 +46,29 @@ impl Plans {
     /// Puts a snapshot into force; gives the number of the plan and the pools that are gone.
     fn take_snapshot(&self, request: v1::PushSnapshotRequest) -> Result<(u64, Vec<PoolId>), Status> {
         let snapshot: ClusterSnapshot = decode("snapshot", request.snapshot.as_ref())?;
-        check(&snapshot)?;
-        let mut snapshot = self.shared.snapshot_in_virtual_time(snapshot);
-        let now = self.shared.now_seconds();
         let mut state = self.shared.state.lock();
         let plan = state.plan.as_ref().map_or(0, |p| p.number);
         if state.pushed.as_ref().is_some_and(|(who, n)| *who == request.operator && request.sequence <= *n) {
             tracing::debug!("an older snapshot was ignored");
             return Ok((plan, Vec::new()));
         }
-        self.shared.metrics.snapshots.inc();
+        let forgotten = state.take_snapshot(snapshot, self.shared.wall_now()).map_err(unusable)?;
         state.pushed = Some((request.operator, request.sequence));
-        let old = state.snapshot.clone().filter(|_| state.snapshot_is_current);
-        // A cold start that turns out otherwise changes the next plan, but is no edit of the pool.
-        let learned = state.cold_starts.learn(&snapshot);
-        state.cold_starts.apply(&mut snapshot);
-        state.canaries.follow(&snapshot, now);
-        state.canaries.apply(&mut snapshot);
-        state.speeds.follow(&snapshot);
-        state.speeds.apply(&mut snapshot);
-        let why = match (&old, learned) {
-            (Some(old), true) => {
-                let mut old = ClusterSnapshot::clone(old);
-                state.cold_starts.apply(&mut old);
-                material_snapshot_change(Some(&old), &snapshot)
-            }
-            _ => material_snapshot_change(old.as_deref(), &snapshot),
-        };
-        let taken = || taken_away(state.plan.as_ref()?, old.as_ref()?, &snapshot);
-        let why = why.or_else(taken);
-        state.demand.sync_pools(&snapshot.pools);
-        let caps = snapshot.budgets.iter().filter_map(|b| Some((b.name.as_str(), b.tokens_per_minute?)));
-        state.ledger.set_budgets(caps, now);
-        let exists = |id: &_| snapshot.replicas.iter().any(|r| &r.id == id);
-        state.engines.retain(|id, _| exists(id));
-        let pool_exists = |id: &PoolId| snapshot.pools.iter().any(|p| &p.id == id);
-        state.usd.retain(|id, _| pool_exists(id));
-        let forgotten: Vec<PoolId> = state.records.keys().filter(|id| !pool_exists(id)).cloned().collect();
-        state.records.retain(|id, _| pool_exists(id));
-        state.snapshot = Some(Arc::new(snapshot));
-        state.snapshot_is_current = true;
-        state.routes_dirty = true;
-        match why {
-            Some(why) => self.shared.request_plan(&mut state, why, true),
-            None => self.shared.wake.notify_one(),
-        }
+        self.shared.metrics.snapshots.inc();
+        self.shared.wake.notify_one();
         Ok((plan, forgotten))
     }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "an error to map")]
+fn unusable(error: DuplicateName) -> Status {
+    Status::invalid_argument(error.to_string())
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Status> {
     tokio::task::spawn_blocking(work)
         .await
         .map_err(|e| Status::internal(format!("planning failed; this is a defect: {e}")))
-}
-
-fn check(snapshot: &ClusterSnapshot) -> Result<(), Status> {
-    let mut seen = std::collections::BTreeSet::new();
-    for pool in &snapshot.pools {
-        if !seen.insert(&pool.id) {
-            return Err(Status::invalid_argument(format!(
-                "snapshot.pools has {} twice; send each pool once",
-                pool.id
-            )));
-        }
-    }
-    let mut seen = std::collections::BTreeSet::new();
-    for replica in &snapshot.replicas {
-        if !seen.insert(&replica.id) {
-            return Err(Status::invalid_argument(format!(
-                "snapshot.replicas has {} twice; replica names are unique in the cluster",
-                replica.id
-            )));
-        }
-    }
-    Ok(())
 }
 
 #[tonic::async_trait]
@@ -197,8 +145,8 @@ impl PlanService for Plans {
         let given = match &request.snapshot {
             Some(document) => {
                 let snapshot: ClusterSnapshot = decode("snapshot", Some(document))?;
-                check(&snapshot)?;
-                Some(Arc::new(self.shared.snapshot_in_virtual_time(snapshot)))
+                check_names(&snapshot).map_err(unusable)?;
+                Some(Arc::new(in_virtual_time(self.shared.clock, snapshot)))
             }
             None => None,
         };
@@ -210,7 +158,7 @@ impl PlanService for Plans {
         let applied = match &request.objects {
             Some(document) => {
                 let objects: ClusterSnapshot = decode("objects", Some(document))?;
-                check(&objects)?;
+                check_names(&objects).map_err(unusable)?;
                 Some(applied::apply(&mut after, objects))
             }
             None => None,

@@ -22,8 +22,8 @@ use tracing::Instrument;
 
 use super::brain::lease_end_ms;
 use super::metrics::SchedulerMetrics;
-use super::state::{Agent, EngineSeen, Shared};
-use crate::demand::Taken;
+use super::shared::Shared;
+use crate::control::{Agent, ReportTaken};
 
 /// Messages that may wait for one agent.
 const QUEUE: usize = 16;
@@ -220,7 +220,6 @@ fn take_report(shared: &Shared, report: v1::AgentReport, session: u64) -> Result
         }
     };
     let wall = shared.wall_now();
-    let now = crate::clock::seconds(shared.clock.to_virtual(wall));
     let mut state = shared.state.lock();
     match state.agents.get_mut(&report.agent) {
         Some(agent) if agent.session > session => {
@@ -235,74 +234,30 @@ fn take_report(shared: &Shared, report: v1::AgentReport, session: u64) -> Result
         }
         None => {}
     }
-    let interval = shared.clock.virtual_seconds(report.interval_seconds);
-    match state.demand.observe(&report, interval, now) {
-        Taken::Duplicate => {
+    match state.take_report(&report, wall) {
+        ReportTaken::Duplicate => {
             shared.metrics.reports_duplicate.inc();
             return Ok(vec![ack]);
         }
-        Taken::Rejected(why) => {
-            shared.metrics.reports_rejected.inc();
-            tracing::warn!(why, "traffic of a report was left out");
-        }
-        Taken::New { active } => {
-            shared.metrics.reports.inc();
-            if let Some(snapshot) = state.snapshot.clone() {
-                state.canaries.observe(&report.replicas, &snapshot, now);
-                state.speeds.observe(&report, interval, &snapshot, now);
-                state.adapters.observe(&report.adapters, &snapshot, now);
+        ReportTaken::Counted { left_out, wake } => {
+            match left_out {
+                Some(why) => {
+                    shared.metrics.reports_rejected.inc();
+                    tracing::warn!(why, "traffic of a report was left out");
+                }
+                None => {
+                    shared.metrics.reports.inc();
+                }
             }
-            // Requests for a pool at zero cannot wait for the next look.
-            let wakes = active.iter().find(|pool| {
-                state.plan.as_ref().and_then(|p| p.pool(pool)).is_some_and(|p| {
-                    p.replicas.is_empty() && p.outcome == plimsoll_fleet::plan::PoolOutcome::ScaledToZero
-                })
-            });
-            if let Some(pool) = wakes {
-                let why = format!("requests wake {pool}");
-                shared.request_plan(&mut state, why, true);
+            if wake {
+                shared.wake.notify_one();
             }
         }
     }
-    let (mut acknowledged, mut moved) = (false, false);
-    for engine in &report.engines {
-        if engine.drained && state.drain.draining.contains_key(&engine.replica) {
-            acknowledged |= state.drain.acknowledged.insert(engine.replica.clone());
-        }
-        let seen = EngineSeen { report: engine.clone(), at: now, agent: report.agent.clone() };
-        let last = state.engines.insert(engine.replica.clone(), seen);
-        // Requests for an adapter go where engines say that it is.
-        moved |= last.map(|last| last.report.adapters).unwrap_or_default() != engine.adapters;
-    }
-    // An engine that its agent no longer mentions is not there any more.
-    let mentioned: BTreeSet<&ReplicaId> = report.engines.iter().map(|e| &e.replica).collect();
-    state.engines.retain(|id, e| e.agent != report.agent || mentioned.contains(id));
-    state.routes_dirty |= moved;
-    if acknowledged || moved {
-        shared.wake.notify_one();
-    }
-
     let mut answers = vec![ack];
-    let budgets: Vec<_> = state
-        .snapshot
-        .iter()
-        .flat_map(|s| &s.budgets)
-        .filter(|b| b.tokens_per_minute.is_some())
-        .map(|b| (b.name.clone(), b.scope.clone()))
-        .collect();
-    if !budgets.is_empty() {
-        for (name, scope) in &budgets {
-            let tokens: f64 = report
-                .traffic
-                .iter()
-                .filter(|t| scope.covers(&t.pool))
-                .map(|t| t.input_tokens.sum + t.output_tokens.sum)
-                .sum();
-            state.ledger.spend(name, &report.agent, tokens, now);
-        }
-        state.ledger.reported(&report.agent, now);
-        let timeout = shared.config.agent_timeout_signed();
-        let sharing = state.agents.values().filter(|a| wall.duration_since(a.last_seen) <= timeout).count();
+    if state.spend_tokens(&report, wall) {
+        let sharing = state.agents_alive(wall, shared.config.agent_timeout_signed());
+        let now = state.seconds_at(wall);
         // The store refuses a scheduler that was deposed; leases are granted without asking it.
         let granted =
             if shared.leads() { state.ledger.grant(&report.agent, sharing, now) } else { Vec::new() };

@@ -1,21 +1,31 @@
-//! What the service's tasks share.
+//! Control of a fleet, without clock, I/O or tasks: what is known, what comes in, and what follows from it. The service
+//! drives it with real clusters and the wall's time, the simulator with simulated ones.
+//!
+//! Who drives it passes each snapshot to [`State::take_snapshot`] and each agent's report to [`State::take_report`]; calls
+//! [`State::pulse`] about once a second; plans when [`Pace::due`] says so ([`State::plan_request`], the planner, then
+//! [`State::records_of`] and [`State::put_into_force`]), else lets the fast loop look ([`State::fast`]); and brings drains
+//! and routes up to date ([`State::routing`]). Wall times are passed in, decisions see virtual time ([`Clock`]).
+
+mod intake;
+mod pace;
+mod plans;
+mod pulse;
+mod routing;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
-use parking_lot::Mutex;
+use plimsoll_fleet::plan::ScalingRecord;
 use plimsoll_fleet::telemetry::EngineReport;
 use plimsoll_fleet::{
     ClusterSnapshot, DemandEstimate, ModelPool, NodeName, Plan, PoolId, ReplicaId, RouteTable, Shape,
 };
-use plimsoll_proto::v1;
-use tokio::sync::{Notify, watch};
-use tokio::time::Instant;
 
-use super::SchedulerConfig;
-use super::metrics::SchedulerMetrics;
-use super::persist::Records;
+pub use intake::{DuplicateName, ReportTaken, check_names, in_virtual_time};
+pub use pace::Pace;
+pub use routing::{Drains, Routing};
+
 use crate::adapters::Rates;
 use crate::canary::Canaries;
 use crate::clock::{Clock, seconds};
@@ -23,11 +33,11 @@ use crate::cold_start::ColdStarts;
 use crate::demand::{DemandTracker, Rate};
 use crate::drain::DrainState;
 use crate::fast::FastState;
-use crate::ledger::Ledger;
-use crate::planner::Planner;
+use crate::ledger::{Ledger, Reserves};
 use crate::speed::Speeds;
-use crate::store::Store;
-use crate::store::etcd::Seat;
+
+/// Virtual seconds that a token lease lasts.
+pub const LEASE_SECONDS: f64 = 10.0;
 
 /// Route tables kept to send deltas from.
 const TABLES_KEPT: usize = 32;
@@ -75,9 +85,14 @@ pub struct Floor {
     pub until: f64,
 }
 
-/// Mutable state, behind one short-held lock.
+/// Scaling records by pool, oldest first.
+pub type Records = BTreeMap<PoolId, VecDeque<ScalingRecord>>;
+
+/// Everything that is known of a fleet and its control.
 #[derive(Debug)]
 pub struct State {
+    /// Virtual time.
+    pub clock: Clock,
     /// Newest snapshot (virtual times).
     pub snapshot: Option<Arc<ClusterSnapshot>>,
     /// Whether the snapshot was pushed in this life; one from the store is only for looking at.
@@ -129,6 +144,50 @@ pub struct State {
 }
 
 impl State {
+    /// A fleet of which nothing is known yet. Nothing of token budgets was granted before.
+    pub fn new(clock: Clock, demand: DemandTracker, wall: Timestamp) -> Self {
+        let now = seconds(clock.to_virtual(wall));
+        Self {
+            clock,
+            snapshot: None,
+            snapshot_is_current: false,
+            cold_starts: ColdStarts::default(),
+            pushed: None,
+            demand,
+            canaries: Canaries::default(),
+            speeds: Speeds::default(),
+            adapters: Rates::default(),
+            engines: BTreeMap::new(),
+            plan: None,
+            next_serial: 1,
+            tables: VecDeque::new(),
+            agents: BTreeMap::new(),
+            drain: DrainState::default(),
+            fast: FastState::default(),
+            ledger: Ledger::new(now, LEASE_SECONDS, Some(Reserves::new())),
+            load_lines: BTreeMap::new(),
+            records: Records::new(),
+            usd: BTreeMap::new(),
+            usd_until: now,
+            floors: BTreeMap::new(),
+            due: None,
+            routes_dirty: false,
+            sessions: 0,
+        }
+    }
+
+    /// Virtual seconds at a wall time.
+    pub fn seconds_at(&self, wall: Timestamp) -> f64 {
+        seconds(self.clock.to_virtual(wall))
+    }
+
+    /// Asks for a new plan.
+    pub fn ask_for_plan(&mut self, due: Due) {
+        if self.due.as_ref().is_none_or(|d| due.urgent && !d.urgent) {
+            self.due = Some(due);
+        }
+    }
+
     /// Nodes with an agent that was heard of within `timeout`, and its (name, address).
     pub fn live_agents(
         &self,
@@ -214,83 +273,5 @@ impl State {
                 self.load_lines.insert((pool.pool.clone(), shape.clone()), *rps);
             }
         }
-    }
-}
-
-/// Replicas to drain, by node.
-pub type Drains = BTreeMap<NodeName, BTreeSet<ReplicaId>>;
-
-/// Everything the tasks share.
-pub struct Shared {
-    /// Mutable state.
-    pub state: Mutex<State>,
-    /// Settings.
-    pub config: SchedulerConfig,
-    /// The store's name: route versions compare only within it.
-    pub identity: String,
-    /// Virtual time.
-    pub clock: Clock,
-    /// Planning functions.
-    pub planner: Arc<dyn Planner>,
-    /// Store.
-    pub store: Arc<dyn Store>,
-    /// The term of leading, where there was an election.
-    pub seat: Option<Seat>,
-    /// Metrics.
-    pub metrics: SchedulerMetrics,
-    /// One writes token reserves at a time, so that the newest are what the store holds.
-    pub reserving: tokio::sync::Mutex<()>,
-    /// Wakes the loops.
-    pub wake: Notify,
-    /// Newest plan.
-    pub plans: watch::Sender<Option<Arc<Plan>>>,
-    /// Newest routes.
-    pub routes: watch::Sender<Option<Arc<RouteTable>>>,
-    /// Drains.
-    pub drains: watch::Sender<Arc<Drains>>,
-    /// Observations.
-    pub observations: watch::Sender<Arc<v1::Observations>>,
-    /// Wall time and instant of the start: wall time then goes on without leaps.
-    pub started: (Timestamp, Instant),
-}
-
-impl Shared {
-    /// Wall time.
-    pub fn wall_now(&self) -> Timestamp {
-        let (at, instant) = self.started;
-        SignedDuration::try_from(instant.elapsed()).ok().and_then(|d| at.checked_add(d).ok()).unwrap_or(at)
-    }
-
-    /// Virtual time.
-    pub fn now(&self) -> Timestamp {
-        self.clock.to_virtual(self.wall_now())
-    }
-
-    /// Virtual time in seconds.
-    pub fn now_seconds(&self) -> f64 {
-        seconds(self.now())
-    }
-
-    /// A snapshot's wall times as virtual times.
-    pub fn snapshot_in_virtual_time(&self, mut snapshot: ClusterSnapshot) -> ClusterSnapshot {
-        for r in &mut snapshot.replicas {
-            r.since = self.clock.to_virtual(r.since);
-            r.created_at = self.clock.to_virtual(r.created_at);
-            r.ready_at = r.ready_at.map(|t| self.clock.to_virtual(t));
-        }
-        snapshot
-    }
-
-    /// Whether what is granted now cannot be granted by another scheduler too.
-    pub fn leads(&self) -> bool {
-        self.seat.as_ref().is_none_or(Seat::holds)
-    }
-
-    /// Asks for a new plan.
-    pub fn request_plan(&self, state: &mut State, why: String, urgent: bool) {
-        if state.due.as_ref().is_none_or(|d| urgent && !d.urgent) {
-            state.due = Some(Due { why, urgent });
-        }
-        self.wake.notify_one();
     }
 }
