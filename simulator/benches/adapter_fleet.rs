@@ -13,6 +13,7 @@
 use std::cell::RefCell;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
+use std::sync::LazyLock;
 
 use plimsoll_agent::adapters::eviction::{Rule, Slots, belady};
 use plimsoll_agent::route::{self, Memory, PoolView, ReplicaLoad};
@@ -57,9 +58,14 @@ fn name(adapter: usize) -> String {
     format!("adapter-{adapter:03}")
 }
 
-fn hash(adapter: usize, replica: usize) -> u64 {
-    xxh3_64(format!("{adapter}/{replica}").as_bytes())
-}
+/// By adapter: each replica's place in its rendezvous order, 0 for its home.
+static RENDEZVOUS: LazyLock<Vec<[usize; REPLICAS]>> = LazyLock::new(|| {
+    let hash = |adapter: usize, replica: usize| xxh3_64(format!("{adapter}/{replica}").as_bytes());
+    let place = |adapter: usize, replica: usize| {
+        (0..REPLICAS).filter(|other| hash(adapter, *other) > hash(adapter, replica)).count()
+    };
+    (0..ADAPTERS).map(|adapter| std::array::from_fn(|replica| place(adapter, replica))).collect()
+});
 
 fn requests(hours: f64) -> Vec<Asked> {
     let mut rng = SmallRng::seed_from_u64(7);
@@ -186,7 +192,7 @@ impl Policy for OnDemand {
 }
 
 fn home(adapter: usize) -> usize {
-    (0..REPLICAS).max_by_key(|&r| hash(adapter, r)).unwrap()
+    RENDEZVOUS[adapter].iter().position(|place| *place == 0).unwrap_or(0)
 }
 
 /// Clairvoyant slots (MIN): each replica's own, behind rendezvous hashing, or all slots of the fleet as one, as an oracle that routes would have them.
@@ -207,27 +213,39 @@ fn clairvoyant(asked: &[Asked], fleet: bool) -> Tally {
     tally
 }
 
-/// One slot of each engine, which a request for what is placed nowhere fills at its rendezvous home.
+/// Serves a request for what is placed nowhere in the slot that each engine has for that: where it is already, else at its rendezvous home, or with
+/// `spread` at the first in rendezvous order where nobody uses the slot, and where there is none, where it is free soonest.
 fn visit(
-    adapter: usize,
-    at_ms: f64,
+    asked: Asked,
+    spread: bool,
     visitors: &mut [Option<usize>],
     engines: &mut [Engine],
     tally: &mut Tally,
-) {
-    let replica = home(adapter);
-    let hit = visitors[replica] == Some(adapter);
-    if !hit {
+) -> usize {
+    let Asked { at_ms, adapter } = asked;
+    let free_ms = |r: usize| {
+        let last = visitors[r].and_then(|visitor| engines[r].busy_until_ms.get(&visitor)).copied();
+        last.unwrap_or(0.0).max(engines[r].loader_free_ms).max(at_ms)
+    };
+    let there = (0..REPLICAS).find(|r| visitors[*r] == Some(adapter));
+    let replica = there.unwrap_or_else(|| {
+        let order = |r: &usize| (free_ms(*r) as u64, RENDEZVOUS[adapter][*r]);
+        if spread { (0..REPLICAS).min_by_key(order).unwrap_or(0) } else { home(adapter) }
+    });
+    if there.is_none() {
         engines[replica].load(adapter, visitors[replica].replace(adapter), at_ms);
         tally.loads += 1;
     }
     let wait = engines[replica].serve(adapter, at_ms);
-    tally.count(adapter, hit, wait);
+    tally.count(adapter, there.is_some(), wait);
+    replica
 }
 
 /// What is placed from time to time, beside a visitor's slot.
 struct Planned<P> {
     plan: P,
+    /// Visitors go where there is room for them.
+    spread: bool,
     visitors: Vec<Option<usize>>,
     next_plan_ms: f64,
     next_report_ms: f64,
@@ -248,9 +266,10 @@ trait Plan {
 }
 
 impl<P: Plan> Planned<P> {
-    fn new(plan: P) -> Self {
+    fn new(plan: P, spread: bool) -> Self {
         Self {
             plan,
+            spread,
             visitors: vec![None; REPLICAS],
             next_plan_ms: 0.0,
             next_report_ms: REPORT_S * 1e3,
@@ -306,7 +325,8 @@ impl<P: Plan> Planned<P> {
 }
 
 impl<P: Plan> Policy for Planned<P> {
-    fn serve(&mut self, Asked { at_ms, adapter }: Asked, engines: &mut [Engine], tally: &mut Tally) {
+    fn serve(&mut self, asked: Asked, engines: &mut [Engine], tally: &mut Tally) {
+        let Asked { at_ms, adapter } = asked;
         self.advance(at_ms, engines, tally);
         *self.counts.entry(adapter).or_default() += 1;
         match self.plan.choose(adapter, engines, at_ms) {
@@ -315,8 +335,8 @@ impl<P: Plan> Policy for Planned<P> {
                 tally.count(adapter, wait == 0.0, wait);
             }
             None => {
-                self.leaving.retain(|(_, at, leaves)| (*at, *leaves) != (home(adapter), adapter));
-                visit(adapter, at_ms, &mut self.visitors, engines, tally);
+                let at = visit(asked, self.spread, &mut self.visitors, engines, tally);
+                self.leaving.retain(|(_, replica, leaves)| (*replica, *leaves) != (at, adapter));
             }
         }
     }
@@ -482,8 +502,7 @@ impl Plan for Flow {
             }
         }
         let cost = |a: usize, r: usize| {
-            let rank = (0..REPLICAS).filter(|other| hash(a, *other) > hash(a, r)).count() as i64;
-            if self.placed[r].contains(&a) { 0 } else { 8 + rank }
+            if self.placed[r].contains(&a) { 0 } else { REPLICAS as i64 + RENDEZVOUS[a][r] as i64 }
         };
         self.placed = min_cost(&units, cost);
         self.placed.clone()
@@ -508,7 +527,11 @@ fn min_cost(units: &[(usize, usize)], cost: impl Fn(usize, usize) -> i64) -> Vec
             let mut reach: Vec<Option<(i64, Option<(usize, usize)>)>> = (0..REPLICAS)
                 .map(|r| (!placed[r].contains(&adapter)).then(|| (cost(adapter, r), None)))
                 .collect();
+            let mut better = true;
             for _ in 0..REPLICAS {
+                if !std::mem::take(&mut better) {
+                    break;
+                }
                 for from in 0..REPLICAS {
                     let Some((so_far, _)) = reach[from] else { continue };
                     for &moved in &placed[from] {
@@ -516,6 +539,7 @@ fn min_cost(units: &[(usize, usize)], cost: impl Fn(usize, usize) -> i64) -> Vec
                             let through = so_far - cost(moved, from) + cost(moved, to);
                             if reach[to].is_none_or(|(known, _)| through < known) {
                                 reach[to] = Some((through, Some((from, moved))));
+                                better = true;
                             }
                         }
                     }
@@ -560,7 +584,7 @@ fn print(name: &str, tally: Tally, busiest: Option<f64>) {
     let mean = waits_ms.iter().map(|w| f64::from(*w)).sum::<f64>() / count as f64;
     let busiest = busiest.map_or("–".to_owned(), |share| format!("{:.0} %", 100.0 * share));
     println!(
-        "{name:<36}{:>8.0}{:>9.1}{:>9.1}{:>8.0}{:>8.0}{:>8.0}{:>10}{:>10}",
+        "{name:<32}{:>8.0}{:>8.1}{:>11.1}{:>11.0}{:>11.0}{:>11.0}{:>12}{:>9}",
         loads as f64 * 1e3 / count as f64,
         1e2 * hits as f64 / count as f64,
         mean,
@@ -580,11 +604,11 @@ fn main() {
         asked.len()
     );
     println!(
-        "{:<36}{:>8}{:>9}{:>9}{:>8}{:>8}{:>8}{:>10}{:>10}",
+        "{:<32}{:>8}{:>8}{:>11}{:>11}{:>11}{:>11}{:>12}{:>9}",
         "", "loads", "hits", "added", "p50", "p99", "p99.9", "starved", "busiest"
     );
     println!(
-        "{:<36}{:>8}{:>9}{:>9}{:>8}{:>8}{:>8}{:>10}{:>10}",
+        "{:<32}{:>8}{:>8}{:>11}{:>11}{:>11}{:>11}{:>12}{:>9}",
         "", "a 1,000", "%", "ms", "ms", "ms", "ms", "", ""
     );
     for (name, rule, home) in [
@@ -598,10 +622,15 @@ fn main() {
         print(name, tally, Some(busiest));
     }
     let flow = Flow { recent: VecDeque::new(), placed: vec![BTreeSet::new(); REPLICAS] };
-    let (tally, busiest) = run(&asked, &mut Planned::new(flow));
+    let (tally, busiest) = run(&asked, &mut Planned::new(flow, false));
     print("rendezvous and min-cost flow", tally, Some(busiest));
-    for (name, heed_loads) in [("Plimsoll", true), ("the same, all loads taken for equal", false)] {
-        let (tally, busiest) = run(&asked, &mut Planned::new(Ours::new(heed_loads)));
+    for (name, heed_loads, spread) in [
+        ("Plimsoll", true, false),
+        ("all loads taken for equal", false, false),
+        ("visitors where there is room", true, true),
+        ("both", false, true),
+    ] {
+        let (tally, busiest) = run(&asked, &mut Planned::new(Ours::new(heed_loads), spread));
         print(name, tally, Some(busiest));
     }
     print("Belady, rendezvous", clairvoyant(&asked, false), None);
