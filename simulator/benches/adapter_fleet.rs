@@ -518,13 +518,16 @@ impl Plan for Flow {
     }
 }
 
+/// What a slot at a replica costs, and what is moved there from where to free the one before; `None`: it is the new copy's own.
+type Reached = (i64, Option<(usize, usize)>);
+
 /// Successive shortest paths over adapters (with their copies) and replicas (with their slots); an arc carries one copy.
 fn min_cost(units: &[(usize, usize)], cost: impl Fn(usize, usize) -> i64) -> Vec<BTreeSet<usize>> {
     let mut placed: Vec<BTreeSet<usize>> = vec![BTreeSet::new(); REPLICAS];
     for &(adapter, count) in units {
         for _ in 0..count {
             // Bellman-Ford over replicas: how to free a slot at each, by moving what is there on to another.
-            let mut reach: Vec<Option<(i64, Option<(usize, usize)>)>> = (0..REPLICAS)
+            let mut reach: Vec<Option<Reached>> = (0..REPLICAS)
                 .map(|r| (!placed[r].contains(&adapter)).then(|| (cost(adapter, r), None)))
                 .collect();
             let mut better = true;
