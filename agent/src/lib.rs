@@ -46,3 +46,4 @@ mod trial;
 pub use agent::{Agent, AgentHandle, StartError};
 pub use config::{AgentConfig, AgentTls, Clients, ProxyLimits};
 pub use metrics::AgentMetrics;
+pub use shared::PoolStats;

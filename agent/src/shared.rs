@@ -26,21 +26,30 @@ const EXPECTED_OUTPUT: f64 = 200.0;
 
 /// What was learned of a pool's requests.
 #[derive(Debug)]
-pub(crate) struct PoolStats {
+pub struct PoolStats {
     bytes_per_token: f64,
     output: HashMap<String, f64>,
 }
 
+impl Default for PoolStats {
+    fn default() -> Self {
+        Self { bytes_per_token: BYTES_PER_TOKEN, output: HashMap::new() }
+    }
+}
+
 impl PoolStats {
-    pub(crate) fn bytes_per_token(&self) -> f64 {
+    /// Bytes of prompt for each of its tokens.
+    pub fn bytes_per_token(&self) -> f64 {
         self.bytes_per_token
     }
 
-    pub(crate) fn expected_output(&self, class: &str) -> f64 {
+    /// Answer tokens to expect of a class.
+    pub fn expected_output(&self, class: &str) -> f64 {
         self.output.get(class).copied().unwrap_or(EXPECTED_OUTPUT)
     }
 
-    pub(crate) fn learn(&mut self, class: &str, prompt_bytes: usize, prompt_tokens: u64, output_tokens: u64) {
+    /// Takes note of what an engine said that a request took.
+    pub fn learn(&mut self, class: &str, prompt_bytes: usize, prompt_tokens: u64, output_tokens: u64) {
         if prompt_tokens > 0 && prompt_bytes > 0 {
             let ratio = (prompt_bytes as f64 / prompt_tokens as f64).clamp(0.5, 32.0);
             self.bytes_per_token += 0.02 * (ratio - self.bytes_per_token);
@@ -197,10 +206,7 @@ impl Shared {
                         router: Mutex::new(Memory::new(
                             self.incarnation ^ self.serial.load(Ordering::Relaxed),
                         )),
-                        stats: Mutex::new(PoolStats {
-                            bytes_per_token: BYTES_PER_TOKEN,
-                            output: HashMap::new(),
-                        }),
+                        stats: Mutex::default(),
                     })
                 })
                 .clone();

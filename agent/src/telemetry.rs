@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use plimsoll_fleet::telemetry::{AgentReport, LogHistogram, ReplicaTraffic, TrafficReport, Work};
-use plimsoll_fleet::{PoolId, ReplicaId};
+use plimsoll_fleet::{PoolId, ReplicaId, Slo, SloClass};
 
 /// Figures of one finished request.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -39,10 +39,58 @@ pub struct Missed {
 }
 
 impl Missed {
+    /// What a finished request of `output` answer tokens missed of its class's objectives. One that did not stream showed no
+    /// first token: it is held to what the objectives together allow end to end, TTFT + TPOT × (tokens − 1).
+    pub fn of(
+        class: Option<&SloClass>,
+        ttft_ms: Option<f64>,
+        tpot_ms: Option<f64>,
+        e2e_ms: f64,
+        output: u64,
+    ) -> Self {
+        let Some(class) = class else { return Self::default() };
+        let slo = &class.slo;
+        let allowed = allowed_unstreamed_ms(slo, ttft_ms, output);
+        let streamed = ttft_ms.is_some();
+        Self {
+            ttft: slo.ttft.is_some_and(|o| ttft_ms.is_some_and(|t| t > o.ms)),
+            tpot: slo.tpot.is_some_and(|o| streamed && tpot_ms.is_some_and(|t| t > o.ms)),
+            e2e: e2e_ms > allowed || slo.e2e.is_some_and(|o| e2e_ms > o.ms),
+        }
+    }
+
     /// Whether any.
     pub fn any(self) -> bool {
         self.ttft || self.tpot || self.e2e
     }
+}
+
+/// How long an answer that did not stream may take by the objectives of its parts.
+fn allowed_unstreamed_ms(slo: &Slo, ttft_ms: Option<f64>, output: u64) -> f64 {
+    match (ttft_ms, slo.ttft, slo.tpot) {
+        (None, Some(ttft), Some(tpot)) => ttft.ms + tpot.ms * output.saturating_sub(1) as f64,
+        (None, Some(ttft), None) if output <= 1 => ttft.ms,
+        _ => f64::INFINITY,
+    }
+}
+
+/// How well a finished request met the objectives of its class, 0..=1: the least of allowed over taken among them, 1 at most.
+pub fn attained(
+    class: Option<&SloClass>,
+    ttft_ms: Option<f64>,
+    tpot_ms: Option<f64>,
+    e2e_ms: f64,
+    output: u64,
+) -> f64 {
+    let Some(slo) = class.map(|c| &c.slo) else { return 1.0 };
+    let share = |allowed_ms: f64, took_ms: f64| if took_ms > allowed_ms { allowed_ms / took_ms } else { 1.0 };
+    let streamed = [
+        slo.ttft.zip(ttft_ms).map_or(1.0, |(o, took)| share(o.ms, took)),
+        slo.tpot.zip(tpot_ms.filter(|_| ttft_ms.is_some())).map_or(1.0, |(o, took)| share(o.ms, took)),
+        slo.e2e.map_or(1.0, |o| share(o.ms, e2e_ms)),
+        share(allowed_unstreamed_ms(slo, ttft_ms, output), e2e_ms),
+    ];
+    streamed.into_iter().fold(1.0, f64::min).max(0.0)
 }
 
 #[derive(Debug)]
@@ -266,7 +314,32 @@ impl Outbox {
 
 #[cfg(test)]
 mod tests {
+    use plimsoll_fleet::{Objective, Percentile};
+
     use super::*;
+
+    #[test]
+    fn answers_that_do_not_stream_are_held_to_the_sum() {
+        let o = |ms| Some(Objective { percentile: Percentile::P95, ms });
+        let class = SloClass {
+            name: "default".into(),
+            slo: Slo { ttft: o(100.0), tpot: o(10.0), e2e: None },
+            match_headers: Default::default(),
+            expected_share: 1.0,
+        };
+        assert!(!Missed::of(Some(&class), None, None, 190.0, 10).any());
+        assert!(Missed::of(Some(&class), None, None, 191.0, 10).e2e);
+        assert!(!Missed::of(Some(&class), Some(99.0), Some(9.0), 1e6, 10).any());
+        let slow = Missed::of(Some(&class), Some(99.0), Some(11.0), 1.0, 10);
+        assert_eq!(slow, Missed { tpot: true, ..Missed::default() });
+
+        // How well says the same, by degrees.
+        assert_eq!(attained(Some(&class), None, None, 190.0, 10), 1.0);
+        assert!((attained(Some(&class), None, None, 380.0, 10) - 0.5).abs() < 1e-12);
+        assert_eq!(attained(Some(&class), Some(99.0), Some(9.0), 1e6, 10), 1.0);
+        assert!((attained(Some(&class), Some(125.0), Some(40.0), 1.0, 10) - 0.25).abs() < 1e-12);
+        assert_eq!(attained(None, Some(1e9), None, 1e9, 1), 1.0);
+    }
 
     #[test]
     fn counts_are_taken_once_and_holding_stays() {

@@ -26,7 +26,7 @@ use clap::{Parser, Subcommand};
 
 use crate::commands::{
     agent, crds, devcluster, engine_sim, explain, operator, plan, predict, profile, release, replay,
-    scheduler, top, up,
+    scheduler, simulate, top, up,
 };
 use crate::failure::{Failure, Outcome};
 use crate::logging::LogArgs;
@@ -50,6 +50,7 @@ enum Command {
     Explain(explain::Args),
     Top(top::Args),
     Replay(replay::Args),
+    Simulate(simulate::Args),
     EngineSim(engine_sim::Args),
     Crds(crds::Args),
     Operator(operator::Args),
@@ -109,6 +110,7 @@ async fn run(cli: Cli) -> Outcome {
         Command::Explain(args) => explain::run(args).await,
         Command::Top(args) => top::run(args).await,
         Command::Replay(args) => replay::run(args).await,
+        Command::Simulate(args) => simulate::run(args),
         Command::EngineSim(args) => engine_sim::run(args).await,
         Command::Crds(args) => crds::run(args),
         Command::Operator(args) => operator::run(args).await,

@@ -1,7 +1,8 @@
-//! Simulated engine server, traces and their generators, load replay.
+//! Simulated engine server, traces and their generators, load replay, and a fleet in virtual time.
 //!
 //! - [`engine_server`]: an HTTP server that behaves like vLLM on a chosen model and accelerator (`plimsoll engine-sim`);
 //! - [`group`]: how such engines form one replica over several nodes;
+//! - [`fleet`]: a whole fleet in virtual time under the production code, or another policy (`plimsoll simulate`);
 //! - [`trace`]: traffic traces, read from the public formats or generated;
 //! - [`profile`]: measures an endpoint for calibration (`plimsoll profile`);
 //! - [`replay`]: an open-loop load generator that sends a trace to any OpenAI endpoint (`plimsoll replay`).
@@ -28,6 +29,7 @@
 //! ```
 
 pub mod engine_server;
+pub mod fleet;
 pub mod group;
 pub mod profile;
 pub mod replay;

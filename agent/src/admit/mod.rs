@@ -24,6 +24,7 @@ pub mod fair;
 pub mod lengths;
 pub mod plan;
 pub mod task;
+mod wish;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
@@ -33,6 +34,7 @@ use plimsoll_fleet::StepCoefficients;
 use fair::Fair;
 use lengths::{CONSERVATIVE, LengthBook, LengthKey, REFINE_EVERY, beyond_all};
 use plan::Job;
+pub use wish::Wish;
 
 /// Slack of a request without any objective, ms: it yields to those with one, but not for ever.
 pub const SLACK_WITHOUT_OBJECTIVE_MS: f64 = 30_000.0;

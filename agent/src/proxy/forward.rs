@@ -19,13 +19,13 @@ use super::relay::{AnswerBody, Relay};
 use super::resumption::Resumption;
 use super::upstream::{InBody, UpstreamError, Whom};
 use crate::admit::lengths::LengthKey;
-use crate::admit::{Ask, Refusal, RefusalReason};
+use crate::admit::{Refusal, RefusalReason, Wish};
 use crate::body::{self, Api, Parsed};
 use crate::local::{self, LocalEngine};
 use crate::openai::{ApiError, reshaped};
 use crate::replica::{Flight, Replica};
+use crate::route::Ranked;
 use crate::route::residency::{self, News};
-use crate::route::{self, Ranked};
 use crate::shared::Pool;
 use crate::sse::{SseScanner, id_of, rename_model, usage_of, with_cached_tokens};
 
@@ -308,36 +308,25 @@ impl Proxy {
     ) -> Result<local::Permit, Refusal> {
         let shared = &self.shared;
         let now = shared.clock.now_ms();
-        // What waits ahead is the admission's business: the prediction is for the engine as it runs.
-        let load = route::ReplicaLoad { prefill_tokens: 0.0, waiting: 0.0, ..replica.load(now) };
-        let prediction = route::predict(
-            &endpoint.coefficients,
-            &load,
-            hop.prompt_tokens,
-            hop.cached_tokens,
-            hop.expected_output,
-        );
-        let ask = Ask {
-            id: shared.next_id(),
+        let wish = Wish {
             priority,
             whose: LengthKey {
                 tenant: names::tenant(headers),
                 class: text(headers, names::SLO_CLASS).map_or(0, |c| xxh3_64(c.as_bytes())),
             },
             weight: shared.tenant_weight(names::first_text(headers, &names::TENANTS)),
-            prompt_tokens: hop.prompt_tokens.max(1.0),
+            prompt_tokens: hop.prompt_tokens,
             cached_tokens: hop.cached_tokens,
             expected_output: hop.expected_output,
-            most_output: hop.most_output.unwrap_or(f64::INFINITY),
-            prefill_ms: prediction.prefill_ms,
-            service_ms: prediction.prefill_ms + prediction.decode_ms,
-            start_by_ms: hop.first_token_in_ms.map(|ms| now + ms - prediction.prefill_ms),
+            most_output: hop.most_output,
+            first_token_in_ms: hop.first_token_in_ms,
             tpot_ms: hop.tpot_ms,
-            finish_by_ms: hop.finish_in_ms.map(|ms| now + ms),
-            stage_by_ms: hop.stage_in_ms.map(|ms| now + ms),
-            deadline_ms,
+            finish_in_ms: hop.finish_in_ms,
+            stage_in_ms: hop.stage_in_ms,
+            deadline_in_ms: deadline_ms.map(|deadline| deadline - now),
             streaming: hop.streaming,
         };
+        let ask = wish.ask(shared.next_id(), now, &endpoint.coefficients, &replica.load(now));
         let admitted = local::admit(engine, replica, shared.clock, ask).await;
         if let Err(refusal) = &admitted {
             self.count_reason(&shared.config.metrics.refusals, refusal.reason.as_str());

@@ -45,8 +45,8 @@ const HOME_HOLDS_MOST: f64 = 16_384.0;
 
 /// Prompts in a row of which an engine had nothing cached though much was expected: then it has lost its cache.
 const LOST_AFTER: u32 = 2;
-/// What counts as much, tokens.
-pub(crate) const MUCH_EXPECTED: f64 = 512.0;
+/// What counts as much to expect cached, tokens.
+pub const MUCH_EXPECTED: f64 = 512.0;
 
 /// Most endpoints returned: the choice and what to try next.
 const MAX_ORDER: usize = 4;

@@ -13,5 +13,6 @@ pub mod profile;
 pub mod release;
 pub mod replay;
 pub mod scheduler;
+pub mod simulate;
 pub mod top;
 pub mod up;

@@ -298,8 +298,24 @@ impl DemandTracker {
     /// It is the forecast quantile of the peak over the next cold start (see [`Series`]). For `blend_seconds` after the
     /// first request the prior may only raise it: `max(forecast, w·forecast + (1−w)·prior)` with `w` growing from 0 to 1.
     /// Until then the prior alone counts. Where a share of the load is held rather than measured, the margin widens
-    /// by that share.
+    /// by that share. While requests wait for a pool of which less than one a step was expected, what has come since the last
+    /// closed step counts at once: they cannot wait until it has been measured.
     pub fn rate(&self, pool: &ModelPool, now: f64) -> Rate {
+        let mut rate = self.measured_rate(pool, now);
+        if rate.rps < 1.0 / self.config.step_seconds
+            && self.holding(&pool.id) > 0
+            && let Some(track) = self.pools.get(&pool.id)
+        {
+            let open = track.series.open_rps(now, &self.config);
+            if open > rate.rps {
+                rate.rps = open;
+                rate.source = "requests that wait for the pool to wake".to_owned();
+            }
+        }
+        rate
+    }
+
+    fn measured_rate(&self, pool: &ModelPool, now: f64) -> Rate {
         let config = &self.config;
         let prior = pool.demand.map(|d| if d.rps.is_finite() { d.rps.max(0.0) } else { 0.0 });
         let track = self.pools.get(&pool.id);

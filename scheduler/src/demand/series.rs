@@ -192,6 +192,14 @@ impl Series {
         PRIOR_Z
     }
 
+    /// Rate of what came since the last step that is closed, up to `now` (seconds), requests per second: all that is known of
+    /// a pool whose first requests have just come. It is counted over a third of a step at least.
+    pub fn open_rps(&self, now: f64, config: &DemandConfig) -> f64 {
+        let Some((first, _)) = self.open.iter().find(|(_, count)| **count > 0.0) else { return 0.0 };
+        let since = (now - *first as f64 * config.step_seconds).max(config.step_seconds / 3.0);
+        self.open.values().sum::<f64>() / since
+    }
+
     /// Rate over the last measured smoothing window, requests per second.
     pub fn observed_rps(&self) -> Option<f64> {
         (!self.recent.is_empty()).then(|| self.recent.iter().sum::<f64>() / self.recent.len() as f64)
@@ -258,6 +266,19 @@ mod tests {
         let before = s.forecast(&config);
         s.close(900.0, false, |_, _| 0.0, &config);
         assert_eq!(s.forecast(&config), before);
+    }
+
+    #[test]
+    fn what_is_not_closed_yet_has_a_rate() {
+        let config = DemandConfig::default();
+        let mut s = Series::default();
+        assert_eq!(s.open_rps(0.0, &config), 0.0);
+        s.add(100.0, 101.0, 2.0, &config);
+        assert!((s.open_rps(101.0, &config) - 0.6).abs() < 1e-9, "over a third of a step");
+        s.add(101.0, 108.0, 14.0, &config);
+        assert!((s.open_rps(108.0, &config) - 2.0).abs() < 1e-9);
+        s.close(110.0, true, |_, _| 0.0, &config);
+        assert_eq!(s.open_rps(110.0, &config), 0.0);
     }
 
     #[test]

@@ -15,20 +15,20 @@ const MIN_STEP_MS: f64 = 0.001;
 
 /// A request's progress, as a step's end brought it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Delivery {
+pub(crate) struct Delivery {
     /// The request.
-    pub(super) id: u64,
+    pub(crate) id: u64,
     /// Tokens it has received in all.
-    pub(super) tokens: u32,
+    pub(crate) tokens: u32,
     /// Prompt tokens that were in the prefix cache.
-    pub(super) cached_tokens: u32,
+    pub(crate) cached_tokens: u32,
     /// What became of it.
-    pub(super) state: State,
+    pub(crate) state: State,
 }
 
 /// Where a request stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum State {
+pub(crate) enum State {
     /// More tokens will come.
     Going,
     /// The last token came.
@@ -39,7 +39,7 @@ pub(super) enum State {
 
 /// When to call [`Core::advance`] again.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) enum Next {
+pub(crate) enum Next {
     /// At once: there was more to catch up with than one call may do.
     Now,
     /// At this virtual time.
@@ -67,19 +67,19 @@ struct Pending {
 }
 
 /// A request and what the server knows of it.
-pub(super) struct Arrival {
+pub(crate) struct Arrival {
     /// What the replica is asked.
-    pub(super) request: SimRequest,
+    pub(crate) request: SimRequest,
     /// When the HTTP request came, virtual milliseconds.
-    pub(super) arrival_ms: f64,
+    pub(crate) arrival_ms: f64,
     /// When the engine may see it: after API time and an adapter's load.
-    pub(super) ready_ms: f64,
+    pub(crate) ready_ms: f64,
     /// How its end is counted.
-    pub(super) ends: Finished,
+    pub(crate) ends: Finished,
 }
 
 /// The engine: a replica, the requests on their way to it, and the step under way.
-pub(super) struct Core {
+pub(crate) struct Core {
     replica: Replica,
     /// Requests that the replica must not see yet, by the time when it may (bits of a non-negative float order
     /// as it does).
@@ -88,35 +88,43 @@ pub(super) struct Core {
     live: HashMap<u64, Live>,
     /// The latest step boundary, virtual milliseconds.
     time_ms: f64,
+    /// Steps take this many times as long as the replica's model says.
+    slowdown: f64,
     metrics: EngineMetrics,
 }
 
 impl Core {
-    pub(super) fn new(replica: Replica) -> Self {
+    pub(crate) fn new(replica: Replica) -> Self {
+        Self::slowed(replica, 1.0)
+    }
+
+    /// An engine that takes `slowdown` times as long for everything as its model says.
+    pub(crate) fn slowed(replica: Replica, slowdown: f64) -> Self {
         Self {
             replica,
             inbox: BTreeMap::new(),
             pending: None,
             live: HashMap::new(),
             time_ms: 0.0,
+            slowdown,
             metrics: EngineMetrics::default(),
         }
     }
 
     /// What it has counted.
-    pub(super) fn metrics(&self) -> &EngineMetrics {
+    pub(crate) fn metrics(&self) -> &EngineMetrics {
         &self.metrics
     }
 
     /// The replica's counters and gauges; requests that could be in its queue by `now_ms` count as waiting.
-    pub(super) fn stats(&self, now_ms: f64) -> SimStats {
+    pub(crate) fn stats(&self, now_ms: f64) -> SimStats {
         let mut stats = self.replica.stats();
         stats.waiting += self.inbox.range(..=(now_ms.max(0.0).to_bits(), u64::MAX)).count();
         stats
     }
 
     /// Takes a request.
-    pub(super) fn submit(&mut self, arrival: Arrival) {
+    pub(crate) fn submit(&mut self, arrival: Arrival) {
         let Arrival { request, arrival_ms, ready_ms, ends } = arrival;
         self.live.insert(
             request.id,
@@ -134,7 +142,7 @@ impl Core {
     }
 
     /// Forgets a request whose client went away; its KV cache is free at once.
-    pub(super) fn cancel(&mut self, id: u64) {
+    pub(crate) fn cancel(&mut self, id: u64) {
         if self.live.remove(&id).is_none() {
             return;
         }
@@ -144,7 +152,7 @@ impl Core {
     }
 
     /// Nothing happened for a while until `now_ms`: what was under way ends that much later.
-    pub(super) fn skip(&mut self, stalled_ms: f64, now_ms: f64) {
+    pub(crate) fn skip(&mut self, stalled_ms: f64, now_ms: f64) {
         match &mut self.pending {
             Some(pending) => pending.end_ms += stalled_ms,
             None => self.time_ms = self.time_ms.max(now_ms),
@@ -153,7 +161,7 @@ impl Core {
 
     /// Does all that is due by `now_ms` and says when more is. A caller that comes late changes no time within:
     /// steps follow each other in virtual time.
-    pub(super) fn advance(&mut self, now_ms: f64, deliveries: &mut Vec<Delivery>) -> Next {
+    pub(crate) fn advance(&mut self, now_ms: f64, deliveries: &mut Vec<Delivery>) -> Next {
         for _ in 0..MAX_STEPS_PER_CALL {
             match self.pending.take() {
                 Some(pending) if pending.end_ms > now_ms => {
@@ -170,7 +178,7 @@ impl Core {
             self.admit(deliveries);
             let start_ms = self.time_ms;
             if let Some(outcome) = self.replica.step(start_ms) {
-                let end_ms = start_ms + outcome.duration_ms.max(MIN_STEP_MS);
+                let end_ms = start_ms + (outcome.duration_ms * self.slowdown).max(MIN_STEP_MS);
                 self.pending = Some(Pending { end_ms, outcome });
                 continue;
             }

@@ -17,7 +17,7 @@ const REQUEST: &[f64] = &[
 
 /// A Prometheus histogram of seconds.
 #[derive(Debug, Clone)]
-pub(super) struct Histogram {
+pub(crate) struct Histogram {
     bounds: &'static [f64],
     /// One count a bound, and one for what is above all.
     counts: Vec<u64>,
@@ -30,7 +30,7 @@ impl Histogram {
     }
 
     /// Counts one value given in milliseconds.
-    pub(super) fn record_ms(&mut self, ms: f64) {
+    pub(crate) fn record_ms(&mut self, ms: f64) {
         let seconds = ms / 1000.0;
         self.counts[self.bounds.partition_point(|b| *b < seconds)] += 1;
         self.sum += seconds;
@@ -51,7 +51,7 @@ impl Histogram {
 
 /// Why a request ended, as vLLM labels it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Finished {
+pub(crate) enum Finished {
     /// The model ended its answer.
     Stop,
     /// `max_tokens` was reached.
@@ -62,15 +62,15 @@ pub(super) enum Finished {
 
 /// What the engine has counted since it started. Times are virtual.
 #[derive(Debug, Clone)]
-pub(super) struct EngineMetrics {
-    pub(super) prompt_tokens: u64,
-    pub(super) generation_tokens: u64,
-    pub(super) finished: [u64; 3],
-    pub(super) ttft: Histogram,
-    pub(super) itl: Histogram,
-    pub(super) tpot: Histogram,
-    pub(super) e2e: Histogram,
-    pub(super) queue: Histogram,
+pub(crate) struct EngineMetrics {
+    pub(crate) prompt_tokens: u64,
+    pub(crate) generation_tokens: u64,
+    pub(crate) finished: [u64; 3],
+    pub(crate) ttft: Histogram,
+    pub(crate) itl: Histogram,
+    pub(crate) tpot: Histogram,
+    pub(crate) e2e: Histogram,
+    pub(crate) queue: Histogram,
 }
 
 impl Default for EngineMetrics {
@@ -90,27 +90,27 @@ impl Default for EngineMetrics {
 
 impl EngineMetrics {
     /// Counts one ended request.
-    pub(super) fn count_finished(&mut self, reason: Finished) {
+    pub(crate) fn count_finished(&mut self, reason: Finished) {
         self.finished[reason as usize] += 1;
     }
 }
 
 /// What the replica says of itself at the moment of the scrape.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Gauges {
-    pub(super) running: usize,
-    pub(super) waiting: usize,
-    pub(super) kv_usage: f64,
-    pub(super) prefix_queries_tokens: u64,
-    pub(super) prefix_hits_tokens: u64,
-    pub(super) preemptions: u64,
-    pub(super) kv_blocks: u64,
-    pub(super) block_tokens: u32,
-    pub(super) memory_utilisation: f64,
-    pub(super) max_lora: usize,
-    pub(super) running_lora: Vec<String>,
-    pub(super) waiting_lora: Vec<String>,
-    pub(super) now_unix_s: f64,
+pub(crate) struct Gauges {
+    pub(crate) running: usize,
+    pub(crate) waiting: usize,
+    pub(crate) kv_usage: f64,
+    pub(crate) prefix_queries_tokens: u64,
+    pub(crate) prefix_hits_tokens: u64,
+    pub(crate) preemptions: u64,
+    pub(crate) kv_blocks: u64,
+    pub(crate) block_tokens: u32,
+    pub(crate) memory_utilisation: f64,
+    pub(crate) max_lora: usize,
+    pub(crate) running_lora: Vec<String>,
+    pub(crate) waiting_lora: Vec<String>,
+    pub(crate) now_unix_s: f64,
 }
 
 /// A label value, escaped as the text format asks.
@@ -119,7 +119,7 @@ fn escape(value: &str) -> String {
 }
 
 /// The whole page.
-pub(super) fn render(model: &str, m: &EngineMetrics, g: &Gauges) -> String {
+pub(crate) fn render(model: &str, m: &EngineMetrics, g: &Gauges) -> String {
     let labels = format!("engine=\"0\",model_name=\"{}\"", escape(model));
     let mut out = String::with_capacity(16 * 1024);
     let mut single = |name: &str, kind: &str, help: &str, value: f64| {

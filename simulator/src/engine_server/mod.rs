@@ -16,10 +16,10 @@
 mod api;
 mod clock;
 mod config;
-mod core;
+pub(crate) mod core;
 mod handover;
 mod lora;
-mod metrics;
+pub(crate) mod metrics;
 mod server;
 mod shared;
 
