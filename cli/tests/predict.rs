@@ -109,6 +109,42 @@ fn rates_and_concurrencies_are_answered() {
     assert!(few["at"]["rps"].as_f64() < more["at"]["rps"].as_f64());
 }
 
+/// What flags of the engine do, against the same question without them.
+#[test]
+fn the_engine_can_be_described() {
+    let one = with(&["llama-3.1-70b", "--gpu", "h100", "--tp", "4", "--weights", "fp8", "-o", "json"]);
+    let fit = |more: &[&str]| json(&[&one[..], more].concat())["shapes"][0]["fit"].clone();
+    let number =
+        |fit: &serde_json::Value, at: &str| fit.pointer(at).and_then(serde_json::Value::as_f64).unwrap();
+    let plain = fit(&[]);
+    let tpot = |fit: &serde_json::Value| number(fit, "/alone/tpot_ms");
+    let drafted = fit(&["--speculate", "4,0.8"]);
+    assert!(tpot(&drafted) < 0.5 * tpot(&plain));
+    let by_model = fit(&["--speculate", "4,0.8", "--draft-model", "llama-3.1-8b"]);
+    assert!(tpot(&by_model) > tpot(&drafted) && number(&by_model, "/memory/draft_bytes_per_gpu") > 1e9);
+    assert!(tpot(&fit(&["--speculate", "4,0.8", "--draft-elsewhere", "3,1"])) > tpot(&drafted));
+    let lora = fit(&["--lora", "20,16"]);
+    assert!(
+        tpot(&lora) > tpot(&plain)
+            && number(&lora, "/memory/kv_tokens") < number(&plain, "/memory/kv_tokens")
+    );
+    let ttft = |fit: &serde_json::Value| number(fit, "/alone/ttft_ms");
+    let long =
+        ["llama-3.1-70b", "--gpu", "h100", "--tp", "4", "--weights", "fp8", "-o", "json", "--input", "8000"];
+    let long = |more: &[&str]| json(&[&long[..], more].concat())["shapes"][0]["fit"].clone();
+    assert!(ttft(&long(&["--kv-offload", "50,0.9"])) < ttft(&long(&[])));
+    assert!(tpot(&fit(&["--enforce-eager"])) > tpot(&plain));
+    assert!(number(&fit(&["--engine", "sglang"]), "/load_line_rps") != number(&plain, "/load_line_rps"));
+    let capped = fit(&["--power-cap", "350"]);
+    assert!(ttft(&capped) > ttft(&plain) && number(&capped, "/at/watts") < 1400.0 + 1.0);
+    // Watts, joules and grams belong together: H100s stand in a data centre with a PUE of 1.2 on 473 g/kWh.
+    let (rps, watts) = (number(&plain, "/at/rps"), number(&plain, "/at/watts"));
+    let joules = number(&plain, "/joules_per_output_token");
+    assert!((joules / (watts / rps / 200.0) - 1.0).abs() < 1e-9 && watts < 4.0 * 700.0);
+    let grams = number(&plain, "/grams_co2e_per_million_output_tokens");
+    assert!((grams / (joules / 3.6 * 1.2 * 473.0) - 1.0).abs() < 1e-9);
+}
+
 #[test]
 fn what_cannot_be_served_is_an_error_with_the_reason() {
     let (code, text) = fails(&["deepseek-v3", "--gpu", "l4"]);
@@ -127,7 +163,18 @@ fn bad_input_is_told_what_to_do() {
         (&[], 1, "name one"),
         (&["llama-3.1-8b", "--gpu", "h1000"], 1, "there are h100"),
         (&["llama-3.1-8b", "--percentile", "100"], 2, "below 100"),
-        (&["llama-3.1-8b", "--input=-5"], 2, "above 0"),
+        (&["llama-3.1-8b", "--input=-5"], 2, "from 1 to"),
+        (&["llama-3.1-8b", "--ttft-ms=-5"], 2, "above 0"),
+        (&["llama-3.1-8b", "--tpot-ms", "NaN"], 2, "above 0"),
+        (&["llama-3.1-8b", "--burstiness", "1e300"], 2, "to 1000000"),
+        (&["llama-3.1-8b", "--gpu", "h100", "--rps", "1e300"], 2, "replicas"),
+        (
+            &["llama-3.1-8b", "--gpu", "h100", "--power-cap", "1"],
+            2,
+            "power_cap_watts is 1; use more than idle_watts",
+        ),
+        (&["llama-3.1-8b", "--speculate", "4"], 2, "two figures"),
+        (&["llama-3.1-8b", "--speculate", "4,0.5", "--draft-model", "no-such"], 1, "no-such"),
         (&["llama-3.1-8b", "--weights", "fp7"], 2, "use one of fp32"),
         (&["llama-3.1-8b", "--rps", "2", "--concurrency", "3"], 2, "cannot be used with"),
         (&["--config", "/no/such.json"], 1, "failed to read /no/such.json"),
@@ -168,6 +215,9 @@ fn a_config_from_hugging_face_will_do() {
     assert!(code == 1 && text.contains("vocab_size is missing"), "{text}");
     std::fs::write(&file, "{").unwrap();
     assert_eq!(fails(&["--config", path]).0, 1);
+    std::fs::write(&file, config.replace("\"hidden_size\": 4096", "\"hidden_size\": -1")).unwrap();
+    let (code, text) = fails(&["--config", path]);
+    assert!(code == 1 && text.contains("hidden_size: invalid value"), "{text}");
 }
 
 #[test]

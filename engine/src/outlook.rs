@@ -46,6 +46,8 @@ pub struct OperatingPoint {
     pub tpot_ms: f64,
     /// End to end, milliseconds.
     pub e2e_ms: f64,
+    /// Mean power of the replica's accelerators, watts.
+    pub watts: f64,
 }
 
 /// The value that a share `p` of a mixture's requests stay below, by bisection. `quantile` gives a class's own.
@@ -99,6 +101,7 @@ impl ReplicaModel {
             ttft_ms: mixture(&load.classes, percentiles.ttft, ClassPrediction::ttft_ms),
             tpot_ms: mixture(&load.classes, percentiles.tpot, ClassPrediction::tpot_ms),
             e2e_ms: mixture(&load.classes, percentiles.e2e, ClassPrediction::e2e_ms),
+            watts: load.watts,
         }
     }
 

@@ -36,7 +36,7 @@ pub(crate) struct Power {
     tdp_watts: f64,
     cap_watts: f64,
     accelerators: f64,
-    /// Shares of peak rates that the unit reaches while it works.
+    /// Shares of peak rates that the unit reaches while it works; of arithmetic, of the peak at full clock.
     pub(crate) eta_compute: f64,
     pub(crate) eta_weights: f64,
     pub(crate) eta_kv: f64,
@@ -50,7 +50,7 @@ impl Power {
             tdp_watts: acc.tdp_watts.max(acc.idle_watts),
             cap_watts: acc.power_cap_watts.unwrap_or(acc.tdp_watts).min(acc.tdp_watts).max(acc.idle_watts),
             accelerators: f64::from(shape.gpus()),
-            eta_compute: c.eta_compute,
+            eta_compute: c.eta_compute * clock(acc),
             eta_weights: c.eta_weights,
             eta_kv: c.eta_kv,
         }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use plimsoll_fleet::{AcceleratorClass, Dtype, ModelArchitecture, Shape, shape::Variant};
+use plimsoll_fleet::{AcceleratorClass, Attention, Dtype, ModelArchitecture, Shape, shape::Variant};
 use serde::{Deserialize, Serialize};
 
 use crate::experts::{ExpertLoad, fullest_rank};
@@ -22,6 +22,10 @@ const HOP_MS: f64 = 0.05;
 /// rounds. Inferred: what sets fits of gpt-oss-120b and DeepSeek-R1 on H100 and H200 (vLLM, SGLang) apart from
 /// those of dense models.
 const EXPERT_LAYER_US: f64 = 25.0;
+/// What a layer of latent attention (MLA) takes on top, microseconds: four more kernels (queries and latents are projected
+/// in two steps each, with a norm between, and the absorbed products with the up-projections stand apart), at the six
+/// microseconds that each of about ten takes in the layers that coefficients were fitted to. Counted, not fitted.
+const LATENT_LAYER_US: f64 = 24.0;
 /// Share of `eta_compute` that products with routed experts reach: many small ones. 0.35 is inferred from
 /// gpt-oss-120b under vLLM, whose experts have 25 million parameters: with it, TPOT and TTFT alike ask for the
 /// `eta_compute` of dense models. That it grows with the root of larger experts' size, up to that of dense
@@ -238,6 +242,8 @@ impl StepTimes {
         let lora_token = lora.map_or(0.0, |l| l.share() * l.token);
         let launch = if config.cuda_graphs { c.launch_step_us } else { layers * c.launch_layer_us };
         let expert_layer = if arch.moe.is_some() { EXPERT_LAYER_US } else { 0.0 };
+        let latent_layer =
+            if matches!(arch.attention, Attention::Latent { .. }) { LATENT_LAYER_US } else { 0.0 };
         let fullest = arch.moe.as_ref().map_or(1.0, |m| fullest_rank(m.experts, shape.expert_parallel));
         Self {
             dense_read: MS * (weights.dense + weights.table) / (tp * read),
@@ -258,7 +264,8 @@ impl StepTimes {
             link_step: link_step * US_MS,
             link_token: link_token + hop_token,
             hops: (pp - 1.0) * HOP_MS,
-            overhead: (layers * (c.layer_overhead_us + expert_layer) + c.step_overhead_us) * US_MS,
+            overhead: (layers * (c.layer_overhead_us + expert_layer + latent_layer) + c.step_overhead_us)
+                * US_MS,
             request: c.request_overhead_us * US_MS,
             launch: launch * US_MS,
             stages: pp,

@@ -212,11 +212,11 @@ fn a_prior_is_carried_over_from_the_same_engine() {
     let (h100, h200, other) = (fitted("h100", &slow, 1), fitted("h200", &slow, 2), fitted("h100", &usual, 3));
     let acc = |name| presets::accelerator(name).unwrap();
     let fits = [
-        (Traits::new("slow", &acc("h100")), &h100),
-        (Traits::new("slow", &acc("h200")), &h200),
-        (Traits::new("usual", &acc("h100")), &other),
+        (Traits::new("slow", "1", &acc("h100")), &h100),
+        (Traits::new("slow", "1", &acc("h200")), &h200),
+        (Traits::new("usual", "1", &acc("h100")), &other),
     ];
-    let prior = Prior::pooled(&fits, &Traits::new("slow", &acc("a100-80")), &Prior::shipped());
+    let prior = Prior::pooled(&fits, &Traits::new("slow", "1", &acc("a100-80")), &Prior::shipped());
     let guess = prior.calibration();
     assert!((guess.eta_weights / 0.7 - 1.0).abs() < 0.12, "{}", guess.eta_weights);
     assert!((guess.layer_overhead_us / 120.0 - 1.0).abs() < 0.25, "{}", guess.layer_overhead_us);
@@ -235,10 +235,67 @@ fn a_prior_is_carried_over_from_the_same_engine() {
     assert!(off(&with) < off(&without), "{} and {}", off(&with), off(&without));
 }
 
+/// Fits of the version itself count for more than those of another one.
+#[test]
+fn another_version_says_less() {
+    let usual = presets::accelerator("h100").unwrap().calibration;
+    let slow = Calibration { layer_overhead_us: 120.0, ..usual.clone() };
+    let (old, new) = (fitted("h100", &slow, 1), fitted("h100", &usual, 2));
+    let acc = presets::accelerator("h100").unwrap();
+    let fits = [(Traits::new("vllm", "0.8", &acc), &old), (Traits::new("vllm", "0.20", &acc), &new)];
+    let guess = |version| {
+        let target = Traits::new("vllm", version, &presets::accelerator("h200").unwrap());
+        Prior::pooled(&fits, &target, &Prior::shipped()).calibration().layer_overhead_us
+    };
+    assert!(
+        guess("0.8") > guess("1.0") && guess("1.0") > guess("0.20"),
+        "{} {}",
+        guess("0.8"),
+        guess("0.20")
+    );
+}
+
+/// API time that only shows in first tokens under load is found, queues guessed wrongly beside it or not.
+#[test]
+fn api_time_is_found_in_first_tokens_under_load() {
+    let usual = presets::accelerator("h100").unwrap().calibration;
+    let without = |o: Observation| {
+        let measured = Measured { ttft_ms: None, ..o.measured };
+        Observation { measured, ..o }
+    };
+    let seen: Vec<Observation> =
+        grid(0.03, &usual, &mut StdRng::seed_from_u64(6)).into_iter().map(without).collect();
+    let blank = fit(&seen, &Prior::shipped()).unwrap();
+    // Simulated with the fit's API time, measured with 120 ms instead; every sixth queue is three times as long.
+    let pairs: Vec<(f64, f64)> = (0..30)
+        .map(|i| {
+            let rest = 40.0 + 30.0 * f64::from(i % 7);
+            let noise = 1.0 + 0.04 * (f64::from(i % 5) - 2.0);
+            let queue = if i % 6 == 0 { 3.0 * rest } else { rest };
+            (blank.calibration.api_overhead_ms + rest, (120.0 + queue) * noise)
+        })
+        .collect();
+    let learned = blank.clone().with_first_tokens(&pairs);
+    assert!(
+        (learned.calibration.api_overhead_ms / 120.0 - 1.0).abs() < 0.12,
+        "{}",
+        learned.calibration.api_overhead_ms
+    );
+    assert!(learned.sd(Coefficient::ApiOverhead) < 0.5 * blank.sd(Coefficient::ApiOverhead));
+    for k in Coefficient::ALL.into_iter().filter(|k| *k != Coefficient::ApiOverhead) {
+        assert_eq!(k.of(&learned.calibration), k.of(&blank.calibration), "{k}");
+        assert_eq!(learned.sd(k), blank.sd(k), "{k}");
+    }
+    // Nothing usable leaves everything as it was.
+    for nothing in [&[][..], &[(f64::NAN, 1.0), (1.0, 0.0), (f64::INFINITY, 5.0)]] {
+        assert_eq!(blank.clone().with_first_tokens(nothing), blank);
+    }
+}
+
 #[test]
 fn without_fits_a_pooled_prior_is_the_fallback() {
     let acc = presets::accelerator("l4").unwrap();
-    let prior = Prior::pooled(&[], &Traits::new("vllm", &acc), &Prior::shipped());
+    let prior = Prior::pooled(&[], &Traits::new("vllm", "", &acc), &Prior::shipped());
     for k in Coefficient::ALL {
         let (a, b) = (k.of(&prior.calibration()), k.of(&Prior::shipped().calibration()));
         assert!((a / b - 1.0).abs() < 1e-6, "{k}: {a} and {b}");

@@ -37,6 +37,44 @@ fn reads_a_row_with_defaults() {
     assert_eq!(m.requests_per_client, None);
 }
 
+/// A row whose request no replica could hold is a replica of its own: those beside it are judged as if it were not there.
+#[test]
+fn an_absurd_row_disturbs_no_other() {
+    let usual = "vllm,llama-3.1-8b,h100,fp8,2,closed,16,1000,200,7.5";
+    for absurd in ["1e18,200", "1000,1e300", "4000000000,1", "90000000,200"] {
+        let rows =
+            line(&format!("{usual}\nvllm,llama-3.1-8b,h100,fp8,2,closed,1,{absurd},7.5\n{usual}")).unwrap();
+        assert_eq!(rows[0], line(usual).unwrap()[0], "{absurd}");
+        assert!(std::sync::Arc::ptr_eq(&rows[0].subject, &rows[2].subject));
+        let fits = |m: &Measurement| m.subject.model(&m.subject.accelerator.calibration).is_ok();
+        assert!(fits(&rows[0]) && !fits(&rows[1]), "{absurd}");
+    }
+    // Of what is held, the longest counts, wherever it stands.
+    let longer = usual.replace("1000,200", "30000,2000");
+    let rows = line(&format!("{longer}\n{usual}")).unwrap();
+    assert!(rows.iter().all(|m| m.subject.architecture.max_context_tokens == 32_000));
+}
+
+/// Simulated first tokens are those of the protocol, and there are none where it is not known.
+#[test]
+fn first_tokens_are_simulated_where_the_protocol_is_known() {
+    let head = format!("{HEADER},length_spread,requests_per_client,ttft_ms");
+    let of = |row: &str| {
+        let m = read(&format!("{head}\n{row}\n")).unwrap().remove(0);
+        m.simulated_ttft_ms(&m.subject.accelerator.calibration)
+    };
+    let row = |clients: u32, rest: &str| {
+        format!("vllm,llama-3.1-8b,h100,fp8,2,closed,{clients},1000,200,7.5,{rest}")
+    };
+    let (one, many) = (of(&row(1, "0.1,10,60")).unwrap(), of(&row(64, "0.1,10,60")).unwrap());
+    assert!(one > 17.0 && many > 2.0 * one, "{one} {many}");
+    // All begin at once: with one request a client, most wait longest.
+    assert!(of(&row(64, "0.1,1,60")).unwrap() > many);
+    assert_eq!(of(&row(1, "0.1,10,")), None, "not measured");
+    assert_eq!(of(&row(1, "0.1,,60")), None, "not known");
+    assert!(of(&row(1, "0.1,4000000000,60")).unwrap().is_finite(), "simulated as far as makes sense");
+}
+
 #[test]
 fn names_line_and_column() {
     let cases = [

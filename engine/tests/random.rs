@@ -296,6 +296,42 @@ proptest! {
     }
 
     #[test]
+    fn more_clients_are_never_faster(
+        case in cases(), n in 1.0..400.0f64, dn in 0.0..200.0f64, input in 16.0..7000.0f64, di in 0.0..3000.0f64,
+        output in 2.0..1000.0f64,
+    ) {
+        let Some(model) = case.replica() else { return Err(TestCaseError::reject("does not fit")) };
+        for tpot in [ReplicaModel::closed_loop_tpot_ms, ReplicaModel::closed_loop_tpot_equal_ms] {
+            let base = tpot(&model, n, input, output);
+            prop_assert!(base.is_finite() && base > 0.0);
+            let more = tpot(&model, n + dn, input, output);
+            prop_assert!(more >= base * 0.999, "{n} clients: {base}, {dn} more: {more}");
+        }
+        // A lone client is not held up by anybody's prompts: longer ones of its own only lengthen its context.
+        let alone = |input: f64| model.closed_loop_tpot_ms(1.0, input, output);
+        prop_assert!(alone(input + di) >= alone(input) * NEAR);
+    }
+
+    #[test]
+    fn a_lower_power_cap_is_never_faster(
+        case in cases(), a in 0.05..1.0f64, b in 0.05..1.0f64, c in 1.0..8192.0f64, n in 1.0..256.0f64,
+    ) {
+        let capped = |share: f64| {
+            let mut acc = case.acc.clone();
+            acc.power_cap_watts = Some(acc.idle_watts + share * (acc.tdp_watts - acc.idle_watts));
+            Case { acc, ..case.clone() }.replica()
+        };
+        let (Some(low), Some(high)) = (capped(a.min(b)), capped(a.max(b))) else {
+            return Err(TestCaseError::reject("does not fit"));
+        };
+        prop_assert!(low.prefill_ms(c, 0.0) >= high.prefill_ms(c, 0.0) * NEAR);
+        prop_assert!(low.decode_ms(n, 1000.0) >= high.decode_ms(n, 1000.0) * NEAR);
+        let mut step = StepLoad::default();
+        step.add_prefill(c, 0.0);
+        prop_assert!(low.step_watts(&step) <= high.step_watts(&step) / NEAR);
+    }
+
+    #[test]
     fn lines_stay_below_saturation(
         case in cases(), mix in mixes(), ttft in 100.0..5000.0f64, tpot in 10.0..500.0f64,
     ) {

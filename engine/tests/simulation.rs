@@ -8,8 +8,8 @@ use common::{arch, arrivals, class, replica, shape, variant};
 use plimsoll_engine::sim::{
     Arrival, Replica, SimPolicy, SimRequest, StepOutcome, SubmitError, simulate, simulate_closed,
 };
-use plimsoll_engine::{EngineConfig, ReplicaModel};
-use plimsoll_fleet::{Dtype, presets};
+use plimsoll_engine::{EngineConfig, Lora, ReplicaModel, Scheduling};
+use plimsoll_fleet::{Dtype, ModelArchitecture, SlidingWindow, presets};
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
@@ -21,11 +21,23 @@ fn small(blocks: u64, config: EngineConfig) -> ReplicaModel {
     let weights =
         *ReplicaModel::new(&common::arch("llama-3.1-8b", 16), &v, &acc, &s, &config).unwrap().memory();
     let kv = (blocks as f64 + 0.5) * 16.0 * weights.kv_bytes_per_token_per_gpu;
-    acc.memory_bytes =
-        (weights.weights_bytes_per_gpu + config.reserve_bytes + kv) / config.memory_utilisation;
+    let held = weights.weights_bytes_per_gpu + weights.lora_bytes_per_gpu + config.reserve_bytes;
+    acc.memory_bytes = (held + kv) / config.memory_utilisation;
     let model = ReplicaModel::new(&arch, &v, &acc, &s, &config).unwrap();
     assert_eq!(model.memory().kv_blocks, blocks);
     model
+}
+
+/// The same with three layers in four that see no more than 64 tokens.
+fn windowed(blocks: u64, config: EngineConfig) -> ReplicaModel {
+    let mut acc = presets::accelerator("h100").unwrap();
+    let arch = arch("llama-3.1-8b", 800);
+    let arch = ModelArchitecture { sliding: Some(SlidingWindow { layers: 24, window_tokens: 64 }), ..arch };
+    let (v, s) = (variant(Dtype::Bf16, Dtype::Bf16), shape("h100", 1, 1));
+    let all = *ReplicaModel::new(&arch, &v, &acc, &s, &config).unwrap().memory();
+    let kv = (blocks as f64 + 0.5) * 16.0 * all.kv_bytes_per_token_per_gpu;
+    acc.memory_bytes = (all.weights_bytes_per_gpu + config.reserve_bytes + kv) / config.memory_utilisation;
+    ReplicaModel::new(&arch, &v, &acc, &s, &config).unwrap()
 }
 
 fn request(id: u64, prompt: u32, output: u32) -> SimRequest {
@@ -263,10 +275,81 @@ proptest! {
     }
 }
 
+/// What `simulate` says, found one step at a time.
+fn step_by_step(mut engine: Replica, arrivals: &[Arrival]) -> Vec<(u64, f64, f64, u32)> {
+    let api = engine.model().api_overhead_ms();
+    let mut times: Vec<(u64, f64, f64, u32)> =
+        arrivals.iter().map(|a| (a.request.id, f64::INFINITY, f64::INFINITY, 0)).collect();
+    let (mut now, mut next) = (0.0_f64, 0);
+    loop {
+        while let Some(a) = arrivals.get(next).filter(|a| a.at_ms + api <= now) {
+            engine.submit(a.at_ms + api, a.request.clone()).unwrap();
+            next += 1;
+        }
+        let Some(step) = engine.step(now) else {
+            match arrivals.get(next) {
+                Some(a) => now = now.max(a.at_ms + api),
+                None => return times,
+            }
+            continue;
+        };
+        now += step.duration_ms;
+        step.preempted.iter().for_each(|id| times[*id as usize].3 += 1);
+        for t in &step.tokens {
+            let (at, seen) = (arrivals[t.id as usize].at_ms, &mut times[t.id as usize]);
+            if t.first {
+                seen.1 = now - at;
+            }
+            if t.finished {
+                seen.2 = now - at;
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 150, failure_persistence: None, rng_seed: RngSeed::Fixed(2), ..ProptestConfig::default() })]
+
+    /// Steps in which nothing but decoding happens are taken together by whole runs: to the last bit as if they were not.
+    #[test]
+    fn runs_are_those_of_single_steps(
+        requests in proptest::collection::vec((1u32..400, 1u32..300, 0u64..4, 0.0f64..300.0), 1..40),
+        blocks in 48u64..300, batched in 64u32..1024, running in 1u32..64, prefix_cache: bool, prefill_first: bool,
+        adapters in 0u64..3, window: bool,
+    ) {
+        let config = EngineConfig {
+            max_running: running,
+            max_batched_tokens: batched.max(running),
+            scheduling: if prefill_first { Scheduling::PrefillFirst } else { Scheduling::Mixed },
+            ..EngineConfig::default()
+        };
+        let model = if window {
+            windowed(blocks, config)
+        } else if adapters > 0 {
+            let lora = Lora { slots: 1, adapters: 2, ..Lora::default() };
+            small(blocks, EngineConfig { lora: Some(lora), ..config })
+        } else {
+            small(blocks, config)
+        };
+        let engine = Replica::new(model, SimPolicy { prefix_cache, ..SimPolicy::default() });
+        let mut at_ms = 0.0;
+        let arrivals: Vec<Arrival> = requests.iter().enumerate().map(|(id, (prompt, output, family, gap))| {
+            at_ms += gap;
+            let prompt_blocks = (0..u64::from(prompt / 16)).map(|b| family * 1000 + b).collect();
+            let adapter = (adapters > 0).then(|| format!("a{}", family % adapters));
+            Arrival { at_ms, request: SimRequest { prompt_blocks, adapter, ..request(id as u64, *prompt, *output) } }
+        }).collect();
+        let whole = simulate(engine.clone(), &arrivals);
+        let single = step_by_step(engine, &arrivals);
+        for (a, b) in whole.iter().zip(&single) {
+            prop_assert_eq!((a.id, a.ttft_ms, a.e2e_ms, a.preemptions), *b);
+        }
+    }
+}
+
 /// The closed form of a closed loop against the simulation, with prompts beside decoding and with prompts first.
 #[test]
 fn closed_loop_tpot_agrees_with_the_closed_form() {
-    use plimsoll_engine::{EngineConfig, Scheduling};
     for scheduling in [Scheduling::Mixed, Scheduling::PrefillFirst] {
         for (concurrency, input, output) in [(1, 1024, 256), (8, 4096, 256), (32, 1024, 512), (64, 2048, 256)]
         {

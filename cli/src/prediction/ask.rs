@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 
 use plimsoll_crds as crds;
-use plimsoll_engine::EngineConfig;
 use plimsoll_fleet::hf_config::HfConfig;
 use plimsoll_fleet::shape::Variant;
 use plimsoll_fleet::{
@@ -13,6 +12,7 @@ use plimsoll_scheduler::demand::{DemandConfig, DemandTracker};
 use plimsoll_scheduler::plan::candidates::planned_classes;
 use serde_json::json;
 
+use super::engine_flags::EngineFlags;
 use super::rows::{Load, Question};
 use crate::failure::Failure;
 use crate::manifests;
@@ -60,10 +60,10 @@ pub struct Flags {
     #[arg(long, visible_alias = "max-model-len", value_name = "TOKENS")]
     pub context: Option<u32>,
     /// Mean prompt, tokens [default: the pool's, or 1000]
-    #[arg(long, value_name = "TOKENS", value_parser = positive)]
+    #[arg(long, value_name = "TOKENS", value_parser = tokens)]
     pub input: Option<f64>,
     /// Mean answer, tokens [default: the pool's, or 200]
-    #[arg(long, value_name = "TOKENS", value_parser = positive)]
+    #[arg(long, value_name = "TOKENS", value_parser = tokens)]
     pub output: Option<f64>,
     /// Share of prompt tokens found in the prefix cache, 0 to 1
     #[arg(long, value_name = "SHARE", value_parser = share)]
@@ -87,21 +87,13 @@ pub struct Flags {
     #[arg(long, value_name = "CLIENTS", value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub concurrency: Option<u32>,
     /// Burstiness: squared coefficient of variation of inter-arrival times (1 is Poisson)
-    #[arg(long, value_name = "SCV", value_parser = positive)]
+    #[arg(long, value_name = "SCV", value_parser = burstiness)]
     pub burstiness: Option<f64>,
     /// Share by which predictions must stay below the objectives [default: each GPU's known error, as in plans]
     #[arg(long, value_name = "SHARE", value_parser = share)]
     pub margin: Option<f64>,
-    /// Most requests in a batch, as vLLM's --max-num-seqs
-    #[arg(long, default_value_t = EngineConfig::default().max_running, value_name = "N",
-        value_parser = clap::value_parser!(u32).range(1..=65536))]
-    pub max_num_seqs: u32,
-    /// Most tokens in a step, as vLLM's --max-num-batched-tokens
-    #[arg(long, default_value_t = EngineConfig::default().max_batched_tokens, value_name = "TOKENS")]
-    pub max_num_batched_tokens: u32,
-    /// Share of GPU memory that the engine may use, as vLLM's --gpu-memory-utilization
-    #[arg(long, default_value_t = EngineConfig::default().memory_utilisation, value_name = "SHARE", value_parser = share)]
-    pub gpu_memory_utilization: f64,
+    #[command(flatten)]
+    pub engine: EngineFlags,
     /// Verify the closed form by simulating every step of the engine, and show both
     #[arg(long)]
     pub check: bool,
@@ -115,6 +107,23 @@ pub(crate) fn positive(text: &str) -> Result<f64, String> {
 pub(crate) fn share(text: &str) -> Result<f64, String> {
     let value: f64 = text.parse().map_err(|_| format!("{text:?} is not a number"))?;
     if (0.0..=1.0).contains(&value) { Ok(value) } else { Err("use a share from 0 to 1".to_owned()) }
+}
+
+fn within(text: &str, least: f64, most: f64) -> Result<f64, String> {
+    let value: f64 = text.parse().map_err(|_| format!("{text:?} is not a number"))?;
+    if (least..=most).contains(&value) {
+        Ok(value)
+    } else {
+        Err(format!("use a number from {least} to {most}"))
+    }
+}
+
+fn tokens(text: &str) -> Result<f64, String> {
+    within(text, 1.0, 1e9)
+}
+
+fn burstiness(text: &str) -> Result<f64, String> {
+    within(text, 0.01, 1e6)
 }
 
 fn percentile(text: &str) -> Result<Percentile, String> {
@@ -209,7 +218,11 @@ pub(crate) fn configured(
         Failure::new(format!("{}: {e}", path.display()))
             .hint("give the config.json that lies beside a model's weights on Hugging Face")
     };
-    let config: HfConfig = serde_json::from_str(&text).map_err(|e| unreadable(e.to_string()))?;
+    let config: HfConfig = serde_path_to_error::deserialize(&mut serde_json::Deserializer::from_str(&text))
+        .map_err(|e| match e.path().to_string() {
+        path if path == "." => unreadable(e.into_inner().to_string()),
+        path => unreadable(format!("{path}: {}", e.into_inner())),
+    })?;
     // Downloads keep a folder for each model; the file itself does not say what it is called.
     let folder = path.parent().and_then(Path::file_name).and_then(|n| n.to_str()).map(str::to_owned);
     let class = config.architectures.as_ref().and_then(|a| a.first().cloned());
@@ -243,7 +256,10 @@ fn question(
     known: &[AcceleratorClass],
     mut notes: Vec<String>,
 ) -> Result<Asked, Failure> {
-    let classes = accelerators(flags, &pool, known)?;
+    let mut classes = accelerators(flags, &pool, known)?;
+    if flags.engine.power_cap.is_some() {
+        classes.iter_mut().for_each(|class| class.power_cap_watts = flags.engine.power_cap);
+    }
     let mut variants: Vec<Variant> = if flags.weights.is_empty() {
         pool.eligible_variants().cloned().collect()
     } else {
@@ -257,8 +273,7 @@ fn question(
     }
     if flags.dp.iter().any(|ranks| *ranks > 1) {
         notes.push(
-            "ranks of --dp that wait for each other are priced as if they did not: real ones are slower"
-                .to_owned(),
+            "that ranks of --dp wait for each other is priced as simulated, not as measured".to_owned(),
         );
     }
     objectives(flags, &mut pool, &mut notes);
@@ -268,12 +283,6 @@ fn question(
         (Some(rps), None) => Load::Rps(rps),
         (None, None) => Load::Line,
     };
-    let engine = EngineConfig {
-        max_running: flags.max_num_seqs,
-        max_batched_tokens: flags.max_num_batched_tokens,
-        memory_utilisation: flags.gpu_memory_utilization,
-        ..EngineConfig::default()
-    };
     let question = Question {
         pool,
         classes: requests,
@@ -282,7 +291,7 @@ fn question(
         margin: flags.margin,
         percentile: flags.percentile,
         check: flags.check,
-        engine,
+        engine: flags.engine.config()?,
         tensor: flags.tp.clone(),
         pipeline: flags.pp.clone(),
         data: flags.dp.clone(),
@@ -398,6 +407,47 @@ pub(crate) mod tests {
         assert_eq!((rows[0].name.as_str(), rows[0].gpus), ("fp8 TP1 DP8 EP8 H200", 8));
         assert!(rows[0].fit.is_some(), "{:?}", rows[0].does_not_fit);
         assert!(question.notes.iter().any(|note| note.contains("--dp")), "{:?}", question.notes);
+    }
+
+    #[test]
+    fn the_engine_is_as_asked() {
+        let line = "llama-3.1-70b --gpu h100 --tp 4 --weights fp8 --engine sglang --speculate 4,0.7 --draft-model \
+                    llama-3.1-8b --lora 20,16 --kv-offload 25,0.6 --enforce-eager --power-cap 400";
+        let Asked { question, classes, variants } = asked(line);
+        let engine = question.engine;
+        assert_eq!(engine.scheduling, plimsoll_engine::Scheduling::PrefillFirst);
+        assert!(!engine.cuda_graphs);
+        assert_eq!(classes[0].power_cap_watts, Some(400.0));
+        let speculation = engine.speculation.unwrap();
+        assert_eq!((speculation.draft_tokens, speculation.acceptance), (4, 0.7));
+        // 32 layers of 8 key and 8 value heads of 128, in two bytes.
+        assert!(matches!(
+            speculation.draft,
+            plimsoll_engine::Draft::SameGpus { layers: 32, kv_bytes_per_token: 131_072.0, .. }
+        ));
+        assert_eq!(engine.lora.map(|l| (l.slots, l.adapters, l.max_rank)), Some((8, 20, 16)));
+        assert_eq!(engine.kv_offload.map(|o| o.bytes_per_second), Some(25e9));
+        let rows = super::super::rows::rows(&question, &classes, &variants);
+        let fit = rows[0].fit.as_ref().unwrap();
+        assert!(fit.memory.draft_bytes_per_gpu > 4e9 && fit.memory.lora_bytes_per_gpu > 0.0);
+        let flags =
+            |more: &str| Line::try_parse_from(["predict", "llama-3.1-8b"].into_iter().chain(more.split(' ')));
+        for wrong in [
+            "--speculate 4",
+            "--speculate 0,0.5",
+            "--speculate 4,1.5",
+            "--lora 3,0",
+            "--kv-offload -1,0.5",
+            "--draft-elsewhere 1,1",
+            "--burstiness 1e300",
+            "--input 0.5",
+            "--power-cap NaN",
+        ] {
+            assert!(flags(wrong).is_err(), "{wrong}");
+        }
+        let unknown =
+            Line::try_parse_from("predict llama-3.1-8b --speculate 4,0.5 --draft-model no-such".split(' '));
+        assert!(ask(&unknown.unwrap().flags).unwrap_err().to_string().contains("no-such"));
     }
 
     #[test]

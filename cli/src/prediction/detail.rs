@@ -154,8 +154,24 @@ fn line(question: &Question, fit: &Fit) -> Vec<String> {
             let text = format!("${}/h, ${} per million answer tokens", figure(fit.usd_per_hour), figure(usd));
             lines.push(fact("cost", &text));
         }
+        lines.extend(energy(fit, at.watts));
     }
     lines
+}
+
+fn energy(fit: &Fit, watts: f64) -> Option<String> {
+    let (joules, grams) = (fit.joules_per_output_token?, fit.grams_co2e_per_million_output_tokens?);
+    let each = if fit.replicas > 1 { " each" } else { "" };
+    Some(fact(
+        "energy",
+        &format!(
+            "{} W{each} ({} W idle), {} J per answer token, {} g CO₂e per million of them",
+            thousands(watts),
+            thousands(fit.model.idle_watts()),
+            figure(joules),
+            thousands(grams)
+        ),
+    ))
 }
 
 fn breakdown(question: &Question, fit: &Fit, rps: f64, running: f64, paint: Paint) -> Vec<String> {

@@ -3,5 +3,6 @@
 
 pub mod ask;
 pub mod detail;
+pub mod engine_flags;
 pub mod rows;
 pub mod table;

@@ -1,6 +1,7 @@
 //! One shape after the other: does it fit, how fast, how much, for what money.
 
 use plimsoll_engine::outlook::{OperatingPoint, Percentiles, Simulated};
+use plimsoll_engine::power::Grid;
 use plimsoll_engine::sim::{Replica, SimPolicy, arrivals, requests, simulate, simulate_closed};
 use plimsoll_engine::{
     DoesNotFit, EngineConfig, InfeasibleReason, LoadLine, MemoryFit, ReplicaModel, UnloadedLatency,
@@ -12,6 +13,8 @@ use serde::Serialize;
 
 /// Requests of one simulated run, and those of them that only fill the batch.
 const SIMULATED: (u64, usize) = (2200, 200);
+/// More replicas than anybody runs.
+const MOST_REPLICAS: f64 = 1e6;
 /// Seed of simulated runs: the same question gets the same answer.
 const SEED: u64 = 1;
 
@@ -140,6 +143,10 @@ pub struct Fit {
     pub usd_per_hour: f64,
     /// Dollars per million answer tokens at that load.
     pub usd_per_million_output_tokens: Option<f64>,
+    /// Energy at the accelerators, prompts and idle time included, joules per answer token at that load.
+    pub joules_per_output_token: Option<f64>,
+    /// Emissions of a million answer tokens, grams of CO₂ equivalent: the class's data centre and grid.
+    pub grams_co2e_per_million_output_tokens: Option<f64>,
     /// For views that ask on.
     #[serde(skip)]
     pub model: ReplicaModel,
@@ -338,14 +345,16 @@ fn fit(
         simulated: None,
         usd_per_hour: usd,
         usd_per_million_output_tokens: None,
+        joules_per_output_token: None,
+        grams_co2e_per_million_output_tokens: None,
         model,
     };
-    operate(question, &mut made, usd);
+    operate(question, class, &mut made, usd);
     made
 }
 
 /// Puts the replicas to work.
-fn operate(question: &Question, fit: &mut Fit, usd: f64) {
+fn operate(question: &Question, class: &AcceleratorClass, fit: &mut Fit, usd: f64) {
     let percentiles = question.percentiles();
     let slo = question.default_slo();
     let (mix, scv) = (question.classes.as_slice(), question.arrival_scv);
@@ -362,6 +371,7 @@ fn operate(question: &Question, fit: &mut Fit, usd: f64) {
                 ttft_ms: seen.ttft_ms,
                 tpot_ms: seen.tpot_ms,
                 e2e_ms: seen.e2e_ms,
+                watts: fit.model.operating_point(mix, seen.rps, 1.0, &percentiles).watts,
             });
             fit.simulated = Some(seen);
             seen.rps
@@ -369,7 +379,12 @@ fn operate(question: &Question, fit: &mut Fit, usd: f64) {
         Load::Line | Load::Rps(_) if fit.load_line_rps <= 0.0 => return,
         Load::Line => fit.load_line_rps,
         Load::Rps(rps) => {
-            fit.replicas = (rps / fit.load_line_rps - 1e-9).ceil().clamp(1.0, 1e6) as u32;
+            let replicas = (rps / fit.load_line_rps - 1e-9).ceil().max(1.0);
+            if replicas > MOST_REPLICAS {
+                fit.infeasible = Some(format!("{rps:.3e} rps take more than {MOST_REPLICAS:.0e} replicas"));
+                return;
+            }
+            fit.replicas = replicas as u32;
             rps / f64::from(fit.replicas)
         }
     };
@@ -382,6 +397,12 @@ fn operate(question: &Question, fit: &mut Fit, usd: f64) {
     fit.usd_per_hour = usd * f64::from(fit.replicas);
     let tokens_per_hour = 3600.0 * rps * question.mean_output();
     fit.usd_per_million_output_tokens = (tokens_per_hour > 0.0).then(|| 1e6 * usd / tokens_per_hour);
+    fit.joules_per_output_token =
+        fit.at.filter(|_| tokens_per_hour > 0.0).map(|at| 3600.0 * at.watts / tokens_per_hour);
+    // Where the zone is not known, the dirtiest grid that it may be.
+    let electricity = &class.electricity;
+    let grid = Grid { pue: electricity.pue, grams_per_kwh: electricity.intensity("") };
+    fit.grams_co2e_per_million_output_tokens = fit.joules_per_output_token.map(|j| grid.grams(1e6 * j));
 }
 
 /// A simulated run at a rate.

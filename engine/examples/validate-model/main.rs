@@ -10,10 +10,11 @@ mod report;
 mod study;
 mod table;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use plimsoll_engine::measurements::{Measurement, parse};
+use plimsoll_engine::measurements::{self, Measurement, parse};
 use plimsoll_fleet::presets;
 
 fn files(path: &Path) -> std::io::Result<Vec<PathBuf>> {
@@ -38,11 +39,20 @@ fn read(paths: &[PathBuf]) -> Result<Vec<Measurement>, String> {
             rows.extend(more);
         }
     }
+    let rows = distinct(rows);
     if rows.is_empty() {
         Err("no measurements; name files in the format of docs/engine-model.md".to_owned())
     } else {
         Ok(rows)
     }
+}
+
+/// Runs that were published more than once, in full agreement, count once: whoever judges by what was not fitted to must
+/// not find a copy of what was.
+fn distinct(all: Vec<Measurement>) -> Vec<Measurement> {
+    let mut seen = BTreeSet::new();
+    let text = |m: &Measurement| measurements::write(&[Measurement { source: String::new(), ..m.clone() }]);
+    all.into_iter().filter(|m| seen.insert(text(m))).collect()
 }
 
 fn write(folder: &Path, study: &study::Study, text: &str) -> std::io::Result<()> {

@@ -1,6 +1,6 @@
 //! The report's text.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use plimsoll_engine::calibrate::{Coefficient, Metric, Prior, Workload};
@@ -66,6 +66,32 @@ fn coverage(out: &mut String, study: &Study) {
     let lines = cells.iter().map(|(n, c)| (n.clone(), c.iter().map(show).collect())).collect();
     let columns: Vec<&str> = Scheme::ALL.iter().map(|s| s.name()).collect();
     table::print(out, "Errors within the stated one (aim: 90 %)", &columns, &lines);
+}
+
+/// What ten samples leave of a full fit's accuracy, both judged on the rows that are not among the ten.
+fn few_samples(out: &mut String, study: &Study) {
+    let key = |p: &Prediction| (p.row, p.metric);
+    let judged: BTreeSet<(usize, Metric)> =
+        study.predictions.iter().filter(|p| p.scheme == Scheme::Ten).map(key).collect();
+    let mut by: BTreeMap<String, [Vec<f64>; 2]> = BTreeMap::new();
+    for p in study.predictions.iter().filter(|p| judged.contains(&key(p))) {
+        let Some(m) = study.rows.get(p.row) else { continue };
+        let column = match p.scheme {
+            Scheme::Ten => 0,
+            Scheme::All => 1,
+            _ => continue,
+        };
+        if let Some(errors) = by.entry(format!("{} {}", kind(m), p.metric)).or_default().get_mut(column) {
+            errors.push(p.error());
+        }
+    }
+    let line = |[ten, all]: &[Vec<f64>; 2]| {
+        let ratio = Summary::of(ten).median / Summary::of(all).median;
+        vec![cell(ten), cell(all), Some(format!("{ratio:.2}"))]
+    };
+    let lines = by.iter().map(|(n, e)| (n.clone(), line(e))).collect();
+    let columns = ["10 samples", "full fit", "ratio of medians"];
+    table::print(out, "Ten samples against the full fit, on the same rows", &columns, &lines);
 }
 
 /// Output tokens a second and GPU: what ranks configurations of one model under one kind of request.
@@ -207,6 +233,7 @@ pub fn text(study: &Study) -> String {
         let s = &m.subject;
         format!("{} {} {} {}", p.metric, s.engine, s.accelerator.name, s.architecture.name)
     });
+    few_samples(&mut out, study);
     coverage(&mut out, study);
     ranking(&mut out, study);
     memory(&mut out, study);

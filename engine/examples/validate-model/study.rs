@@ -2,13 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use plimsoll_engine::ReplicaModel;
 use plimsoll_engine::calibrate::{Fit, Metric, Observation, Prior, Traits, Workload, fit, most_telling};
 use plimsoll_engine::measurements::Measurement;
-use plimsoll_engine::sim::{Replica, SimPolicy, SimRequest, simulate_closed};
 use plimsoll_fleet::Calibration;
-use rand::rngs::StdRng;
-use rand::{Rng, SeedableRng};
 
 /// What the coefficients were fitted to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -39,8 +35,8 @@ impl Scheme {
     }
 }
 
-/// What coefficients belong to: an engine on a GPU with one weight format, dense models and mixtures of experts
-/// apart.
+/// What coefficients belong to: a version of an engine on a GPU with one weight format, dense models and mixtures of
+/// experts apart.
 pub type Group = (String, String, String);
 
 /// One prediction.
@@ -74,7 +70,8 @@ pub struct Study {
 pub fn group(m: &Measurement) -> Group {
     let s = &m.subject;
     let experts = if s.architecture.moe.is_some() { " MoE" } else { "" };
-    (s.engine.clone(), s.accelerator.name.clone(), format!("{}{experts}", s.variant.weights))
+    let engine = format!("{} {}", s.engine, s.engine_version);
+    (engine.trim_end().to_owned(), s.accelerator.name.clone(), format!("{}{experts}", s.variant.weights))
 }
 
 /// Whether what is known of one group may serve another.
@@ -83,22 +80,31 @@ fn related(a: &Group, b: &Group) -> bool {
 }
 
 fn traits(m: &Measurement) -> Traits {
-    Traits::new(&m.subject.engine, &m.subject.accelerator)
+    Traits::new(&m.subject.engine, &m.subject.engine_version, &m.subject.accelerator)
 }
 
 /// Groups of the rows for which `keep` holds, fitted each by itself.
 fn fit_groups(rows: &[Measurement], keep: &dyn Fn(&Measurement) -> bool) -> BTreeMap<Group, (Traits, Fit)> {
-    let mut by_group: BTreeMap<Group, (Traits, Prior, Vec<Observation>)> = BTreeMap::new();
+    let mut by_group: BTreeMap<Group, Vec<&Measurement>> = BTreeMap::new();
     for m in rows.iter().filter(|m| keep(m)) {
-        if let Some(o) = m.observation() {
-            let prior = || neutral(m);
-            by_group.entry(group(m)).or_insert_with(|| (traits(m), prior(), Vec::new())).2.push(o);
-        }
+        by_group.entry(group(m)).or_default().push(m);
     }
-    let fitted = |(g, (t, prior, o)): (Group, (Traits, Prior, Vec<Observation>))| {
-        Some((g, (t, fit(&o, &prior).ok()?)))
+    let fitted = |(g, members): (Group, Vec<&Measurement>)| {
+        let first = members.first()?;
+        Some((g, (traits(first), fitted(&members, &neutral(first))?)))
     };
     by_group.into_iter().filter_map(fitted).collect()
+}
+
+/// Coefficients of these rows: of the closed forms, then the API time from first tokens under load.
+fn fitted(rows: &[&Measurement], prior: &Prior) -> Option<Fit> {
+    let observed: Vec<Observation> = rows.iter().filter_map(|m| m.observation()).collect();
+    let found = fit(&observed, prior).ok()?;
+    let pairs: Vec<(f64, f64)> = rows
+        .iter()
+        .filter_map(|m| Some((m.simulated_ttft_ms(&found.calibration)?, m.measured.ttft_ms?)))
+        .collect();
+    Some(found.with_first_tokens(&pairs))
 }
 
 fn pooled(fits: &BTreeMap<Group, (Traits, Fit)>, m: &Measurement) -> Prior {
@@ -189,13 +195,9 @@ impl Study {
                         .map(|(g, f)| (g.clone(), f.clone()))
                         .collect();
                     let prior = pooled(&others, m);
-                    let near: Vec<Observation> = self
-                        .rows
-                        .iter()
-                        .filter(|r| group(r) == group(m) && model(r) != held)
-                        .filter_map(Measurement::observation)
-                        .collect();
-                    fit(&near, &prior).map_or_else(|_| prior.stated(), |f| f.calibration)
+                    let near: Vec<&Measurement> =
+                        self.rows.iter().filter(|r| group(r) == group(m) && model(r) != held).collect();
+                    fitted(&near, &prior).map_or_else(|| prior.stated(), |f| f.calibration)
                 });
                 predict(row, m, Scheme::OtherModels, calibration, out);
             }
@@ -224,7 +226,7 @@ impl Study {
         let Some(first) = members.first().and_then(|i| self.rows.get(*i)) else { return };
         let rows = members.iter().filter_map(|i| Some((*i, self.rows.get(*i)?.observation()?)));
         let (rows, observed): (Vec<usize>, Vec<Observation>) = rows.unzip();
-        if rows.len() < 20 {
+        if rows.len() < 15 {
             return;
         }
         let prior = pooled(fits, first);
@@ -232,9 +234,9 @@ impl Study {
         let (at, roomy): (Vec<usize>, Vec<Observation>) =
             observed.iter().cloned().enumerate().filter(|(_, o)| has_room(o)).unzip();
         let chosen = most_telling(&roomy, &prior, 10);
-        let few: Vec<Observation> = chosen.iter().filter_map(|i| roomy.get(*i).cloned()).collect();
         let chosen: Vec<usize> = chosen.iter().filter_map(|i| at.get(*i).copied()).collect();
-        let Ok(found) = fit(&few, &prior) else { return };
+        let few: Vec<&Measurement> = chosen.iter().filter_map(|i| self.rows.get(*rows.get(*i)?)).collect();
+        let Some(found) = fitted(&few, &prior) else { return };
         for (_, row) in rows.iter().enumerate().filter(|(at, _)| !chosen.contains(at)) {
             if let Some(m) = self.rows.get(*row) {
                 predict(*row, m, Scheme::Ten, &found.calibration, out);
@@ -258,12 +260,7 @@ fn has_room(o: &Observation) -> bool {
 fn predict(row: usize, m: &Measurement, scheme: Scheme, c: &Calibration, out: &mut Vec<Prediction>) {
     let Some(o) = m.observation() else { return };
     let Ok(model) = m.subject.model(c) else { return };
-    let simulated = match (o.workload, m.requests_per_client, m.measured.ttft_ms) {
-        (Workload::ClosedLoop { concurrency, input_tokens, output_tokens }, Some(each), Some(_)) => {
-            Some(simulated_ttft_ms(&model, concurrency, input_tokens, output_tokens, m.length_spread, each))
-        }
-        _ => None,
-    };
+    let simulated = m.simulated_ttft_ms(c);
     for metric in Metric::ALL {
         let Some(measured_ms) = o.measured.get(metric) else { continue };
         let closed = || o.workload.predict(&model, metric);
@@ -272,32 +269,4 @@ fn predict(row: usize, m: &Measurement, scheme: Scheme, c: &Calibration, out: &m
             out.push(Prediction { row, scheme, metric, predicted_ms, measured_ms, stated: c.relative_error });
         }
     }
-}
-
-/// Mean time to first token of clients that all start at once, each sending `each` requests of uniformly drawn
-/// lengths.
-fn simulated_ttft_ms(
-    model: &ReplicaModel,
-    concurrency: f64,
-    input: f64,
-    output: f64,
-    spread: f64,
-    each: u32,
-) -> f64 {
-    let mut rng = StdRng::seed_from_u64(1);
-    let mut length = |mean: f64| {
-        let share = if spread > 0.0 { rng.random_range(1.0 - spread..=1.0 + spread) } else { 1.0 };
-        ((mean * share).round() as u32).max(1)
-    };
-    let clients = concurrency.round().max(1.0) as usize;
-    let requests: Vec<SimRequest> = (0..clients as u64 * u64::from(each))
-        .map(|id| SimRequest {
-            id,
-            prompt_tokens: length(input),
-            output_tokens: length(output),
-            ..SimRequest::default()
-        })
-        .collect();
-    let out = simulate_closed(Replica::new(model.clone(), SimPolicy::default()), &requests, clients);
-    out.iter().map(|o| o.ttft_ms).sum::<f64>() / out.len().max(1) as f64
 }

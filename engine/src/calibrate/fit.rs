@@ -22,6 +22,8 @@ const FREEDOM: f64 = 4.0;
 const SCATTER_WEIGHT: f64 = 6.0;
 /// The normal distribution's 90th percentile of absolute values.
 const P90: f64 = 1.645;
+/// Scatter of logarithms of mean times to first token under load around a simulation that has the API time right.
+const FIRST_TOKEN_SCATTER: f64 = 0.15;
 /// Step of the numerical derivative, in logarithms.
 const STEP: f64 = 1e-4;
 const ITERATIONS: usize = 100;
@@ -108,6 +110,57 @@ impl Fit {
             observation.workload.predict(m, metric)
         })?;
         Some((P90 * (self.covariance.quadratic(&row.1) + self.scatter * self.scatter).sqrt()).exp() - 1.0)
+    }
+}
+
+impl Fit {
+    /// The same with the API overhead found from mean times to first token under load, as pairs of what a simulation
+    /// with this fit's coefficients says and what was measured, milliseconds. [`fit`] sees API time only in requests of
+    /// lone clients; under load, where waiting takes a simulation, it adds to all alike.
+    ///
+    /// Robust as the fit itself, with the same prior: pairs far off, where the queue was guessed wrongly, count for
+    /// little. Pairs that are not finite and above 0 are left out.
+    #[must_use]
+    pub fn with_first_tokens(mut self, pairs: &[(f64, f64)]) -> Self {
+        const GRID: i32 = 400;
+        let usable = |(p, m): &&(f64, f64)| p.is_finite() && m.is_finite() && *p > 0.0 && *m > 0.0;
+        let at = Coefficient::ApiOverhead.index();
+        let (now_ms, prior_log, variance) =
+            (self.calibration.api_overhead_ms, self.mean[at], self.covariance.0[at][at]);
+        // What is not API time, and what was measured.
+        let pairs: Vec<(f64, f64)> =
+            pairs.iter().filter(usable).map(|(p, m)| ((p - now_ms).max(0.0), *m)).collect();
+        if pairs.is_empty() || variance <= 0.0 {
+            return self;
+        }
+        let residuals =
+            |x: f64| pairs.iter().map(|(rest, m)| ((rest + x.exp()) / m).ln()).collect::<Vec<f64>>();
+        let loss = |x: f64, sigma: f64| {
+            let data: f64 = residuals(x).iter().map(|r| student(*r, sigma)).sum();
+            data + 0.5 * (x - prior_log).powi(2) / variance
+        };
+        let mut x = prior_log;
+        for _ in 0..4 {
+            let sigma = scale(&residuals(x), FIRST_TOKEN_SCATTER);
+            // The loss may have several minima: a grid from a tenth of a millisecond to a minute.
+            let grid = (0..=GRID).map(|i| 0.1_f64.ln() + f64::from(i) / f64::from(GRID) * 6e5_f64.ln());
+            x = grid.min_by(|a, b| loss(*a, sigma).total_cmp(&loss(*b, sigma))).unwrap_or(x);
+        }
+        let sigma = scale(&residuals(x), FIRST_TOKEN_SCATTER);
+        let known: f64 = pairs
+            .iter()
+            .zip(residuals(x))
+            .map(|((rest, _), r)| weight(r, sigma) * (x.exp() / (rest + x.exp()) / sigma).powi(2))
+            .sum();
+        // Scaling row and column keeps the matrix positive definite.
+        let shrink = (1.0 / (1.0 + variance * known)).sqrt();
+        for i in 0..COUNT {
+            self.covariance.0[at][i] *= shrink;
+            self.covariance.0[i][at] *= shrink;
+        }
+        self.mean[at] = x;
+        self.calibration.api_overhead_ms = x.exp();
+        self
     }
 }
 
@@ -257,11 +310,13 @@ fn weight(r: f64, sigma: f64) -> f64 {
     FREEDOM / (FREEDOM + (r / sigma).powi(2))
 }
 
+/// Negative logarithm of Student's t density of a residual, a constant aside.
+fn student(r: f64, sigma: f64) -> f64 {
+    0.5 * (FREEDOM + 1.0) * (r / sigma).powi(2).mul_add(1.0 / FREEDOM, 1.0).ln()
+}
+
 fn cost(residuals: &[f64], sigma: f64, x: &Vector, prior: &Prior, precision: &Matrix) -> f64 {
-    let data: f64 = residuals
-        .iter()
-        .map(|r| 0.5 * (FREEDOM + 1.0) * (r / sigma).powi(2).mul_add(1.0 / FREEDOM, 1.0).ln())
-        .sum();
+    let data: f64 = residuals.iter().map(|r| student(*r, sigma)).sum();
     data + 0.5 * precision.quadratic(&minus(x, &prior.mean))
 }
 

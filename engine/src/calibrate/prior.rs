@@ -48,6 +48,8 @@ fn spread() -> Vector {
 pub struct Traits {
     /// Engine.
     pub engine: String,
+    /// Its version; empty if unknown.
+    pub engine_version: String,
     /// Peak 16-bit FLOP/s of one accelerator.
     pub flops_per_second: f64,
     /// Memory bandwidth of one accelerator, bytes per second.
@@ -55,17 +57,18 @@ pub struct Traits {
 }
 
 impl Traits {
-    /// Of an engine on an accelerator.
-    pub fn new(engine: &str, accelerator: &AcceleratorClass) -> Self {
+    /// Of a version of an engine (empty if unknown) on an accelerator.
+    pub fn new(engine: &str, engine_version: &str, accelerator: &AcceleratorClass) -> Self {
         Self {
             engine: engine.to_owned(),
+            engine_version: engine_version.to_owned(),
             flops_per_second: accelerator.flops(Dtype::Bf16),
             memory_bytes_per_second: accelerator.memory_bytes_per_second,
         }
     }
 
-    /// How much what is known of `other` says of this one, 0–1: little for another engine, and less the further apart
-    /// the logarithms of compute and bandwidth are.
+    /// How much what is known of `other` says of this one, 0–1: less for another version, little for another engine,
+    /// and less the further apart the logarithms of compute and bandwidth are.
     fn likeness(&self, other: &Self) -> f64 {
         /// Coefficients of one engine agree between H100 and H200 and between weight formats far better than those of
         /// several engines on one GPU. Chosen by looking at held-out errors, among 0.1 and 0.03.
@@ -73,7 +76,13 @@ impl Traits {
         let apart = |a: f64, b: f64| if a > 0.0 && b > 0.0 { (a / b).ln() } else { 0.0 };
         let hardware = apart(self.flops_per_second, other.flops_per_second)
             .hypot(apart(self.memory_bytes_per_second, other.memory_bytes_per_second));
-        let engine = if self.engine == other.engine { 1.0 } else { OTHER_ENGINE };
+        /// Chosen likewise, among 0.17, 0.3, 0.5 and 1.
+        const OTHER_VERSION: f64 = 0.3;
+        let engine = match (self.engine == other.engine, self.engine_version == other.engine_version) {
+            (false, _) => OTHER_ENGINE,
+            (true, false) => OTHER_VERSION,
+            (true, true) => 1.0,
+        };
         engine * (-0.5 * hardware * hardware).exp()
     }
 }

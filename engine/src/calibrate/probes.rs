@@ -2,7 +2,7 @@
 
 use super::coefficients::{COUNT, Coefficient, with_logs};
 use super::fit::gradient;
-use super::linear::{Matrix, Vector};
+use super::linear::{Matrix, Vector, dot};
 use super::observation::{Metric, Observation, Subject, Workload};
 use super::prior::Prior;
 use crate::{DoesNotFit, ReplicaModel};
@@ -43,9 +43,9 @@ const INPUTS: [u32; 6] = [128, 512, 1024, 4096, 8192, 16_384];
 const OUTPUTS: [u32; 3] = [32, 128, 512];
 const BATCHES: [u32; 9] = [1, 2, 4, 8, 16, 32, 64, 128, 256];
 
-/// The points that tell most about the coefficients, best first (Bayesian D-optimal design, chosen greedily: each
-/// next point is the one that shrinks the posterior's volume most; Chaloner & Verdinelli, *Statistical Science*
-/// 1995).
+/// The points that tell most about what the replica does, best first: each next one is that after which the variance of
+/// predictions, over all points that might be measured, is least (Bayesian I-optimal design, chosen greedily; Chaloner &
+/// Verdinelli, *Statistical Science* 1995). Coefficients that hardly show in times are not worth a point.
 ///
 /// A point gives TPOT and, with a lone client, TTFT. Points that would not fit into the KV cache or the limits are
 /// left out; where limits are tight there may be fewer than asked.
@@ -63,20 +63,47 @@ pub fn probes(subject: &Subject, limits: &ProbeLimits) -> Result<Vec<Probe>, Doe
         moved.push(subject.model(&with_logs(&base, &x))?);
     }
     let candidates = candidates(&here, &moved, subject, limits);
-    let Some(mut precision) = prior.covariance.inverse() else { return Ok(Vec::new()) };
-    let mut chosen: Vec<Probe> = Vec::new();
-    while chosen.len() < limits.count {
-        let best = candidates
-            .iter()
-            .filter(|c| !chosen.iter().any(|p| c.is(p)))
-            .filter_map(|c| Some((c, c.added_to(&precision).log_determinant()?)))
-            .max_by(|a, b| a.1.total_cmp(&b.1));
-        let Some((best, _)) = best else { break };
-        let after = best.added_to(&precision);
-        chosen.push(best.probe(why(&precision, &after)));
-        precision = after;
+    let rows: Vec<&[Vector]> = candidates.iter().map(|c| c.rows.as_slice()).collect();
+    let mut known = prior.covariance;
+    let mut chosen = Vec::new();
+    for at in design(&rows, &prior.covariance, limits.count) {
+        let Some(best) = candidates.get(at) else { continue };
+        let after = measured(&known, &best.rows);
+        chosen.push(best.probe(why(&known, &after)));
+        known = after;
     }
     Ok(chosen)
+}
+
+/// The covariance that is left once these slopes were measured: `Σ − Σs(sᵀΣs + σ²)⁻¹sᵀΣ` for each.
+fn measured(covariance: &Matrix, slopes: &[Vector]) -> Matrix {
+    let mut left = *covariance;
+    for s in slopes {
+        let spread = left.times(s);
+        left.add_outer(&spread, -1.0 / (dot(s, &spread) + SCATTER * SCATTER));
+    }
+    left
+}
+
+/// Positions of at most `count` candidates, each given by the slopes of the times that it shows, best first.
+fn design(candidates: &[&[Vector]], covariance: &Matrix, count: usize) -> Vec<usize> {
+    let all: Vec<&Vector> = candidates.iter().flat_map(|c| c.iter()).collect();
+    let mut left = *covariance;
+    let mut chosen: Vec<usize> = Vec::new();
+    while chosen.len() < count.min(candidates.len()) {
+        let uncertainty = |i: usize| {
+            let after = measured(&left, candidates.get(i)?);
+            Some((i, all.iter().map(|s| after.quadratic(s)).sum::<f64>()))
+        };
+        let best = (0..candidates.len())
+            .filter(|i| !chosen.contains(i))
+            .filter_map(uncertainty)
+            .min_by(|a, b| a.1.total_cmp(&b.1));
+        let Some((i, _)) = best else { break };
+        chosen.push(i);
+        left = measured(&left, candidates.get(i).copied().unwrap_or_default());
+    }
+    chosen
 }
 
 /// Which of these measurements tell most, best first: at most `count` positions. For choosing what to measure
@@ -92,23 +119,8 @@ pub fn most_telling(observations: &[Observation], prior: &Prior, count: usize) -
             Metric::ALL.into_iter().filter_map(slope).map(|(_, s)| s).collect()
         })
         .collect();
-    let Some(mut precision) = prior.covariance.inverse() else { return Vec::new() };
-    let mut chosen = Vec::new();
-    while chosen.len() < count.min(observations.len()) {
-        let with = |i: usize| {
-            let mut m = precision;
-            slopes.get(i)?.iter().for_each(|s| m.add_outer(s, 1.0 / (SCATTER * SCATTER)));
-            Some((i, m, m.log_determinant()?))
-        };
-        let best = (0..observations.len())
-            .filter(|i| !chosen.contains(i))
-            .filter_map(with)
-            .max_by(|a, b| a.2.total_cmp(&b.2));
-        let Some((i, after, _)) = best else { break };
-        chosen.push(i);
-        precision = after;
-    }
-    chosen
+    let rows: Vec<&[Vector]> = slopes.iter().map(Vec::as_slice).collect();
+    design(&rows, &prior.covariance, count)
 }
 
 const STEP: f64 = 1e-4;
@@ -121,17 +133,6 @@ struct Candidate {
 }
 
 impl Candidate {
-    fn is(&self, p: &Probe) -> bool {
-        (self.concurrency, self.input_tokens, self.output_tokens)
-            == (p.concurrency, p.input_tokens, p.output_tokens)
-    }
-
-    fn added_to(&self, precision: &Matrix) -> Matrix {
-        let mut m = *precision;
-        self.rows.iter().for_each(|r| m.add_outer(r, 1.0 / (SCATTER * SCATTER)));
-        m
-    }
-
     fn probe(&self, why: String) -> Probe {
         Probe {
             concurrency: self.concurrency,
@@ -186,7 +187,6 @@ fn row(here: &ReplicaModel, moved: &[ReplicaModel], workload: &Workload, metric:
 
 /// The coefficients whose uncertainty a point cuts most.
 fn why(before: &Matrix, after: &Matrix) -> String {
-    let (Some(before), Some(after)) = (before.inverse(), after.inverse()) else { return String::new() };
     let mut cuts: Vec<(Coefficient, f64, f64)> = Coefficient::ALL
         .into_iter()
         .map(|k| (k, before.0[k.index()][k.index()].sqrt(), after.0[k.index()][k.index()].sqrt()))

@@ -5,7 +5,10 @@ mod write;
 
 use std::sync::Arc;
 
+use plimsoll_fleet::Calibration;
+
 use crate::calibrate::{Measured, Observation, Subject, Workload};
+use crate::sim::{Replica, SimPolicy, requests_within, simulate_closed};
 use crate::{EngineConfig, Scheduling};
 
 pub use parse::parse;
@@ -48,6 +51,10 @@ pub const COLUMNS: [&str; 32] = [
     "source",
 ];
 
+/// Most requests, and most clients, of one simulated run: far above what benchmarks send.
+const MOST_SIMULATED: usize = 100_000;
+const SEED: u64 = 1;
+
 /// One row of a file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Measurement {
@@ -89,6 +96,26 @@ impl Measurement {
             }
         }
         Some(Observation { subject, workload, measured })
+    }
+}
+
+impl Measurement {
+    /// Mean time to first token of a closed loop under load, simulated with these coefficients, milliseconds: all
+    /// clients start at once, on a cold cache, and send requests of lengths drawn evenly from their range (the same ones
+    /// for the same row). `None` if that is not what was measured, the protocol is not known, or the replica cannot
+    /// exist.
+    pub fn simulated_ttft_ms(&self, calibration: &Calibration) -> Option<f64> {
+        self.measured.ttft_ms?;
+        let each = self.requests_per_client?;
+        let Some(Workload::ClosedLoop { concurrency, input_tokens, output_tokens }) = self.workload else {
+            return None;
+        };
+        let model = self.subject.model(calibration).ok()?;
+        let clients = (concurrency.round() as usize).clamp(1, MOST_SIMULATED);
+        let count = (clients as u64).saturating_mul(u64::from(each)).min(MOST_SIMULATED as u64);
+        let requests = requests_within(input_tokens, output_tokens, self.length_spread, count, SEED);
+        let out = simulate_closed(Replica::new(model, SimPolicy::default()), &requests, clients);
+        Some(out.iter().map(|o| o.ttft_ms).sum::<f64>() / out.len().max(1) as f64)
     }
 }
 

@@ -190,8 +190,28 @@ fn tokens(m: &Measurement) -> f64 {
     }
 }
 
+/// How long requests can be that the replica holds one of, among `lengths`; `None` if it holds none of them.
+fn longest_held(subject: &Subject, lengths: &[f64]) -> Option<u32> {
+    let held = |tokens: u32| {
+        let mut replica = subject.clone();
+        replica.architecture.max_context_tokens = tokens;
+        replica.model(&replica.accelerator.calibration).is_ok()
+    };
+    let mut sorted: Vec<u32> = lengths.iter().map(|tokens| whole(*tokens)).collect();
+    sorted.sort_unstable_by(|a, b| b.cmp(a));
+    sorted.dedup();
+    // Memory decides, so that the first that is held is the longest.
+    let at = sorted.partition_point(|tokens| !held(*tokens));
+    sorted.get(at).copied()
+}
+
+fn whole(tokens: f64) -> u32 {
+    (tokens.ceil() as u32).max(1)
+}
+
 /// Reads measurements. `model` and `accelerator` know names: the presets', and whatever the caller adds. The longest
-/// context of a replica is that of its longest request in the text.
+/// context of a replica is that of its longest request in the text that it has room for; a row with a longer one is of
+/// a replica of its own, which does not fit, and disturbs no other row.
 ///
 /// # Errors
 /// [`MeasurementError`], with the line and the column.
@@ -220,7 +240,8 @@ pub fn parse(
         }
     }
     let mut out: Vec<Measurement> = Vec::new();
-    let mut subjects: Vec<(Subject, f64)> = Vec::new();
+    // Each replica, and the lengths of its rows' requests.
+    let mut subjects: Vec<(Subject, Vec<f64>)> = Vec::new();
     let mut of = Vec::new();
     for record in reader.records() {
         let record = record.map_err(csv_error)?;
@@ -228,7 +249,7 @@ pub fn parse(
         let line = Line { number, columns: &columns, record: &record };
         let subject = line.subject(model, accelerator)?;
         let at = subjects.iter().position(|(s, _)| *s == subject).unwrap_or_else(|| {
-            subjects.push((subject.clone(), 1.0));
+            subjects.push((subject.clone(), Vec::new()));
             subjects.len() - 1
         });
         let row = Measurement {
@@ -246,22 +267,30 @@ pub fn parse(
             kv_tokens: line.positive("kv_tokens")?,
             source: line.text("source").to_owned(),
         };
-        if let Some((_, longest)) = subjects.get_mut(at) {
-            *longest = longest.max(tokens(&row));
+        if let Some((_, lengths)) = subjects.get_mut(at) {
+            lengths.push(tokens(&row));
         }
         of.push(at);
         out.push(row);
     }
-    let subjects: Vec<Arc<Subject>> = subjects
-        .into_iter()
-        .map(|(mut subject, longest)| {
-            subject.architecture.max_context_tokens = (longest.ceil() as u32).max(1);
-            Arc::new(subject)
+    let with_context = |subject: &Subject, tokens: u32| {
+        let mut subject = subject.clone();
+        subject.architecture.max_context_tokens = tokens;
+        Arc::new(subject)
+    };
+    let shared: Vec<(Arc<Subject>, u32)> = subjects
+        .iter()
+        .map(|(subject, lengths)| {
+            let most = lengths.iter().map(|tokens| whole(*tokens)).max().unwrap_or(1);
+            // Where none fits, that is for the reader of all of them to see.
+            let longest = longest_held(subject, lengths).unwrap_or(most);
+            (with_context(subject, longest), longest)
         })
         .collect();
     for (row, at) in out.iter_mut().zip(of) {
-        if let Some(subject) = subjects.get(at) {
-            row.subject = Arc::clone(subject);
+        if let Some((subject, longest)) = shared.get(at) {
+            let own = whole(tokens(row));
+            row.subject = if own <= *longest { Arc::clone(subject) } else { with_context(subject, own) };
         }
     }
     Ok(out)

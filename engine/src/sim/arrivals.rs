@@ -46,6 +46,30 @@ pub fn requests(mix: &[RequestClass], count: u64, seed: u64) -> Vec<SimRequest> 
     if mix.is_empty() { Vec::new() } else { (0..count).map(|id| request(mix, id, &mut random)).collect() }
 }
 
+/// Requests whose lengths are uniform within `spread` (a share, 0 to 1) of these means to either side, tokens.
+pub fn requests_within(
+    input_tokens: f64,
+    output_tokens: f64,
+    spread: f64,
+    count: u64,
+    seed: u64,
+) -> Vec<SimRequest> {
+    let spread = if spread.is_finite() { spread.clamp(0.0, 1.0) } else { 0.0 };
+    let mut random = Random(seed);
+    let mut length = |mean: f64| {
+        let share = 1.0 + spread * (2.0 * random.share() - 1.0);
+        ((mean * share).round() as u32).max(1)
+    };
+    (0..count)
+        .map(|id| SimRequest {
+            id,
+            prompt_tokens: length(input_tokens),
+            output_tokens: length(output_tokens),
+            ..SimRequest::default()
+        })
+        .collect()
+}
+
 /// Requests of a mix at `rps` a second: Poisson where `arrival_scv` is 1, and where it is more, in bursts of geometric
 /// size with the same dispersion, as [`crate::ReplicaModel::predict`] takes them. A cached prefix is left out of the
 /// prompt; that its attention is still paid for is neglected.

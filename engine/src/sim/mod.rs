@@ -21,7 +21,7 @@ mod replica;
 mod request;
 mod run;
 
-pub use arrivals::{arrivals, requests};
+pub use arrivals::{arrivals, requests, requests_within};
 pub use replica::Replica;
 pub use request::{SimPolicy, SimRequest, SimStats, StepOutcome, SubmitError, TokenEvent};
 pub use run::{Arrival, RequestOutcome, simulate, simulate_closed};

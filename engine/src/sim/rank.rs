@@ -1,5 +1,7 @@
 //! One attention rank of an engine as a state machine: a scheduler, a batch and a cache of its own.
 
+mod coast;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 

@@ -111,6 +111,18 @@ impl Replica {
         self.step_telling(now_ms, Tokens::Ends)
     }
 
+    /// Runs steps that start before `until_ms` for as long as nothing but decoding happens in them; to be called after a
+    /// step that did nothing else. Returns when the last of them ends.
+    pub(super) fn coast(&mut self, now_ms: f64, until_ms: f64) -> f64 {
+        // Ranks that step together are left to single steps.
+        if !self.others.is_empty() {
+            return now_ms;
+        }
+        let coasted = self.first.coast(now_ms, until_ms);
+        self.steps += u64::from(coasted.steps);
+        coasted.now_ms
+    }
+
     fn step_telling(&mut self, now_ms: f64, tokens: Tokens) -> Option<StepOutcome> {
         if self.others.is_empty() {
             let mut out = self.first.step(now_ms, tokens)?;

@@ -85,10 +85,15 @@ impl Run {
         taken
     }
 
-    /// One iteration. Returns how many requests finished, or `None` when idle.
-    fn step(&mut self) -> Option<usize> {
+    /// One iteration, and those after it that start before `until_ms` and in which no request begins or ends. Returns
+    /// how many requests finished, or `None` when idle.
+    fn step(&mut self, until_ms: f64) -> Option<usize> {
         let step = self.replica.step_quietly(self.now_ms)?;
         self.now_ms += step.duration_ms;
+        if step.tokens.is_empty() && step.preempted.is_empty() && step.load.prefill_tokens == 0.0 {
+            self.now_ms = self.replica.coast(self.now_ms, until_ms);
+            return Some(0);
+        }
         let mut finished = 0;
         for id in &step.preempted {
             if let Some(o) = self.at.get(id).and_then(|i| self.outcomes.get_mut(*i)) {
@@ -127,7 +132,8 @@ pub fn simulate(replica: Replica, arrivals: &[Arrival]) -> Vec<RequestOutcome> {
         while let Some((at, arrival)) = next.next_if(|(at, _)| at + api_ms <= run.now_ms) {
             run.submit(at, at + api_ms, arrival.request.clone());
         }
-        if run.step().is_none() {
+        let until_ms = next.peek().map_or(f64::INFINITY, |(at, _)| at + api_ms);
+        if run.step(until_ms).is_none() {
             match next.peek() {
                 Some((at, _)) => run.now_ms = run.now_ms.max(at + api_ms),
                 None => return run.outcomes,
@@ -154,7 +160,8 @@ pub fn simulate_closed(replica: Replica, requests: &[SimRequest], concurrency: u
             refused += usize::from(!run.submit(sent, sent + api_ms, request));
         }
         coming.extend(next.by_ref().take(refused).map(|r| (run.now_ms, r)));
-        match run.step() {
+        let until_ms = coming.front().map_or(f64::INFINITY, |(sent, _)| sent + api_ms);
+        match run.step(until_ms) {
             Some(finished) => coming.extend(next.by_ref().take(finished).map(|r| (run.now_ms, r))),
             None => match coming.front() {
                 Some((sent, _)) => run.now_ms = run.now_ms.max(sent + api_ms),

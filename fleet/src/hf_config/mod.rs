@@ -156,6 +156,69 @@ pub enum UnreadableConfig {
 /// Families whose feed-forward layers have two matrices, not the gated three.
 const UNGATED: [&str; 9] =
     ["gpt2", "gpt_neo", "gpt_neox", "gptj", "opt", "bloom", "falcon", "mpt", "starcoder2"];
+/// Families that encode and write nothing.
+const ENCODERS: [&str; 15] = [
+    "bert",
+    "roberta",
+    "xlm-roberta",
+    "camembert",
+    "albert",
+    "electra",
+    "deberta",
+    "deberta-v2",
+    "distilbert",
+    "mpnet",
+    "modernbert",
+    "nomic_bert",
+    "vit",
+    "clip",
+    "siglip",
+];
+/// More layers than any model has; also keeps what is done layer by layer short.
+const MOST_LAYERS: u32 = 10_000;
+/// Beginnings of the names of families that are known to have the shapes assumed here.
+const KNOWN: [&str; 40] = [
+    "llama",
+    "mistral",
+    "ministral",
+    "mixtral",
+    "qwen2",
+    "qwen3",
+    "gemma",
+    "phi",
+    "deepseek",
+    "kimi",
+    "gpt_oss",
+    "cohere",
+    "granite",
+    "glm",
+    "chatglm",
+    "olmo",
+    "stablelm",
+    "internlm",
+    "baichuan",
+    "exaone",
+    "nemotron",
+    "jamba",
+    "minimax",
+    "ernie",
+    "hunyuan",
+    "smollm",
+    "starcoder2",
+    "gpt2",
+    "gpt_neo",
+    "gptj",
+    "opt",
+    "bloom",
+    "falcon",
+    "mpt",
+    "seed_oss",
+    "apertus",
+    "arcee",
+    "bamba",
+    "lfm2",
+    "yi",
+];
 /// Families without attention, or with attention beside a state in every layer.
 const OTHER_KINDS: [&str; 7] = ["mamba", "mamba2", "falcon_mamba", "rwkv", "zamba", "zamba2", "falcon_h1"];
 /// Families whose attention has a gate as wide as its queries.
@@ -191,8 +254,21 @@ impl HfConfig {
             _ => self,
         };
         let family = text.model_type.as_deref().or(self.model_type.as_deref()).unwrap_or_default();
+        self.refuse_other_kinds(family)?;
         text.refuse_other_kinds(family)?;
+        if !KNOWN.iter().any(|known| family.starts_with(known)) {
+            notes.push(format!(
+                "model_type {family:?} is not known; read as a decoder with gated feed-forward layers, as llama"
+            ));
+        }
         let blocks = positive(need(text.num_hidden_layers, "num_hidden_layers")?, "num_hidden_layers")?;
+        if blocks > MOST_LAYERS {
+            return Err(UnreadableConfig::Invalid {
+                field: "num_hidden_layers",
+                value: blocks,
+                remedy: "it must be at most 10,000",
+            });
+        }
         let hidden = positive(need(text.hidden_size, "hidden_size")?, "hidden_size")?;
         let heads = positive(need(text.num_attention_heads, "num_attention_heads")?, "num_attention_heads")?;
         let vocab = positive(need(text.vocab_size.or(self.vocab_size), "vocab_size")?, "vocab_size")?;
@@ -266,8 +342,10 @@ impl HfConfig {
         if self.is_encoder_decoder == Some(true) {
             return kind("encoder-decoder");
         }
-        if OTHER_KINDS.contains(&family) {
-            return kind(family);
+        let fills_gaps =
+            self.architectures.as_ref().is_some_and(|a| a.iter().any(|class| class.ends_with("ForMaskedLM")));
+        if OTHER_KINDS.contains(&family) || ENCODERS.contains(&family) || fills_gaps {
+            return kind(if family.is_empty() { "encoder" } else { family });
         }
         Ok(())
     }
@@ -280,15 +358,16 @@ impl HfConfig {
             let rope_dim = need(self.qk_rope_head_dim, "qk_rope_head_dim")?;
             let nope = need(self.qk_nope_head_dim, "qk_nope_head_dim")?;
             let value = need(self.v_head_dim, "v_head_dim")?;
-            let query = h * f64::from(nope + rope_dim);
+            let head_dim = positive(nope.saturating_add(rope_dim), "qk_nope_head_dim + qk_rope_head_dim")?;
+            let query = h * f64::from(head_dim);
             let queries = match self.q_lora_rank {
                 Some(rank) if rank > 0 => f64::from(rank) * (d + query),
                 _ => d * query,
             };
             let rank = f64::from(kv_rank);
-            let keys = d * (rank + f64::from(rope_dim)) + rank * h * f64::from(nope + value);
+            let keys = d * (rank + f64::from(rope_dim)) + rank * h * (f64::from(nope) + f64::from(value));
             let parameters = queries + keys + h * f64::from(value) * d;
-            return Ok((Attention::Latent { kv_rank, rope_dim }, nope + rope_dim, parameters));
+            return Ok((Attention::Latent { kv_rank, rope_dim }, head_dim, parameters));
         }
         let kv_heads = positive(self.num_key_value_heads.unwrap_or(heads), "num_key_value_heads")?;
         let head_dim = match self.head_dim {

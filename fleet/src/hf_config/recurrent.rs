@@ -121,11 +121,11 @@ impl HfConfig {
             Some(pattern) => pattern_of(pattern)?,
             None => plain(self.recurrent_layers(blocks)?),
         };
-        if mixers.recurrent == 0 {
-            return Ok(mixers);
-        }
         if mixers.attention == 0 {
             return Err(UnreadableConfig::Kind("state-space (without any attention)".to_owned()));
+        }
+        if mixers.recurrent == 0 {
+            return Ok(mixers);
         }
         let mixer = if fields.linear_num_value_heads.is_some() {
             self.delta_net(hidden)?

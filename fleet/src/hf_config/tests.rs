@@ -152,6 +152,12 @@ fn what_cannot_be_read_is_named() {
     says("{}", "num_hidden_layers is missing");
     says(&LLAMA_8B.replace("\"vocab_size\": 128256,", ""), "vocab_size is missing");
     says(&LLAMA_8B.replace("\"llama\"", "\"mamba2\""), "mamba2 models are not modelled");
+    says(&LLAMA_8B.replace("\"llama\"", "\"bert\""), "bert models are not modelled");
+    says(
+        &LLAMA_8B.replace("\"llama\"", "\"x\"").replace("ForCausalLM", "ForMaskedLM"),
+        "x models are not modelled",
+    );
+    says(&LLAMA_8B.replace("_layers\": 32", "_layers\": 4000000000"), "num_hidden_layers is 4000000000");
     says(&LLAMA_8B.replace("\"hidden_size\": 4096", "\"hidden_size\": 4097"), "does not divide hidden_size");
     says(
         &LLAMA_8B.replace("{\"architectures\"", "{\"is_encoder_decoder\": true, \"architectures\""),
@@ -212,4 +218,105 @@ fn quantised_checkpoints_are_told() {
     assert_eq!(with(r#"{"quant_method": "compressed-tensors", "format": "float-quantized"}"#), Dtype::Fp8);
     assert_eq!(with(r#"{"quant_method": "modelopt", "quant_algo": "NVFP4"}"#), Dtype::Fp4);
     assert_eq!(with(r#"{"quant_method": "gptq"}"#), Dtype::Int4);
+}
+
+#[test]
+fn families_that_are_not_known_are_read_and_told() {
+    let unknown = read(&LLAMA_8B.replace("\"llama\"", "\"whatever\"")).unwrap();
+    assert!(
+        unknown.notes.iter().any(|note| note.contains("\"whatever\" is not known")),
+        "{:?}",
+        unknown.notes
+    );
+    assert_eq!(unknown.architecture, read(LLAMA_8B).unwrap().architecture);
+    for known in
+        [LLAMA_8B, QWEN_30B_A3B, MIXTRAL, DEEPSEEK_V3, GPT_OSS_120B, QWEN3_NEXT, JAMBA, GRANITE_H_SMALL]
+    {
+        let notes = read(known).unwrap().notes;
+        assert!(!notes.iter().any(|note| note.contains("not known")), "{notes:?}");
+    }
+}
+
+mod absurd {
+    use proptest::prelude::*;
+    use proptest::test_runner::RngSeed;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    const FILES: [&str; 9] = [
+        LLAMA_8B,
+        QWEN_30B_A3B,
+        MIXTRAL,
+        DEEPSEEK_V3,
+        GPT_OSS_120B,
+        QWEN3_NEXT,
+        JAMBA,
+        NEMOTRON_NANO_9B,
+        GRANITE_H_SMALL,
+    ];
+    /// Fields that a published file has none of, or few.
+    const MORE: [&str; 14] = [
+        "attention_chunk_size",
+        "sliding_window",
+        "sliding_window_pattern",
+        "n_shared_experts",
+        "moe_shared_expert_intermediate_size",
+        "interleave_moe_layer_step",
+        "intermediate_size_mlp",
+        "no_rope_layers",
+        "layer_types",
+        "attn_type_list",
+        "kv_lora_rank",
+        "qk_nope_head_dim",
+        "quantization_config",
+        "model_type",
+    ];
+
+    fn values() -> impl Strategy<Value = Option<Value>> {
+        prop_oneof![
+            2 => Just(None),
+            6 => prop_oneof![Just(0_u64), Just(1), Just(2), Just(3), Just(7), Just(u64::from(u32::MAX)), 0_u64..100_000]
+                .prop_map(|n| Some(json!(n))),
+            1 => prop_oneof![
+                Just(json!(-1)), Just(json!(1e300)), Just(json!("x")), Just(json!("LLG")), Just(json!([])),
+                Just(json!([0, 1])), Just(json!(["sliding_attention"])), Just(json!({})), Just(Value::Null),
+                Just(json!(true)), Just(json!("gemma2")), Just(json!({"bits": 3})),
+            ]
+            .prop_map(Some),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 3000, failure_persistence: None, rng_seed: RngSeed::Fixed(7), ..ProptestConfig::default() })]
+
+        /// Published files with fields lost or spoilt are read to something finite, or refused.
+        #[test]
+        fn files_are_read_or_refused(
+            file in 0..FILES.len(),
+            spoilt in proptest::collection::vec((0_usize..60, values()), 1..6),
+        ) {
+            let mut file: serde_json::Map<String, Value> = serde_json::from_str(FILES[file]).unwrap();
+            let mut names: Vec<String> = file.keys().cloned().collect();
+            names.extend(MORE.map(str::to_owned));
+            for (at, value) in spoilt {
+                let name = &names[at % names.len()];
+                match value {
+                    Some(value) => file.insert(name.clone(), value),
+                    None => file.remove(name),
+                };
+            }
+            let Ok(config) = serde_json::from_value::<HfConfig>(Value::Object(file)) else { return Ok(()) };
+            match config.read("x") {
+                Ok(HfModel { architecture: a, .. }) => {
+                    prop_assert!(a.layers > 0 && a.hidden > 0 && a.heads > 0 && a.head_dim > 0 && a.vocab > 0);
+                    prop_assert!(a.total_parameters.is_finite() && a.active_parameters > 0.0);
+                    prop_assert!(a.active_parameters <= a.total_parameters * (1.0 + 1e-9));
+                    prop_assert!(a.sliding.is_none_or(|s| s.layers <= a.layers && s.window_tokens > 0));
+                    prop_assert!(a.recurrent.is_none_or(|r| r.layers < a.layers && r.state_bytes.is_finite()));
+                }
+                Err(error) => prop_assert!(!error.to_string().is_empty()),
+            }
+        }
+    }
 }
