@@ -86,8 +86,10 @@ fuzz: ## Put FUZZ_COUNT inputs to every parser of the data plane, and check what
 bench-router: ## Put the same traffic through other routers and ours, and print the tables of docs/benchmarks.md; ROUTER_FLAGS=--help for more.
 	@scripts/bench-router $(ROUTER_FLAGS)
 
-bench-lora: ## Choose among adapters as POLAR's paper sets it, beside other rules; the curves go to target/lora-regret.svg (docs/benchmarks.md).
+bench-lora: ## Choose among adapters as POLAR's paper sets it (curves: target/lora-regret.svg); keep 200 of them on a fleet for a day, beside other rules.
 	@$(CARGO) bench --locked -p plimsoll-agent --bench lora -- $(abspath $(TARGET_DIR))/lora-regret.svg
+	@$(CARGO) bench --locked -p plimsoll-simulator --bench adapter_fleet
+	@$(CARGO) bench --locked -p plimsoll-scheduler --bench adapters
 
 soak: ## Send SOAK_REQUESTS while replicas join, die, drain and hang: none may be lost or doubled, memory stays flat.
 	@$(CARGO) run -q --release --locked -p plimsoll-agent --example soak -- $(SOAK_REQUESTS)

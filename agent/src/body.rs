@@ -265,6 +265,40 @@ pub fn rewrite(body: &Bytes, parsed: &Parsed, model: &str, include_usage: bool) 
     out.into()
 }
 
+/// The body with another model name, which `parsed` names from now on.
+pub fn with_model(body: &Bytes, parsed: &mut Parsed, model: &str) -> Bytes {
+    let out = rewrite(body, parsed, model, false);
+    let span = parsed.model_span.clone();
+    let moved = |at: usize| if at >= span.end { (at + out.len()).saturating_sub(body.len()) } else { at };
+    parsed.options_span = parsed.options_span.clone().map(|options| moved(options.start)..moved(options.end));
+    parsed.model_span.end = moved(span.end);
+    model.clone_into(&mut parsed.model);
+    out
+}
+
+/// What a valid body says to a model before anything else: the content of a first message from `system` or `developer`, as JSON text, or the
+/// instructions of a response.
+pub fn system_prompt(api: Api, body: &[u8]) -> Option<&[u8]> {
+    let member = |text: &[u8], wanted: &str| {
+        members(text).find(|(name, ..)| name == wanted).map(|(_, _, value)| value)
+    };
+    match api {
+        Api::Chat | Api::Tokenize => {
+            let list = member(body, "messages")?;
+            let first = skip_space(body, list.start + 1);
+            if body.get(list.start) != Some(&b'[') || body.get(first) != Some(&b'{') {
+                return None;
+            }
+            let message = &body[first..skip_value(body, first)];
+            let role = member(message, "role")?;
+            let system = matches!(&message[role], b"\"system\"" | b"\"developer\"");
+            Some(&message[member(message, "content").filter(|_| system)?])
+        }
+        Api::Responses => Some(&body[member(body, "instructions")?]).filter(|text| *text != b"null"),
+        Api::Completions | Api::Embeddings => None,
+    }
+}
+
 /// The members of an object in text known to be valid JSON: name, span of name and value, span of the value.
 pub(crate) fn members(body: &[u8]) -> impl Iterator<Item = (Cow<'_, str>, Range<usize>, Range<usize>)> {
     let mut at = skip_space(body, skip_space(body, 0) + 1);
@@ -393,6 +427,44 @@ mod tests {
         assert_eq!(v["stream_options"]["include_usage"], true);
         assert_eq!(v["messages"][0]["content"], "say \"model\": {x");
         assert_eq!(rewrite(&body, &p, "pool", false), body);
+    }
+
+    #[rstest]
+    #[case(
+        Api::Chat,
+        r#"{"messages": [ {"content":"Be \"brief\".", "role":"system"}]}"#,
+        Some(r#""Be \"brief\".""#)
+    )]
+    #[case(Api::Chat, r#"{"messages":[{"role":"developer","content":[{"a":1}]},{}]}"#, Some(r#"[{"a":1}]"#))]
+    #[case(
+        Api::Chat,
+        r#"{"messages":[{"role":"user","content":"x"},{"role":"system","content":"y"}]}"#,
+        None
+    )]
+    #[case(Api::Chat, r#"{"messages":[]}"#, None)]
+    #[case(Api::Chat, r#"{"messages":[3]}"#, None)]
+    #[case(Api::Chat, r#"{"messages":{"role":"system"}}"#, None)]
+    #[case(Api::Chat, r#"{"messages":[{"role":"system"}]}"#, None)]
+    #[case(Api::Chat, "{}", None)]
+    #[case(Api::Responses, r#"{"instructions":"Be brief."}"#, Some("\"Be brief.\""))]
+    #[case(Api::Responses, r#"{"instructions":null}"#, None)]
+    #[case(Api::Completions, r#"{"prompt":"x"}"#, None)]
+    fn the_system_prompt_is_found(#[case] api: Api, #[case] body: &str, #[case] found: Option<&str>) {
+        assert_eq!(system_prompt(api, body.as_bytes()), found.map(str::as_bytes));
+    }
+
+    proptest! {
+        #[test]
+        fn another_model_leaves_all_else_as_it_was(model in "[a-z\"\\\\é]{1,12}", other in "[a-z\"\\\\é]{1,12}", at in 0..3usize) {
+            let model = serde_json::json!(model).to_string();
+            let mut members =
+                vec![r#""stream_options": {"x": 1}"#.to_owned(), r#""messages":[{"role":"user","content":"hi"}]"#.to_owned()];
+            members.insert(at.min(2), format!(" \"model\" : {model} "));
+            let body = Bytes::from(format!("{{{}}}", members.join(",")));
+            let mut parsed = parse(Api::Chat, &body).unwrap();
+            let out = with_model(&body, &mut parsed, &other);
+            prop_assert_eq!(parsed, parse(Api::Chat, &out).unwrap());
+        }
     }
 
     #[test]

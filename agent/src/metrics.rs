@@ -62,6 +62,32 @@ pub struct PhaseLabels {
     pub phase: &'static str,
 }
 
+/// Labels of choices among a group's adapters.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct AdapterChoiceLabels {
+    /// Agent.
+    pub agent: String,
+    /// Pool.
+    pub pool: String,
+    /// Group.
+    pub group: String,
+    /// `expected`, `exploring`, `at_hand` (another was wished for) or `loading` (none is at hand).
+    pub why: &'static str,
+}
+
+/// Labels of rewards.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct AdapterRewardLabels {
+    /// Agent.
+    pub agent: String,
+    /// Pool.
+    pub pool: String,
+    /// Group.
+    pub group: String,
+    /// `feedback`, or `objectives` where nobody judges.
+    pub source: &'static str,
+}
+
 /// Labels of engine gauges.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct EngineLabels {
@@ -84,6 +110,10 @@ fn seconds() -> Histogram {
 
 fn micros() -> Histogram {
     Histogram::new((0..16).map(|i| 1e-6 * f64::from(1 << i)))
+}
+
+fn shares() -> Histogram {
+    Histogram::new((0..10).map(|i| 0.1 * f64::from(i)))
 }
 
 /// The agent's metrics; clones share the same series, so agents in one process may use one registry.
@@ -121,6 +151,12 @@ pub struct AgentMetrics {
     pub bypasses: Family<ReasonLabels, Counter>,
     /// Refusals at this agent's own engines, by why.
     pub refusals: Family<ReasonLabels, Counter>,
+    /// Choices among a group's adapters by why.
+    pub adapter_choices: Family<AdapterChoiceLabels, Counter>,
+    /// What the answers of a group's adapters were worth, 0..=1.
+    pub adapter_reward: Family<AdapterRewardLabels, Histogram, fn() -> Histogram>,
+    /// Judgements by what became of them: `taken`, `unknown_answer`, `judged_before` or `invalid_body`.
+    pub feedback: Family<ReasonLabels, Counter>,
     /// Requests at an engine.
     pub engine_running: Family<EngineLabels, Gauge>,
     /// Requests waiting here for an engine.
@@ -151,6 +187,9 @@ impl Default for AgentMetrics {
             phase_seconds: Family::new_with_constructor(seconds),
             bypasses: Family::default(),
             refusals: Family::default(),
+            adapter_choices: Family::default(),
+            adapter_reward: Family::new_with_constructor(shares),
+            feedback: Family::default(),
             engine_running: Family::default(),
             engine_waiting: Family::default(),
             engine_up: Family::default(),
@@ -188,6 +227,13 @@ impl AgentMetrics {
         );
         r.register("bypasses", "Agents found gone and bypassed, by how", m.bypasses.clone());
         r.register("refusals", "Requests refused for this agent's own engines by reason", m.refusals.clone());
+        r.register("adapter_choices", "Choices among a group's adapters by why", m.adapter_choices.clone());
+        r.register(
+            "adapter_reward",
+            "What the answers of a group's adapters were worth, 0 to 1",
+            m.adapter_reward.clone(),
+        );
+        r.register("feedback", "Judgements of answers by what became of them", m.feedback.clone());
         r.register("engine_running", "Requests at an engine", m.engine_running.clone());
         r.register("engine_waiting", "Requests waiting at the agent for an engine", m.engine_waiting.clone());
         r.register("engine_up", "1 if the engine answers and moves", m.engine_up.clone());

@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use plimsoll_fleet::{Endpoint, PoolId, ReplicaId, RouteTable};
 use tokio::sync::{Notify, watch};
 
+use crate::adapters::groups::Groups;
 use crate::admit::task::TaskBook;
 use crate::clock::Clock;
 use crate::config::AgentConfig;
@@ -145,6 +146,8 @@ pub(crate) struct Shared {
     pub(crate) retries: Mutex<RetryBudget>,
     pub(crate) tasks: Mutex<TaskBook>,
     pub(crate) choices: ChoiceSeries,
+    /// Groups of adapters, and what was learnt of them.
+    pub(crate) groups: Mutex<Groups>,
     serial: AtomicU64,
     memories: Mutex<HashMap<PoolId, Arc<PoolMemory>>>,
     replicas: Mutex<HashMap<ReplicaId, Arc<Replica>>>,
@@ -192,6 +195,7 @@ impl Shared {
             retries: Mutex::new(RetryBudget { tokens: RetryBudget::MOST }),
             tasks: Mutex::default(),
             choices: ChoiceSeries::default(),
+            groups: Mutex::default(),
             serial: AtomicU64::new(1),
             memories: Mutex::default(),
             replicas: Mutex::default(),
@@ -284,6 +288,15 @@ impl Shared {
                 by_name.entry(adapter.served_name.clone()).or_insert_with(|| pool.clone());
             }
         }
+        let mut groups: BTreeSet<&str> = BTreeSet::new();
+        for route in &routes.pools {
+            let Some(pool) = by_name.get(&route.served_name).cloned() else { continue };
+            for group in route.adapters.iter().filter_map(|a| a.group.as_deref()) {
+                by_name.entry(group.to_owned()).or_insert_with(|| pool.clone());
+                groups.insert(group);
+            }
+        }
+        self.groups.lock().retain(|group| groups.contains(group));
         // A local engine that left the table stays known while it has work or a drain to acknowledge.
         let drains = self.drains.lock().clone();
         for (id, old) in self.locals.load().iter() {

@@ -76,6 +76,15 @@ pub struct SseScanner {
     searched: usize,
     raw: bool,
     seen: Seen,
+    id: Id,
+}
+
+/// The name that an answer has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Id {
+    Unread,
+    Wanted,
+    Found(String),
 }
 
 // Every event of every stream is searched for these.
@@ -105,6 +114,25 @@ impl SseScanner {
             searched: 0,
             raw: false,
             seen: Seen::default(),
+            id: Id::Unread,
+        }
+    }
+
+    /// The answer's name is to be read.
+    #[must_use]
+    pub fn keeping_id(mut self) -> Self {
+        self.id = Id::Wanted;
+        self
+    }
+
+    /// The answer's name, once, as soon as it is known.
+    pub fn take_id(&mut self) -> Option<String> {
+        match std::mem::replace(&mut self.id, Id::Unread) {
+            Id::Found(id) => Some(id),
+            other => {
+                self.id = other;
+                None
+            }
         }
     }
 
@@ -218,6 +246,11 @@ impl SseScanner {
             self.seen.done = true;
             return Keep::Same;
         }
+        if self.id == Id::Wanted
+            && let Some(id) = id_of(data)
+        {
+            self.id = Id::Found(id);
+        }
         let mut drop = false;
         let mut corrected = None;
         // A string cannot hold an unescaped quote, so these bytes are a member's name.
@@ -292,6 +325,23 @@ fn finishes(data: &[u8]) -> bool {
     }
     // What has reasons is no event of a response.
     !reasons && COMPLETED.find(data).is_some()
+}
+
+/// The `id` of an answer or of a part of one, or of the response that an event is about.
+pub(crate) fn id_of(data: &[u8]) -> Option<String> {
+    let named: Named = serde_json::from_slice(data).ok()?;
+    named.id.or_else(|| named.response?.id).filter(|id| !id.is_empty())
+}
+
+#[derive(Deserialize)]
+struct Named {
+    id: Option<String>,
+    response: Option<NamedResponse>,
+}
+
+#[derive(Deserialize)]
+struct NamedResponse {
+    id: Option<String>,
 }
 
 /// An answer, or a part of one, whose usage says that so many prompt tokens were cached (`None`: it says nothing of it). The text
@@ -387,6 +437,28 @@ mod tests {
         }
         out.extend_from_slice(&scanner.finish());
         out
+    }
+
+    #[test]
+    fn the_answers_name_is_read_wherever_it_is() {
+        for (said, id) in [
+            (&br#"{"id":"chatcmpl-1","choices":[]}"#[..], Some("chatcmpl-1")),
+            (br#"{"type":"response.created","response":{"id":"resp_1"}}"#, Some("resp_1")),
+            (br#"{"id":7}"#, None),
+            (br#"{"id":""}"#, None),
+            (b"{}", None),
+            (b"[DONE]", None),
+        ] {
+            assert_eq!(id_of(said).as_deref(), id);
+        }
+        let mut scanner = SseScanner::new(false, None).keeping_id();
+        scanner.push(Bytes::from_static(
+            b": hello\n\ndata: {\"x\":1}\n\ndata: {\"id\":\"a\"}\n\ndata: {\"id\":\"b\"}\n\n",
+        ));
+        assert_eq!((scanner.take_id().as_deref(), scanner.take_id()), (Some("a"), None));
+        let mut scanner = SseScanner::new(false, None);
+        scanner.push(Bytes::from_static(b"data: {\"id\":\"a\"}\n\n"));
+        assert_eq!(scanner.take_id(), None);
     }
 
     #[test]

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use plimsoll_fleet::telemetry::{AgentReport, LogHistogram, ReplicaTraffic, TrafficReport, Work};
-use plimsoll_fleet::{PoolId, ReplicaId, SloClass};
+use plimsoll_fleet::{PoolId, ReplicaId, Slo, SloClass};
 
 /// Figures of one finished request.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -50,11 +50,7 @@ impl Missed {
     ) -> Self {
         let Some(class) = class else { return Self::default() };
         let slo = &class.slo;
-        let allowed = match (ttft_ms, slo.ttft, slo.tpot) {
-            (None, Some(ttft), Some(tpot)) => ttft.ms + tpot.ms * output.saturating_sub(1) as f64,
-            (None, Some(ttft), None) if output <= 1 => ttft.ms,
-            _ => f64::INFINITY,
-        };
+        let allowed = allowed_unstreamed_ms(slo, ttft_ms, output);
         let streamed = ttft_ms.is_some();
         Self {
             ttft: slo.ttft.is_some_and(|o| ttft_ms.is_some_and(|t| t > o.ms)),
@@ -67,6 +63,34 @@ impl Missed {
     pub fn any(self) -> bool {
         self.ttft || self.tpot || self.e2e
     }
+}
+
+/// How long an answer that did not stream may take by the objectives of its parts.
+fn allowed_unstreamed_ms(slo: &Slo, ttft_ms: Option<f64>, output: u64) -> f64 {
+    match (ttft_ms, slo.ttft, slo.tpot) {
+        (None, Some(ttft), Some(tpot)) => ttft.ms + tpot.ms * output.saturating_sub(1) as f64,
+        (None, Some(ttft), None) if output <= 1 => ttft.ms,
+        _ => f64::INFINITY,
+    }
+}
+
+/// How well a finished request met the objectives of its class, 0..=1: the least of allowed over taken among them, 1 at most.
+pub fn attained(
+    class: Option<&SloClass>,
+    ttft_ms: Option<f64>,
+    tpot_ms: Option<f64>,
+    e2e_ms: f64,
+    output: u64,
+) -> f64 {
+    let Some(slo) = class.map(|c| &c.slo) else { return 1.0 };
+    let share = |allowed_ms: f64, took_ms: f64| if took_ms > allowed_ms { allowed_ms / took_ms } else { 1.0 };
+    let streamed = [
+        slo.ttft.zip(ttft_ms).map_or(1.0, |(o, took)| share(o.ms, took)),
+        slo.tpot.zip(tpot_ms.filter(|_| ttft_ms.is_some())).map_or(1.0, |(o, took)| share(o.ms, took)),
+        slo.e2e.map_or(1.0, |o| share(o.ms, e2e_ms)),
+        share(allowed_unstreamed_ms(slo, ttft_ms, output), e2e_ms),
+    ];
+    streamed.into_iter().fold(1.0, f64::min).max(0.0)
 }
 
 #[derive(Debug)]
@@ -290,7 +314,7 @@ impl Outbox {
 
 #[cfg(test)]
 mod tests {
-    use plimsoll_fleet::{Objective, Percentile, Slo};
+    use plimsoll_fleet::{Objective, Percentile};
 
     use super::*;
 
@@ -308,6 +332,13 @@ mod tests {
         assert!(!Missed::of(Some(&class), Some(99.0), Some(9.0), 1e6, 10).any());
         let slow = Missed::of(Some(&class), Some(99.0), Some(11.0), 1.0, 10);
         assert_eq!(slow, Missed { tpot: true, ..Missed::default() });
+
+        // How well says the same, by degrees.
+        assert_eq!(attained(Some(&class), None, None, 190.0, 10), 1.0);
+        assert!((attained(Some(&class), None, None, 380.0, 10) - 0.5).abs() < 1e-12);
+        assert_eq!(attained(Some(&class), Some(99.0), Some(9.0), 1e6, 10), 1.0);
+        assert!((attained(Some(&class), Some(125.0), Some(40.0), 1.0, 10) - 0.25).abs() < 1e-12);
+        assert_eq!(attained(None, Some(1e9), None, 1e9, 1), 1.0);
     }
 
     #[test]

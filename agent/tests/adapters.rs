@@ -26,6 +26,8 @@ fn adapter(name: &str, source: &str, placed: &[&str], held: &[&str]) -> AdapterR
         source: source.to_owned(),
         placed: ids(placed),
         held: ids(held),
+        group: None,
+        load_ms: 27.0,
     }
 }
 
@@ -145,4 +147,113 @@ async fn what_an_engine_cannot_load_is_no_ones_fault_but_its_own() {
     assert!(got.message().contains("without the adapter"), "{}", got.message());
     assert!(!got.header("retry-after").is_empty());
     assert_eq!(world.ask("chat-model").await.status, 200);
+}
+
+/// Adapters of one group on both replicas.
+fn group(names: &[&str], held: &[&str]) -> Vec<AdapterRoute> {
+    let both: &[&str] = &["chat-0", "chat-1"];
+    let of = |name: &&str| {
+        let on: &[&str] = if held.contains(name) { both } else { &[] };
+        AdapterRoute { group: Some("tasks".into()), ..adapter(name, &format!("hf://acme/{name}"), on, on) }
+    };
+    names.iter().map(of).collect()
+}
+
+impl World {
+    async fn with_group(names: &[&str], held: &[&str]) -> Self {
+        let world = Self::new().await;
+        world.routes(1, group(names, held));
+        world.until_held(0, held).await;
+        world.until_held(1, held).await;
+        world
+    }
+
+    async fn ask_with(
+        &self,
+        model: &str,
+        system: &str,
+        stream: bool,
+        headers: &[(&'static str, &str)],
+    ) -> Got {
+        let messages = json!([{"role": "system", "content": system}, {"role": "user", "content": "hello"}]);
+        let body = json!({"model": model, "max_tokens": 4, "stream": stream, "messages": messages});
+        let mut request = post(self.gateway.addr(), "/v1/chat/completions", body.to_string());
+        for (name, value) in headers {
+            request.headers_mut().insert(*name, value.parse().unwrap());
+        }
+        send(request).await
+    }
+
+    async fn judge(&self, id: &str, reward: f64) -> Got {
+        let body = json!({"id": id, "reward": reward});
+        send(post(self.gateway.addr(), "/v1/feedback", body.to_string())).await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_group_learns_from_feedback_which_adapter_is_good_at_what() {
+    let world = World::with_group(&["law", "sql"], &["law", "sql"]).await;
+    let (lawyer, clerk) = ("You are a careful lawyer.", "You write SQL.");
+    let (mut right, mut late) = (0, 0);
+    for at in 0..160 {
+        let (system, good) = if at % 2 == 0 { (lawyer, "law") } else { (clerk, "sql") };
+        let stream = at % 4 < 2;
+        let got = world.ask_with("tasks", system, stream, &[]).await;
+        let adapter = got.header("x-plimsoll-adapter").to_owned();
+        assert_eq!(got.status, 200, "{}", got.text);
+        let first = if stream { got.events()[0].clone() } else { got.json() };
+        assert_eq!(first["model"], adapter.as_str(), "the body says who answered");
+        // By the answer's id or the request's, whichever its user kept.
+        let id = if at % 3 == 0 { got.header("x-request-id") } else { first["id"].as_str().unwrap() };
+        let judged = world.judge(id, f64::from(u8::from(adapter == good))).await;
+        assert_eq!((judged.status, &judged.json()["model"]), (200, &json!(adapter)), "{}", judged.text);
+        if at >= 80 {
+            (right, late) = (right + usize::from(adapter == good), late + 1);
+        }
+    }
+    assert!(right * 10 >= late * 8, "{right} of {late}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_group_answers_with_what_engines_hold_and_is_listed() {
+    let world = World::with_group(&["law", "sql"], &["law"]).await;
+    for headers in [&[][..], &[("x-plimsoll-adapter-group", "tasks"), ("x-plimsoll-context", "[1, -0.5]")]] {
+        let model = if headers.is_empty() { "tasks" } else { "chat-model" };
+        for _ in 0..10 {
+            let got = world.ask_with(model, "Be brief.", false, headers).await;
+            assert_eq!((got.status, got.header("x-plimsoll-adapter")), (200, "law"), "{}", got.text);
+        }
+    }
+    let request = http::Request::get(format!("http://{}/v1/models/tasks", world.gateway.addr()));
+    let listed = send(request.body(Default::default()).unwrap()).await.json();
+    assert_eq!((&listed["parent"], &listed["adapters"]), (&json!("chat-model"), &json!(["law", "sql"])));
+    // An adapter is still to be had by its own name, and says nothing of groups.
+    let got = world.ask("law").await;
+    assert_eq!((got.status, got.header("x-plimsoll-adapter")), (200, ""));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_wrong_with_a_groups_request_or_a_judgement_is_told() {
+    let world = World::with_group(&["law"], &["law"]).await;
+    let group = "x-plimsoll-adapter-group";
+    for (model, headers, status, code, word) in [
+        ("tasks", vec![("x-plimsoll-context", "[2]")], 400, "invalid_context", "between -1 and 1"),
+        ("chat-model", vec![(group, "poetry")], 404, "group_not_found", "there are: tasks"),
+        ("chat-model", vec![(group, "law")], 404, "group_not_found", "there are: tasks"),
+        ("law", vec![(group, "tasks")], 400, "group_mismatch", "name \"chat-model\" or the group"),
+        ("nobody", vec![], 404, "model_not_found", "tasks"),
+    ] {
+        let got = world.ask_with(model, "Be brief.", false, &headers).await;
+        assert_eq!((got.status, &got.json()["error"]["code"]), (status, &json!(code)), "{}", got.text);
+        assert!(got.message().contains(word), "{}", got.message());
+    }
+    let got = world.ask_with("tasks", "Be brief.", false, &[]).await;
+    let id = got.json()["id"].as_str().unwrap().to_owned();
+    assert_eq!(world.judge("chatcmpl-none", 1.0).await.status, 404);
+    assert_eq!(world.judge(&id, 2.0).await.status, 400);
+    assert_eq!(world.judge(&id, 1.0).await.status, 200);
+    assert_eq!(world.judge(got.header("x-request-id"), 1.0).await.status, 409);
+    let request = http::Request::get(format!("http://{}/v1/feedback", world.gateway.addr()));
+    let wrong = send(request.body(Default::default()).unwrap()).await;
+    assert_eq!((wrong.status, wrong.header("allow")), (405, "POST"));
 }

@@ -45,6 +45,11 @@ pub struct LoraAdapterSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253), regex(pattern = r"^[A-Za-z0-9][A-Za-z0-9._:/-]*$"))]
     pub model_name: Option<String>,
+    /// A group that it may answer for: requests name the group as they name a model, and the gateway chooses among its adapters. All
+    /// of a group have one `basePool`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[A-Za-z0-9][A-Za-z0-9._:/-]*$"))]
+    pub adapter_group: Option<String>,
     /// Where the adapter's weights are: `hf://`, `s3://`, `oci://` or `pvc://`.
     #[schemars(length(max = 1024), regex(pattern = r"^(hf|s3|oci|pvc)://.+$"))]
     pub source: String,
@@ -149,6 +154,7 @@ impl LoraAdapter {
             served_name: spec.model_name.clone().unwrap_or_else(|| name.clone()),
             name,
             base_pool,
+            group: spec.adapter_group.clone(),
             source: spec.source.clone(),
             rank,
             size_bytes,

@@ -62,6 +62,8 @@ async fn adapters_are_served_by_name_for_as_long_as_they_are_there() -> Result<(
         assert_eq!((reply.status, reply.done), (200, true), "{model}: {}", reply.text);
     }
 
+    group_answers(&kubectl, &up).await?;
+
     let request = http::Request::delete(format!("{ADAPTERS}/sql")).body(Vec::new())?;
     let _: Value = kubectl.client().request(request).await?;
     eventually("its name is unknown", 60, || async {
@@ -73,4 +75,49 @@ async fn adapters_are_served_by_name_for_as_long_as_they_are_there() -> Result<(
     assert_eq!(reply.status, 200, "{}", reply.text);
     up.process.interrupt(20).await?;
     Ok(())
+}
+
+/// Two more adapters, of one group: the group answers by one of them, and takes what the answer was worth.
+async fn group_answers(kubectl: &Kubectl, up: &Up) -> Result<(), Error> {
+    let of = |name: &str| adapter(name, ", adapterGroup: tone");
+    kubectl.apply_text(&[of("brief"), of("warm")].concat()).await?;
+    let base = up.openai()?;
+    let mut judged = Vec::new();
+    eventually("the group answers, and both are known", 60, || async {
+        let (status, listed) = openai::request("GET", &format!("{base}/models/tone"), "").await?;
+        if status == 200 && listed.contains("\"brief\",\"warm\"") {
+            Ok(())
+        } else {
+            Err(format!("{status}: {listed}").into())
+        }
+    })
+    .await?;
+    for stream in [false, true, false, true] {
+        let reply = openai::chat(base, "tone", "Where is my parcel?", 8, stream).await?;
+        assert_eq!(reply.status, 200, "{}", reply.text);
+        let event = reply.text.lines().find_map(|l| l.strip_prefix("data: ")).unwrap_or(&reply.text);
+        let answer: Value = serde_json::from_str(event)?;
+        let model = answer["model"].as_str().unwrap_or_default().to_owned();
+        assert!(["brief", "warm"].contains(&model.as_str()), "{answer}");
+        let body = serde_json::json!({"id": answer["id"], "reward": if model == "warm" { 1.0 } else { 0.0 }});
+        let (status, said) = openai::request("POST", &format!("{base}/feedback"), body.to_string()).await?;
+        assert_eq!(status, 200, "{said}");
+        assert!(said.contains(&model), "{said}");
+        let (again, said) = openai::request("POST", &format!("{base}/feedback"), body.to_string()).await?;
+        assert_eq!(again, 409, "{said}");
+        judged.push(model);
+    }
+    println!("e2e: the group answered by {judged:?}");
+
+    // A group's name is a model's name: what has it already keeps it.
+    kubectl.apply_text(&adapter("clash", ", adapterGroup: llama-3.1-8b")).await?;
+    eventually("the clash is told", 60, || async {
+        let clash = kubectl.get_json(&format!("{ADAPTERS}/clash")).await?;
+        let told = clash["status"]["conditions"].as_array().is_some_and(|all| {
+            all.iter()
+                .any(|c| c["type"] == "Accepted" && c["status"] == "False" && c["reason"] == "NameTaken")
+        });
+        if told { Ok(()) } else { Err(clash.to_string().into()) }
+    })
+    .await
 }

@@ -39,7 +39,7 @@ mod step;
 pub use config::{EngineConfig, Scheduling};
 pub use links::LinkTier;
 pub use load_line::{Binding, InfeasibleReason, Limit, LoadLine, MAX_UTILISATION, UnloadedLatency};
-pub use lora::{Lora, LoraTargets};
+pub use lora::{Lora, LoraTargets, adapter_parameters};
 pub use memory::{DoesNotFit, MemoryFit};
 pub use offload::{KvOffload, Restore};
 pub use pd::{KvTransfer, PdClassPrediction, PdError, PdLine, PdModel, PdPrediction, Phase};

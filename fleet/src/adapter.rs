@@ -20,6 +20,9 @@ pub struct Adapter {
     pub served_name: String,
     /// The pool whose base model it adapts.
     pub base_pool: PoolId,
+    /// The group of adapters, named in requests as a model is, that it may answer for. All of a group adapt one pool's model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
     /// Where the adapter's weights are.
     pub source: String,
     /// LoRA rank.
@@ -94,6 +97,7 @@ mod tests {
             name: format!("a{i}"),
             served_name: format!("a{i}"),
             base_pool: "default/chat".parse().unwrap(),
+            group: None,
             source: "hf://org/a".to_owned(),
             rank: *rank,
             size_bytes: None,

@@ -180,6 +180,12 @@ pub struct AdapterRoute {
     pub placed: Vec<ReplicaId>,
     /// Those whose engine says that it does.
     pub held: Vec<ReplicaId>,
+    /// The group that it may answer for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
+    /// How long an engine takes to load it, estimated, ms.
+    #[serde(default)]
+    pub load_ms: f64,
 }
 
 impl PoolRoute {

@@ -160,10 +160,15 @@ pub fn validate(world: &World, last_good: &LastGood) -> Validated {
     adapters.sort_by_cached_key(|a| {
         (a.metadata.creation_timestamp.as_ref().map(|t| t.0), a.namespace(), a.name_any())
     });
+    let mut groups = BTreeMap::new();
     for resource in adapters {
         let verdict = resource.to_fleet().map_err(|fields| Rejection::invalid(&fields)).and_then(|adapter| {
             if let Some(owner) = taken.get(&adapter.served_name) {
                 return Err(name_taken("spec.modelName", &adapter.served_name, owner));
+            }
+            if let Some(pool) = groups.get(&adapter.served_name) {
+                let owner = format!("an adapter group of ModelPool {pool}");
+                return Err(name_taken("spec.modelName", &adapter.served_name, &owner));
             }
             if !validated.accepted().any(|(_, a)| a.pool.id == adapter.base_pool) {
                 return Err(Rejection {
@@ -174,6 +179,7 @@ pub fn validate(world: &World, last_good: &LastGood) -> Validated {
                     ),
                 });
             }
+            check_group(&adapter, &taken, &mut groups)?;
             taken.insert(
                 adapter.served_name.clone(),
                 format!("LoraAdapter {}/{}", adapter.namespace, adapter.name),
@@ -192,6 +198,28 @@ pub fn remember(validated: &Validated) -> LastGood {
         .accepted()
         .filter_map(|(resource, accepted)| Some((resource.metadata.uid.clone()?, accepted.pool.clone())))
         .collect()
+}
+
+/// A group's name is in requests what a model's is: nobody else may have it, and all of a group adapt one pool's model. Takes note of
+/// a new group.
+fn check_group(
+    adapter: &fleet::Adapter,
+    taken: &BTreeMap<String, String>,
+    groups: &mut BTreeMap<String, PoolId>,
+) -> Result<(), Rejection> {
+    let Some(group) = &adapter.group else { return Ok(()) };
+    if *group == adapter.served_name {
+        return Err(name_taken("spec.adapterGroup", group, "this adapter itself"));
+    }
+    if let Some(owner) = taken.get(group) {
+        return Err(name_taken("spec.adapterGroup", group, owner));
+    }
+    match groups.entry(group.clone()).or_insert_with(|| adapter.base_pool.clone()) {
+        pool if *pool == adapter.base_pool => Ok(()),
+        pool => {
+            Err(name_taken("spec.adapterGroup", group, &format!("adapters of ModelPool {pool}, another one")))
+        }
+    }
 }
 
 fn name_taken(field: &str, name: &str, owner: &str) -> Rejection {

@@ -233,3 +233,50 @@ fn a_replica_that_has_served_is_not_taken_for_one_that_never_did() {
     assert!(blip.may_hold_requests());
     assert_eq!(look(true, 510).status.ready_at, Some(at(30)), "its cold start took 10 s, not 490");
 }
+
+#[test]
+fn a_groups_name_is_its_own_and_its_adapters_are_one_pools() {
+    use plimsoll_crds::{LoraAdapter, LoraAdapterSpec};
+
+    let mut world = world(vec![
+        pool("chat", "{model: {name: m, preset: phi-4}, slo: {ttft: {p95: 1s}}}"),
+        pool("code", "{model: {name: nn, preset: phi-4}, slo: {ttft: {p95: 1s}}}"),
+    ]);
+    let adapter = |second: i64, name: &str, base: &str, group: &str| {
+        let spec = LoraAdapterSpec {
+            base_pool: base.into(),
+            adapter_group: Some(group.to_owned()).filter(|g| !g.is_empty()),
+            source: format!("hf://acme/{name}"),
+            rank: 16,
+            ..LoraAdapterSpec::default()
+        };
+        let mut adapter = LoraAdapter::new(name, spec);
+        adapter.metadata.namespace = Some("default".into());
+        adapter.metadata.creation_timestamp = Some(Time(at(second)));
+        adapter
+    };
+    world.adapters = vec![
+        adapter(1, "sql", "chat", "tasks"),
+        adapter(2, "law", "chat", "tasks"),
+        adapter(3, "elsewhere", "code", "tasks"),
+        adapter(4, "pools", "chat", "nn"),
+        adapter(5, "anothers", "chat", "sql"),
+        adapter(6, "itself", "chat", "itself"),
+        // Of the name of a group that there is.
+        adapter(7, "tasks", "chat", ""),
+    ];
+    let validated = validated(&world);
+    let verdicts: Vec<_> =
+        validated.adapters.iter().map(|j| (j.resource.metadata.name.as_deref(), &j.verdict)).collect();
+    for (name, verdict) in verdicts {
+        match (name.unwrap(), verdict) {
+            ("sql" | "law", Ok(adapter)) => assert_eq!(adapter.group.as_deref(), Some("tasks")),
+            ("elsewhere" | "pools" | "anothers" | "itself", Err(why)) => {
+                assert_eq!(why.reason, "NameTaken");
+                assert!(why.message.starts_with("spec.adapterGroup: "), "{}", why.message);
+            }
+            ("tasks", Err(why)) => assert!(why.message.contains("an adapter group of"), "{}", why.message),
+            (name, verdict) => panic!("{name}: {verdict:?}"),
+        }
+    }
+}

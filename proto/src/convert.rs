@@ -315,6 +315,8 @@ impl From<&fleet::AdapterRoute> for v1::AdapterRoute {
             source: a.source.clone(),
             placed: names(&a.placed),
             held: names(&a.held),
+            group: a.group.clone().unwrap_or_default(),
+            load_ms: a.load_ms,
         }
     }
 }
@@ -332,6 +334,8 @@ impl TryFrom<v1::AdapterRoute> for fleet::AdapterRoute {
             source: a.source,
             placed: ids("placed", a.placed)?,
             held: ids("held", a.held)?,
+            group: Some(a.group).filter(|group| !group.is_empty()),
+            load_ms: finite("AdapterRoute", "load_ms", a.load_ms)?,
         })
     }
 }
@@ -708,6 +712,8 @@ mod tests {
                         source: "hf://acme/sql".into(),
                         placed: vec![ReplicaId::new("r1").unwrap(), ReplicaId::new("r2").unwrap()],
                         held: vec![ReplicaId::new("r2").unwrap()],
+                        group: Some("tasks".into()),
+                        load_ms: 27.0,
                     }],
                 })
                 .collect(),

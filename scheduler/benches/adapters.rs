@@ -35,8 +35,10 @@ fn main() {
             .map(|i| (ReplicaId::new(format!("r{i:03}")).unwrap(), Holder { room, ..Holder::default() }))
             .collect();
         let timed = |rates: &[(String, f64)], before: &BTreeMap<ReplicaId, Holder>| {
-            let wanted: Vec<Wanted<'_>> =
-                rates.iter().map(|(name, rps)| Wanted { name, rps: *rps, rank: 16, pinned: false }).collect();
+            let wanted: Vec<Wanted<'_>> = rates
+                .iter()
+                .map(|(name, rps)| Wanted { name, rps: *rps, load_ms: 27.0, rank: 16, pinned: false })
+                .collect();
             let mut placed = BTreeMap::new();
             let times = (0..9)
                 .map(|_| {

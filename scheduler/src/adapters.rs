@@ -2,8 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use plimsoll_engine::{LoraTargets, adapter_parameters};
 use plimsoll_fleet::{
-    Adapter, AdapterRoom, AdapterRoute, ClusterSnapshot, PoolId, ReplicaId, Role, RouteTable,
+    Adapter, AdapterRoom, AdapterRoute, ClusterSnapshot, ModelArchitecture, PoolId, ReplicaId, Role,
+    RouteTable,
 };
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +20,9 @@ const UNKNOWN_RPS: f64 = 1e-3;
 /// with it.
 const SPARE: f64 = 1e-3;
 
+/// Weight of a load's time against the rate when slots are short: rate × time^this. At 1 the mean wait for loads is least, at 0 loads are fewest.
+const DEARNESS: f64 = 0.75;
+
 /// An adapter to be placed.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Wanted<'a> {
@@ -25,6 +30,8 @@ pub struct Wanted<'a> {
     pub name: &'a str,
     /// Requests per second; what is not above zero counts as unknown.
     pub rps: f64,
+    /// How long a load takes, ms; what is not above zero counts as unknown.
+    pub load_ms: f64,
     /// LoRA rank.
     pub rank: u32,
     /// It goes on every replica.
@@ -42,9 +49,9 @@ pub struct Holder {
 
 /// Puts adapters on replicas, as many on each as its engine has room for.
 ///
-/// Pinned ones go on every replica. Each other adapter gets a copy, the most wanted first, and then further ones by its rate; what is placed
-/// stays unless another is a quarter more wanted; copies go where the least of that rate is. Deterministic; O((n + k) log n) for `n` adapters and `k` slots
-/// in all, times the replicas for each copy that moves.
+/// Pinned ones go on every replica. Each other adapter gets a copy, the most wanted first (rate × load time^0.75), and then further ones by its
+/// rate; what is placed stays unless another is a quarter more wanted; copies go where the least of that rate is. Deterministic;
+/// O((n + k) log n) for `n` adapters and `k` slots in all, times the replicas for each copy that moves.
 pub fn place(
     wanted: &[Wanted<'_>],
     holders: &BTreeMap<ReplicaId, Holder>,
@@ -56,13 +63,14 @@ pub fn place(
     let rate = |rps: f64| if rps.is_finite() && rps > 0.0 { rps } else { UNKNOWN_RPS };
     let known: BTreeMap<&str, Wanted<'_>> =
         wanted.iter().map(|w| (w.name, Wanted { rps: rate(w.rps), ..*w })).collect();
+    let dear = dearness(wanted);
     let (pins, others): (Vec<_>, Vec<_>) = known.into_values().partition(|w| w.pinned);
     for pin in most_wanted_first(pins) {
         let share = pin.rps / replicas.len().max(1) as f64;
         replicas.iter_mut().filter(|r| r.may_take(&pin)).for_each(|r| r.take(pin.name, share));
     }
     let others = most_wanted_first(others);
-    let copies = copies(&others, &replicas);
+    let copies = copies(&others, &dear, &replicas);
     for kept in [true, false] {
         for adapter in &others {
             let count = copies.get(adapter.name).copied().unwrap_or(0);
@@ -108,8 +116,22 @@ fn most_wanted_first(mut adapters: Vec<Wanted<'_>>) -> Vec<Wanted<'_>> {
     adapters
 }
 
+/// How much dearer than the mean of those that are known it is to load each adapter, to the power [`DEARNESS`]. Of one that is not known no
+/// more is said than of the others' mean.
+fn dearness<'a>(wanted: &[Wanted<'a>]) -> BTreeMap<&'a str, f64> {
+    let known = |one: &&Wanted<'_>| one.load_ms.is_finite() && one.load_ms > 0.0;
+    let (sum, count) = wanted.iter().filter(known).fold((0.0, 0.0), |(s, n), one| (s + one.load_ms, n + 1.0));
+    let mean_ms = sum / f64::max(count, 1.0);
+    let dear = |one: &Wanted<'a>| if known(&one) { (one.load_ms / mean_ms).powf(DEARNESS) } else { 1.0 };
+    wanted.iter().map(|one| (one.name, dear(one))).collect()
+}
+
 /// How many replicas hold each adapter: as many in all as there are free slots.
-fn copies<'a>(adapters: &[Wanted<'a>], replicas: &[Replica<'_>]) -> BTreeMap<&'a str, usize> {
+fn copies<'a>(
+    adapters: &[Wanted<'a>],
+    dear: &BTreeMap<&str, f64>,
+    replicas: &[Replica<'_>],
+) -> BTreeMap<&'a str, usize> {
     let free = replicas.iter().map(Replica::free).sum();
     let total: f64 = adapters.iter().map(|a| a.rps).sum();
     let most = MOST_OF_ONE * total / replicas.len().max(1) as f64;
@@ -119,8 +141,10 @@ fn copies<'a>(adapters: &[Wanted<'a>], replicas: &[Replica<'_>]) -> BTreeMap<&'a
     let with_room_for = |rank: u32| ranks.len() - ranks.partition_point(|r| *r < rank);
     let held = |name: &str| replicas.iter().filter(|r| r.holder.before.contains(name)).count();
     // What the copy after so many others is worth; first copies come first, so that none starves for another's comfort.
-    let worth = |rps: f64, copy: usize, held: usize| {
+    let worth = |rps: f64, dear: f64, copy: usize, held: usize| {
         let needed = (rps - copy as f64 * most).max(0.0) + SPARE * rps / (copy as f64 + 1.0);
+        // Where it has a copy it needs no load: how long that takes speaks for the first alone.
+        let needed = if copy == 0 { needed * dear } else { needed };
         if copy < held { needed * WORTH_A_CHANGE } else { needed }
     };
     let mut next: std::collections::BinaryHeap<Copy<'a>> = adapters
@@ -129,8 +153,8 @@ fn copies<'a>(adapters: &[Wanted<'a>], replicas: &[Replica<'_>]) -> BTreeMap<&'a
         .map(|(order, adapter)| (order, adapter, with_room_for(adapter.rank)))
         .filter(|(_, _, most_copies)| *most_copies > 0)
         .map(|(order, &Wanted { name, rps, .. }, most_copies)| {
-            let held = held(name);
-            Copy { worth: worth(rps, 0, held), order, name, rps, held, copies: 0, most_copies }
+            let (held, dear) = (held(name), dear.get(name).copied().unwrap_or(1.0));
+            Copy { worth: worth(rps, dear, 0, held), order, name, rps, held, copies: 0, most_copies }
         })
         .collect();
     let mut copies = BTreeMap::new();
@@ -139,7 +163,7 @@ fn copies<'a>(adapters: &[Wanted<'a>], replicas: &[Replica<'_>]) -> BTreeMap<&'a
         let count = top.copies + 1;
         copies.insert(top.name, count);
         if count < top.most_copies {
-            next.push(Copy { worth: worth(top.rps, count, top.held), copies: count, ..top });
+            next.push(Copy { worth: worth(top.rps, 1.0, count, top.held), copies: count, ..top });
         }
     }
     copies
@@ -307,6 +331,18 @@ fn kept(seconds: f64) -> f64 {
     0.5f64.powf(seconds.max(0.0) / HALF_SECONDS)
 }
 
+/// How fast weights come from a node's disk into an engine, bytes per millisecond (3 GB/s, one NVMe drive's reads).
+const LOAD_BYTES_PER_MS: f64 = 3e6;
+
+/// How long an engine takes to load an adapter, estimated: its bytes, as stated or else those of all linear layers at its rank in 16 bits.
+fn load_ms(adapter: &Adapter, architecture: Option<&ModelArchitecture>) -> f64 {
+    let parameters =
+        |a: &ModelArchitecture| adapter_parameters(a, f64::from(adapter.rank), LoraTargets::default());
+    let estimated = || architecture.map(|a| 2.0 * parameters(a));
+    let bytes = adapter.size_bytes.or_else(estimated).filter(|b| b.is_finite() && *b > 0.0);
+    bytes.unwrap_or(0.0) / LOAD_BYTES_PER_MS
+}
+
 /// Adds the adapters of each pool to a table: where they are to be, which stays as in `before` where nothing speaks against it, and where
 /// engines say that they are.
 pub fn route(
@@ -343,11 +379,13 @@ pub fn route(
                 (e.replica.clone(), Holder { before: placed_before(&e.replica), room })
             })
             .collect();
+        let architecture = snapshot.pools.iter().find(|p| p.id == pool.pool).map(|p| &p.architecture);
         let wanted: Vec<Wanted<'_>> = of_pool
             .iter()
             .map(|a| Wanted {
                 name: a.served_name.as_str(),
                 rps: rates.get(&a.served_name).copied().unwrap_or(0.0),
+                load_ms: load_ms(a, architecture),
                 rank: a.rank,
                 pinned: a.pinned,
             })
@@ -366,6 +404,8 @@ pub fn route(
                     .into_iter()
                     .filter(|id| pool.endpoints.iter().any(|e| e.replica == *id))
                     .collect(),
+                group: a.group.clone(),
+                load_ms: load_ms(a, architecture),
             })
             .collect();
         pool.adapters.sort_by(|a, b| a.served_name.cmp(&b.served_name));
@@ -393,8 +433,13 @@ mod tests {
     }
 
     fn all_wanted<'a>(wanted: &[(&'a str, f64)], pinned: &[&str]) -> Vec<Wanted<'a>> {
-        let one =
-            |&(name, rps): &(&'a str, f64)| Wanted { name, rps, rank: 8, pinned: pinned.contains(&name) };
+        let one = |&(name, rps): &(&'a str, f64)| Wanted {
+            name,
+            rps,
+            load_ms: 27.0,
+            rank: 8,
+            pinned: pinned.contains(&name),
+        };
         wanted.iter().map(one).collect()
     }
 
@@ -412,6 +457,7 @@ mod tests {
             name: name.into(),
             served_name: name.into(),
             base_pool: "default/chat".parse().unwrap(),
+            group: None,
             source: "hf://acme/x".into(),
             rank,
             size_bytes: None,
@@ -465,10 +511,41 @@ mod tests {
     }
 
     #[test]
+    fn what_takes_long_to_load_keeps_its_place_against_what_is_asked_for_somewhat_more() {
+        let of = |name, rps, load_ms| Wanted { name, rps, load_ms, rank: 8, pinned: false };
+        let put = |wanted: &[Wanted<'_>]| place(wanted, &holding(&empty(1), room(1, 8)))[&id(0)].clone();
+        assert_eq!(
+            put(&[of("large", 3.0, 200.0), of("small", 4.0, 20.0)]),
+            BTreeSet::from(["large".to_owned()])
+        );
+        assert_eq!(
+            put(&[of("large", 3.0, 200.0), of("small", 30.0, 20.0)]),
+            BTreeSet::from(["small".to_owned()])
+        );
+        // What is not known counts as the mean of the others.
+        assert_eq!(
+            put(&[of("large", 3.0, 200.0), of("new", 4.0, f64::NAN)]),
+            BTreeSet::from(["new".to_owned()])
+        );
+    }
+
+    #[test]
     fn pinned_ones_are_everywhere_whoever_else_is_wanted() {
         let wanted = [("a", 9.0), ("b", 8.0), ("rare", 0.0)];
         let placed = place(&all_wanted(&wanted, &["rare"]), &holding(&empty(2), room(2, 8)));
         assert_eq!((copies(&placed, "rare"), copies(&placed, "a"), copies(&placed, "b")), (2, 1, 1));
+    }
+
+    #[test]
+    fn a_load_takes_as_long_as_its_bytes_or_those_of_its_rank() {
+        let one = adapter("a", 8, 7.0, false);
+        let of_size = Adapter { size_bytes: Some(81e6), ..one.clone() };
+        assert!((load_ms(&of_size, None) - 27.0).abs() < 1e-9);
+        assert_eq!(load_ms(&one, None), 0.0);
+        // 2.52 million parameters a rank in all linear layers, in 16 bits: 5.05 MB.
+        let model = plimsoll_fleet::presets::model("qwen2.5-7b").unwrap();
+        let estimated = load_ms(&one, Some(&model));
+        assert!((13.0..14.0).contains(&estimated), "{estimated}");
     }
 
     #[test]
@@ -525,7 +602,7 @@ mod tests {
             let wanted: Vec<Wanted<'_>> = names
                 .iter()
                 .zip(&ranks)
-                .map(|(name, (rank, pinned))| Wanted { name, rps: f64::from(*rank), rank: *rank, pinned: *pinned })
+                .map(|(name, (rank, pinned))| Wanted { name, rps: f64::from(*rank), load_ms: 0.0, rank: *rank, pinned: *pinned })
                 .collect();
             let rooms: Vec<AdapterRoom> = rooms.into_iter().map(|(slots, rank)| room(slots, rank)).collect();
             let holder = |room: &AdapterRoom| Holder { room: *room, ..Holder::default() };
@@ -595,8 +672,8 @@ mod tests {
     #[test]
     fn an_adapter_goes_only_where_the_engine_has_room_for_its_rank() {
         let wanted = [
-            Wanted { name: "large", rps: 5.0, rank: 64, pinned: false },
-            Wanted { name: "small", rps: 1.0, rank: 8, pinned: false },
+            Wanted { name: "large", rps: 5.0, load_ms: 0.0, rank: 64, pinned: false },
+            Wanted { name: "small", rps: 1.0, load_ms: 0.0, rank: 8, pinned: false },
         ];
         let rooms = [room(0, 0), room(1, 8), room(1, 64)];
         let holders =

@@ -11,16 +11,21 @@
 //! One of the slots is never a resident's: an adapter that is wanted once is loaded there, for whoever asks next too. Requests that
 //! name one adapter teach nothing about quality, but count when residents are chosen. [`eviction`] has the rules that others use.
 //!
+//! In the product the plan fills the slots: [`groups`] chooses among what engines hold and tells the scheduler what it would rather have, by
+//! the figures of a request in [`context`].
+//!
 //! Which of them engines hold is kept as the routes place them: [`upkeep`] says what to ask an engine next, by what it says that it holds.
 //!
 //! No decision here reads a clock or draws at random: the same requests and rewards give the same choices. A choice among `n` adapters of
 //! contexts with `d` figures takes O(n·d²), a reward O(d²), an epoch's end O(n·(d³ + w·k)) for the `w` requests seen last and `k` slots.
 
 pub mod bandit;
+pub mod context;
 pub mod eviction;
+pub mod groups;
 mod polar;
 pub mod residents;
 pub(crate) mod tend;
 pub mod upkeep;
 
-pub use polar::{Adapter, Choice, Epochs, Moves, Polar, Rejected, Settings};
+pub use polar::{Adapter, Choice, Epochs, Moves, Placed, Polar, Rejected, Settings};

@@ -90,6 +90,17 @@ pub struct Moves {
     pub unload: Vec<usize>,
 }
 
+/// What is served where somebody else fills the slots.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Placed {
+    /// Index of the adapter that answers.
+    pub adapter: usize,
+    /// The one that would, were all residents at hand that there should be: the one to ask for.
+    pub wish: usize,
+    /// Whether it answers to be learnt of.
+    pub exploring: bool,
+}
+
 /// A request or setting that no choice can be made with.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum Rejected {
@@ -263,6 +274,71 @@ impl Polar {
         Ok(self.end_exploring(choice, explored.is_some()))
     }
 
+    /// Chooses as [`choose`](Self::choose) does where slots are somebody else's to fill, who says which adapters are `ready` and which are
+    /// about to be (`coming`). The answer comes from one that is ready, where none is from one that is coming, and else from any. The wish is
+    /// what the choice would be with all [`residents`](Self::residents) at hand, exploring included: who fills the slots should heed it.
+    ///
+    /// # Errors
+    /// As [`choose`](Self::choose).
+    pub fn choose_placed(
+        &mut self,
+        context: &[f64],
+        among: &[usize],
+        ready: impl Fn(usize) -> bool,
+        coming: impl Fn(usize) -> bool,
+    ) -> Result<Placed, Rejected> {
+        let context = self.context(context)?;
+        if among.is_empty() {
+            return Err(Rejected::Nobody);
+        }
+        for &adapter in among {
+            self.known(adapter)?;
+        }
+        let moves = self.end_epoch();
+        let of = |wanted: &dyn Fn(usize) -> bool| -> Vec<usize> {
+            among.iter().copied().filter(|&i| wanted(i)).collect()
+        };
+        let at_hand = [of(&ready), of(&coming)].into_iter().find(|some| !some.is_empty());
+        let at_hand = at_hand.unwrap_or_else(|| among.to_vec());
+        let next = |few: &[usize]| self.exploring.iter().position(|(adapter, _)| few.contains(adapter));
+        let explored = next(&at_hand);
+        let asked = explored.or_else(|| next(among));
+        let adapter = match explored {
+            Some(at) => self.exploring[at].0,
+            None => self.most_promising_of(&context, &at_hand, |i| !ready(i)),
+        };
+        let wish = match asked {
+            Some(at) => self.exploring[at].0,
+            None => self.most_promising(&context, among),
+        };
+        self.saw(Seen { context: Some(context), among: among.to_vec() });
+        // It is the wish that would take a slot.
+        let choice = self.serve(wish, asked.is_some(), moves);
+        if let Some(at) = asked {
+            self.exploring[at].1 -= 1;
+            self.exploring.retain(|(_, left)| *left > 0);
+        }
+        self.end_exploring(choice, asked.is_some());
+        Ok(Placed { adapter, wish, exploring: explored.is_some() })
+    }
+
+    /// Slots are another number from now on; residents beyond it go when they are next chosen.
+    pub fn set_slots(&mut self, slots: usize) {
+        self.settings.slots = slots.max(1);
+    }
+
+    /// Forgets all rewards.
+    ///
+    /// # Errors
+    /// None that [`new`](Self::new) has not found.
+    pub fn forget(&mut self) -> Result<(), Rejected> {
+        let fresh = self.arm()?;
+        self.arms.iter_mut().for_each(|arm| arm.clone_from(&fresh));
+        (self.epoch, self.before, self.served) = (0, 0.0, 0);
+        self.begin_exploring();
+        Ok(())
+    }
+
     /// Counts a request that names its adapter.
     ///
     /// # Errors
@@ -320,10 +396,19 @@ impl Polar {
     }
 
     fn most_promising(&self, context: &DVector<f64>, among: &[usize]) -> usize {
+        self.most_promising_of(context, among, |adapter| !self.is_ready(adapter))
+    }
+
+    fn most_promising_of(
+        &self,
+        context: &DVector<f64>,
+        among: &[usize],
+        needs_load: impl Fn(usize) -> bool,
+    ) -> usize {
         let mut best = (f64::NEG_INFINITY, usize::MAX);
         for &adapter in among {
             let arm = &self.arms[adapter];
-            let load = if self.is_ready(adapter) { 0.0 } else { self.load_price(adapter) };
+            let load = if needs_load(adapter) { self.load_price(adapter) } else { 0.0 };
             let worth = arm.mean(context) + self.settings.width * arm.deviation(context) - load;
             if worth > best.0 || (worth == best.0 && adapter < best.1) {
                 best = (worth, adapter);

@@ -80,7 +80,7 @@ fn used(table: &RouteTable, dice: &mut Dice) {
             }
         }
         // What a client is told where nobody is ready.
-        let _ = proxy.open(&HeaderMap::new(), Api::Chat, &parsed, pool);
+        let _ = proxy.open(&HeaderMap::new(), Api::Chat, &mut parsed.clone(), pool, None);
     }
 }
 

@@ -208,8 +208,8 @@ impl Conversation {
     /// The whole body is there: picks, and sends all back. `end`: no trailers follow.
     async fn choose(&mut self, end: bool) -> Result<Vec<ProcessingResponse>, ApiError> {
         let Some(Coming { api, headers, subset, scan }) = self.coming.take() else { return Ok(Vec::new()) };
-        let parsed = scan.finish().map_err(bad_body)?;
-        let picked = self.proxy.pick(&headers, api, &parsed, subset.as_deref()).await?;
+        let mut parsed = scan.finish().map_err(bad_body)?;
+        let picked = self.proxy.pick(&headers, api, &mut parsed, subset.as_deref()).await?;
         let addresses = picked.addresses();
         tracing::debug!(model = %parsed.model, %addresses, "picked");
         let mut set = vec![(wire::DESTINATION, addresses.as_str())];

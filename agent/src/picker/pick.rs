@@ -80,19 +80,28 @@ impl Proxy {
         &self,
         headers: &HeaderMap,
         api: Api,
-        parsed: &Parsed,
+        parsed: &mut Parsed,
         subset: Option<&[String]>,
     ) -> Result<Picked, ApiError> {
         let shared = &self.shared;
-        let of_table = || shared.table.load().by_name.get(&parsed.model).cloned();
-        let pool = of_table().ok_or_else(|| self.unknown_model(&parsed.model))?;
-        let Opened { mut account, ttft_objective_ms } = self.open(headers, api, parsed, &pool)?;
+        if let Some(group) = self.group_named(headers, parsed)? {
+            // Bodies go on as they are, and name the group, which engines do not know.
+            let message = format!(
+                "{group:?} is a group of adapters, among which Plimsoll's own gateway alone chooses; name one of them, see GET /v1/models"
+            );
+            return Err(ApiError::invalid(http::StatusCode::BAD_REQUEST, "adapter_group", message)
+                .with_param("model"));
+        }
+        let of_table = |model: &str| shared.table.load().by_name.get(model).cloned();
+        let pool = of_table(&parsed.model).ok_or_else(|| self.unknown_model(&parsed.model))?;
+        let Opened { mut account, ttft_objective_ms } = self.open(headers, api, parsed, &pool, None)?;
+        let parsed = &*parsed;
         let deadline_ms = positive(headers, &[names::DEADLINE_MS]).map(|ms| account.begun_ms() + ms);
         let mut held: Option<Held> = None;
         loop {
             // Subscribed before the table is read, so that no change is missed.
             let mut changed = shared.changed.subscribe();
-            let Some(pool) = of_table() else {
+            let Some(pool) = of_table(&parsed.model) else {
                 account.settle(Outcome::Refused, None);
                 return Err(self.unknown_model(&parsed.model));
             };
@@ -184,6 +193,7 @@ impl Proxy {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::route::{Prediction, Reason};
 
@@ -195,6 +205,103 @@ mod tests {
             reason: Reason::Completion,
             prefill: None,
         }
+    }
+
+    fn adapter(name: &str, group: Option<&str>) -> plimsoll_fleet::AdapterRoute {
+        let replica = vec![plimsoll_fleet::ReplicaId::new("r1").unwrap()];
+        plimsoll_fleet::AdapterRoute {
+            served_name: name.into(),
+            source: format!("hf://acme/{name}"),
+            placed: replica.clone(),
+            held: replica,
+            group: group.map(str::to_owned),
+            load_ms: 27.0,
+        }
+    }
+
+    fn gateway() -> Proxy {
+        let proxy = Proxy::new_for_tests(crate::config::AgentConfig::new("gw"));
+        let endpoint = Endpoint {
+            replica: plimsoll_fleet::ReplicaId::new("r1").unwrap(),
+            node: plimsoll_fleet::NodeName::new("n1").unwrap(),
+            zone: "a".into(),
+            role: plimsoll_fleet::Role::Mixed,
+            agent_address: None,
+            engine_address: "127.0.0.1:1".into(),
+            engine_model: "chat".into(),
+            weights: Vec::new(),
+            coefficients: plimsoll_fleet::StepCoefficients {
+                base_ms: 10.0,
+                per_request_ms: 0.1,
+                per_context_token_ms: 1e-4,
+                per_prefill_token_ms: 0.05,
+                api_overhead_ms: 1.0,
+                kv_tokens: 1e6,
+                max_running: 256,
+                max_batched_tokens: 8192,
+            },
+            draining: false,
+            engine: plimsoll_fleet::EngineKind::Vllm,
+            hand_over: None,
+        };
+        let pool = plimsoll_fleet::PoolRoute {
+            pool: "default/chat".parse().unwrap(),
+            served_name: "chat".into(),
+            slo_classes: Vec::new(),
+            priority: 0,
+            max_context_tokens: 8192,
+            endpoints: vec![endpoint],
+            wake_wait_ms: 0.0,
+            usd_per_million_tokens: (0.0, 0.0),
+            unavailable_reason: String::new(),
+            objectives: Vec::new(),
+            adapters: vec![adapter("law", None), adapter("sql", Some("tasks"))],
+        };
+        let table = plimsoll_fleet::RouteTable { version: 1, pools: vec![pool], ..Default::default() };
+        proxy.shared.install(table, "epoch".into());
+        proxy
+    }
+
+    fn asked(model: &str) -> Parsed {
+        let text = "What is a load line? ".repeat(40);
+        let body = serde_json::json!({"model": model, "messages": [{"role": "user", "content": text}]});
+        crate::body::parse(Api::Chat, body.to_string().as_bytes()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn requests_for_adapters_are_counted_and_their_prompts_cached_apart() {
+        let proxy = gateway();
+        let (none, seen) = (HeaderMap::new(), |model: &str| asked(model));
+        let mut prompts = Vec::new();
+        for model in ["chat", "law", "sql", "sql"] {
+            let mut parsed = seen(model);
+            proxy.pick(&none, Api::Chat, &mut parsed, None).await.unwrap();
+            prompts.push(parsed.prefix);
+        }
+        let demand = proxy.shared.book.lock().take_adapters();
+        assert_eq!(demand, [("law".to_owned(), 1), ("sql".to_owned(), 2)]);
+        assert!(!prompts[0].is_empty());
+        assert_eq!(prompts[2], prompts[3]);
+        assert!(prompts[0] != prompts[1] && prompts[1] != prompts[2] && prompts[0] != prompts[2]);
+        // The second of the same is expected where the first went; another adapter's cache is no use to it.
+        let again = proxy.pick(&none, Api::Chat, &mut seen("sql"), None).await.unwrap();
+        assert!(again.order[0].cached_tokens > 0.0);
+        let fresh = gateway();
+        fresh.pick(&none, Api::Chat, &mut seen("law"), None).await.unwrap();
+        let other = fresh.pick(&none, Api::Chat, &mut seen("sql"), None).await.unwrap();
+        assert_eq!(other.order[0].cached_tokens, 0.0);
+    }
+
+    #[tokio::test]
+    async fn groups_are_chosen_among_by_the_gateway_alone() {
+        let proxy = gateway();
+        let by_header =
+            HeaderMap::from_iter([(names::ADAPTER_GROUP, http::HeaderValue::from_static("tasks"))]);
+        for (headers, model) in [(HeaderMap::new(), "tasks"), (by_header, "chat")] {
+            let error = proxy.pick(&headers, Api::Chat, &mut asked(model), None).await.unwrap_err();
+            assert_eq!((error.status.as_u16(), error.code), (400, "adapter_group"), "{}", error.message);
+        }
+        assert!(proxy.shared.book.lock().take_adapters().is_empty());
     }
 
     #[test]

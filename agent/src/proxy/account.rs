@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use plimsoll_fleet::ReplicaId;
 
+use super::choosing::observe_reward;
 use super::handover::Prefilled;
 use crate::local::Permit;
 use crate::replica::Flight;
 use crate::shared::{Pool, Shared};
 use crate::spend::Reservation;
 use crate::sse::{Seen, Usage};
-use crate::telemetry::{Finished, Missed};
+use crate::telemetry::{Finished, Missed, attained};
 
 /// What an attempt needs to know of a request.
 #[derive(Debug, Clone, Copy)]
@@ -111,6 +112,8 @@ pub(crate) struct Account {
     pub(crate) much_cached: Option<u64>,
     /// The compound task that it is a call of.
     pub(crate) task: Option<u64>,
+    /// The choice of its adapter among a group, by its ticket, and the group.
+    chosen: Option<(u64, Arc<str>)>,
     /// Whether it is demand for the engine's accelerators, to be reported as such.
     counted: bool,
     /// Its answer went another way: how long it took is not known.
@@ -147,6 +150,7 @@ impl Account {
             reservation: Reservation::default(),
             much_cached: None,
             task: None,
+            chosen: None,
             counted,
             unseen: false,
             settled: false,
@@ -156,6 +160,31 @@ impl Account {
     /// The answer's body is not shown here: the request is counted, its times are not.
     pub(crate) fn unseen(&mut self) {
         self.unseen = true;
+    }
+
+    /// Its adapter was chosen among a group: how it goes teaches something.
+    pub(crate) fn chosen(&mut self, ticket: u64, group: Arc<str>) {
+        self.chosen = Some((ticket, group));
+    }
+
+    /// Whether somebody may want to judge its answer, by the name that it has.
+    pub(crate) fn wants_id(&self) -> bool {
+        self.chosen.is_some()
+    }
+
+    /// The answer has this name.
+    pub(crate) fn answered_as(&self, id: &str) {
+        if let Some((ticket, _)) = &self.chosen {
+            self.shared.groups.lock().named(*ticket, id);
+        }
+    }
+
+    /// What came of it teaches something of the adapter that was chosen, as long as nobody judges.
+    fn teach(&self, attained: f64) {
+        let Some((ticket, group)) = &self.chosen else { return };
+        if self.shared.groups.lock().ended(*ticket, attained) {
+            observe_reward(&self.shared, &self.pool, group, "objectives", attained);
+        }
     }
 
     pub(crate) fn begun_ms(&self) -> f64 {
@@ -224,6 +253,9 @@ impl Account {
         self.shared.spend.lock().settle(std::mem::take(&mut self.reservation), used);
         let series = self.pool.series(&self.shared.config, &self.class);
         series.outcome(outcome).inc();
+        if outcome == Outcome::Failed {
+            self.teach(0.0);
+        }
         match outcome {
             _ if !self.counted => {}
             Outcome::Finished if self.unseen => {}
@@ -238,6 +270,8 @@ impl Account {
                     .first_token_ms
                     .filter(|_| output > 1)
                     .map(|t| (self.last_token_ms - t) / (output - 1) as f64);
+                let class = self.pool.view.route.slo_classes.iter().find(|c| c.name == self.class);
+                self.teach(attained(class, ttft_ms, tpot_ms, e2e_ms, output));
                 let finished = Finished {
                     input_tokens: input,
                     output_tokens: output,
@@ -249,13 +283,7 @@ impl Account {
                     ttft_ms,
                     tpot_ms,
                     e2e_ms,
-                    missed: Missed::of(
-                        self.pool.view.route.slo_classes.iter().find(|c| c.name == self.class),
-                        ttft_ms,
-                        tpot_ms,
-                        e2e_ms,
-                        output,
-                    ),
+                    missed: Missed::of(class, ttft_ms, tpot_ms, e2e_ms, output),
                 };
                 {
                     let mut book = self.shared.book.lock();

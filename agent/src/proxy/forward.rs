@@ -28,7 +28,7 @@ use crate::replica::{Flight, Replica};
 use crate::route::Ranked;
 use crate::route::residency::{self, News};
 use crate::shared::Pool;
-use crate::sse::{SseScanner, rename_model, usage_of, with_cached_tokens};
+use crate::sse::{SseScanner, id_of, rename_model, usage_of, with_cached_tokens};
 
 /// Why an attempt at one replica gave no answer.
 #[derive(Debug)]
@@ -55,6 +55,8 @@ pub(super) struct Routed {
     pub(super) parsed: Parsed,
     /// Its model is an adapter, which engines know by the same name.
     pub(super) adapter: bool,
+    /// The adapter was chosen among a group.
+    pub(super) chosen: bool,
     pub(super) strip_usage: bool,
     /// When its answer is worthless, model ms.
     pub(super) deadline_ms: Option<f64>,
@@ -71,7 +73,8 @@ pub(super) struct Routed {
 impl Routed {
     /// A reader for the stream of an endpoint.
     pub(super) fn scanner(&self, endpoint: &Endpoint) -> SseScanner {
-        SseScanner::new(self.strip_usage, self.renamed(endpoint))
+        let scanner = SseScanner::new(self.strip_usage, self.renamed(endpoint));
+        if self.chosen { scanner.keeping_id() } else { scanner }
     }
 
     /// The engine's name of the model and the client's, where they differ.
@@ -437,6 +440,10 @@ impl Proxy {
             }
         }
         headers.insert(names::PLAN, HeaderValue::from(plan));
+        if let Some(value) = routed.chosen.then(|| HeaderValue::from_str(&routed.parsed.model).ok()).flatten()
+        {
+            headers.insert(names::ADAPTER, value);
+        }
         if let Ok(value) = HeaderValue::from_str(endpoint.replica.as_str()) {
             headers.insert(names::REPLICA, value);
         }
@@ -468,6 +475,9 @@ impl Proxy {
                     None => bytes,
                 };
                 reply.place.finished(usage.map(|u| u.completion_tokens as f64));
+                if let Some(id) = account.wants_id().then(|| id_of(&bytes)).flatten() {
+                    account.answered_as(&id);
+                }
                 account.settle(outcome, usage);
                 if outcome != Outcome::Finished
                     && let Some(error) = reshaped(status, &bytes)

@@ -42,6 +42,9 @@ pub(crate) type Answer = Response<AnswerBody>;
 /// What anybody may ask: probes come without certificates.
 const HEALTH: [&str; 3] = ["/health", "/healthz", "/readyz"];
 
+/// Where users say how good an answer was.
+const FEEDBACK: &str = "/v1/feedback";
+
 /// A body may take so many times as long as may pass between two parts of it.
 const BODY_TIMES: u32 = 10;
 
@@ -140,6 +143,12 @@ impl Proxy {
         if !(if is_hop { rights.hop } else { rights.api || HEALTH.contains(&path) }) {
             return Err(self.wrong_door(is_hop));
         }
+        if path == FEEDBACK && !is_hop {
+            if parts.method != Method::POST {
+                return Err(wrong_method(&parts.method, path, "POST"));
+            }
+            return self.feedback(&self.read_body(body, &parts.headers).await?);
+        }
         let Some(api) = Api::from_path(path) else {
             return self.other(&parts.method, path);
         };
@@ -174,7 +183,7 @@ impl Proxy {
                 "unknown_url",
                 format!(
                     "there is nothing at {path}; this server has POST /v1/chat/completions, /v1/completions, \
-                     /v1/embeddings, /v1/responses and /tokenize, and GET /v1/models, /healthz and /readyz"
+                     /v1/embeddings, /v1/responses, /v1/feedback and /tokenize, and GET /v1/models, /healthz and /readyz"
                 ),
             ));
         }
@@ -190,6 +199,9 @@ impl Proxy {
             });
             if pool.view.is_adapter(name) {
                 object["parent"] = json!(route.served_name);
+            } else if pool.view.is_group(name) {
+                object["parent"] = json!(route.served_name);
+                object["adapters"] = pool.view.group(name).map(|a| a.served_name.as_str()).collect();
             }
             object
         };
@@ -352,7 +364,7 @@ pub(crate) fn wrong_method(method: &Method, path: &str, allowed: &str) -> ApiErr
     )
 }
 
-fn json_answer(status: StatusCode, value: &serde_json::Value) -> Answer {
+pub(super) fn json_answer(status: StatusCode, value: &serde_json::Value) -> Answer {
     let mut answer = Response::new(AnswerBody::full(value.to_string()));
     *answer.status_mut() = status;
     answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));

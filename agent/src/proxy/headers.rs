@@ -44,6 +44,12 @@ pub(crate) static TPOT_OBJECTIVES: [HeaderName; 3] = [
 ];
 /// Name of the compound task that a request is a call of.
 pub(crate) const TASK: HeaderName = HeaderName::from_static("x-plimsoll-task");
+/// The group of adapters of which one is to answer.
+pub(crate) const ADAPTER_GROUP: HeaderName = HeaderName::from_static("x-plimsoll-adapter-group");
+/// What a request for a group says of itself: a JSON list of numbers.
+pub(crate) const CONTEXT: HeaderName = HeaderName::from_static("x-plimsoll-context");
+/// On the answer to a request for a group: the adapter that gave it.
+pub(crate) const ADAPTER: HeaderName = HeaderName::from_static("x-plimsoll-adapter");
 /// Names of whoever the request is for.
 pub(crate) static TENANTS: [HeaderName; 3] = [
     HeaderName::from_static("x-plimsoll-tenant"),

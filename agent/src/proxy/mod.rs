@@ -1,6 +1,7 @@
 //! The OpenAI-compatible proxy.
 
 pub(crate) mod account;
+mod choosing;
 pub(crate) mod forward;
 pub(crate) mod handler;
 pub(crate) mod handover;

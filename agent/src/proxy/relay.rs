@@ -153,6 +153,9 @@ impl Relay {
         let seen = self.seen();
         if let Some(account) = &mut self.account {
             account.saw(&seen);
+            if let Some(id) = self.scanner.take_id() {
+                account.answered_as(&id);
+            }
         }
         let new = seen.token_events - self.token_events;
         if new > 0 {

@@ -10,6 +10,7 @@ use plimsoll_fleet::{Endpoint, PoolRoute, SloClass};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use super::account::{Account, Outcome, Sizes};
+use super::choosing::ForGroup;
 use super::forward::{Missed, Routed};
 use super::handler::{Answer, Proxy};
 use super::handover::Tries;
@@ -47,16 +48,24 @@ impl Proxy {
                 None => error,
             }
         })?;
+        let group = self.choose_adapter(&parts.headers, api, &raw, &mut parsed)?;
         let pool = shared.table.load().by_name.get(&parsed.model).cloned();
         let Some(pool) = pool else { return Err(self.unknown_model(&parsed.model)) };
         let adapter = pool.view.is_adapter(&parsed.model);
-        if adapter {
-            shared.book.lock().adapter_asked(&parsed.model);
-            // Engines cache a prompt for each adapter apart.
-            let seed = xxh3_64(parsed.model.as_bytes());
-            parsed.prefix.iter_mut().for_each(|block| *block = xxh3_64_with_seed(&block.to_le_bytes(), seed));
-        }
-        let Opened { mut account, ttft_objective_ms } = self.open(&parts.headers, api, &parsed, &pool)?;
+        let wish = group.as_ref().map(|of| &*of.chosen.wish);
+        let Opened { mut account, ttft_objective_ms } =
+            self.open(&parts.headers, api, &mut parsed, &pool, wish)?;
+        let chosen = group.is_some();
+        let raw = match group {
+            Some(ForGroup { body, group, chosen }) => {
+                account.chosen(chosen.ticket, group);
+                if let Ok(id) = request_id.to_str() {
+                    account.answered_as(id);
+                }
+                body
+            }
+            None => raw,
+        };
         let route = &pool.view.route;
         let class = slo_class(route, &parts.headers);
         let tpot_objective_ms = positive(&parts.headers, &names::TPOT_OBJECTIVES)
@@ -92,20 +101,29 @@ impl Proxy {
             ttft_objective_ms,
             parsed,
             adapter,
+            chosen,
             body: raw,
         };
         self.route(routed, account).await
     }
 
-    /// Opens the account of a request: its class, its expected sizes, and what is set aside on budgets.
+    /// Opens the account of a request: its class, its expected sizes, and what is set aside on budgets. One for an adapter is counted as demand
+    /// for it, or for the one that a group would rather have had (`wish`), and its prompt's hashes become the adapter's.
     pub(crate) fn open(
         &self,
         headers: &HeaderMap,
         api: Api,
-        parsed: &Parsed,
+        parsed: &mut Parsed,
         pool: &Arc<Pool>,
+        wish: Option<&str>,
     ) -> Result<Opened, ApiError> {
         let route = &pool.view.route;
+        if pool.view.is_adapter(&parsed.model) {
+            self.shared.book.lock().adapter_asked(wish.unwrap_or(&parsed.model));
+            // Engines cache a prompt for each adapter apart.
+            let seed = xxh3_64(parsed.model.as_bytes());
+            parsed.prefix.iter_mut().for_each(|block| *block = xxh3_64_with_seed(&block.to_le_bytes(), seed));
+        }
         let class = slo_class(route, headers);
         let class_name = class.map_or(plimsoll_fleet::slo::DEFAULT_SLO_CLASS, |c| c.name.as_str()).to_owned();
         let span = tracing::Span::current();

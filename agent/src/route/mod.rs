@@ -70,6 +70,8 @@ pub struct PoolView {
     plans: QuickMap<String, ClassPlan>,
     /// By adapter: the endpoints that hold it and are to, in order.
     holders: QuickMap<String, Vec<usize>>,
+    /// By group of adapters: who belongs to it, by index.
+    groups: QuickMap<String, Vec<usize>>,
 }
 
 #[derive(Debug, Clone)]
@@ -109,12 +111,33 @@ impl PoolView {
             endpoints
         };
         let holders = route.adapters.iter().map(|a| (a.served_name.clone(), holding(a))).collect();
-        Self { route, version, keys, by_key, ring, plans, holders }
+        let mut groups: QuickMap<String, Vec<usize>> = QuickMap::default();
+        for (i, adapter) in route.adapters.iter().enumerate() {
+            if let Some(group) = &adapter.group {
+                groups.entry(group.clone()).or_default().push(i);
+            }
+        }
+        Self { route, version, keys, by_key, ring, plans, holders, groups }
     }
 
     /// Whether a model name is that of one of its adapters.
     pub fn is_adapter(&self, name: &str) -> bool {
         self.holders.contains_key(name)
+    }
+
+    /// Whether a name is that of a group of its adapters.
+    pub fn is_group(&self, name: &str) -> bool {
+        self.groups.contains_key(name)
+    }
+
+    /// The adapters of a group, in order of served name as routes have them.
+    pub fn group(&self, name: &str) -> impl Iterator<Item = &AdapterRoute> {
+        self.groups.get(name).into_iter().flatten().map(|&i| &self.route.adapters[i])
+    }
+
+    /// The endpoints, by index, that hold an adapter and are to.
+    pub fn holders_of(&self, adapter: &str) -> &[usize] {
+        self.holders.get(adapter).map_or(&[], Vec::as_slice)
     }
 
     fn plan(&self, class: &str) -> Option<&ClassPlan> {
@@ -405,7 +428,7 @@ pub fn choose(
     let shares = &mut memory.shares;
     shares.clear();
     shares.resize(plan.members.len(), 0.0);
-    let loaded = request.adapter.map(|name| view.holders.get(name).map_or(&[][..], Vec::as_slice));
+    let loaded = request.adapter.map(|name| view.holders_of(name));
     let mut suspects = false;
     for (i, endpoint) in endpoints.iter().enumerate() {
         let mut a = if endpoint.draining { Availability::Draining } else { load(i).availability };

@@ -106,6 +106,8 @@ impl World {
             source: format!("hf://{}", self.home.join("tiny/adapters").join(name).display()),
             placed: ids.clone(),
             held: if held.contains(name) { ids.clone() } else { Vec::new() },
+            group: None,
+            load_ms: 1.0,
         };
         pool.adapters = names.iter().map(route).collect();
         self.route(vec![pool]);

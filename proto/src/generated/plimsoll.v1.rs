@@ -158,7 +158,7 @@ pub struct PoolRoute {
     pub adapters: ::prost::alloc::vec::Vec<AdapterRoute>,
 }
 /// A LoRA adapter on top of the pool's model.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct AdapterRoute {
     /// In requests, and at engines.
     #[prost(string, tag = "1")]
@@ -172,6 +172,12 @@ pub struct AdapterRoute {
     /// Those whose engine says that it does.
     #[prost(string, repeated, tag = "4")]
     pub held: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// The group that it may answer for; empty: none.
+    #[prost(string, tag = "5")]
+    pub group: ::prost::alloc::string::String,
+    /// How long an engine takes to load it, estimated.
+    #[prost(double, tag = "6")]
+    pub load_ms: f64,
 }
 /// Priority of the requests that name an InferenceObjective.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -132,6 +132,7 @@ async fn adapters_are_placed_with_the_routes_and_their_failures_told() {
         rank: 8,
         size_bytes: None,
         expected_rps: 1.0,
+        group: None,
         observed_rps: None,
         pinned: false,
     }];

@@ -172,3 +172,24 @@ fn what_cannot_be_is_refused() {
         "settings.width: NaN is not zero or more"
     );
 }
+
+#[test]
+fn where_others_fill_the_slots_answers_come_from_what_is_there_and_wishes_from_what_should_be() {
+    let mut polar = Polar::new(settings(2, fixed(1_000)), adapters(&[10.0; 3])).unwrap();
+    let x = [1.0, 0.0];
+    for (adapter, reward) in [(0, 0.2), (1, 0.4), (2, 0.9)] {
+        (0..200).for_each(|_| polar.reward(adapter, &x, reward).unwrap());
+    }
+    let mut choose = |ready: &[usize], coming: &[usize]| {
+        let choice = polar.choose_placed(&x, &ANY, |i| ready.contains(&i), |i| coming.contains(&i)).unwrap();
+        (choice.adapter, choice.wish)
+    };
+    assert_eq!(choose(&[0, 1], &[0, 1]), (1, 2));
+    assert_eq!(choose(&[], &[0]), (0, 2));
+    assert_eq!(choose(&[], &[]), (2, 2));
+    assert_eq!(choose(&ANY, &ANY), (2, 2));
+    assert_eq!(polar.choose_placed(&x, &[], |_| true, |_| true), Err(Rejected::Nobody));
+    assert!(polar.choose_placed(&x, &[3], |_| true, |_| true).is_err());
+    polar.forget().unwrap();
+    assert_eq!(polar.expected(2, &x), Some(0.0));
+}

@@ -96,6 +96,7 @@ pub(crate) fn adapter(i: usize, rank: u32, rps: f64, pinned: bool) -> Adapter {
         name: format!("a{i}"),
         served_name: format!("a{i}"),
         base_pool: "p".parse().unwrap(),
+        group: None,
         source: "hf://org/a".to_owned(),
         rank,
         size_bytes: None,
