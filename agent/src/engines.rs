@@ -223,6 +223,7 @@ pub(crate) fn reports(shared: &Shared) -> Vec<EngineReport> {
                 outstanding_tokens: local.engine.outstanding_tokens(),
                 adapters: held.unwrap_or(metrics.adapters),
                 adapter_failures,
+                adapter_states: Vec::new(),
                 drained: local.engine.draining()
                     && local.engine.counts() == (0, 0)
                     && empty_since.is_some_and(|since| now - since >= settle_ms),
@@ -241,6 +242,7 @@ pub(crate) fn reports(shared: &Shared) -> Vec<EngineReport> {
             outstanding_tokens: 0.0,
             adapters: Vec::new(),
             adapter_failures: Vec::new(),
+            adapter_states: Vec::new(),
             drained: true,
         });
     }

@@ -26,6 +26,7 @@ fn adapter(name: &str, source: &str, placed: &[&str], held: &[&str]) -> AdapterR
         source: source.to_owned(),
         placed: ids(placed),
         held: ids(held),
+        ..AdapterRoute::default()
     }
 }
 

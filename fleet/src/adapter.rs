@@ -17,6 +17,9 @@ pub struct Adapter {
     pub base_pool: PoolId,
     /// Where the adapter's weights are.
     pub source: String,
+    /// SHA-256 that its weights' file must have, in lower-case hexadecimals (`None`: any).
+    #[serde(default)]
+    pub sha256: Option<String>,
     /// LoRA rank.
     pub rank: u32,
     /// Size in memory (`None` until measured).

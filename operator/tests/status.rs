@@ -398,7 +398,7 @@ fn an_adapter_says_where_it_is_and_why_not_everywhere() {
     let judged = Judged { verdict: Ok(resource.to_fleet().unwrap()), resource };
     let ids = |names: &[&str]| names.iter().map(|n| ReplicaId::new(*n).unwrap()).collect();
     let seen = |placed: &[&str], held: &[&str], failure: &str| {
-        let seen = AdapterObservation { placed: ids(placed), held: ids(held), failure: failure.into() };
+        let seen = AdapterObservation { placed: ids(placed), held: ids(held), failure: failure.into(), ..Default::default() };
         BTreeMap::from([("acme/sql".to_owned(), seen)])
     };
     let cases = [

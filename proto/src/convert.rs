@@ -315,6 +315,12 @@ impl From<&fleet::AdapterRoute> for v1::AdapterRoute {
             source: a.source.clone(),
             placed: names(&a.placed),
             held: names(&a.held),
+            files: Some(v1::AdapterFiles {
+                rank: a.files.rank,
+                sha256: a.files.sha256.clone(),
+                hidden: a.files.hidden,
+                layers: a.files.layers,
+            }),
         }
     }
 }
@@ -332,6 +338,12 @@ impl TryFrom<v1::AdapterRoute> for fleet::AdapterRoute {
             source: a.source,
             placed: ids("placed", a.placed)?,
             held: ids("held", a.held)?,
+            files: a.files.map_or_else(Default::default, |f| fleet::AdapterFiles {
+                rank: f.rank,
+                sha256: f.sha256,
+                hidden: f.hidden,
+                layers: f.layers,
+            }),
         })
     }
 }
@@ -583,6 +595,19 @@ impl From<&fleet::telemetry::EngineReport> for v1::EngineReport {
                 .iter()
                 .map(|(adapter, why)| v1::AdapterFailure { adapter: adapter.clone(), why: why.clone() })
                 .collect(),
+            adapter_states: e
+                .adapter_states
+                .iter()
+                .cloned()
+                .map(|s| v1::AdapterState {
+                    adapter: s.adapter,
+                    bytes: s.bytes,
+                    load_ms: s.load_ms,
+                    on_disk: s.on_disk,
+                    hits: s.hits,
+                    misses: s.misses,
+                })
+                .collect(),
         }
     }
 }
@@ -607,6 +632,18 @@ impl TryFrom<v1::EngineReport> for fleet::telemetry::EngineReport {
             adapters: e.adapters,
             drained: e.drained,
             adapter_failures: e.adapter_failures.into_iter().map(|f| (f.adapter, f.why)).collect(),
+            adapter_states: e
+                .adapter_states
+                .into_iter()
+                .map(|s| fleet::telemetry::AdapterState {
+                    adapter: s.adapter,
+                    bytes: s.bytes,
+                    load_ms: s.load_ms,
+                    on_disk: s.on_disk,
+                    hits: s.hits,
+                    misses: s.misses,
+                })
+                .collect(),
         })
     }
 }
@@ -708,6 +745,12 @@ mod tests {
                         source: "hf://acme/sql".into(),
                         placed: vec![ReplicaId::new("r1").unwrap(), ReplicaId::new("r2").unwrap()],
                         held: vec![ReplicaId::new("r2").unwrap()],
+                        files: fleet::AdapterFiles {
+                            rank: 16,
+                            sha256: "ab".repeat(32),
+                            hidden: 4096,
+                            layers: 32,
+                        },
                     }],
                 })
                 .collect(),

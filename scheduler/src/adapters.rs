@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use plimsoll_fleet::{Adapter, AdapterRoute, ClusterSnapshot, ReplicaId, Role, RouteTable};
+use plimsoll_fleet::{Adapter, AdapterFiles, AdapterRoute, ClusterSnapshot, ReplicaId, Role, RouteTable};
 
 use crate::plan::adapter_slots;
 
@@ -221,6 +221,7 @@ pub fn route(
         let among = |of: &BTreeMap<ReplicaId, BTreeSet<String>>, name: &str| -> Vec<ReplicaId> {
             of.iter().filter(|(_, names)| names.contains(name)).map(|(id, _)| id.clone()).collect()
         };
+        let base = snapshot.pools.iter().find(|p| p.id == pool.pool).map(|p| &p.architecture);
         pool.adapters = of_pool
             .iter()
             .map(|a| AdapterRoute {
@@ -231,6 +232,12 @@ pub fn route(
                     .into_iter()
                     .filter(|id| pool.endpoints.iter().any(|e| e.replica == *id))
                     .collect(),
+                files: AdapterFiles {
+                    rank: a.rank,
+                    sha256: a.sha256.clone().unwrap_or_default(),
+                    hidden: base.map_or(0, |base| base.hidden),
+                    layers: base.map_or(0, |base| base.layers),
+                },
             })
             .collect();
         pool.adapters.sort_by(|a, b| a.served_name.cmp(&b.served_name));
@@ -315,6 +322,7 @@ mod tests {
             served_name: name.into(),
             base_pool: "default/chat".parse().unwrap(),
             source: "hf://acme/x".into(),
+            sha256: None,
             rank: 8,
             size_bytes: None,
             expected_rps: 7.0,

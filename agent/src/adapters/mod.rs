@@ -20,6 +20,7 @@ pub mod bandit;
 pub mod eviction;
 mod polar;
 pub mod residents;
+pub mod store;
 pub(crate) mod tend;
 pub mod upkeep;
 

@@ -106,6 +106,7 @@ impl World {
             source: format!("hf://{}", self.home.join("tiny/adapters").join(name).display()),
             placed: ids.clone(),
             held: if held.contains(name) { ids.clone() } else { Vec::new() },
+            ..AdapterRoute::default()
         };
         pool.adapters = names.iter().map(route).collect();
         self.route(vec![pool]);

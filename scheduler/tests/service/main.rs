@@ -129,6 +129,7 @@ async fn adapters_are_placed_with_the_routes_and_their_failures_told() {
         served_name: "acme/sql".into(),
         base_pool: "default/chat".parse().unwrap(),
         source: "hf://acme/sql".into(),
+        sha256: None,
         rank: 8,
         size_bytes: None,
         expected_rps: 1.0,

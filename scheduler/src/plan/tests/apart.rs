@@ -400,6 +400,7 @@ fn room_for_adapters_leaves_out_shapes_that_have_none() {
                     served_name: format!("a{i}"),
                     base_pool: "p".parse().unwrap(),
                     source: "hf://org/a".to_owned(),
+                    sha256: None,
                     rank,
                     size_bytes: None,
                     expected_rps: 0.0,
