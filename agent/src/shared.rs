@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use plimsoll_fleet::{Endpoint, PoolId, ReplicaId, RouteTable};
 use tokio::sync::{Notify, watch};
 
+use crate::adapters::store::Store;
 use crate::admit::task::TaskBook;
 use crate::clock::Clock;
 use crate::config::AgentConfig;
@@ -113,6 +114,8 @@ pub(crate) struct Shared {
     pub(crate) stopping: AtomicBool,
     pub(crate) retries: Mutex<RetryBudget>,
     pub(crate) tasks: Mutex<TaskBook>,
+    /// The node's cache of adapters.
+    pub(crate) store: Option<Arc<Store>>,
     serial: AtomicU64,
     memories: Mutex<HashMap<PoolId, Arc<PoolMemory>>>,
     replicas: Mutex<HashMap<ReplicaId, Arc<Replica>>>,
@@ -159,6 +162,7 @@ impl Shared {
             stopping: AtomicBool::new(false),
             retries: Mutex::new(RetryBudget { tokens: RetryBudget::MOST }),
             tasks: Mutex::default(),
+            store: None,
             serial: AtomicU64::new(1),
             memories: Mutex::default(),
             replicas: Mutex::default(),

@@ -360,6 +360,42 @@ fn weights_are_cached_where_the_pool_says() {
 }
 
 #[test]
+fn engines_that_load_adapters_see_the_nodes_cache_and_the_volumes_that_hold_some() {
+    let adapter = |name: &str, source: &str| {
+        let spec = plimsoll_crds::LoraAdapterSpec {
+            base_pool: "chat".into(),
+            source: source.into(),
+            rank: 8,
+            ..Default::default()
+        };
+        let mut adapter = plimsoll_crds::LoraAdapter::new(name, spec);
+        adapter.metadata.namespace = Some("default".into());
+        adapter
+    };
+    let build = |kind: &str, adapters: Vec<plimsoll_crds::LoraAdapter>, cache: Option<&str>| {
+        let spec = CHAT.replace("slo:", &format!("engine: {{kind: {kind}}}, slo:"));
+        let mut world = world(vec![pool("chat", &spec)]);
+        world.adapters = adapters;
+        let config = OperatorConfig { adapter_cache: cache.map(str::to_owned), ..OperatorConfig::default() };
+        let plan = plan(7, &world.pools[0], vec![assignment("chat-1", "gpu-1")]);
+        let prepared = decide_with(&world, Some(&plan), &[], at(100), &config);
+        serde_json::to_value(&pods(&prepared)[0]).unwrap()
+    };
+    let all = || vec![adapter("a", "hf://acme/a"), adapter("b", "pvc://shelf/b"), adapter("c", "pvc://shelf/c")];
+    let pod = build("vllm", all(), Some("/var/lib/adapters"));
+    let (cache, writable) = mounted(&pod, "/adapters").unwrap();
+    assert_eq!(cache["hostPath"], json!({"path": "/var/lib/adapters", "type": "Directory"}));
+    assert!(!writable);
+    let (claim, writable) = mounted(&pod, "/adapter-claims/shelf").unwrap();
+    assert_eq!(claim["persistentVolumeClaim"], json!({"claimName": "shelf", "readOnly": true}));
+    assert!(!writable);
+    // Nothing that is not needed.
+    assert!(mounted(&build("vllm", all(), None), "/adapters").is_none());
+    assert!(mounted(&build("vllm", vec![], Some("/var/lib/adapters")), "/adapters").is_none());
+    assert!(mounted(&build("llamacpp", all(), Some("/var/lib/adapters")), "/adapters").is_none());
+}
+
+#[test]
 fn an_engine_has_time_to_load_and_not_for_ever() {
     let probe = |engine: &str| {
         let spec = CHAT.replace("slo:", &format!("engine: {engine}, slo:"));

@@ -11,7 +11,8 @@
 //! One of the slots is never a resident's: an adapter that is wanted once is loaded there, for whoever asks next too. Requests that
 //! name one adapter teach nothing about quality, but count when residents are chosen. [`eviction`] has the rules that others use.
 //!
-//! Which of them engines hold is kept as the routes place them: [`upkeep`] says what to ask an engine next, by what it says that it holds.
+//! Which of them engines hold is kept as the routes place them, and as requests name them: [`upkeep`] says what to ask an engine next, by
+//! what it says that it holds. Their files come from a cache of the node's, where there is one: [`store`].
 //!
 //! No decision here reads a clock or draws at random: the same requests and rewards give the same choices. A choice among `n` adapters of
 //! contexts with `d` figures takes O(n·d²), a reward O(d²), an epoch's end O(n·(d³ + w·k)) for the `w` requests seen last and `k` slots.
@@ -23,5 +24,6 @@ pub mod residents;
 pub mod store;
 pub(crate) mod tend;
 pub mod upkeep;
+pub(crate) mod visit;
 
 pub use polar::{Adapter, Choice, Epochs, Moves, Polar, Rejected, Settings};

@@ -80,6 +80,16 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// Whether it would happen again until somebody changes something.
+    pub fn is_lasting(&self) -> bool {
+        match self {
+            Self::Source(_) | Self::Files(_) | Self::Missing { .. } | Self::Pickled | Self::Denied { .. } => true,
+            Self::Host(_) | Self::NotFetched => true,
+            Self::NoRoom(_) | Self::Unreachable { .. } | Self::Damaged { .. } | Self::TooLate { .. } => false,
+            Self::Busy { .. } | Self::Io { .. } => false,
+        }
+    }
+
     pub(super) fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |error| {

@@ -6,7 +6,7 @@ use futures::TryStreamExt;
 use http::{HeaderMap, HeaderValue, StatusCode, Uri};
 use object_store::http::HttpBuilder;
 use object_store::path::Path;
-use object_store::{ClientOptions, ObjectStore, ObjectStoreExt, RetryConfig};
+use object_store::{ClientOptions, ObjectStore, RetryConfig};
 use serde::Deserialize;
 
 use super::check::{CONFIG, WEIGHTS};
