@@ -12,6 +12,7 @@ use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::resource::v1::{ResourceClaim, ResourceSlice};
 use plimsoll_crds::AcceleratorClass;
 use plimsoll_fleet::Role;
+use plimsoll_operator::OperatorConfig;
 use plimsoll_operator::build::{Action, queue};
 use plimsoll_operator::devices::DynamicResources;
 use plimsoll_operator::disruption::{self, Step};
@@ -378,7 +379,7 @@ fn engines_that_load_adapters_see_the_nodes_cache_and_the_volumes_that_hold_some
         world.adapters = adapters;
         let config = OperatorConfig { adapter_cache: cache.map(str::to_owned), ..OperatorConfig::default() };
         let plan = plan(7, &world.pools[0], vec![assignment("chat-1", "gpu-1")]);
-        let prepared = decide_with(&world, Some(&plan), &[], at(100), &config);
+        let prepared = decide_as(&config, &world, Some(&plan), &[], at(100), false);
         serde_json::to_value(&pods(&prepared)[0]).unwrap()
     };
     let all = || vec![adapter("a", "hf://acme/a"), adapter("b", "pvc://shelf/b"), adapter("c", "pvc://shelf/c")];

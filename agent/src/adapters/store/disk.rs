@@ -132,10 +132,6 @@ impl Disk {
         }
     }
 
-    /// Something has gone by itself.
-    pub fn lost(&mut self, key: &str) {
-        self.entries.remove(key);
-    }
 }
 
 /// GreedyDual-Size-Frequency: uses × cost / size above the age.

@@ -223,11 +223,14 @@ impl Store {
             Err(StoreError::Io { action: "read", path: self.config.dir.clone(), problem: e.to_string() })
         });
         if let Err(error) = judged {
-            // Whoever mends the source gets what is there then.
+            // Whoever mends the source gets what is there then. The files stay for others who are judging them, and are the first to
+            // make room.
             if !self.kept.lock().values().any(|needs| needs.held.contains(&key)) {
-                self.drop_files(&key);
-                self.disk.lock().lost(&key);
-                self.gauge();
+                self.drop_index(&key);
+                let mut disk = self.disk.lock();
+                if let Some(bytes) = disk.size(&key) {
+                    disk.fetched(&key, bytes, true, 0.0);
+                }
             }
             return Err(error);
         }
@@ -303,8 +306,10 @@ impl Store {
             tracing::info!(key = %gone, "an adapter makes room in the cache");
             self.drop_files(gone);
         }
-        // Of files that were lost in part.
+        let place = self.config.dir.join("adapters").join(key);
+        // Files that were lost in part, or found bad.
         self.drop_index(key);
+        drop(tokio::fs::remove_dir_all(&place).await);
         let partial = self.config.dir.join("partial").join(key);
         tokio::fs::create_dir_all(&partial).await.map_err(StoreError::io("create", &partial))?;
         let mut files = BTreeMap::new();
@@ -319,8 +324,6 @@ impl Store {
         let index = serde_json::to_vec(&Index { source: source.to_owned(), fetch_ms, files }).unwrap_or_default();
         let written = partial.join(INDEX);
         tokio::fs::write(&written, index).await.map_err(StoreError::io("write", &written))?;
-        let place = self.config.dir.join("adapters").join(key);
-        drop(tokio::fs::remove_dir_all(&place).await);
         tokio::fs::rename(&partial, &place).await.map_err(StoreError::io("rename onto", &place))?;
         self.disk.lock().fetched(key, bytes, false, fetch_ms);
         tracing::info!(source, bytes, seconds = fetch_ms / 1000.0, "an adapter is in the cache");
