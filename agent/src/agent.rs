@@ -105,7 +105,8 @@ impl Agent {
         let store = match &config.adapter_store {
             None => None,
             Some(settings) => Some(Arc::new(
-                Store::open(settings.clone(), &config.name, config.metrics.clone()).map_err(StartError::Adapters)?,
+                Store::open(settings.clone(), &config.name, config.metrics.clone())
+                    .map_err(StartError::Adapters)?,
             )),
         };
         let mut shared = Shared::new(config, advertised, incarnation);

@@ -50,7 +50,10 @@ impl World {
     }
 }
 
-async fn get(store: &Arc<Store>, source: &str) -> Result<plimsoll_agent::adapters::store::Obtained, StoreError> {
+async fn get(
+    store: &Arc<Store>,
+    source: &str,
+) -> Result<plimsoll_agent::adapters::store::Obtained, StoreError> {
     store.obtain(source, &AdapterFiles::default(), 0).await
 }
 
@@ -65,7 +68,10 @@ async fn a_folder_on_a_web_server_is_fetched_once_and_found_again_after_a_restar
     world.hub.put_adapter("/a", &file);
     let (store, source) = (world.open(), world.http("/a"));
     // However many ask.
-    let asks = (0..8).map(|_| { let (store, source) = (store.clone(), source.clone()); tokio::spawn(async move { get(&store, &source).await.unwrap() }) });
+    let asks = (0..8).map(|_| {
+        let (store, source) = (store.clone(), source.clone());
+        tokio::spawn(async move { get(&store, &source).await.unwrap() })
+    });
     let all: Vec<_> = futures::future::join_all(asks).await.into_iter().map(Result::unwrap).collect();
     let name = key(&source, &AdapterFiles::default());
     assert_eq!(all[0].path, format!("/engine/adapters/{name}"));
@@ -98,7 +104,8 @@ async fn what_breaks_off_is_gone_on_with_and_what_changed_meanwhile_begins_anew(
         assert!(failures < 10);
     }
     assert_eq!(world.cached(&source), Some(file));
-    let ranged = world.hub.log().iter().filter(|l| l.contains("bytes=1000-") || l.contains("bytes=2000-")).count();
+    let ranged =
+        world.hub.log().iter().filter(|l| l.contains("bytes=1000-") || l.contains("bytes=2000-")).count();
     assert!(ranged > 0, "{:?}", world.hub.log());
 
     let other = world.http("/b");
@@ -120,7 +127,8 @@ async fn a_server_without_ranges_is_asked_from_the_start() {
     let partial = world.config.dir.join("partial").join(key(&source, &AdapterFiles::default()));
     std::fs::create_dir_all(&partial).unwrap();
     std::fs::write(partial.join("adapter_model.safetensors"), &file[..5000]).unwrap();
-    std::fs::write(partial.join("adapter_model.safetensors.etag"), format!("\"{}\"", &sha256(&file)[..16])).unwrap();
+    std::fs::write(partial.join("adapter_model.safetensors.etag"), format!("\"{}\"", &sha256(&file)[..16]))
+        .unwrap();
     get(&world.open(), &source).await.unwrap();
     assert_eq!(world.cached(&source), Some(file));
 }
@@ -198,7 +206,10 @@ async fn objects_come_from_s3_signed() {
     // Of what a server says against a signed request, nothing is passed on.
     world.secret("AWS_ACCESS_KEY_ID", "OTHER");
     let denied = said(&store, "s3://models/lora/pun").await;
-    assert!(!denied.contains("OTHER") && !denied.contains("Signature") && !denied.contains("hunter2"), "{denied}");
+    assert!(
+        !denied.contains("OTHER") && !denied.contains("Signature") && !denied.contains("hunter2"),
+        "{denied}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -246,7 +257,9 @@ async fn the_cap_holds_and_what_engines_hold_stays() {
     let (first, second) = (ReplicaId::new("r1").unwrap(), ReplicaId::new("r2").unwrap());
     store.keep(&first, Kept { held: named(&[&a]), ..Kept::default() });
     get(&store, &c).await.unwrap();
-    assert!(world.cached(&a).is_some() && world.cached(&b).is_none() && store.bytes() <= world.config.cap_bytes);
+    assert!(
+        world.cached(&a).is_some() && world.cached(&b).is_none() && store.bytes() <= world.config.cap_bytes
+    );
     store.keep(&second, Kept { coming: named(&[&c]), ..Kept::default() });
     let full = get(&store, &d).await.unwrap_err();
     assert!(full.to_string().contains("no room") && !full.is_lasting(), "{full}");
@@ -266,7 +279,10 @@ async fn downloads_have_a_deadline_and_a_queue() {
     world.hub.slow(Duration::from_secs(30));
     let store = world.open();
     let [a, b, c] = ["/a", "/b", "/c"].map(|folder| world.http(folder));
-    let ask = |source: String| { let store = store.clone(); tokio::spawn(async move { get(&store, &source).await }) };
+    let ask = |source: String| {
+        let store = store.clone();
+        tokio::spawn(async move { get(&store, &source).await })
+    };
     let (first, second) = (ask(a.clone()), ask(b));
     while world.hub.downloads() == 0 {
         tokio::time::sleep(Duration::from_millis(5)).await;

@@ -230,13 +230,15 @@ async fn engines_load_what_the_node_has_fetched_and_checked() {
     assert_eq!(fetched, 1);
     let failures = || world.node.engines().remove(0).adapter_failures;
     until("all failures are told", || failures().len() == 3).await;
-    for (name, why) in [("cut", "cut off"), ("large", "set spec.rank to 64"), ("none", "correct spec.source")] {
+    for (name, why) in [("cut", "cut off"), ("large", "set spec.rank to 64"), ("none", "correct spec.source")]
+    {
         let (_, told) = failures().into_iter().find(|(n, _)| n == name).unwrap();
         assert!(told.contains(why), "{name}: {told}");
         let got = world.ask(name).await;
         assert_eq!((got.status, got.json()["error"]["code"].clone()), (503, json!("adapter_not_loaded")));
     }
-    let state = world.node.engines().remove(0).adapter_states.into_iter().find(|s| s.adapter == "law").unwrap();
+    let state =
+        world.node.engines().remove(0).adapter_states.into_iter().find(|s| s.adapter == "law").unwrap();
     assert!(state.on_disk && state.bytes.is_some_and(|b| b > file.len() as u64), "{state:?}");
     assert_eq!(world.ask("chat-model").await.status, 200);
 }

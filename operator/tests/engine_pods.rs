@@ -382,7 +382,8 @@ fn engines_that_load_adapters_see_the_nodes_cache_and_the_volumes_that_hold_some
         let prepared = decide_as(&config, &world, Some(&plan), &[], at(100), false);
         serde_json::to_value(&pods(&prepared)[0]).unwrap()
     };
-    let all = || vec![adapter("a", "hf://acme/a"), adapter("b", "pvc://shelf/b"), adapter("c", "pvc://shelf/c")];
+    let all =
+        || vec![adapter("a", "hf://acme/a"), adapter("b", "pvc://shelf/b"), adapter("c", "pvc://shelf/c")];
     let pod = build("vllm", all(), Some("/var/lib/adapters"));
     let (cache, writable) = mounted(&pod, "/adapters").unwrap();
     assert_eq!(cache["hostPath"], json!({"path": "/var/lib/adapters", "type": "Directory"}));

@@ -209,7 +209,8 @@ impl Upkeep {
         let visits = &self.visits;
         let asked = |name: &str| visits.get(name).is_some_and(|visit| visit.waiting > 0);
         self.coming.retain(|name, path| {
-            path.is_none() || (!held.contains(name) && (wanted.placed.contains_key(name.as_str()) || asked(name)))
+            path.is_none()
+                || (!held.contains(name) && (wanted.placed.contains_key(name.as_str()) || asked(name)))
         });
         self.counts.retain(|name, _| wanted.source(name).is_some());
         let visits_here = |name: &str| wanted.others.contains_key(name) && visits.contains_key(name);
@@ -234,11 +235,18 @@ impl Upkeep {
                 && !matches!(self.coming.get(name), Some(None))
                 && self.failures.get(name).is_none_or(|f| now_ms >= f.again_at_ms)
         };
-        let load = |(name, source): (&&str, &&str)| Step::Load { name: (*name).to_owned(), source: (*source).to_owned() };
+        let load = |(name, source): (&&str, &&str)| Step::Load {
+            name: (*name).to_owned(),
+            source: (*source).to_owned(),
+        };
         let all = wanted.others.iter();
         // Those who visit or are on their way; the one to load next is not counted against itself.
         let visiting = |but: &str| {
-            let here = |name: &&&str| **name != but && visits_here(name) && (held.contains(**name) || self.coming.contains_key(**name));
+            let here = |name: &&&str| {
+                **name != but
+                    && visits_here(name)
+                    && (held.contains(**name) || self.coming.contains_key(**name))
+            };
             wanted.others.keys().filter(here).count()
         };
         if let Some((name, source)) = all.clone().find(|(name, _)| asked(name) && due(name)) {
@@ -326,8 +334,12 @@ mod tests {
         names.iter().map(|n| (*n).to_owned()).collect()
     }
 
-    const ALL: [(&str, &str); 4] =
-        [("law", "hf://acme/law"), ("ode", "hf://acme/ode"), ("pun", "hf://acme/pun"), ("sql", "hf://acme/sql")];
+    const ALL: [(&str, &str); 4] = [
+        ("law", "hf://acme/law"),
+        ("ode", "hf://acme/ode"),
+        ("pun", "hf://acme/pun"),
+        ("sql", "hf://acme/sql"),
+    ];
 
     /// These are placed, and those may visit.
     fn wanted(placed: &[&str], others: &[&str]) -> Wanted<'static> {
@@ -441,7 +453,9 @@ mod tests {
         let step = upkeep.next(&moved, KEPT_MS);
         assert_eq!(step, unload("law"));
         upkeep.done(&step.unwrap(), Ok(()), 0.0, KEPT_MS);
-        assert!(matches!(upkeep.next(&moved, KEPT_MS), Some(Step::Load { source, .. }) if source.ends_with("@v2")));
+        assert!(
+            matches!(upkeep.next(&moved, KEPT_MS), Some(Step::Load { source, .. }) if source.ends_with("@v2"))
+        );
     }
 
     #[test]

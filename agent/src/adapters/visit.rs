@@ -67,7 +67,10 @@ pub(crate) async fn reach(
                 }
                 Arrival::Failed { again_in_ms } => {
                     waiting.waits = false;
-                    return Err(Refusal { reason: RefusalReason::Adapter, retry_after_ms: again_in_ms.max(1000.0) });
+                    return Err(Refusal {
+                        reason: RefusalReason::Adapter,
+                        retry_after_ms: again_in_ms.max(1000.0),
+                    });
                 }
                 Arrival::Wait if !waiting.waits => {
                     waiting.waits = true;

@@ -17,8 +17,8 @@ use super::headers::{self as names, positive, text};
 use super::hop::Hop;
 use super::relay::{AnswerBody, Relay};
 use super::resumption::Resumption;
-use super::upstream::{InBody, UpstreamError, Whom};
 use super::routing::ADAPTER_WAIT_MS;
+use super::upstream::{InBody, UpstreamError, Whom};
 use crate::adapters::visit::{self, Using};
 use crate::admit::lengths::LengthKey;
 use crate::admit::{Ask, Refusal, RefusalReason};
@@ -367,7 +367,8 @@ impl Proxy {
             None => began + ADAPTER_WAIT_MS,
         };
         let there = engine.adapters.lock().held().is_none_or(|held| held.contains(name));
-        let reached = visit::reach(engine, name, shared.clock, until_ms, shared.config.limits.max_queue).await;
+        let reached =
+            visit::reach(engine, name, shared.clock, until_ms, shared.config.limits.max_queue).await;
         let how = match &reached {
             Ok(_) if there => "held",
             Ok(_) => "loaded",

@@ -122,10 +122,14 @@ impl PoolView {
     /// Endpoints at which an adapter that nobody holds may be loaded for a request, in order: where it is placed, then by a hash, so that
     /// all who ask agree without talking. Only agents beside engines load.
     pub fn hosts(&self, name: &str) -> Vec<usize> {
-        let Some(adapter) = self.route.adapters.iter().find(|a| a.served_name == name) else { return Vec::new() };
+        let Some(adapter) = self.route.adapters.iter().find(|a| a.served_name == name) else {
+            return Vec::new();
+        };
         let key = xxh3_64(name.as_bytes());
-        let loads = |e: &Endpoint| e.agent_address.is_some() && e.role == Role::Mixed && e.engine.loads_adapters();
-        let mut hosts: Vec<usize> = (0..self.keys.len()).filter(|i| loads(&self.route.endpoints[*i])).collect();
+        let loads =
+            |e: &Endpoint| e.agent_address.is_some() && e.role == Role::Mixed && e.engine.loads_adapters();
+        let mut hosts: Vec<usize> =
+            (0..self.keys.len()).filter(|i| loads(&self.route.endpoints[*i])).collect();
         hosts.sort_by_cached_key(|i| {
             let placed = adapter.placed.contains(&self.route.endpoints[*i].replica);
             (!placed, std::cmp::Reverse(mix(self.keys[*i], key)))

@@ -87,8 +87,12 @@ pub async fn from_the_nodes_caches(world: &mut World) {
     let before = world.hub.downloads();
     world.engines[0].restart();
     world.engines[0].ready().await;
-    eventually("it has its adapters again", || async { world.engines[0].holds().await == ["blue", "red"] }).await;
+    eventually("it has its adapters again", || async { world.engines[0].holds().await == ["blue", "red"] })
+        .await;
     assert_eq!((text(&ask(world, "blue").await), world.hub.downloads()), (blue, before));
     world.place(&[], &[]);
-    eventually("the engines are empty", || async { world.engines[0].holds().await.is_empty() && world.engines[1].holds().await.is_empty() }).await;
+    eventually("the engines are empty", || async {
+        world.engines[0].holds().await.is_empty() && world.engines[1].holds().await.is_empty()
+    })
+    .await;
 }

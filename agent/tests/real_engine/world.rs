@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use plimsoll_agent::AgentHandle;
 use plimsoll_agent::adapters::store::StoreConfig;
-use plimsoll_fleet::{AdapterFiles, AdapterRoute, Endpoint, HandOver, HandOverProtocol, PoolRoute, Role, RouteTable};
+use plimsoll_fleet::{
+    AdapterFiles, AdapterRoute, Endpoint, HandOver, HandOverProtocol, PoolRoute, Role, RouteTable,
+};
 use serde_json::Value;
 
 use crate::engine::{MODEL, Options, Vllm};
@@ -26,7 +28,7 @@ pub struct World {
     pub home: std::path::PathBuf,
     /// Where adapters can be downloaded from.
     pub hub: Hub,
-    pub folder: tempfile::TempDir,
+    _folder: tempfile::TempDir,
 }
 
 /// One beside engines keeps adapters in a folder under `cache`.
@@ -65,7 +67,7 @@ impl World {
         }
         let gateway = an_agent("gw", None, folder.path()).await;
         let hub = Hub::start().await;
-        Self { engines, nodes, gateway, home: home.to_owned(), hub, folder }
+        Self { engines, nodes, gateway, home: home.to_owned(), hub, _folder: folder }
     }
 
     fn route(&self, pools: Vec<PoolRoute>) {

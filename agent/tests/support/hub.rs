@@ -103,7 +103,9 @@ impl Hub {
 
     /// Downloads of weights that began.
     pub fn downloads(&self) -> usize {
-        let weights = |line: &&String| line.starts_with("GET") && (line.contains(".safetensors") || line.contains("/blobs/"));
+        let weights = |line: &&String| {
+            line.starts_with("GET") && (line.contains(".safetensors") || line.contains("/blobs/"))
+        };
         self.log().iter().filter(weights).count()
     }
 
@@ -127,8 +129,7 @@ impl Hub {
             self.put(&format!("/v2/{repository}/blobs/{digest}"), bytes.to_vec());
             json!({"digest": digest, "size": bytes.len(), "annotations": {"org.opencontainers.image.title": name}})
         };
-        let layers =
-            [layer("adapter_config.json", &config()), layer("adapter_model.safetensors", weights)];
+        let layers = [layer("adapter_config.json", &config()), layer("adapter_model.safetensors", weights)];
         self.put(&format!("/v2/{repository}/manifests/{tag}"), json!({"layers": layers}).to_string());
     }
 
@@ -168,7 +169,10 @@ impl Hub {
         if if_match != "-" && if_match != tag {
             return plain(412, "").body(full("")).unwrap();
         }
-        let from = range.strip_prefix("bytes=").and_then(|r| r.strip_suffix('-')).and_then(|r| r.parse::<usize>().ok());
+        let from = range
+            .strip_prefix("bytes=")
+            .and_then(|r| r.strip_suffix('-'))
+            .and_then(|r| r.parse::<usize>().ok());
         let from = from.filter(|_| ranges);
         let part = bytes.slice(from.unwrap_or(0).min(bytes.len())..);
         let status = if from.is_some() { 206 } else { 200 };
@@ -203,7 +207,8 @@ impl Hub {
     /// ListObjectsV2 of the bucket at a path.
     fn s3_list(&self, path: &str, query: &str) -> Answer {
         let bucket = path.trim_end_matches('/').to_owned();
-        let prefix = query.split('&').find_map(|p| p.strip_prefix("prefix=")).unwrap_or_default().replace("%2F", "/");
+        let prefix =
+            query.split('&').find_map(|p| p.strip_prefix("prefix=")).unwrap_or_default().replace("%2F", "/");
         let state = self.state.lock();
         let contents: String = state
             .files
@@ -240,7 +245,9 @@ pub fn sha256(bytes: &[u8]) -> String {
 
 /// An adapter's settings.
 pub fn config() -> Vec<u8> {
-    json!({"peft_type": "LORA", "r": 4, "lora_alpha": 8, "base_model_name_or_path": "acme/base"}).to_string().into_bytes()
+    json!({"peft_type": "LORA", "r": 4, "lora_alpha": 8, "base_model_name_or_path": "acme/base"})
+        .to_string()
+        .into_bytes()
 }
 
 /// A safetensors file with matrices for `q_proj` of one layer, its numbers by `seed`.
@@ -248,8 +255,12 @@ pub fn weights(rank: usize, hidden: usize, seed: u8) -> Vec<u8> {
     let bytes = 4 * rank * hidden;
     let name = |matrix: &str| format!("base_model.model.model.layers.0.self_attn.q_proj.{matrix}.weight");
     let mut header = serde_json::Map::<String, Value>::new();
-    header.insert(name("lora_A"), json!({"dtype": "F32", "shape": [rank, hidden], "data_offsets": [0, bytes]}));
-    header.insert(name("lora_B"), json!({"dtype": "F32", "shape": [hidden, rank], "data_offsets": [bytes, 2 * bytes]}));
+    header
+        .insert(name("lora_A"), json!({"dtype": "F32", "shape": [rank, hidden], "data_offsets": [0, bytes]}));
+    header.insert(
+        name("lora_B"),
+        json!({"dtype": "F32", "shape": [hidden, rank], "data_offsets": [bytes, 2 * bytes]}),
+    );
     let header = Value::Object(header).to_string();
     let mut file = (header.len() as u64).to_le_bytes().to_vec();
     file.extend_from_slice(header.as_bytes());

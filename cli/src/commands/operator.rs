@@ -67,7 +67,11 @@ pub struct Args {
 
 fn absolute(text: &str) -> Result<String, String> {
     let clean = text.len() > 1 && text.starts_with('/') && !text.split('/').any(|part| part == "..");
-    if clean { Ok(text.to_owned()) } else { Err(format!("{text:?} is no folder of a node; write /PATH, without `..`")) }
+    if clean {
+        Ok(text.to_owned())
+    } else {
+        Err(format!("{text:?} is no folder of a node; write /PATH, without `..`"))
+    }
 }
 
 fn picker(text: &str) -> Result<Picker, String> {

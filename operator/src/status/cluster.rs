@@ -9,8 +9,8 @@ use plimsoll_crds::conditions::{self, condition};
 use plimsoll_crds::fleet_plan::{Binding, Change, FleetPlanSpec, Totals};
 use plimsoll_crds::quantity::format_bytes;
 use plimsoll_crds::{
-    AcceleratorClass, AcceleratorClassStatus, AdapterPlace, Budget, BudgetStatus, LoraAdapter, LoraAdapterStatus, Tenant,
-    TenantStatus,
+    AcceleratorClass, AcceleratorClassStatus, AdapterPlace, Budget, BudgetStatus, LoraAdapter,
+    LoraAdapterStatus, Tenant, TenantStatus,
 };
 use plimsoll_fleet as fleet;
 use plimsoll_fleet::plan::{BudgetUse, PoolOutcome};

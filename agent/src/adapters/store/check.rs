@@ -51,7 +51,9 @@ pub enum BadFiles {
         limit: u32,
     },
     /// Made for another model.
-    #[error("it was made for another model than the pool's{named}: {problem}; set spec.basePool to a pool of its base model")]
+    #[error(
+        "it was made for another model than the pool's{named}: {problem}; set spec.basePool to a pool of its base model"
+    )]
     Base {
         /// Name of its base model, where it says one.
         named: String,
@@ -100,7 +102,9 @@ pub fn header_length(begin: &[u8], length: u64) -> Result<u64, BadFiles> {
     };
     let header = u64::from_le_bytes(*begin);
     if header > LONGEST_HEADER || header.saturating_add(8) > length {
-        return Err(corrupt(format!("its header says that it is {header} bytes long, in a file of {length}")));
+        return Err(corrupt(format!(
+            "its header says that it is {header} bytes long, in a file of {length}"
+        )));
     }
     Ok(header)
 }
@@ -125,8 +129,13 @@ pub fn check(
         problem,
     };
     for (name, tensor) in &tensors {
-        if let Some(layer) = layer(name).filter(|layer| expected.layers > 0 && *layer >= u64::from(expected.layers)) {
-            return Err(wrong(format!("it has weights of layer {layer}, and the model has {} layers", expected.layers)));
+        if let Some(layer) =
+            layer(name).filter(|layer| expected.layers > 0 && *layer >= u64::from(expected.layers))
+        {
+            return Err(wrong(format!(
+                "it has weights of layer {layer}, and the model has {} layers",
+                expected.layers
+            )));
         }
         let (Some(module), [r, width]) = (module_of(name), &tensor.shape[..]) else { continue };
         rank = rank.max(*r);
@@ -138,7 +147,9 @@ pub fn check(
         }
     }
     if rank == 0 {
-        return Err(BadFiles::NotLora { problem: format!("goes with a {WEIGHTS} that has no lora_A matrices") });
+        return Err(BadFiles::NotLora {
+            problem: format!("goes with a {WEIGHTS} that has no lora_A matrices"),
+        });
     }
     if limit > 0 && rank > u64::from(limit) {
         return Err(BadFiles::Rank { rank, limit });
@@ -168,8 +179,8 @@ fn tensors(header: &[u8], length: u64) -> Result<BTreeMap<String, Tensor>, BadFi
         serde_json::from_slice(header).map_err(|e| corrupt(format!("its header is not JSON: {e}")))?;
     let mut tensors = BTreeMap::new();
     for (name, value) in all.into_iter().filter(|(name, _)| name != "__metadata__") {
-        let tensor: Tensor =
-            serde_json::from_value(value).map_err(|e| corrupt(format!("its header is wrong at {name:.80}: {e}")))?;
+        let tensor: Tensor = serde_json::from_value(value)
+            .map_err(|e| corrupt(format!("its header is wrong at {name:.80}: {e}")))?;
         tensors.insert(name, tensor);
     }
     let mut order: Vec<(&String, &Tensor)> = tensors.iter().collect();
@@ -186,13 +197,18 @@ fn tensors(header: &[u8], length: u64) -> Result<BTreeMap<String, Tensor>, BadFi
             .try_fold(bits(&tensor.dtype).unwrap_or(0), |all, n| all.checked_mul(*n))
             .map(|bits| bits / 8);
         if bits(&tensor.dtype).is_some() && bytes != Some(end - begin) {
-            return Err(corrupt(format!("{name:.80} takes {} bytes and its shape says otherwise", end - begin)));
+            return Err(corrupt(format!(
+                "{name:.80} takes {} bytes and its shape says otherwise",
+                end - begin
+            )));
         }
         at = end;
     }
     let whole = (header.len() as u64).saturating_add(8).saturating_add(at);
     if whole != length {
-        return Err(corrupt(format!("it has {length} bytes of {whole}: it was cut off, or something follows it")));
+        return Err(corrupt(format!(
+            "it has {length} bytes of {whole}: it was cut off, or something follows it"
+        )));
     }
     Ok(tensors)
 }
@@ -271,9 +287,15 @@ pub(crate) mod tests {
             judged(config, file, &expected, limit).unwrap_err().to_string()
         };
         let good = weights(8, 32, 2);
-        assert!(said(&config(), &good, of(32, 2), 4).contains("its rank is 8 and engines of this pool have room for 4"));
+        assert!(
+            said(&config(), &good, of(32, 2), 4)
+                .contains("its rank is 8 and engines of this pool have room for 4")
+        );
         let base = said(&config(), &good, of(64, 2), 8);
-        assert!(base.contains("acme/base") && base.contains("32") && base.contains("spec.basePool"), "{base}");
+        assert!(
+            base.contains("acme/base") && base.contains("32") && base.contains("spec.basePool"),
+            "{base}"
+        );
         assert!(said(&config(), &good, of(32, 1), 8).contains("layer 1"));
         assert!(said(b"{", &good, of(0, 0), 8).contains("not JSON"));
         assert!(said(b"{\"peft_type\":\"IA3\"}", &good, of(0, 0), 8).contains("IA3"));
@@ -290,7 +312,9 @@ pub(crate) mod tests {
             assert!(matches!(error, BadFiles::Corrupt { .. }), "{length}: {error}");
         }
         let longer = [&good[..], b"more"].concat();
-        assert!(judged(&config(), &longer, &of(16, 1), 8).unwrap_err().to_string().contains("something follows"));
+        assert!(
+            judged(&config(), &longer, &of(16, 1), 8).unwrap_err().to_string().contains("something follows")
+        );
     }
 
     proptest! {

@@ -68,7 +68,9 @@ impl Credentials {
         let entry = of_registry(&config, registry)?;
         let pair = match entry["auth"].as_str() {
             Some(auth) => auth.to_owned(),
-            None => STANDARD.encode(format!("{}:{}", entry["username"].as_str()?, entry["password"].as_str()?)),
+            None => {
+                STANDARD.encode(format!("{}:{}", entry["username"].as_str()?, entry["password"].as_str()?))
+            }
         };
         HeaderValue::from_str(&format!("Basic {pair}")).ok()
     }
@@ -80,7 +82,9 @@ fn of_registry<'a>(config: &'a Value, registry: &str) -> Option<&'a Value> {
         let name = name.trim_start_matches("https://").trim_start_matches("http://");
         name.split('/').next().unwrap_or_default().to_owned()
     };
-    auths.get(registry).or_else(|| auths.iter().find(|(name, _)| bare(name) == registry).map(|(_, entry)| entry))
+    auths
+        .get(registry)
+        .or_else(|| auths.iter().find(|(name, _)| bare(name) == registry).map(|(_, entry)| entry))
 }
 
 #[cfg(test)]

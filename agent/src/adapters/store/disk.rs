@@ -89,7 +89,8 @@ impl Disk {
         let others = self.entries.iter().filter(|(name, _)| *name != key);
         let set_aside: u64 = self.reserved.iter().filter(|(name, _)| *name != key).map(|(_, b)| *b).sum();
         let mut taken = set_aside + others.clone().map(|(_, e)| e.bytes).sum::<u64>();
-        let mut may_go: Vec<(&Key, Entry)> = others.filter(|(name, _)| !stays(name)).map(|(n, e)| (n, *e)).collect();
+        let mut may_go: Vec<(&Key, Entry)> =
+            others.filter(|(name, _)| !stays(name)).map(|(n, e)| (n, *e)).collect();
         let rank = |e: &Entry| match self.rule {
             Rule::Lru => 0.0,
             Rule::Lfu => e.uses,
@@ -131,7 +132,6 @@ impl Disk {
             self.entries.insert(key.to_owned(), entry);
         }
     }
-
 }
 
 /// GreedyDual-Size-Frequency: uses × cost / size above the age.

@@ -79,7 +79,9 @@ pub(super) async fn fetch(store: &dyn ObjectStore, file: &Listed, dir: &Path) ->
         };
         let result = match store.get_opts(&file.location, options).await {
             Ok(result) => result,
-            Err(Error::Precondition { .. } | Error::NotSupported { .. } | Error::NotModified { .. }) if have > 0 => {
+            Err(Error::Precondition { .. } | Error::NotSupported { .. } | Error::NotModified { .. })
+                if have > 0 =>
+            {
                 have = 0;
                 continue;
             }
@@ -91,7 +93,9 @@ pub(super) async fn fetch(store: &dyn ObjectStore, file: &Listed, dir: &Path) ->
         }
         if have == 0 {
             match &result.meta.e_tag {
-                Some(tag) => tokio::fs::write(&tag_path, tag).await.map_err(StoreError::io("write", &tag_path))?,
+                Some(tag) => {
+                    tokio::fs::write(&tag_path, tag).await.map_err(StoreError::io("write", &tag_path))?
+                }
                 None => drop(tokio::fs::remove_file(&tag_path).await),
             }
         }
@@ -115,7 +119,10 @@ pub(super) async fn fetch(store: &dyn ObjectStore, file: &Listed, dir: &Path) ->
                 Ok(Some(Ok(part))) => {
                     have += part.len() as u64;
                     if have > wanted {
-                        break Err(StoreError::Damaged { file: file.name, problem: "more came than was said".to_owned() });
+                        break Err(StoreError::Damaged {
+                            file: file.name,
+                            problem: "more came than was said".to_owned(),
+                        });
                     }
                     if let Err(error) = out.write_all(&part).await {
                         break Err(StoreError::io("write", &path)(error));

@@ -27,10 +27,14 @@ pub enum StoreError {
         what: String,
     },
     /// The weights are a Python pickle.
-    #[error("it has adapter_model.bin only, which is a program when it is read; save it as adapter_model.safetensors")]
+    #[error(
+        "it has adapter_model.bin only, which is a program when it is read; save it as adapter_model.safetensors"
+    )]
     Pickled,
     /// The source keeps it from this agent.
-    #[error("{what}: it does not exist, or the agents' credentials may not read it; correct spec.source, or the Secret of credentials")]
+    #[error(
+        "{what}: it does not exist, or the agents' credentials may not read it; correct spec.source, or the Secret of credentials"
+    )]
     Denied {
         /// Who said so.
         what: String,
@@ -83,7 +87,9 @@ impl StoreError {
     /// Whether it would happen again until somebody changes something.
     pub fn is_lasting(&self) -> bool {
         match self {
-            Self::Source(_) | Self::Files(_) | Self::Missing { .. } | Self::Pickled | Self::Denied { .. } => true,
+            Self::Source(_) | Self::Files(_) | Self::Missing { .. } | Self::Pickled | Self::Denied { .. } => {
+                true
+            }
             Self::Host(_) | Self::NotFetched => true,
             Self::NoRoom(_) | Self::Unreachable { .. } | Self::Damaged { .. } | Self::TooLate { .. } => false,
             Self::Busy { .. } | Self::Io { .. } => false,

@@ -44,7 +44,9 @@ pub(super) struct Listing {
 ///
 /// # Errors
 /// [`StoreError::Missing`] with what is not there.
-pub(super) fn needed<T>(mut find: impl FnMut(&str) -> Option<T>) -> Result<Vec<(&'static str, T)>, StoreError> {
+pub(super) fn needed<T>(
+    mut find: impl FnMut(&str) -> Option<T>,
+) -> Result<Vec<(&'static str, T)>, StoreError> {
     let mut all = Vec::new();
     for name in [CONFIG, WEIGHTS] {
         match find(name) {
@@ -58,7 +60,11 @@ pub(super) fn needed<T>(mut find: impl FnMut(&str) -> Option<T>) -> Result<Vec<(
 }
 
 pub(super) fn retries() -> RetryConfig {
-    RetryConfig { max_retries: 3, retry_timeout: std::time::Duration::from_secs(60), ..RetryConfig::default() }
+    RetryConfig {
+        max_retries: 3,
+        retry_timeout: std::time::Duration::from_secs(60),
+        ..RetryConfig::default()
+    }
 }
 
 /// A folder on a web server, through `session`.
@@ -87,8 +93,12 @@ pub(super) async fn list(
         }
         Source::S3 { bucket, prefix } => s3(web, credentials, bucket, prefix).await,
         Source::Http { folder: url } => {
-            let uri: Uri = url.parse().map_err(|_| StoreError::Missing { what: "its address is not valid".to_owned() })?;
-            let shown = credentials.http(uri.host().unwrap_or_default()).filter(|_| uri.scheme_str() == Some("https"));
+            let uri: Uri = url
+                .parse()
+                .map_err(|_| StoreError::Missing { what: "its address is not valid".to_owned() })?;
+            let shown = credentials
+                .http(uri.host().unwrap_or_default())
+                .filter(|_| uri.scheme_str() == Some("https"));
             let authority = uri.authority().map(ToString::to_string).unwrap_or_default();
             // A web server lists nothing: its files have the names that PEFT gives them.
             let file = |name| Listed { name, location: Path::from(name), bytes: None, sha256: None };
@@ -132,24 +142,31 @@ async fn hugging_face(
     sub: &str,
 ) -> Result<Listing, StoreError> {
     let endpoint = endpoint.trim_end_matches('/');
-    let authority = endpoint.split_once("://").map_or(endpoint, |(_, rest)| rest).split('/').next().unwrap_or_default();
+    let authority =
+        endpoint.split_once("://").map_or(endpoint, |(_, rest)| rest).split('/').next().unwrap_or_default();
     let session = web.session(authority, credentials.hugging_face());
-    let url = format!("{endpoint}/api/models/{repository}/revision/{}?blobs=true", revision.replace('/', "%2F"));
+    let url =
+        format!("{endpoint}/api/models/{repository}/revision/{}?blobs=true", revision.replace('/', "%2F"));
     let json = (http::header::ACCEPT, HeaderValue::from_static("application/json"));
     let (status, _, text) = session.get(&url, HeaderMap::from_iter([json])).await?;
     match status {
         StatusCode::OK => {}
         // It says so of what does not exist, too.
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-            return Err(StoreError::Denied { what: format!("Hugging Face answered {status} for {repository}") });
+            return Err(StoreError::Denied {
+                what: format!("Hugging Face answered {status} for {repository}"),
+            });
         }
         StatusCode::NOT_FOUND => {
-            return Err(StoreError::Missing { what: format!("Hugging Face has no {repository} at revision {revision}") });
+            return Err(StoreError::Missing {
+                what: format!("Hugging Face has no {repository} at revision {revision}"),
+            });
         }
         status => return Err(StoreError::Unreachable { problem: format!("Hugging Face answered {status}") }),
     }
-    let found: Repository = serde_json::from_slice(&text)
-        .map_err(|_| StoreError::Unreachable { problem: "Hugging Face's answer is no list of files".to_owned() })?;
+    let found: Repository = serde_json::from_slice(&text).map_err(|_| StoreError::Unreachable {
+        problem: "Hugging Face's answer is no list of files".to_owned(),
+    })?;
     let prefix = if sub.is_empty() { String::new() } else { format!("{sub}/") };
     let commit = found.sha.filter(|sha| !sha.is_empty() && sha.bytes().all(|b| b.is_ascii_alphanumeric()));
     let at = commit.unwrap_or_else(|| revision.to_owned());
@@ -199,7 +216,8 @@ mod tests {
     #[test]
     fn an_adapter_needs_settings_and_weights_that_are_no_program() {
         let of = |names: &'static [&'static str]| {
-            needed(|name| names.contains(&name).then_some(())).map(|all| all.into_iter().map(|(n, ())| n).collect::<Vec<_>>())
+            needed(|name| names.contains(&name).then_some(()))
+                .map(|all| all.into_iter().map(|(n, ())| n).collect::<Vec<_>>())
         };
         assert_eq!(of(&[WEIGHTS, "README.md", CONFIG]).unwrap(), [CONFIG, WEIGHTS]);
         assert_eq!(of(&[WEIGHTS, EMBEDDINGS, CONFIG]).unwrap(), [CONFIG, WEIGHTS, EMBEDDINGS]);

@@ -287,8 +287,8 @@ impl Store {
             .await
             .unwrap_or(Err(StoreError::TooLate { seconds: within.as_secs() }));
         if result.is_err() {
-            let partial = self.config.dir.join("partial").join(key);
-            self.disk.lock().fetched(key, size_of(&partial), true, 0.0);
+            let left = ["partial", "adapters"].map(|dir| size_of(&self.config.dir.join(dir).join(key)));
+            self.disk.lock().fetched(key, left.iter().sum(), true, 0.0);
         }
         self.gauge();
         result
@@ -299,8 +299,13 @@ impl Store {
         let credentials = &self.config.credentials;
         let mut listing = listing::list(&self.web, credentials, &self.config.hf_endpoint, &parsed).await?;
         let bytes = download::measure(&mut listing).await?;
-        let in_use: BTreeSet<Key> =
-            self.kept.lock().values().flat_map(|needs| needs.held.iter().chain(&needs.coming)).cloned().collect();
+        let in_use: BTreeSet<Key> = self
+            .kept
+            .lock()
+            .values()
+            .flat_map(|needs| needs.held.iter().chain(&needs.coming))
+            .cloned()
+            .collect();
         let out = self.disk.lock().make_room(key, bytes, &in_use)?;
         for gone in &out {
             tracing::info!(key = %gone, "an adapter makes room in the cache");
@@ -321,7 +326,8 @@ impl Store {
             drop(tokio::fs::remove_file(partial.join(format!("{}.etag", file.name))).await);
         }
         let fetch_ms = began.elapsed().as_secs_f64() * 1000.0;
-        let index = serde_json::to_vec(&Index { source: source.to_owned(), fetch_ms, files }).unwrap_or_default();
+        let index =
+            serde_json::to_vec(&Index { source: source.to_owned(), fetch_ms, files }).unwrap_or_default();
         let written = partial.join(INDEX);
         tokio::fs::write(&written, index).await.map_err(StoreError::io("write", &written))?;
         tokio::fs::rename(&partial, &place).await.map_err(StoreError::io("rename onto", &place))?;
@@ -343,7 +349,10 @@ impl Store {
     }
 
     fn count(&self, reason: &'static str) {
-        self.metrics.adapter_downloads.get_or_create(&ReasonLabels { agent: self.agent.clone(), reason }).inc();
+        self.metrics
+            .adapter_downloads
+            .get_or_create(&ReasonLabels { agent: self.agent.clone(), reason })
+            .inc();
     }
 
     fn gauge(&self) {
@@ -378,7 +387,8 @@ fn size_of(dir: &Path) -> u64 {
 /// Bytes and download time of an adapter whose files are all there, as long as they came.
 fn whole(dir: &Path) -> Option<(u64, f64)> {
     let index: Index = serde_json::from_slice(&std::fs::read(dir.join(INDEX)).ok()?).ok()?;
-    let there = |(name, bytes): (&String, &u64)| std::fs::metadata(dir.join(name)).is_ok_and(|m| m.len() == *bytes);
+    let there =
+        |(name, bytes): (&String, &u64)| std::fs::metadata(dir.join(name)).is_ok_and(|m| m.len() == *bytes);
     index.files.iter().all(there).then(|| (index.files.values().sum(), index.fetch_ms))
 }
 

@@ -12,7 +12,8 @@ use super::listing::{Listed, Listing, folder, needed};
 use super::web::Web;
 
 const TITLE: &str = "org.opencontainers.image.title";
-const MANIFESTS: &str = "application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json";
+const MANIFESTS: &str =
+    "application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json";
 
 #[derive(Debug, Deserialize)]
 struct Manifest {
@@ -37,7 +38,9 @@ struct Token {
 /// Plain HTTP is for registries on this machine, as Docker has it.
 fn scheme(registry: &str) -> &'static str {
     let host = registry.rsplit_once(':').map_or(registry, |(host, _)| host);
-    let own = host == "localhost" || host == "[::1]" || host.parse().is_ok_and(|ip: std::net::Ipv4Addr| ip.is_loopback());
+    let own = host == "localhost"
+        || host == "[::1]"
+        || host.parse().is_ok_and(|ip: std::net::Ipv4Addr| ip.is_loopback());
     if own { "http" } else { "https" }
 }
 
@@ -70,7 +73,8 @@ pub(super) async fn list(
     let (mut status, headers, mut text) = session.get(&url, accept()).await?;
     let challenge = headers.get(header::WWW_AUTHENTICATE).and_then(|v| v.to_str().ok());
     if status == StatusCode::UNAUTHORIZED
-        && let Some(challenge) = challenge.filter(|c| c.get(..7).is_some_and(|begin| begin.eq_ignore_ascii_case("bearer ")))
+        && let Some(challenge) =
+            challenge.filter(|c| c.get(..7).is_some_and(|begin| begin.eq_ignore_ascii_case("bearer ")))
     {
         let token = token(web, challenge, repository, user, registry).await?;
         session = web.session(host, Some(token));
@@ -79,10 +83,14 @@ pub(super) async fn list(
     match status {
         StatusCode::OK => {}
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-            return Err(StoreError::Denied { what: format!("{registry} answered {status} for {repository}") });
+            return Err(StoreError::Denied {
+                what: format!("{registry} answered {status} for {repository}"),
+            });
         }
         StatusCode::NOT_FOUND => {
-            return Err(StoreError::Missing { what: format!("{registry} has no {repository} under {reference}") });
+            return Err(StoreError::Missing {
+                what: format!("{registry} has no {repository} under {reference}"),
+            });
         }
         status => return Err(StoreError::Unreachable { problem: format!("{registry} answered {status}") }),
     }
@@ -99,16 +107,25 @@ pub(super) async fn list(
         let what = "its layers have no titles: it is no artifact with a layer for each file (make one with `oras push`)";
         return Err(StoreError::Missing { what: what.to_owned() });
     }
-    let files = needed(|name| manifest.layers.iter().find(|l| l.annotations.get(TITLE).is_some_and(|t| t == name)))?
-        .into_iter()
-        .map(|(name, layer)| {
-            let sha256 = layer.digest.strip_prefix("sha256:").filter(|d| d.len() == 64 && d.bytes().all(|b| b.is_ascii_hexdigit()));
-            let sha256 = sha256.map(str::to_ascii_lowercase).ok_or_else(|| StoreError::Unreachable {
-                problem: format!("{registry} names {name} by another digest than SHA-256"),
-            })?;
-            Ok(Listed { name, location: Path::from(layer.digest.as_str()), bytes: Some(layer.size), sha256: Some(sha256) })
-        })
-        .collect::<Result<_, StoreError>>()?;
+    let files =
+        needed(|name| manifest.layers.iter().find(|l| l.annotations.get(TITLE).is_some_and(|t| t == name)))?
+            .into_iter()
+            .map(|(name, layer)| {
+                let sha256 = layer
+                    .digest
+                    .strip_prefix("sha256:")
+                    .filter(|d| d.len() == 64 && d.bytes().all(|b| b.is_ascii_hexdigit()));
+                let sha256 = sha256.map(str::to_ascii_lowercase).ok_or_else(|| StoreError::Unreachable {
+                    problem: format!("{registry} names {name} by another digest than SHA-256"),
+                })?;
+                Ok(Listed {
+                    name,
+                    location: Path::from(layer.digest.as_str()),
+                    bytes: Some(layer.size),
+                    sha256: Some(sha256),
+                })
+            })
+            .collect::<Result<_, StoreError>>()?;
     Ok(Listing { store: folder(&format!("{base}/blobs"), session)?, files })
 }
 
@@ -120,13 +137,16 @@ async fn token(
     user: Option<HeaderValue>,
     registry: &str,
 ) -> Result<HeaderValue, StoreError> {
-    let unreadable = || StoreError::Unreachable { problem: format!("{registry} asks for a token and does not say how to get one") };
+    let unreadable = || StoreError::Unreachable {
+        problem: format!("{registry} asks for a token and does not say how to get one"),
+    };
     let realm = parameter(challenge, "realm").ok_or_else(unreadable)?;
     let uri: http::Uri = realm.parse().map_err(|_| unreadable())?;
     let authority = uri.authority().ok_or_else(unreadable)?;
     // A password goes over TLS, or nowhere but to this machine.
     let private = uri.scheme_str() == Some("https") || scheme(authority.as_str()) == "http";
-    let scope = parameter(challenge, "scope").map_or_else(|| format!("repository:{repository}:pull"), str::to_owned);
+    let scope =
+        parameter(challenge, "scope").map_or_else(|| format!("repository:{repository}:pull"), str::to_owned);
     let mut url = format!("{realm}{}scope={}", if realm.contains('?') { '&' } else { '?' }, escaped(&scope));
     if let Some(service) = parameter(challenge, "service") {
         url = format!("{url}&service={}", escaped(service));
@@ -134,7 +154,9 @@ async fn token(
     let session = web.session(authority.as_str(), user.filter(|_| private));
     let (status, _, text) = session.get(&url, HeaderMap::new()).await?;
     if !status.is_success() {
-        return Err(StoreError::Denied { what: format!("{registry} gives no token for {repository} ({status})") });
+        return Err(StoreError::Denied {
+            what: format!("{registry} gives no token for {repository} ({status})"),
+        });
     }
     let token: Token = serde_json::from_slice(&text).map_err(|_| unreadable())?;
     HeaderValue::from_str(&format!("Bearer {}", token.token)).map_err(|_| unreadable())
@@ -146,7 +168,8 @@ mod tests {
 
     #[test]
     fn challenges_are_read() {
-        let challenge = r#"Bearer realm="https://auth.acme/token",service="r.acme",scope="repository:a/b:pull""#;
+        let challenge =
+            r#"Bearer realm="https://auth.acme/token",service="r.acme",scope="repository:a/b:pull""#;
         assert_eq!(parameter(challenge, "realm"), Some("https://auth.acme/token"));
         assert_eq!(parameter(challenge, "scope"), Some("repository:a/b:pull"));
         assert_eq!(parameter(challenge, "error"), None);
@@ -155,7 +178,12 @@ mod tests {
 
     #[test]
     fn only_this_machine_speaks_plain_http() {
-        for (registry, wanted) in [("localhost:5000", "http"), ("127.0.0.1:1", "http"), ("r.acme", "https"), ("10.0.0.1:5000", "https")] {
+        for (registry, wanted) in [
+            ("localhost:5000", "http"),
+            ("127.0.0.1:1", "http"),
+            ("r.acme", "https"),
+            ("10.0.0.1:5000", "https"),
+        ] {
             assert_eq!(scheme(registry), wanted, "{registry}");
         }
     }

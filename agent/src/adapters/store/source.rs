@@ -72,7 +72,10 @@ impl Source {
         let bad = |problem, remedy| Err(BadSource { problem, remedy });
         let Some((scheme, rest)) = text.split_once("://") else { return bad("has no scheme", FORMS) };
         if rest.contains(['?', '#']) || rest.chars().any(|c| c.is_control() || c.is_whitespace()) {
-            return bad("has a query, a fragment or white space", "name a folder; credentials come from a Secret");
+            return bad(
+                "has a query, a fragment or white space",
+                "name a folder; credentials come from a Secret",
+            );
         }
         let host = rest.split('/').next().unwrap_or_default();
         let names_a_user = scheme.starts_with("http") || scheme == "oci" || scheme == "s3";
@@ -110,7 +113,8 @@ impl Source {
                 Ok(Self::Http { folder: format!("{scheme}://{}", rest.trim_end_matches('/')) })
             }
             "oci" => {
-                let Some((registry, image)) = path.split_once('/').filter(|(r, i)| !r.is_empty() && !i.is_empty())
+                let Some((registry, image)) =
+                    path.split_once('/').filter(|(r, i)| !r.is_empty() && !i.is_empty())
                 else {
                     return bad("names no registry and repository", "use oci://registry/repo:tag");
                 };

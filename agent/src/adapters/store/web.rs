@@ -15,7 +15,8 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use object_store::ClientOptions;
 use object_store::client::{
-    HttpClient, HttpError, HttpErrorKind, HttpRequest, HttpRequestBody, HttpResponse, HttpResponseBody, HttpService,
+    HttpClient, HttpError, HttpErrorKind, HttpRequest, HttpRequestBody, HttpResponse, HttpResponseBody,
+    HttpService,
 };
 
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
@@ -33,7 +34,9 @@ pub(super) enum WebError {
     Unreachable { host: String, problem: String },
     #[error("{host} did not answer within {} s", ANSWER_WITHIN.as_secs())]
     Silent { host: String },
-    #[error("{host} is no host that adapters may come from; have the operator add it to the agents' --adapter-host")]
+    #[error(
+        "{host} is no host that adapters may come from; have the operator add it to the agents' --adapter-host"
+    )]
     Host { host: String },
     #[error("{host} redirects without end, or to where nobody may follow")]
     Redirects { host: String },
@@ -49,7 +52,8 @@ pub struct Hosts(pub Vec<String>);
 impl Hosts {
     /// Whether a host (without its port) is one of them.
     pub fn allow(&self, host: &str) -> bool {
-        let host = host.trim_start_matches('[').trim_end_matches(']').trim_end_matches('.').to_ascii_lowercase();
+        let host =
+            host.trim_start_matches('[').trim_end_matches(']').trim_end_matches('.').to_ascii_lowercase();
         if self.0.is_empty() {
             let own_link = match host.parse::<IpAddr>() {
                 Ok(IpAddr::V4(ip)) => ip.is_link_local(),
@@ -129,7 +133,10 @@ fn redirected(from: &Uri, location: &HeaderValue) -> Option<Uri> {
 }
 
 impl Session {
-    async fn exchange(&self, request: HttpRequest) -> Result<http::Response<hyper::body::Incoming>, WebError> {
+    async fn exchange(
+        &self,
+        request: HttpRequest,
+    ) -> Result<http::Response<hyper::body::Incoming>, WebError> {
         let (parts, body) = request.into_parts();
         let (method, headers, mut uri) = (parts.method, parts.headers, parts.uri);
         let mut body = Some(body);
@@ -142,7 +149,9 @@ impl Session {
             *request.method_mut() = method.clone();
             *request.uri_mut() = uri.clone();
             *request.headers_mut() = headers.clone();
-            if let Some((_, value)) = self.shown.as_ref().filter(|(to, _)| Some(to.as_str()) == authority(&uri)) {
+            if let Some((_, value)) =
+                self.shown.as_ref().filter(|(to, _)| Some(to.as_str()) == authority(&uri))
+            {
                 request.headers_mut().insert(header::AUTHORIZATION, value.clone());
             }
             let answer = tokio::time::timeout(ANSWER_WITHIN, self.web.client.request(request)).await;
@@ -150,7 +159,10 @@ impl Session {
                 .map_err(|_| WebError::Silent { host: host.clone() })?
                 .map_err(|e| WebError::Unreachable { host: host.clone(), problem: causes(&e) })?;
             let follows = !self.free && (method == Method::GET || method == Method::HEAD);
-            let location = answer.headers().get(header::LOCATION).filter(|_| follows && answer.status().is_redirection());
+            let location = answer
+                .headers()
+                .get(header::LOCATION)
+                .filter(|_| follows && answer.status().is_redirection());
             let Some(location) = location else { return Ok(answer) };
             uri = redirected(&uri, location).ok_or(WebError::Redirects { host })?;
         }
@@ -158,11 +170,16 @@ impl Session {
     }
 
     /// A document: its status, headers and bytes.
-    pub(super) async fn get(&self, uri: &str, headers: HeaderMap) -> Result<(StatusCode, HeaderMap, Bytes), WebError> {
+    pub(super) async fn get(
+        &self,
+        uri: &str,
+        headers: HeaderMap,
+    ) -> Result<(StatusCode, HeaderMap, Bytes), WebError> {
         let whose = |uri: &Uri| uri.host().unwrap_or_default().to_owned();
-        let uri: Uri = uri
-            .parse()
-            .map_err(|_| WebError::Unreachable { host: "the host".to_owned(), problem: "it has no valid address".to_owned() })?;
+        let uri: Uri = uri.parse().map_err(|_| WebError::Unreachable {
+            host: "the host".to_owned(),
+            problem: "it has no valid address".to_owned(),
+        })?;
         let mut request = Request::new(HttpRequestBody::empty());
         *request.uri_mut() = uri.clone();
         *request.headers_mut() = headers;
@@ -198,7 +215,9 @@ impl HttpService for Session {
             let kind = match &e {
                 WebError::Unreachable { .. } => HttpErrorKind::Connect,
                 WebError::Silent { .. } => HttpErrorKind::Timeout,
-                WebError::Host { .. } | WebError::Redirects { .. } | WebError::TooLong { .. } => HttpErrorKind::Unknown,
+                WebError::Host { .. } | WebError::Redirects { .. } | WebError::TooLong { .. } => {
+                    HttpErrorKind::Unknown
+                }
             };
             HttpError::new(kind, e)
         })?;
