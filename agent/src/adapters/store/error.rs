@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use http::StatusCode;
+
 use super::check::BadFiles;
 use super::disk::NoRoom;
 use super::source::BadSource;
@@ -109,6 +111,19 @@ impl StoreError {
                 _ => error.to_string(),
             };
             Self::Io { action, path, problem }
+        }
+    }
+
+    /// What the status of an answer says: `who` was asked for `what`.
+    pub(super) fn of_answer(status: StatusCode, who: &str, what: &str) -> Result<(), Self> {
+        match status {
+            StatusCode::OK => Ok(()),
+            // Some say so of what does not exist, too.
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+                Err(Self::Denied { what: format!("{who} answered {status} for {what}") })
+            }
+            StatusCode::NOT_FOUND => Err(Self::Missing { what: format!("{who} has no {what}") }),
+            status => Err(Self::Unreachable { problem: format!("{who} answered {status} for {what}") }),
         }
     }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use futures::TryStreamExt;
-use http::{HeaderMap, HeaderValue, StatusCode, Uri};
+use http::{HeaderMap, HeaderValue, Uri};
 use object_store::http::HttpBuilder;
 use object_store::path::Path;
 use object_store::{ClientOptions, ObjectStore, RetryConfig};
@@ -149,21 +149,7 @@ async fn hugging_face(
         format!("{endpoint}/api/models/{repository}/revision/{}?blobs=true", revision.replace('/', "%2F"));
     let json = (http::header::ACCEPT, HeaderValue::from_static("application/json"));
     let (status, _, text) = session.get(&url, HeaderMap::from_iter([json])).await?;
-    match status {
-        StatusCode::OK => {}
-        // It says so of what does not exist, too.
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-            return Err(StoreError::Denied {
-                what: format!("Hugging Face answered {status} for {repository}"),
-            });
-        }
-        StatusCode::NOT_FOUND => {
-            return Err(StoreError::Missing {
-                what: format!("Hugging Face has no {repository} at revision {revision}"),
-            });
-        }
-        status => return Err(StoreError::Unreachable { problem: format!("Hugging Face answered {status}") }),
-    }
+    StoreError::of_answer(status, "Hugging Face", &format!("{repository} at revision {revision}"))?;
     let found: Repository = serde_json::from_slice(&text).map_err(|_| StoreError::Unreachable {
         problem: "Hugging Face's answer is no list of files".to_owned(),
     })?;

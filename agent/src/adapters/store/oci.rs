@@ -80,20 +80,7 @@ pub(super) async fn list(
         session = web.session(host, Some(token));
         (status, _, text) = session.get(&url, accept()).await?;
     }
-    match status {
-        StatusCode::OK => {}
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-            return Err(StoreError::Denied {
-                what: format!("{registry} answered {status} for {repository}"),
-            });
-        }
-        StatusCode::NOT_FOUND => {
-            return Err(StoreError::Missing {
-                what: format!("{registry} has no {repository} under {reference}"),
-            });
-        }
-        status => return Err(StoreError::Unreachable { problem: format!("{registry} answered {status}") }),
-    }
+    StoreError::of_answer(status, registry, &format!("{repository} under {reference}"))?;
     if let Some(wanted) = reference.strip_prefix("sha256:") {
         let found = super::download::hex(ring::digest::digest(&ring::digest::SHA256, &text).as_ref());
         if found != wanted {
