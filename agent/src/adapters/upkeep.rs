@@ -52,6 +52,8 @@ struct Failure {
 struct Visit {
     /// Requests that wait for it.
     waiting: usize,
+    /// Since when one of them does.
+    since_ms: f64,
     last_ms: f64,
 }
 
@@ -177,7 +179,10 @@ impl Upkeep {
             return Arrival::Failed { again_in_ms };
         }
         let visit = self.visits.entry(name.to_owned()).or_default();
-        visit.waiting += usize::from(!again);
+        if !again {
+            visit.since_ms = if visit.waiting == 0 { now_ms } else { visit.since_ms };
+            visit.waiting += 1;
+        }
         visit.last_ms = now_ms;
         Arrival::Wait
     }
@@ -249,7 +254,13 @@ impl Upkeep {
             };
             wanted.others.keys().filter(here).count()
         };
-        if let Some((name, source)) = all.clone().find(|(name, _)| asked(name) && due(name)) {
+        // Who has waited longest, so that none waits for ever.
+        let since = |name: &str| visits.get(name).map_or(0.0, |visit| visit.since_ms);
+        let longest = all
+            .clone()
+            .filter(|(name, _)| asked(name) && due(name))
+            .min_by(|(a, _), (b, _)| since(a).total_cmp(&since(b)));
+        if let Some((name, source)) = longest {
             if visiting(name) < VISITORS {
                 return Some(load((name, source)));
             }
@@ -489,6 +500,21 @@ mod tests {
         upkeep.left("pun");
         assert_eq!(upkeep.next(&wanted(&["law"], &["ode"]), 1e9), None);
         assert_eq!(upkeep.next(&wanted(&["law"], &["ode"]), 1e9 + KEPT_MS), unload("pun"));
+    }
+
+    #[test]
+    fn of_those_who_wait_the_one_that_has_waited_longest_comes_next() {
+        let mut upkeep = Upkeep::default();
+        upkeep.found(of(&["law"]));
+        let all = wanted(&["law"], &["ode", "pun", "sql"]);
+        for (name, at) in [("sql", 0.0), ("ode", 1.0), ("sql", 2.0)] {
+            assert_eq!(upkeep.arrive(name, false, at), Arrival::Wait);
+        }
+        assert_eq!(upkeep.next(&all, 3.0), load("sql"));
+        upkeep.gave_up("sql");
+        assert_eq!(upkeep.next(&all, 3.0), load("sql"));
+        upkeep.gave_up("sql");
+        assert_eq!(upkeep.next(&all, 3.0), load("ode"));
     }
 
     #[test]
