@@ -394,7 +394,7 @@ fn engines_that_load_adapters_see_the_nodes_cache_and_the_volumes_that_hold_some
     // Nothing that is not needed.
     assert!(mounted(&build("vllm", all(), None), "/adapters").is_none());
     assert!(mounted(&build("vllm", vec![], Some("/var/lib/adapters")), "/adapters").is_none());
-    assert!(mounted(&build("llamacpp", all(), Some("/var/lib/adapters")), "/adapters").is_none());
+    assert!(mounted(&build("sglang", all(), Some("/var/lib/adapters")), "/adapters").is_none());
 }
 
 #[test]
