@@ -9,6 +9,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::adapters::store::{Store, StoreError};
 use crate::config::{AgentConfig, Clients};
 use crate::proxy::handler::Proxy;
 use crate::proxy::lanes::Lanes;
@@ -42,6 +43,9 @@ pub enum StartError {
     /// No threads to serve requests on.
     #[error("cannot start the threads that serve requests: {0}; allow more threads, or ask for fewer")]
     Threads(#[source] std::io::Error),
+    /// The cache of adapters cannot be opened.
+    #[error("the cache of adapters cannot be used: {0}")]
+    Adapters(#[source] StoreError),
     /// A picker's clients are gateways of others.
     #[error("an agent for peers alone can be no endpoint picker; let a gateway listen for that")]
     PickerForPeers,
@@ -98,7 +102,16 @@ impl Agent {
         let door = Door::new(&config);
         // Microseconds since 1970: grows from start to start.
         let incarnation = jiff::Timestamp::now().as_microsecond().unsigned_abs();
-        let shared = Arc::new(Shared::new(config, advertised, incarnation));
+        let store = match &config.adapter_store {
+            None => None,
+            Some(settings) => Some(Arc::new(
+                Store::open(settings.clone(), &config.name, config.metrics.clone())
+                    .map_err(StartError::Adapters)?,
+            )),
+        };
+        let mut shared = Shared::new(config, advertised, incarnation);
+        shared.store = store;
+        let shared = Arc::new(shared);
         if let Some(dir) = &shared.config.state_dir {
             match persist::load(dir) {
                 Ok(Some((table, epoch))) => {

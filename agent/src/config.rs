@@ -8,6 +8,7 @@ use std::time::Duration;
 use plimsoll_fleet::NodeName;
 use plimsoll_proto::tls::{ClientTls, Mutual, Public};
 
+use crate::adapters::store::StoreConfig;
 use crate::metrics::AgentMetrics;
 
 /// How to run an agent. Durations are real time unless the name ends in `_ms` (model time).
@@ -43,6 +44,8 @@ pub struct AgentConfig {
     /// Threads of its own that it serves requests on (0: the runtime that it is started on, as one of several agents in a
     /// process would).
     pub serve_threads: usize,
+    /// The node's cache of adapters (`None`: engines fetch adapters themselves, those that they can).
+    pub adapter_store: Option<StoreConfig>,
     /// Metrics, registered by the caller.
     pub metrics: AgentMetrics,
 }
@@ -65,6 +68,7 @@ impl AgentConfig {
             clients: Clients::Everybody,
             tenant_weights: HashMap::new(),
             serve_threads: 0,
+            adapter_store: None,
             metrics: AgentMetrics::default(),
         }
     }

@@ -12,6 +12,9 @@
 
 use plimsoll_fleet::EngineKind;
 
+use crate::adapters::store::CLAIMS;
+use crate::adapters::store::source::Source;
+
 /// One kind of engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Driver {
@@ -92,8 +95,15 @@ impl Driver {
         if kind == EngineKind::Simulated {
             return Ok(source.to_owned());
         }
-        source.strip_prefix("hf://").map(str::to_owned).ok_or_else(|| {
-            format!("{source} can't be loaded yet; use a source such as hf://org/repo, which engines fetch themselves")
+        if let Ok(Source::Claim { claim, path }) = Source::parse(source) {
+            return Ok(format!("{CLAIMS}/{claim}/{path}").trim_end_matches('/').to_owned());
+        }
+        let own = source.strip_prefix("hf://").or_else(|| source.strip_prefix("file://"));
+        own.map(str::to_owned).ok_or_else(|| {
+            format!(
+                "engines cannot fetch {source} themselves; give agents a cache of adapters (agent.adapterCache in the chart), or use a source \
+                 such as hf://org/repo"
+            )
         })
     }
 

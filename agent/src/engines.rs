@@ -5,11 +5,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use plimsoll_fleet::ReplicaId;
-use plimsoll_fleet::telemetry::EngineReport;
+use plimsoll_fleet::telemetry::{AdapterState, EngineReport};
+use plimsoll_fleet::{AdapterRoute, ReplicaId};
 use tokio_util::sync::CancellationToken;
 
+use crate::adapters::store::key;
 use crate::adapters::tend;
+use crate::adapters::upkeep::Counts;
 use crate::driver::Driver;
 use crate::metrics::EngineLabels;
 use crate::proxy::upstream::Upstream;
@@ -195,6 +197,24 @@ fn observe(shared: &Shared, local: &LocalReplica, healthy: bool, scraped: scrape
     metrics.engine_up.get_or_create(&labels).set(i64::from(is_healthy == Some(true) && !stalled));
 }
 
+/// What is known of the adapters of an engine's pool: of those of which anything is.
+fn states(shared: &Shared, local: &LocalReplica) -> Vec<AdapterState> {
+    let adapters = local.engine.adapters.lock();
+    let state = |adapter: &AdapterRoute| {
+        let counts = adapters.counts(&adapter.served_name);
+        let on_disk = shared.store.as_ref().and_then(|s| s.size(&key(&adapter.source, &adapter.files)));
+        (counts != Counts::default() || on_disk.is_some()).then(|| AdapterState {
+            adapter: adapter.served_name.clone(),
+            bytes: on_disk,
+            load_ms: counts.load_ms,
+            on_disk: on_disk.is_some(),
+            hits: counts.hits,
+            misses: counts.misses,
+        })
+    };
+    local.pool.route.adapters.iter().filter_map(state).collect()
+}
+
 /// Reports of all local engines, and of drains asked for replicas that this agent does not know.
 ///
 /// `drained` is safe to act on: from the moment an engine drains, its agent refuses every new request, whatever route
@@ -223,6 +243,7 @@ pub(crate) fn reports(shared: &Shared) -> Vec<EngineReport> {
                 outstanding_tokens: local.engine.outstanding_tokens(),
                 adapters: held.unwrap_or(metrics.adapters),
                 adapter_failures,
+                adapter_states: states(shared, local),
                 drained: local.engine.draining()
                     && local.engine.counts() == (0, 0)
                     && empty_since.is_some_and(|since| now - since >= settle_ms),
@@ -241,6 +262,7 @@ pub(crate) fn reports(shared: &Shared) -> Vec<EngineReport> {
             outstanding_tokens: 0.0,
             adapters: Vec::new(),
             adapter_failures: Vec::new(),
+            adapter_states: Vec::new(),
             drained: true,
         });
     }

@@ -5,9 +5,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 use plimsoll_fleet::StepCoefficients;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot, watch};
 
 use crate::adapters::upkeep::Upkeep;
+use crate::adapters::visit::Using;
 use crate::admit::{Admission, Ask, Limits, Offer, Refusal, RefusalReason, Verdict};
 use crate::clock::Clock;
 use crate::hash::QuickMap;
@@ -28,6 +29,10 @@ pub(crate) struct LocalEngine {
     /// Marks of what it was sent.
     pub(crate) held: Mutex<Held>,
     pub(crate) adapters: Mutex<Upkeep>,
+    /// Rings when a request waits for an adapter, or its files have come.
+    pub(crate) adapter_asked: Notify,
+    /// Counts what may have changed for requests that wait for adapters.
+    pub(crate) adapters_moved: watch::Sender<u64>,
 }
 
 #[derive(Debug)]
@@ -50,6 +55,8 @@ impl LocalEngine {
             empty_since: Mutex::new(None),
             held: Mutex::new(Held::new(incarnation)),
             adapters: Mutex::default(),
+            adapter_asked: Notify::new(),
+            adapters_moved: watch::Sender::new(0),
         }
     }
 
@@ -119,9 +126,18 @@ pub(crate) struct Permit {
     replica: Arc<Replica>,
     clock: Clock,
     id: u64,
+    /// The adapter that it uses stays meanwhile.
+    using: Option<Using>,
 }
 
 impl Permit {
+    /// The same for a request that uses an adapter.
+    pub(crate) fn with(self, using: Option<Using>) -> Self {
+        let mut with = self;
+        with.using = using;
+        with
+    }
+
     /// Tokens of the answer were seen.
     pub(crate) fn produced(&self, tokens: f64) {
         let now = self.clock.now_ms();
@@ -164,7 +180,7 @@ pub(crate) async fn admit(
         return Err(Refusal { reason: RefusalReason::EngineDown, retry_after_ms: 1000.0 });
     }
     // Made first, so that whatever the admission grants is given back on every path.
-    let permit = Permit { engine: engine.clone(), replica: replica.clone(), clock, id: ask.id };
+    let permit = Permit { engine: engine.clone(), replica: replica.clone(), clock, id: ask.id, using: None };
     let verdict = {
         let mut gate = engine.gate.lock();
         let (offer, displaced) = gate.admission.offer(clock.now_ms(), ask);

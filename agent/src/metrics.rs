@@ -157,6 +157,12 @@ pub struct AgentMetrics {
     pub adapter_reward: Family<AdapterRewardLabels, Histogram, fn() -> Histogram>,
     /// Judgements by what became of them: `taken`, `unknown_answer`, `judged_before` or `invalid_body`.
     pub feedback: Family<ReasonLabels, Counter>,
+    /// Downloads of adapters into the node's cache, by what became of them: `ok`, `failed` or `busy` (refused: too many wait).
+    pub adapter_downloads: Family<ReasonLabels, Counter>,
+    /// Bytes that the node's cache of adapters takes.
+    pub adapter_cache_bytes: Family<AgentLabels, Gauge>,
+    /// Requests for adapters at this agent's engines, by how they found it: `held`, `loaded` (they waited for it) or `failed`.
+    pub adapter_requests: Family<ReasonLabels, Counter>,
     /// Requests at an engine.
     pub engine_running: Family<EngineLabels, Gauge>,
     /// Requests waiting here for an engine.
@@ -190,6 +196,9 @@ impl Default for AgentMetrics {
             adapter_choices: Family::default(),
             adapter_reward: Family::new_with_constructor(shares),
             feedback: Family::default(),
+            adapter_downloads: Family::default(),
+            adapter_cache_bytes: Family::default(),
+            adapter_requests: Family::default(),
             engine_running: Family::default(),
             engine_waiting: Family::default(),
             engine_up: Family::default(),
@@ -234,6 +243,21 @@ impl AgentMetrics {
             m.adapter_reward.clone(),
         );
         r.register("feedback", "Judgements of answers by what became of them", m.feedback.clone());
+        r.register(
+            "adapter_downloads",
+            "Downloads of adapters into the node's cache, by what became of them",
+            m.adapter_downloads.clone(),
+        );
+        r.register(
+            "adapter_cache_bytes",
+            "Bytes that the node's cache of adapters takes",
+            m.adapter_cache_bytes.clone(),
+        );
+        r.register(
+            "adapter_requests",
+            "Requests for adapters at this agent's engines, by how they found it",
+            m.adapter_requests.clone(),
+        );
         r.register("engine_running", "Requests at an engine", m.engine_running.clone());
         r.register("engine_waiting", "Requests waiting at the agent for an engine", m.engine_waiting.clone());
         r.register("engine_up", "1 if the engine answers and moves", m.engine_up.clone());

@@ -10,6 +10,7 @@ use plimsoll_fleet::{Endpoint, PoolId, ReplicaId, RouteTable};
 use tokio::sync::{Notify, watch};
 
 use crate::adapters::groups::Groups;
+use crate::adapters::store::Store;
 use crate::admit::task::TaskBook;
 use crate::clock::Clock;
 use crate::config::AgentConfig;
@@ -148,6 +149,8 @@ pub(crate) struct Shared {
     pub(crate) choices: ChoiceSeries,
     /// Groups of adapters, and what was learnt of them.
     pub(crate) groups: Mutex<Groups>,
+    /// The node's cache of adapters.
+    pub(crate) store: Option<Arc<Store>>,
     serial: AtomicU64,
     memories: Mutex<HashMap<PoolId, Arc<PoolMemory>>>,
     replicas: Mutex<HashMap<ReplicaId, Arc<Replica>>>,
@@ -196,6 +199,7 @@ impl Shared {
             tasks: Mutex::default(),
             choices: ChoiceSeries::default(),
             groups: Mutex::default(),
+            store: None,
             serial: AtomicU64::new(1),
             memories: Mutex::default(),
             replicas: Mutex::default(),

@@ -8,9 +8,11 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use plimsoll_agent::AgentHandle;
+use plimsoll_agent::adapters::store::{StoreConfig, key};
 use plimsoll_fleet::{AdapterRoute, EngineKind, ReplicaId, RouteTable};
 use plimsoll_simulator::engine_server::{EngineServer, EngineServerConfig};
 use serde_json::{Value, json};
+use support::hub::{Hub, weights};
 use support::*;
 
 const SPEED: f64 = 50.0;
@@ -28,6 +30,7 @@ fn adapter(name: &str, source: &str, placed: &[&str], held: &[&str]) -> AdapterR
         held: ids(held),
         group: None,
         load_ms: 27.0,
+        ..AdapterRoute::default()
     }
 }
 
@@ -40,10 +43,15 @@ struct World {
 
 impl World {
     async fn new() -> Self {
+        Self::with(None).await
+    }
+
+    /// With a cache of adapters on the node.
+    async fn with(store: Option<StoreConfig>) -> Self {
         let (a, step) = simulated_engine(fast).await;
         let (b, _) = simulated_engine(fast).await;
         let gateway = agent("gw", None, |c| c.time_scale = SPEED).await;
-        let node = agent("n1", Some("n1"), |c| c.time_scale = SPEED).await;
+        let node = agent("n1", Some("n1"), |c| (c.time_scale, c.adapter_store) = (SPEED, store)).await;
         Self { engines: [a, b], gateway, node, step }
     }
 
@@ -144,7 +152,8 @@ async fn what_an_engine_cannot_load_is_no_ones_fault_but_its_own() {
     assert_eq!(world.ask("sql").await.status, 200);
     let got = world.ask("gone").await;
     assert_eq!(got.status, 503, "{}", got.text);
-    assert!(got.message().contains("without the adapter"), "{}", got.message());
+    assert!(got.message().contains("\"gone\" is not loaded"), "{}", got.message());
+    assert_eq!(got.json()["error"]["code"], "adapter_not_loaded");
     assert!(!got.header("retry-after").is_empty());
     assert_eq!(world.ask("chat-model").await.status, 200);
 }
@@ -256,4 +265,95 @@ async fn what_is_wrong_with_a_groups_request_or_a_judgement_is_told() {
     let request = http::Request::get(format!("http://{}/v1/feedback", world.gateway.addr()));
     let wrong = send(request.body(Default::default()).unwrap()).await;
     assert_eq!((wrong.status, wrong.header("allow")), (405, "POST"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_names_an_adapter_that_is_placed_nowhere_has_it_loaded() {
+    let world = World::new().await;
+    let names = ["law", "ode", "pun", "sql"];
+    let routes = |version, held: &[(&str, &str)]| {
+        let adapters = names.iter().map(|name| {
+            let at: Vec<&str> = held.iter().filter(|(n, _)| n == name).map(|(_, at)| *at).collect();
+            let placed: &[&str] = if *name == "law" { &["chat-0", "chat-1"] } else { &[] };
+            adapter(name, &format!("hf://acme/{name}"), placed, if *name == "law" { placed } else { &at })
+        });
+        world.routes(version, adapters.collect());
+    };
+    routes(1, &[]);
+    world.until_held(0, &["law"]).await;
+    world.until_held(1, &["law"]).await;
+    // However many ask at once: one load, and all are answered where it is.
+    let asks = (0..6).map(|_| world.ask("ode"));
+    let all = futures::future::join_all(asks).await;
+    let host = all[0].header("x-plimsoll-replica").to_owned();
+    for got in &all {
+        assert_eq!((got.status, got.header("x-plimsoll-replica")), (200, host.as_str()), "{}", got.text);
+        assert_eq!(got.json()["model"], "ode");
+    }
+    let engine = usize::from(host == "chat-1");
+    world.until_held(engine, &["law", "ode"]).await;
+    let report = || world.node.engines().into_iter().find(|e| e.replica.as_str() == host).unwrap();
+    let state = report().adapter_states.into_iter().find(|s| s.adapter == "ode").unwrap();
+    assert!(state.load_ms.is_some() && state.misses >= 1 && state.hits + state.misses == 6, "{state:?}");
+    // Now that the routes know, it is found; another takes its place once nobody uses it.
+    routes(2, &[("ode", &host)]);
+    assert_eq!(world.ask("ode").await.status, 200);
+    for name in ["pun", "sql", "ode", "pun"] {
+        let got = world.ask(name).await;
+        assert_eq!(got.status, 200, "{name}: {}", got.text);
+        for engine in 0..2 {
+            let held = world.held(engine).await;
+            assert!(held.contains("law") && held.len() <= 2, "{held:?}");
+        }
+    }
+    let unknown = world.ask("poetry").await;
+    assert_eq!(unknown.status, 404);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn engines_load_what_the_node_has_fetched_and_checked() {
+    let (hub, dir) = (Hub::start().await, tempfile::tempdir().unwrap());
+    let mut store = StoreConfig::new(dir.path(), 1 << 20);
+    store.engine_dir = "/in-the-engine".into();
+    let world = World::with(Some(store)).await;
+    let file = weights(8, 64, 1);
+    hub.put_adapter("/law", &file);
+    hub.put_adapter("/large", &weights(64, 64, 1));
+    hub.put_adapter("/cut", &file[..file.len() - 1]);
+    let both = ["chat-0", "chat-1"];
+    let from = |name: &str| format!("http://{}/{name}", hub.addr);
+    let of = |name: &str, held: &[&str]| {
+        let mut route = adapter(name, &from(name), &both, held);
+        (route.files.rank, route.files.hidden, route.files.layers) = (8, 64, 1);
+        route
+    };
+    world.routes(1, vec![of("cut", &[]), of("large", &[]), of("law", &both), of("none", &[])]);
+    world.until_held(0, &["law"]).await;
+    world.until_held(1, &["law"]).await;
+    assert_eq!(world.ask("law").await.status, 200);
+    // The engine was told where it is for engines; for both it was fetched once.
+    let request = http::Request::get(format!("http://{}/v1/models", world.engines[0].addr()));
+    let list = send(request.body(Default::default()).unwrap()).await.json();
+    let law = list["data"].as_array().unwrap().iter().find(|m| m["id"] == "law").unwrap();
+    let name = key(&from("law"), &adapter_files());
+    assert_eq!(law["root"], format!("/in-the-engine/adapters/{name}"));
+    let fetched = hub.log().iter().filter(|l| l.starts_with("GET /law/adapter_model")).count();
+    assert_eq!(fetched, 1);
+    let failures = || world.node.engines().remove(0).adapter_failures;
+    until("all failures are told", || failures().len() == 3).await;
+    for (name, why) in [("cut", "cut off"), ("large", "set spec.rank to 64"), ("none", "correct spec.source")]
+    {
+        let (_, told) = failures().into_iter().find(|(n, _)| n == name).unwrap();
+        assert!(told.contains(why), "{name}: {told}");
+        let got = world.ask(name).await;
+        assert_eq!((got.status, got.json()["error"]["code"].clone()), (503, json!("adapter_not_loaded")));
+    }
+    let state =
+        world.node.engines().remove(0).adapter_states.into_iter().find(|s| s.adapter == "law").unwrap();
+    assert!(state.on_disk && state.bytes.is_some_and(|b| b > file.len() as u64), "{state:?}");
+    assert_eq!(world.ask("chat-model").await.status, 200);
+}
+
+fn adapter_files() -> plimsoll_fleet::AdapterFiles {
+    plimsoll_fleet::AdapterFiles { rank: 8, hidden: 64, layers: 1, ..Default::default() }
 }

@@ -25,7 +25,7 @@ pub use accelerator_class::{AcceleratorClass, AcceleratorClassSpec, AcceleratorC
 pub use budget::{Budget, BudgetSpec, BudgetStatus};
 pub use fleet_plan::{FleetPlan, FleetPlanSpec};
 pub use invalid::InvalidField;
-pub use lora_adapter::{LoraAdapter, LoraAdapterSpec, LoraAdapterStatus};
+pub use lora_adapter::{AdapterPlace, LoraAdapter, LoraAdapterSpec, LoraAdapterStatus};
 pub use manifests::{accelerator_manifests, all, all_yaml};
 pub use model_pool::{ModelPool, ModelPoolSpec, ModelPoolStatus};
 pub use tenant::{Tenant, TenantSpec, TenantStatus};

@@ -50,9 +50,13 @@ pub struct LoraAdapterSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253), regex(pattern = r"^[A-Za-z0-9][A-Za-z0-9._:/-]*$"))]
     pub adapter_group: Option<String>,
-    /// Where the adapter's weights are: `hf://`, `s3://`, `oci://` or `pvc://`.
-    #[schemars(length(max = 1024), regex(pattern = r"^(hf|s3|oci|pvc)://.+$"))]
+    /// Where the adapter's files are: `hf://`, `s3://`, `oci://`, `https://`, `http://`, `pvc://` or `file://`.
+    #[schemars(length(max = 1024), regex(pattern = r"^(hf|s3|oci|https?|pvc|file)://.+$"))]
     pub source: String,
+    /// SHA-256 that the file of its weights must have, in lower-case hexadecimals. Left out: what the source itself says is checked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64), regex(pattern = r"^[0-9a-f]{64}$"))]
+    pub sha256: Option<String>,
     /// LoRA rank.
     #[serde(default = "default_rank")]
     #[schemars(range(min = 1, max = 1024))]
@@ -100,6 +104,28 @@ pub struct LoraAdapterStatus {
     /// Number of replicas that hold it.
     #[serde(default)]
     pub resident_replicas: i32,
+    /// Bytes of its files, as measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size_bytes: Option<i64>,
+    /// Of the requests that asked for it, those that found it loaded, in whole percent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hit_percent: Option<i32>,
+    /// Where it is.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub places: Vec<AdapterPlace>,
+}
+
+/// A replica that an adapter is at.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Default)]
+#[serde(rename_all = "camelCase")]
+pub struct AdapterPlace {
+    /// Replica.
+    pub replica: String,
+    /// Engine: its engine holds it; Disk: its files are in the cache of its node.
+    pub tier: String,
+    /// What its last load took, its download left out, milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub load_ms: Option<i64>,
 }
 
 impl LoraAdapter {
@@ -124,7 +150,7 @@ impl LoraAdapter {
                 None
             }
         };
-        if !["hf://", "s3://", "oci://", "pvc://"]
+        if !["hf://", "s3://", "oci://", "https://", "http://", "pvc://", "file://"]
             .iter()
             .any(|s| spec.source.strip_prefix(s).is_some_and(|r| !r.is_empty()))
         {
@@ -132,7 +158,17 @@ impl LoraAdapter {
                 "spec.source",
                 &spec.source,
                 "is not a source",
-                "use hf://org/repo, s3://bucket/path, oci://registry/repo:tag or pvc://claim/path",
+                "use hf://org/repo, s3://bucket/path, oci://registry/repo:tag, https://host/folder or pvc://claim/path",
+            );
+        }
+        if let Some(digest) = &spec.sha256
+            && !(digest.len() == 64 && digest.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')))
+        {
+            check.invalid(
+                "spec.sha256",
+                digest,
+                "is not a SHA-256",
+                "give 64 lower-case hexadecimals, as sha256sum prints them, or leave it out",
             );
         }
         let rank = check.count("spec.rank", i64::from(spec.rank), 1, 1024);
@@ -156,6 +192,7 @@ impl LoraAdapter {
             base_pool,
             group: spec.adapter_group.clone(),
             source: spec.source.clone(),
+            sha256: spec.sha256.clone(),
             rank,
             size_bytes,
             expected_rps: spec.demand.rps,

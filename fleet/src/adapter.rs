@@ -25,6 +25,9 @@ pub struct Adapter {
     pub group: Option<String>,
     /// Where the adapter's weights are.
     pub source: String,
+    /// SHA-256 that its weights' file must have, in lower-case hexadecimals (`None`: any).
+    #[serde(default)]
+    pub sha256: Option<String>,
     /// LoRA rank.
     pub rank: u32,
     /// Size in memory (`None` until measured).
@@ -99,6 +102,7 @@ mod tests {
             base_pool: "default/chat".parse().unwrap(),
             group: None,
             source: "hf://org/a".to_owned(),
+            sha256: None,
             rank: *rank,
             size_bytes: None,
             expected_rps: 0.5,

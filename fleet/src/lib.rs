@@ -39,7 +39,7 @@ pub use model::{Attention, ModelArchitecture, Moe, RecurrentState, SlidingWindow
 pub use plan::{Plan, PoolPlan, ReplicaAssignment};
 pub use pool::{EngineKind, EngineSpec, ModelPool};
 pub use route::{
-    AdapterRoute, Endpoint, HandOver, HandOverProtocol, PoolRoute, RouteTable, StepCoefficients,
+    AdapterFiles, AdapterRoute, Endpoint, HandOver, HandOverProtocol, PoolRoute, RouteTable, StepCoefficients,
 };
 pub use shape::{Role, Shape};
 pub use slo::{Objective, Percentile, Slo, SloClass};

@@ -170,7 +170,7 @@ pub struct PoolRoute {
 }
 
 /// A LoRA adapter, as routers and the agents beside its engines see it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct AdapterRoute {
     /// The model name in requests, and the name that engines know it by.
     pub served_name: String,
@@ -186,6 +186,22 @@ pub struct AdapterRoute {
     /// How long an engine takes to load it, estimated, ms.
     #[serde(default)]
     pub load_ms: f64,
+    /// What its files must be.
+    #[serde(default)]
+    pub files: AdapterFiles,
+}
+
+/// What the files of an adapter must be, so that engines started for its pool can use them. What is zero or empty is not checked.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct AdapterFiles {
+    /// Rank that its resource says.
+    pub rank: u32,
+    /// Digest of its weights' file, in lower-case hexadecimals.
+    pub sha256: String,
+    /// Hidden width of the base model.
+    pub hidden: u32,
+    /// Layers of the base model.
+    pub layers: u32,
 }
 
 impl PoolRoute {

@@ -178,8 +178,28 @@ pub struct EngineReport {
     pub adapters: Vec<String>,
     /// Adapters that it is to hold and could not load, and why.
     pub adapter_failures: Vec<(String, String)>,
+    /// What its agent knows of adapters beyond that, in order of name.
+    #[serde(default)]
+    pub adapter_states: Vec<AdapterState>,
     /// A drain was asked for and every request it had is finished.
     pub drained: bool,
+}
+
+/// What an agent knows of an adapter at one engine.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct AdapterState {
+    /// Served name.
+    pub adapter: String,
+    /// Bytes of its files, where they were measured.
+    pub bytes: Option<u64>,
+    /// What its last load took, its download left out, ms.
+    pub load_ms: Option<u64>,
+    /// Its files are in the node's cache.
+    pub on_disk: bool,
+    /// Requests for it that found it loaded, since the agent started.
+    pub hits: u64,
+    /// Those that had to wait for a load, or in vain.
+    pub misses: u64,
 }
 
 /// One report of one agent.

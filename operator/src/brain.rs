@@ -97,6 +97,14 @@ pub struct AdapterObservation {
     pub held: BTreeSet<ReplicaId>,
     /// Why one could not load it (empty: none failed).
     pub failure: String,
+    /// Bytes of its files, where they were measured.
+    pub bytes: Option<u64>,
+    /// Requests that found it loaded.
+    pub hits: u64,
+    /// Requests that did not.
+    pub misses: u64,
+    /// By replica: whether its engine holds it, else the node's cache does; and what its last load took, ms.
+    pub places: BTreeMap<ReplicaId, (bool, Option<u64>)>,
 }
 
 /// One message from the scheduler.

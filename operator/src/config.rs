@@ -76,6 +76,8 @@ pub struct OperatorConfig {
     pub inference_pools: Option<InferencePools>,
     /// Who makes the pods of replicas over several nodes.
     pub groups: Groups,
+    /// Folder of nodes that agents keep adapters in, for engines that load them (`None`: engines fetch adapters themselves).
+    pub adapter_cache: Option<String>,
 }
 
 impl Default for OperatorConfig {
@@ -97,6 +99,7 @@ impl Default for OperatorConfig {
             finalizers: true,
             inference_pools: None,
             groups: Groups::default(),
+            adapter_cache: None,
         }
     }
 }

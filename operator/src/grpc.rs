@@ -158,6 +158,14 @@ fn observations(o: v1::Observations) -> Observations {
                     placed: replica_ids(a.placed),
                     held: replica_ids(a.held),
                     failure: a.failure,
+                    bytes: a.bytes,
+                    hits: a.hits,
+                    misses: a.misses,
+                    places: a
+                        .places
+                        .into_iter()
+                        .filter_map(|p| Some((ReplicaId::new(p.replica).ok()?, (p.in_engine, p.load_ms))))
+                        .collect(),
                 };
                 (a.served_name, seen)
             })

@@ -81,6 +81,11 @@ impl Validated {
         self.accelerators.iter().filter_map(|j| j.verdict.as_ref().ok())
     }
 
+    /// The accepted adapters of a pool.
+    pub fn adapters_of<'a>(&'a self, pool: &'a PoolId) -> impl Iterator<Item = &'a fleet::Adapter> {
+        self.adapters.iter().filter_map(|j| j.verdict.as_ref().ok()).filter(move |a| &a.base_pool == pool)
+    }
+
     /// The room for adapters that engines of a pool are started with now.
     pub fn adapter_room(&self, pool: &PoolId) -> fleet::AdapterRoom {
         self.adapter_rooms.get(pool).copied().unwrap_or_default()

@@ -12,6 +12,7 @@ use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::resource::v1::{ResourceClaim, ResourceSlice};
 use plimsoll_crds::AcceleratorClass;
 use plimsoll_fleet::Role;
+use plimsoll_operator::OperatorConfig;
 use plimsoll_operator::build::{Action, queue};
 use plimsoll_operator::devices::DynamicResources;
 use plimsoll_operator::disruption::{self, Step};
@@ -357,6 +358,43 @@ fn weights_are_cached_where_the_pool_says() {
         assert_eq!(hf_home(&pod), "/shared-cache/huggingface");
         assert_eq!(home(&pod).0["emptyDir"], json!({}));
     }
+}
+
+#[test]
+fn engines_that_load_adapters_see_the_nodes_cache_and_the_volumes_that_hold_some() {
+    let adapter = |name: &str, source: &str| {
+        let spec = plimsoll_crds::LoraAdapterSpec {
+            base_pool: "chat".into(),
+            source: source.into(),
+            rank: 8,
+            ..Default::default()
+        };
+        let mut adapter = plimsoll_crds::LoraAdapter::new(name, spec);
+        adapter.metadata.namespace = Some("default".into());
+        adapter
+    };
+    let build = |kind: &str, adapters: Vec<plimsoll_crds::LoraAdapter>, cache: Option<&str>| {
+        let spec = CHAT.replace("slo:", &format!("engine: {{kind: {kind}}}, slo:"));
+        let mut world = world(vec![pool("chat", &spec)]);
+        world.adapters = adapters;
+        let config = OperatorConfig { adapter_cache: cache.map(str::to_owned), ..OperatorConfig::default() };
+        let plan = plan(7, &world.pools[0], vec![assignment("chat-1", "gpu-1")]);
+        let prepared = decide_as(&config, &world, Some(&plan), &[], at(100), false);
+        serde_json::to_value(&pods(&prepared)[0]).unwrap()
+    };
+    let all =
+        || vec![adapter("a", "hf://acme/a"), adapter("b", "pvc://shelf/b"), adapter("c", "pvc://shelf/c")];
+    let pod = build("vllm", all(), Some("/var/lib/adapters"));
+    let (cache, writable) = mounted(&pod, "/adapters").unwrap();
+    assert_eq!(cache["hostPath"], json!({"path": "/var/lib/adapters", "type": "Directory"}));
+    assert!(!writable);
+    let (claim, writable) = mounted(&pod, "/adapter-claims/shelf").unwrap();
+    assert_eq!(claim["persistentVolumeClaim"], json!({"claimName": "shelf", "readOnly": true}));
+    assert!(!writable);
+    // Nothing that is not needed.
+    assert!(mounted(&build("vllm", all(), None), "/adapters").is_none());
+    assert!(mounted(&build("vllm", vec![], Some("/var/lib/adapters")), "/adapters").is_none());
+    assert!(mounted(&build("sglang", all(), Some("/var/lib/adapters")), "/adapters").is_none());
 }
 
 #[test]

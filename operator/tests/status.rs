@@ -399,7 +399,12 @@ fn an_adapter_says_where_it_is_and_why_not_everywhere() {
     let judged = Judged { verdict: Ok(resource.to_fleet().unwrap()), resource };
     let ids = |names: &[&str]| names.iter().map(|n| ReplicaId::new(*n).unwrap()).collect();
     let seen = |placed: &[&str], held: &[&str], failure: &str| {
-        let seen = AdapterObservation { placed: ids(placed), held: ids(held), failure: failure.into() };
+        let seen = AdapterObservation {
+            placed: ids(placed),
+            held: ids(held),
+            failure: failure.into(),
+            ..Default::default()
+        };
         BTreeMap::from([("acme/sql".to_owned(), seen)])
     };
     let cases = [
@@ -416,4 +421,15 @@ fn an_adapter_says_where_it_is_and_why_not_everywhere() {
         assert!(loaded.message.contains(message), "{}", loaded.message);
         assert_eq!((status.resident_replicas, status.resident_on.len()), (resident, resident as usize));
     }
+    let mut measured = seen(&["a", "b"], &["a"], "");
+    let one = measured.get_mut("acme/sql").unwrap();
+    (one.bytes, one.hits, one.misses) = (Some(84_000_000), 97, 3);
+    one.places = [("a", (true, Some(120))), ("b", (false, None))]
+        .map(|(id, at)| (ReplicaId::new(id).unwrap(), at))
+        .into();
+    let status = adapter(&judged, &measured, at(0));
+    assert_eq!((status.size_bytes, status.hit_percent), (Some(84_000_000), Some(97)));
+    let places: Vec<_> =
+        status.places.iter().map(|p| (p.replica.as_str(), p.tier.as_str(), p.load_ms)).collect();
+    assert_eq!(places, [("a", "Engine", Some(120)), ("b", "Disk", None)]);
 }

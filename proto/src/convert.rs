@@ -317,6 +317,12 @@ impl From<&fleet::AdapterRoute> for v1::AdapterRoute {
             held: names(&a.held),
             group: a.group.clone().unwrap_or_default(),
             load_ms: a.load_ms,
+            files: Some(v1::AdapterFiles {
+                rank: a.files.rank,
+                sha256: a.files.sha256.clone(),
+                hidden: a.files.hidden,
+                layers: a.files.layers,
+            }),
         }
     }
 }
@@ -336,6 +342,12 @@ impl TryFrom<v1::AdapterRoute> for fleet::AdapterRoute {
             held: ids("held", a.held)?,
             group: Some(a.group).filter(|group| !group.is_empty()),
             load_ms: finite("AdapterRoute", "load_ms", a.load_ms)?,
+            files: a.files.map_or_else(Default::default, |f| fleet::AdapterFiles {
+                rank: f.rank,
+                sha256: f.sha256,
+                hidden: f.hidden,
+                layers: f.layers,
+            }),
         })
     }
 }
@@ -587,6 +599,19 @@ impl From<&fleet::telemetry::EngineReport> for v1::EngineReport {
                 .iter()
                 .map(|(adapter, why)| v1::AdapterFailure { adapter: adapter.clone(), why: why.clone() })
                 .collect(),
+            adapter_states: e
+                .adapter_states
+                .iter()
+                .cloned()
+                .map(|s| v1::AdapterState {
+                    adapter: s.adapter,
+                    bytes: s.bytes,
+                    load_ms: s.load_ms,
+                    on_disk: s.on_disk,
+                    hits: s.hits,
+                    misses: s.misses,
+                })
+                .collect(),
         }
     }
 }
@@ -611,6 +636,18 @@ impl TryFrom<v1::EngineReport> for fleet::telemetry::EngineReport {
             adapters: e.adapters,
             drained: e.drained,
             adapter_failures: e.adapter_failures.into_iter().map(|f| (f.adapter, f.why)).collect(),
+            adapter_states: e
+                .adapter_states
+                .into_iter()
+                .map(|s| fleet::telemetry::AdapterState {
+                    adapter: s.adapter,
+                    bytes: s.bytes,
+                    load_ms: s.load_ms,
+                    on_disk: s.on_disk,
+                    hits: s.hits,
+                    misses: s.misses,
+                })
+                .collect(),
         })
     }
 }
@@ -714,6 +751,12 @@ mod tests {
                         held: vec![ReplicaId::new("r2").unwrap()],
                         group: Some("tasks".into()),
                         load_ms: 27.0,
+                        files: fleet::AdapterFiles {
+                            rank: 16,
+                            sha256: "ab".repeat(32),
+                            hidden: 4096,
+                            layers: 32,
+                        },
                     }],
                 })
                 .collect(),

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use plimsoll_engine::{LoraTargets, adapter_parameters};
 use plimsoll_fleet::{
-    Adapter, AdapterRoom, AdapterRoute, ClusterSnapshot, ModelArchitecture, PoolId, ReplicaId, Role,
-    RouteTable,
+    Adapter, AdapterFiles, AdapterRoom, AdapterRoute, ClusterSnapshot, ModelArchitecture, PoolId, ReplicaId,
+    Role, RouteTable,
 };
 use serde::{Deserialize, Serialize};
 
@@ -224,10 +224,11 @@ pub struct Needed {
 }
 
 /// The replicas that a pool's adapters need, each with room for `slots`: ⌈hot / (slots − pinned)⌉, so that what is pinned is everywhere and what
-/// is hot somewhere. Adapters that are seldom asked for share what room is left.
+/// is hot somewhere. Adapters that are seldom asked for share what room is left, and visit in one slot of each replica, kept for that, where there is none.
 pub fn needed<'a>(adapters: impl IntoIterator<Item = &'a Adapter>, room: AdapterRoom) -> Needed {
-    let (mut pinned, mut hot) = (0_u32, 0_u32);
+    let (mut pinned, mut hot, mut all) = (0_u32, 0_u32, 0_u32);
     for adapter in adapters.into_iter().filter(|a| room.fits(a.rank)) {
+        all += 1;
         if adapter.pinned {
             pinned += 1;
         } else if is_hot(adapter) {
@@ -238,7 +239,12 @@ pub fn needed<'a>(adapters: impl IntoIterator<Item = &'a Adapter>, room: Adapter
     let replicas = match (hot, free) {
         (0, _) => Some(pinned.min(1)),
         (_, 0) => None,
-        (hot, free) => Some(hot.div_ceil(free)),
+        (hot, free) => {
+            let replicas = hot.div_ceil(free);
+            // Where not all have a place, one slot of each replica is left for visitors.
+            let visited = all > room.slots.saturating_mul(replicas) && free > 1;
+            Some(if visited { hot.div_ceil(free - 1) } else { replicas })
+        }
     };
     Needed { pinned, hot, slots: room.slots, replicas }
 }
@@ -331,6 +337,17 @@ fn kept(seconds: f64) -> f64 {
     0.5f64.powf(seconds.max(0.0) / HALF_SECONDS)
 }
 
+/// Where not all of so many adapters have a place, one slot of each engine is left for those that have none: engines load them there while
+/// somebody asks.
+fn leave_room_for_visitors(holders: &mut BTreeMap<ReplicaId, Holder>, adapters: usize) {
+    let slots: usize = holders.values().map(|h| h.room.slots as usize).sum();
+    if adapters > slots {
+        for holder in holders.values_mut().filter(|h| h.room.slots > 1) {
+            holder.room.slots -= 1;
+        }
+    }
+}
+
 /// How fast weights come from a node's disk into an engine, bytes per millisecond (3 GB/s, one NVMe drive's reads).
 const LOAD_BYTES_PER_MS: f64 = 3e6;
 
@@ -369,7 +386,7 @@ pub fn route(
             .filter(|r| r.pool == pool.pool)
             .filter_map(|r| Some((&r.id, r.adapter_room?)))
             .collect();
-        let holders: BTreeMap<ReplicaId, Holder> = pool
+        let mut holders: BTreeMap<ReplicaId, Holder> = pool
             .endpoints
             .iter()
             .filter(|e| !e.draining && e.role == Role::Mixed && e.engine.loads_adapters())
@@ -379,6 +396,7 @@ pub fn route(
                 (e.replica.clone(), Holder { before: placed_before(&e.replica), room })
             })
             .collect();
+        leave_room_for_visitors(&mut holders, of_pool.len());
         let architecture = snapshot.pools.iter().find(|p| p.id == pool.pool).map(|p| &p.architecture);
         let wanted: Vec<Wanted<'_>> = of_pool
             .iter()
@@ -406,6 +424,12 @@ pub fn route(
                     .collect(),
                 group: a.group.clone(),
                 load_ms: load_ms(a, architecture),
+                files: AdapterFiles {
+                    rank: a.rank,
+                    sha256: a.sha256.clone().unwrap_or_default(),
+                    hidden: architecture.map_or(0, |base| base.hidden),
+                    layers: architecture.map_or(0, |base| base.layers),
+                },
             })
             .collect();
         pool.adapters.sort_by(|a, b| a.served_name.cmp(&b.served_name));
@@ -459,6 +483,7 @@ mod tests {
             base_pool: "default/chat".parse().unwrap(),
             group: None,
             source: "hf://acme/x".into(),
+            sha256: None,
             rank,
             size_bytes: None,
             expected_rps,
@@ -534,6 +559,18 @@ mod tests {
         let wanted = [("a", 9.0), ("b", 8.0), ("rare", 0.0)];
         let placed = place(&all_wanted(&wanted, &["rare"]), &holding(&empty(2), room(2, 8)));
         assert_eq!((copies(&placed, "rare"), copies(&placed, "a"), copies(&placed, "b")), (2, 1, 1));
+    }
+
+    #[test]
+    fn where_not_all_have_a_place_one_slot_is_left_for_those_without() {
+        let slots = |adapters, slots| {
+            let mut holders = holding(&empty(2), room(slots, 8));
+            leave_room_for_visitors(&mut holders, adapters);
+            holders.values().map(|h| h.room.slots).collect::<Vec<_>>()
+        };
+        assert_eq!(slots(16, 8), [8, 8]);
+        assert_eq!(slots(17, 8), [7, 7]);
+        assert_eq!(slots(3, 1), [1, 1], "a last slot is no visitor's");
     }
 
     #[test]

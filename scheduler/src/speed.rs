@@ -273,6 +273,7 @@ mod tests {
             outstanding_tokens: 0.0,
             adapters: Vec::new(),
             adapter_failures: Vec::new(),
+            adapter_states: Vec::new(),
             drained: false,
         }
     }

@@ -382,6 +382,7 @@ impl Ours {
             base_pool: pool.clone(),
             group: None,
             source: format!("hf://acme/{i}"),
+            sha256: None,
             rank: RANKS[i % RANKS.len()] as u32,
             size_bytes: Some(if heed_loads { RANKS[i % RANKS.len()] } else { 16.0 } * MB_PER_RANK * 1e6),
             expected_rps: 0.0,

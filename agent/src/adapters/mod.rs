@@ -14,7 +14,8 @@
 //! In the product the plan fills the slots: [`groups`] chooses among what engines hold and tells the scheduler what it would rather have, by
 //! the figures of a request in [`context`].
 //!
-//! Which of them engines hold is kept as the routes place them: [`upkeep`] says what to ask an engine next, by what it says that it holds.
+//! Which of them engines hold is kept as the routes place them, and as requests name them: [`upkeep`] says what to ask an engine next, by
+//! what it says that it holds. Their files come from a cache of the node's, where there is one: [`store`].
 //!
 //! No decision here reads a clock or draws at random: the same requests and rewards give the same choices. A choice among `n` adapters of
 //! contexts with `d` figures takes O(n·d²), a reward O(d²), an epoch's end O(n·(d³ + w·k)) for the `w` requests seen last and `k` slots.
@@ -25,7 +26,9 @@ pub mod eviction;
 pub mod groups;
 mod polar;
 pub mod residents;
+pub mod store;
 pub(crate) mod tend;
 pub mod upkeep;
+pub(crate) mod visit;
 
 pub use polar::{Adapter, Choice, Epochs, Moves, Placed, Polar, Rejected, Settings};

@@ -173,6 +173,8 @@ pub enum RefusalReason {
     UnknownReplica,
     /// The engine is down or stalled.
     EngineDown,
+    /// The adapter is not on the engine, and did not come in time or cannot be loaded.
+    Adapter,
 }
 
 impl RefusalReason {
@@ -185,6 +187,7 @@ impl RefusalReason {
             Self::Draining => "draining",
             Self::UnknownReplica => "unknown_replica",
             Self::EngineDown => "engine_down",
+            Self::Adapter => "adapter",
         }
     }
 
@@ -197,6 +200,7 @@ impl RefusalReason {
             Self::Draining,
             Self::UnknownReplica,
             Self::EngineDown,
+            Self::Adapter,
         ]
         .into_iter()
         .find(|r| r.as_str() == text)

@@ -216,6 +216,7 @@ mod tests {
             held: replica,
             group: group.map(str::to_owned),
             load_ms: 27.0,
+            ..Default::default()
         }
     }
 

@@ -18,10 +18,13 @@ use super::headers::{self as names, positive, text};
 use super::hop::Hop;
 use super::relay::{AnswerBody, Relay};
 use super::resumption::Resumption;
+use super::routing::ADAPTER_WAIT_MS;
 use super::upstream::{InBody, UpstreamError, Whom};
+use crate::adapters::visit::{self, Using};
 use crate::admit::lengths::LengthKey;
 use crate::admit::{Refusal, RefusalReason, Wish};
 use crate::body::{self, Api, Parsed};
+use crate::driver::Driver;
 use crate::local::{self, LocalEngine};
 use crate::openai::{ApiError, reshaped};
 use crate::replica::{Flight, Replica};
@@ -141,6 +144,7 @@ impl Proxy {
                 stage_in_ms: routed.stage_by_ms.map(|by| by - now),
                 most_output: routed.parsed.max_output.map(f64::from),
                 priority: Some(routed.priority),
+                adapter: routed.adapter.then(|| routed.parsed.model.clone()),
                 marks: residency::marks(&routed.parsed.prefix),
                 seen: None,
             },
@@ -312,6 +316,10 @@ impl Proxy {
         deadline_ms: Option<f64>,
     ) -> Result<local::Permit, Refusal> {
         let shared = &self.shared;
+        let using = match &hop.adapter {
+            None => None,
+            Some(name) => Some(self.reach_adapter(engine, endpoint, name, deadline_ms).await?),
+        };
         let now = shared.clock.now_ms();
         let wish = Wish {
             priority,
@@ -336,7 +344,38 @@ impl Proxy {
         if let Err(refusal) = &admitted {
             self.count_reason(&shared.config.metrics.refusals, refusal.reason.as_str());
         }
-        admitted
+        admitted.map(|permit| permit.with(using))
+    }
+
+    /// Waits for an adapter at an engine of this node, within the request's deadline.
+    async fn reach_adapter(
+        &self,
+        engine: &Arc<LocalEngine>,
+        endpoint: &Endpoint,
+        name: &str,
+        deadline_ms: Option<f64>,
+    ) -> Result<Using, Refusal> {
+        let shared = &self.shared;
+        let began = shared.clock.now_ms();
+        let until_ms = match deadline_ms {
+            // Engines that load nothing while they run hold what they were started with.
+            _ if Driver::of(endpoint.engine).adapter_paths().is_none() => began,
+            Some(deadline) => deadline,
+            None => began + ADAPTER_WAIT_MS,
+        };
+        let there = engine.adapters.lock().held().is_none_or(|held| held.contains(name));
+        let reached =
+            visit::reach(engine, name, shared.clock, until_ms, shared.config.limits.max_queue).await;
+        let how = match &reached {
+            Ok(_) if there => "held",
+            Ok(_) => "loaded",
+            Err(_) => "failed",
+        };
+        self.count_reason(&shared.config.metrics.adapter_requests, how);
+        if let Err(refusal) = &reached {
+            self.count_reason(&shared.config.metrics.refusals, refusal.reason.as_str());
+        }
+        reached
     }
 
     /// Sends a request and waits for the first byte of its answer, or for all of it if it does not stream.

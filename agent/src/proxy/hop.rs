@@ -24,6 +24,8 @@ pub(crate) struct Hop {
     pub(crate) most_output: Option<f64>,
     /// Its tier (`None`: that of the objective it names).
     pub(crate) priority: Option<i32>,
+    /// The adapter that it names.
+    pub(crate) adapter: Option<String>,
     /// Marks of its prompt.
     pub(crate) marks: Vec<u64>,
     /// How far the routing agent has followed the marks of what the engine was sent.
@@ -66,6 +68,10 @@ impl Hop {
         if let Some(priority) = self.priority {
             text.push_str(&format!(";priority={priority}"));
         }
+        if let Some(adapter) = &self.adapter {
+            text.push_str(";adapter=");
+            text.push_str(adapter);
+        }
         if !self.marks.is_empty() {
             text.push_str(";marks=");
             text.push_str(&to_text(&self.marks));
@@ -93,6 +99,7 @@ impl Hop {
             stage_in_ms: None,
             most_output: None,
             priority: None,
+            adapter: None,
             marks: Vec::new(),
             seen: None,
         };
@@ -113,6 +120,7 @@ impl Hop {
                 "stage" => hop.stage_in_ms = number,
                 "most" => hop.most_output = positive,
                 "priority" => hop.priority = value.parse().ok(),
+                "adapter" => hop.adapter = Some(value.to_owned()).filter(|name| !name.is_empty()),
                 "marks" => hop.marks = from_text(value, MOST_MARKS),
                 "seen" => hop.seen = Place::parse(value),
                 _ => {}
@@ -141,6 +149,7 @@ mod tests {
             stage_in_ms: Some(-4.0),
             most_output: Some(64.0),
             priority: Some(-2),
+            adapter: Some("acme/law:v1".to_owned()),
             marks: vec![1, (1 << 48) - 1],
             seen: Some(Place { life: 0xfeed, marks: 12 }),
         };

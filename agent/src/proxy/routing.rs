@@ -29,7 +29,7 @@ pub(super) const MOST_FAILURES: u32 = 3;
 const LOOP_DELAYS: Duration = Duration::from_secs(10);
 
 /// How long a request waits for an adapter that no replica holds, model ms.
-const ADAPTER_WAIT_MS: f64 = 10_000.0;
+pub(super) const ADAPTER_WAIT_MS: f64 = 10_000.0;
 
 impl Proxy {
     /// A request from a client: route it.
@@ -197,7 +197,10 @@ impl Proxy {
             account.pool = pool.clone();
             let class = account.class.clone();
             let request = request(&routed, &class, account.sizes(), &pool);
-            let choice = self.choose(&pool, &request);
+            let choice = match self.choose(&pool, &request) {
+                choice if choice.order.is_empty() => self.visit(&pool, &request).unwrap_or(choice),
+                choice => choice,
+            };
             let Some(first) = choice.order.first().copied() else {
                 if held.is_none() {
                     held = Held::begin(shared, &pool, &class);
@@ -281,7 +284,10 @@ impl Proxy {
                     Err(Missed::Refused(r)) => {
                         lasting |= matches!(
                             r.reason,
-                            RefusalReason::QueueFull | RefusalReason::Deadline | RefusalReason::Displaced
+                            RefusalReason::QueueFull
+                                | RefusalReason::Deadline
+                                | RefusalReason::Displaced
+                                | RefusalReason::Adapter
                         );
                         refusal = Some(r);
                     }
@@ -340,6 +346,18 @@ impl Proxy {
                 }
             });
         }
+    }
+
+    /// The replica that an adapter which nobody holds is to be loaded at for a request: one that is to hold it anyway, else the same for
+    /// all who ask.
+    fn visit(&self, pool: &Pool, request: &route::Request<'_>) -> Option<route::Choice> {
+        let name = request.adapter?;
+        let without = route::Request { adapter: None, ..*request };
+        pool.view.hosts(name).into_iter().find_map(|host| {
+            let host = &pool.view.route.endpoints[host].replica;
+            let choice = self.choose_among(pool, &without, |endpoint| endpoint.replica == *host);
+            (!choice.order.is_empty()).then_some(choice)
+        })
     }
 
     /// Chooses and takes note of it.
@@ -422,6 +440,15 @@ impl Proxy {
                 ),
                 after,
             ),
+            RefusalReason::Adapter => ApiError::server(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "adapter_not_loaded",
+                format!(
+                    "the adapter {model:?} is not loaded, and did not come in time or could not be; try again, or see the condition Loaded of its \
+                     LoraAdapter for why"
+                ),
+            )
+            .with_retry_after(after),
             RefusalReason::Draining | RefusalReason::UnknownReplica | RefusalReason::EngineDown => {
                 ApiError::server(
                     StatusCode::SERVICE_UNAVAILABLE,

@@ -15,7 +15,7 @@ mod pair;
 mod predict;
 pub mod residency;
 
-use plimsoll_fleet::{AdapterRoute, PoolRoute, ReplicaId, Role};
+use plimsoll_fleet::{AdapterRoute, Endpoint, PoolRoute, ReplicaId, Role};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use xxhash_rust::xxh3::xxh3_64;
@@ -104,7 +104,9 @@ impl PoolView {
         classes.dedup();
         let plans = classes.into_iter().map(|c| (c.to_owned(), ClassPlan::new(&route, c))).collect();
         let holding = |a: &AdapterRoute| {
-            let both = a.placed.iter().filter(|replica| a.held.contains(replica));
+            // What is placed nowhere is where it visits.
+            let to_keep = if a.placed.is_empty() { &a.held } else { &a.placed };
+            let both = to_keep.iter().filter(|replica| a.held.contains(replica));
             let index = |replica: &ReplicaId| by_key.get(&xxh3_64(replica.as_str().as_bytes())).copied();
             let mut endpoints: Vec<usize> = both.filter_map(index).collect();
             endpoints.sort_unstable();
@@ -138,6 +140,24 @@ impl PoolView {
     /// The endpoints, by index, that hold an adapter and are to.
     pub fn holders_of(&self, adapter: &str) -> &[usize] {
         self.holders.get(adapter).map_or(&[], Vec::as_slice)
+    }
+
+    /// Endpoints at which an adapter that nobody holds may be loaded for a request, in order: where it is placed, then by a hash, so that
+    /// all who ask agree without talking. Only agents beside engines load.
+    pub fn hosts(&self, name: &str) -> Vec<usize> {
+        let Some(adapter) = self.route.adapters.iter().find(|a| a.served_name == name) else {
+            return Vec::new();
+        };
+        let key = xxh3_64(name.as_bytes());
+        let loads =
+            |e: &Endpoint| e.agent_address.is_some() && e.role == Role::Mixed && e.engine.loads_adapters();
+        let mut hosts: Vec<usize> =
+            (0..self.keys.len()).filter(|i| loads(&self.route.endpoints[*i])).collect();
+        hosts.sort_by_cached_key(|i| {
+            let placed = adapter.placed.contains(&self.route.endpoints[*i].replica);
+            (!placed, std::cmp::Reverse(mix(self.keys[*i], key)))
+        });
+        hosts
     }
 
     fn plan(&self, class: &str) -> Option<&ClassPlan> {

@@ -73,6 +73,43 @@ fn idle(_: usize) -> ReplicaLoad {
 }
 
 #[test]
+fn an_adapter_that_is_placed_nowhere_is_found_where_it_visits_or_has_one_host_for_all() {
+    let with = |placed: &[usize], held: &[usize], number: usize| {
+        let mut endpoints: Vec<Endpoint> = (0..number).map(|i| endpoint(i, None, 10.0)).collect();
+        for e in &mut endpoints {
+            (e.engine, e.agent_address) = (EngineKind::Vllm, Some("10.0.0.1:1".into()));
+        }
+        let ids = |of: &[usize]| of.iter().map(|i| endpoints[*i].replica.clone()).collect();
+        let law = AdapterRoute {
+            served_name: "law".into(),
+            placed: ids(placed),
+            held: ids(held),
+            ..AdapterRoute::default()
+        };
+        let mut v = view(endpoints);
+        v.route.adapters = vec![law];
+        PoolView::new(v.route, 1)
+    };
+    let order = |v: &PoolView| {
+        let asked = Request { adapter: Some("law"), ..request(&[]) };
+        choose(v, &asked, idle, &mut Memory::new(1)).order.iter().map(|r| r.endpoint).collect::<Vec<_>>()
+    };
+    // Where it is to stay: not where it is to go from.
+    assert_eq!(order(&with(&[1], &[1, 2], 4)), [1]);
+    assert_eq!(order(&with(&[1], &[2], 4)), Vec::<usize>::new());
+    assert_eq!(order(&with(&[], &[2], 4)), [2]);
+    // The first host is where it is placed, else one that does not change where others come and go.
+    assert_eq!(with(&[3], &[], 4).hosts("law")[0], 3);
+    let host = with(&[], &[], 4).hosts("law")[0];
+    let five = with(&[], &[], 5).hosts("law");
+    assert!(five[0] == host || (five[0] == 4 && five[1] == host), "{host} {five:?}");
+    assert_eq!(with(&[], &[], 4).hosts("ode"), Vec::<usize>::new());
+    let mut alone = with(&[], &[], 1);
+    alone.route.endpoints[0].agent_address = None;
+    assert_eq!(alone.hosts("law"), Vec::<usize>::new());
+}
+
+#[test]
 fn a_known_prefix_goes_back_to_its_replica_until_that_is_too_busy() {
     let v = view((0..4).map(|i| endpoint(i, None, 10.0)).collect());
     let mut memory = Memory::new(1);

@@ -44,3 +44,55 @@ pub async fn at_run_time(world: &mut World) {
     let itself = world.engines[0].ask("/v1/completions", &json!({"model": "green", "prompt": "x"})).await;
     assert_eq!(itself.status, 404, "{}", itself.text);
 }
+
+pub async fn from_the_nodes_caches(world: &mut World) {
+    for name in ADAPTERS {
+        for file in ["adapter_config.json", "adapter_model.safetensors"] {
+            let bytes = std::fs::read(world.home.join("tiny/adapters").join(name).join(file)).unwrap();
+            world.hub.put(&format!("/{name}/{file}"), bytes);
+        }
+    }
+    // What they hold was loaded from elsewhere.
+    world.place(&[], &[]);
+    let holds = |names: &'static [&'static str]| {
+        let world: &World = world;
+        move || async move { world.engines[0].holds().await == names && world.engines[1].holds().await == names }
+    };
+    eventually("the engines are empty", holds(&[])).await;
+    world.place_downloads(&["blue", "red"], &[]);
+    eventually("both are downloaded and loaded", holds(&["blue", "red"])).await;
+    world.place_downloads(&["blue", "red"], &["blue", "red"]);
+    assert_eq!(world.hub.downloads(), 4, "two adapters, for two nodes");
+    let ask = |world: &World, name: &'static str| {
+        let body = json!({"model": name, "prompt": "the load line", "max_tokens": 8, "temperature": 0, "ignore_eos": true});
+        let (gateway, path) = (world.gateway.addr(), "/v1/completions");
+        async move {
+            let mut request = crate::support::post(gateway, path, body.to_string());
+            request.headers_mut().insert("x-plimsoll-deadline-ms", http::HeaderValue::from_static("60000"));
+            crate::support::send(request).await
+        }
+    };
+    let text = |got: &crate::support::Got| {
+        assert_eq!(got.status, 200, "{}", got.text);
+        got.json()["choices"][0]["text"].as_str().unwrap().to_owned()
+    };
+    let (blue, red) = (text(&ask(world, "blue").await), text(&ask(world, "red").await));
+    // Placed nowhere: loaded for who asks, at one of the two.
+    let green = text(&ask(world, "green").await);
+    assert_eq!(BTreeSet::from([&blue, &red, &green]).len(), 3);
+    let visits = |holds: Vec<String>| holds == ["blue", "green", "red"];
+    let both = [visits(world.engines[0].holds().await), visits(world.engines[1].holds().await)];
+    assert_eq!(both.iter().filter(|v| **v).count(), 1, "{both:?}");
+    // An engine that comes back gets its own from the node's disk.
+    let before = world.hub.downloads();
+    world.engines[0].restart();
+    world.engines[0].ready().await;
+    eventually("it has its adapters again", || async { world.engines[0].holds().await == ["blue", "red"] })
+        .await;
+    assert_eq!((text(&ask(world, "blue").await), world.hub.downloads()), (blue, before));
+    world.place(&[], &[]);
+    eventually("the engines are empty", || async {
+        world.engines[0].holds().await.is_empty() && world.engines[1].holds().await.is_empty()
+    })
+    .await;
+}

@@ -71,6 +71,7 @@ async fn a_real_engine_behind_the_agent() {
             answers::openai_client,
             answers::metrics,
             adapters::at_run_time,
+            adapters::from_the_nodes_caches,
             broken::cancelled,
             broken::frozen,
             broken::killed_in_the_middle,

@@ -4,10 +4,14 @@ use std::path::Path;
 use std::time::Duration;
 
 use plimsoll_agent::AgentHandle;
-use plimsoll_fleet::{AdapterRoute, Endpoint, HandOver, HandOverProtocol, PoolRoute, Role, RouteTable};
+use plimsoll_agent::adapters::store::StoreConfig;
+use plimsoll_fleet::{
+    AdapterFiles, AdapterRoute, Endpoint, HandOver, HandOverProtocol, PoolRoute, Role, RouteTable,
+};
 use serde_json::Value;
 
 use crate::engine::{MODEL, Options, Vllm};
+use crate::support::hub::Hub;
 use crate::support::{Got, agent, endpoint, pool, post, send};
 
 /// An engine with work that moves nothing for so long is stalled.
@@ -22,15 +26,19 @@ pub struct World {
     pub nodes: Vec<AgentHandle>,
     pub gateway: AgentHandle,
     pub home: std::path::PathBuf,
+    /// Where adapters can be downloaded from.
+    pub hub: Hub,
     _folder: tempfile::TempDir,
 }
 
-async fn an_agent(name: &str, node: Option<&str>) -> AgentHandle {
+/// One beside engines keeps adapters in a folder under `cache`.
+async fn an_agent(name: &str, node: Option<&str>, cache: &Path) -> AgentHandle {
     agent(name, node, |c| {
         c.limits.probe_interval = Duration::from_millis(500);
         c.limits.stall_after = STALL;
         c.limits.idle_timeout = SILENCE;
         c.limits.settle_wait = Duration::from_secs(3);
+        c.adapter_store = node.map(|_| StoreConfig::new(cache.join(name), 64 << 20));
     })
     .await
 }
@@ -55,10 +63,11 @@ impl World {
         }
         let mut nodes = Vec::new();
         for i in 0..engines.len() {
-            nodes.push(an_agent(&format!("n{i}"), Some(&format!("n{i}"))).await);
+            nodes.push(an_agent(&format!("n{i}"), Some(&format!("n{i}")), folder.path()).await);
         }
-        let gateway = an_agent("gw", None).await;
-        Self { engines, nodes, gateway, home: home.to_owned(), _folder: folder }
+        let gateway = an_agent("gw", None, folder.path()).await;
+        let hub = Hub::start().await;
+        Self { engines, nodes, gateway, home: home.to_owned(), hub, _folder: folder }
     }
 
     fn route(&self, pools: Vec<PoolRoute>) {
@@ -102,14 +111,32 @@ impl World {
         let ids: Vec<_> = pool.endpoints.iter().map(|e| e.replica.clone()).collect();
         let route = |name: &&str| AdapterRoute {
             served_name: (*name).to_owned(),
-            // What the engine is told is what follows the scheme: here a folder.
-            source: format!("hf://{}", self.home.join("tiny/adapters").join(name).display()),
+            // A folder that the engine sees itself.
+            source: format!("file://{}", self.home.join("tiny/adapters").join(name).display()),
             placed: ids.clone(),
             held: if held.contains(name) { ids.clone() } else { Vec::new() },
             group: None,
             load_ms: 1.0,
+            ..AdapterRoute::default()
         };
         pool.adapters = names.iter().map(route).collect();
+        self.route(vec![pool]);
+    }
+
+    /// The same, downloaded by the agents of the nodes; those not in `placed` are placed nowhere.
+    pub fn place_downloads(&self, placed: &[&str], held: &[&str]) {
+        let mut pool = pool(self.endpoints(MODEL));
+        let ids: Vec<_> = pool.endpoints.iter().map(|e| e.replica.clone()).collect();
+        let among = |name: &str, of: &[&str]| if of.contains(&name) { ids.clone() } else { Vec::new() };
+        let route = |name: &str| AdapterRoute {
+            served_name: name.to_owned(),
+            source: format!("http://{}/{name}", self.hub.addr),
+            placed: among(name, placed),
+            held: among(name, held),
+            files: AdapterFiles { rank: 8, ..AdapterFiles::default() },
+            ..AdapterRoute::default()
+        };
+        pool.adapters = ADAPTERS.iter().map(|name| route(name)).collect();
         self.route(vec![pool]);
     }
 

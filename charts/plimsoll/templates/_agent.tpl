@@ -28,6 +28,16 @@ args:
   - --no-direct
   {{- end }}
   {{- end }}
+  {{- if and (eq $component "agent") $v.adapterCache.hostPath }}
+  - --adapter-cache=/adapters
+  - --adapter-cache-size={{ $v.adapterCache.size }}
+  {{- if $v.adapterCache.credentialsSecret }}
+  - --adapter-credentials=/etc/plimsoll/adapter-credentials
+  {{- end }}
+  {{- range $v.adapterCache.hosts }}
+  - {{ printf "--adapter-host=%s" . | quote }}
+  {{- end }}
+  {{- end }}
   {{- range $v.extraArgs }}
   - {{ . | quote }}
   {{- end }}
@@ -94,6 +104,15 @@ volumeMounts:
   - name: public
     mountPath: /etc/plimsoll/public
     readOnly: true
+  {{- end }}
+  {{- if and (eq $component "agent") $v.adapterCache.hostPath }}
+  - name: adapters
+    mountPath: /adapters
+  {{- if $v.adapterCache.credentialsSecret }}
+  - name: adapter-credentials
+    mountPath: /etc/plimsoll/adapter-credentials
+    readOnly: true
+  {{- end }}
   {{- end }}
   {{- with $v.extraVolumeMounts }}
   {{- toYaml . | nindent 2 }}

@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use plimsoll_agent::adapters::store::{Credentials, Hosts, StoreConfig};
 use plimsoll_agent::metrics::{AgentLabels, AgentMetrics};
 use plimsoll_agent::{Agent, AgentConfig, AgentTls, Clients, ProxyLimits};
 use plimsoll_fleet::NodeName;
@@ -61,9 +62,63 @@ pub struct Args {
     /// Threads that serve requests [default: one a processor core, at most 8]
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub threads: Option<u16>,
+    #[command(flatten)]
+    pub adapters: AdapterArgs,
     /// Engines run this much faster than the clock
     #[arg(long, default_value_t = 1.0)]
     pub speed: f64,
+}
+
+/// The node's cache of LoRA adapters.
+#[derive(Debug, clap::Args)]
+pub struct AdapterArgs {
+    /// Folder that LoRA adapters are fetched into, which engines of this node see too [default: none: engines fetch adapters
+    /// themselves]
+    #[arg(long)]
+    pub adapter_cache: Option<PathBuf>,
+    /// The same folder as engines see it [default: the same name]
+    #[arg(long, requires = "adapter_cache")]
+    pub adapter_cache_in_engines: Option<PathBuf>,
+    /// Most that the folder may take
+    #[arg(long, default_value = "20Gi", value_parser = size)]
+    pub adapter_cache_size: u64,
+    /// Folder with credentials, a file each: HF_TOKEN, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_REGION,
+    /// AWS_ENDPOINT_URL, .dockerconfigjson, http-HOST (a bearer token) [default: HF_TOKEN and AWS_* of the environment]
+    #[arg(long, env = "PLIMSOLL_ADAPTER_CREDENTIALS")]
+    pub adapter_credentials: Option<PathBuf>,
+    /// Host that adapters may come from, redirects included; `*.HOST` for all under it; may be given several times [default: any but
+    /// those of the node's own link]
+    #[arg(long)]
+    pub adapter_host: Vec<String>,
+    /// Longest time for the download of one adapter, seconds
+    #[arg(long, default_value_t = 900, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub adapter_download_seconds: u64,
+    /// Hugging Face, or a mirror of it
+    #[arg(long, env = "HF_ENDPOINT", default_value = "https://huggingface.co")]
+    pub hf_endpoint: String,
+}
+
+fn size(text: &str) -> Result<u64, String> {
+    let bytes = plimsoll_crds::quantity::parse(text).filter(|b| *b >= 1.0 && *b < 1e18);
+    bytes.map(|b| b as u64).ok_or_else(|| format!("{text:?} is not a size; write one such as 20Gi"))
+}
+
+impl AdapterArgs {
+    fn store(&self) -> Option<StoreConfig> {
+        let dir = self.adapter_cache.clone()?;
+        let mut store = StoreConfig::new(dir, self.adapter_cache_size);
+        if let Some(seen) = &self.adapter_cache_in_engines {
+            store.engine_dir.clone_from(seen);
+        }
+        store.hosts = Hosts(self.adapter_host.iter().map(|host| host.to_ascii_lowercase()).collect());
+        store.within = Duration::from_secs(self.adapter_download_seconds);
+        store.hf_endpoint.clone_from(&self.hf_endpoint);
+        // Not an argument: those can be read by others on the node.
+        let hf_token = std::env::var("HF_TOKEN").ok().filter(|token| !token.is_empty());
+        let folder = self.adapter_credentials.clone().filter(|dir| !dir.as_os_str().is_empty());
+        store.credentials = Credentials { dir: folder, hf_token };
+        Some(store)
+    }
 }
 
 /// TLS with peers, and with clients.
@@ -154,6 +209,7 @@ pub async fn run(args: &Args) -> Outcome {
         clients: if args.tls.peers_only { Clients::Peers } else { Clients::Everybody },
         tenant_weights: args.tenant_weight.iter().cloned().collect(),
         serve_threads: args.threads.map_or_else(serve_threads, usize::from),
+        adapter_store: args.adapters.store(),
         metrics: metrics.clone(),
         limits: ProxyLimits {
             shutdown_grace: Duration::from_secs(args.shutdown_grace_seconds),

@@ -55,10 +55,23 @@ pub struct Args {
     /// Let ModelPools, and so their namespaces, be deleted at once: nothing waits for their replicas to drain
     #[arg(long)]
     pub no_finalizers: bool,
+    /// Folder of nodes that agents keep adapters in (their --adapter-cache), which engines that load adapters are shown [default: none:
+    /// engines fetch adapters themselves]
+    #[arg(long, value_parser = absolute)]
+    pub adapter_cache_host_path: Option<String>,
     #[command(flatten)]
     pub tls: TlsArgs,
     #[command(flatten)]
     pub images: Images,
+}
+
+fn absolute(text: &str) -> Result<String, String> {
+    let clean = text.len() > 1 && text.starts_with('/') && !text.split('/').any(|part| part == "..");
+    if clean {
+        Ok(text.to_owned())
+    } else {
+        Err(format!("{text:?} is no folder of a node; write /PATH, without `..`"))
+    }
 }
 
 fn picker(text: &str) -> Result<Picker, String> {
@@ -124,6 +137,7 @@ pub async fn run(args: &Args) -> Outcome {
         config.groups = Groups::Pods;
     }
     config.finalizers = !args.no_finalizers;
+    config.adapter_cache.clone_from(&args.adapter_cache_host_path);
     config.inference_pools = args
         .inference_pools
         .then(|| InferencePools { picker: args.inference_picker.clone(), ..InferencePools::default() });

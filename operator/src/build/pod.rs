@@ -227,7 +227,10 @@ fn spec(
 ) -> PodSpec {
     let gpu_resource = class.resource_name().filter(|_| claim_template.is_none());
     let mut env: Vec<EnvVar> = launch.env;
-    let storage = storage::storage(resource, weights);
+    // Simulated ones load nothing.
+    let loads = pool.engine.kind.loads_adapters() && pool.engine.kind != fleet::EngineKind::Simulated;
+    let adapters: Vec<&fleet::Adapter> = inputs.validated.adapters_of(&pool.id).filter(|_| loads).collect();
+    let storage = storage::storage(resource, weights, &adapters, inputs.config.adapter_cache.as_deref());
     env.extend(storage.env);
     env.extend(finish::variable(seat));
     // Images of engines know no user of this number; some of their libraries ask for a name.

@@ -1,5 +1,7 @@
 //! The volumes of an engine: its weights, what it downloads, its shared memory. Pure.
 
+use std::collections::BTreeSet;
+
 use k8s_openapi::api::core::v1::{
     EmptyDirVolumeSource, EnvVar, EphemeralVolumeSource, HostPathVolumeSource, ImageVolumeSource,
     PersistentVolumeClaimSpec, PersistentVolumeClaimTemplate, PersistentVolumeClaimVolumeSource, Volume,
@@ -8,6 +10,7 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use plimsoll_crds::ModelPool;
 use plimsoll_crds::model_pool::Cache;
+use plimsoll_fleet::Adapter;
 
 use super::engine::Weights;
 use super::pod::literal;
@@ -16,6 +19,10 @@ use super::pod::literal;
 pub(super) const WEIGHTS: &str = "/weights";
 /// The engine's writable home: compilation cache, and downloads that are its own.
 const HOME: &str = "/cache";
+/// Adapters that the agents of nodes have fetched.
+const ADAPTERS: &str = "/adapters";
+/// Volumes that adapters are on, a folder a claim.
+const ADAPTER_CLAIMS: &str = "/adapter-claims";
 /// Downloads that replicas share.
 const SHARED: &str = "/shared-cache";
 
@@ -72,8 +79,35 @@ fn ephemeral(name: &str, class: &str, size: Option<&str>) -> Volume {
     Volume { ephemeral: Some(EphemeralVolumeSource { volume_claim_template: Some(template) }), ..named(name) }
 }
 
-/// The volumes of a pool's engines.
-pub(super) fn storage(resource: &ModelPool, weights: &Weights) -> Storage {
+fn host_directory(name: &str, path: &str) -> Volume {
+    // It must exist: made by the kubelet it would belong to root, and neither engines nor agents are root.
+    let source = HostPathVolumeSource { path: path.to_owned(), type_: Some("Directory".to_owned()) };
+    Volume { host_path: Some(source), ..named(name) }
+}
+
+/// What engines that load adapters read them from: `cache` is the folder of nodes that agents keep them in.
+fn adapters(all: &mut Storage, adapters: &[&Adapter], cache: Option<&str>) {
+    if let Some(path) = cache.filter(|_| !adapters.is_empty()) {
+        all.add(host_directory("adapters", path), ADAPTERS, true);
+    }
+    let claims: BTreeSet<&str> = adapters
+        .iter()
+        .filter_map(|a| a.source.strip_prefix("pvc://")?.split('/').next())
+        .filter(|claim| !claim.is_empty())
+        .collect();
+    for (number, name) in claims.into_iter().enumerate() {
+        let volume = claim(&format!("adapters-{number}"), name, true);
+        all.add(volume, &format!("{ADAPTER_CLAIMS}/{name}"), true);
+    }
+}
+
+/// The volumes of a pool's engines. `of_pool` are the adapters that they are to load.
+pub(super) fn storage(
+    resource: &ModelPool,
+    weights: &Weights,
+    of_pool: &[&Adapter],
+    cache: Option<&str>,
+) -> Storage {
     let mut all = Storage::default();
     let none = Cache::default();
     let Cache { claim: shared, host_path, storage_class_name, size } =
@@ -91,9 +125,7 @@ pub(super) fn storage(resource: &ModelPool, weights: &Weights) -> Storage {
         all.add(claim("shared-cache", name, false), SHARED, false);
         SHARED
     } else if let Some(path) = host_path {
-        // It must exist: made by the kubelet it would belong to root, and the engine is not root.
-        let source = HostPathVolumeSource { path: path.clone(), type_: Some("Directory".to_owned()) };
-        all.add(Volume { host_path: Some(source), ..named("shared-cache") }, SHARED, false);
+        all.add(host_directory("shared-cache", path), SHARED, false);
         SHARED
     } else {
         HOME
@@ -106,6 +138,7 @@ pub(super) fn storage(resource: &ModelPool, weights: &Weights) -> Storage {
         }
         Weights::HuggingFace { .. } | Weights::Remote { .. } | Weights::None => {}
     }
+    adapters(&mut all, of_pool, cache);
     all.env = vec![literal("HOME", HOME), literal("HF_HOME", &format!("{downloads}/huggingface"))];
     all
 }

@@ -9,12 +9,12 @@ use plimsoll_crds::conditions::{self, condition};
 use plimsoll_crds::fleet_plan::{Binding, Change, FleetPlanSpec, Totals};
 use plimsoll_crds::quantity::format_bytes;
 use plimsoll_crds::{
-    AcceleratorClass, AcceleratorClassStatus, Budget, BudgetStatus, LoraAdapter, LoraAdapterStatus, Tenant,
-    TenantStatus,
+    AcceleratorClass, AcceleratorClassStatus, AdapterPlace, Budget, BudgetStatus, LoraAdapter,
+    LoraAdapterStatus, Tenant, TenantStatus,
 };
 use plimsoll_fleet as fleet;
 use plimsoll_fleet::plan::{BudgetUse, PoolOutcome};
-use plimsoll_fleet::{BudgetUnit, ClusterSnapshot, Plan, ReplicaPhase, ReplicaStatus, Vendor};
+use plimsoll_fleet::{BudgetUnit, ClusterSnapshot, Plan, ReplicaId, ReplicaPhase, ReplicaStatus, Vendor};
 
 use super::NONE;
 use crate::brain::AdapterObservation;
@@ -186,6 +186,20 @@ pub fn adapter(
         conditions: carried(before.map(|s| s.conditions.as_slice()), conditions),
         resident_replicas: held.len() as i32,
         resident_on: held,
+        size_bytes: seen.and_then(|s| s.bytes).and_then(|bytes| i64::try_from(bytes).ok()),
+        hit_percent: seen.and_then(|s| {
+            let asked = s.hits.saturating_add(s.misses);
+            (asked > 0).then(|| (100.0 * s.hits as f64 / asked as f64).round() as i32)
+        }),
+        places: seen.map(|s| s.places.iter().map(place).collect()).unwrap_or_default(),
+    }
+}
+
+fn place((replica, (in_engine, load_ms)): (&ReplicaId, &(bool, Option<u64>))) -> AdapterPlace {
+    AdapterPlace {
+        replica: replica.to_string(),
+        tier: if *in_engine { "Engine" } else { "Disk" }.to_owned(),
+        load_ms: load_ms.and_then(|ms| i64::try_from(ms).ok()),
     }
 }
 

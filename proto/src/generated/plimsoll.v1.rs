@@ -178,6 +178,22 @@ pub struct AdapterRoute {
     /// How long an engine takes to load it, estimated.
     #[prost(double, tag = "6")]
     pub load_ms: f64,
+    #[prost(message, optional, tag = "10")]
+    pub files: ::core::option::Option<AdapterFiles>,
+}
+/// What the files of an adapter must be. What is zero or empty is not checked.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AdapterFiles {
+    #[prost(uint32, tag = "1")]
+    pub rank: u32,
+    /// Of its weights' file, in lower-case hexadecimals.
+    #[prost(string, tag = "2")]
+    pub sha256: ::prost::alloc::string::String,
+    /// Of the base model.
+    #[prost(uint32, tag = "3")]
+    pub hidden: u32,
+    #[prost(uint32, tag = "4")]
+    pub layers: u32,
 }
 /// Priority of the requests that name an InferenceObjective.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -431,6 +447,28 @@ pub struct EngineReport {
     /// Adapters that it is to hold and could not load.
     #[prost(message, repeated, tag = "10")]
     pub adapter_failures: ::prost::alloc::vec::Vec<AdapterFailure>,
+    #[prost(message, repeated, tag = "11")]
+    pub adapter_states: ::prost::alloc::vec::Vec<AdapterState>,
+}
+/// What an agent knows of an adapter at one engine.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AdapterState {
+    #[prost(string, tag = "1")]
+    pub adapter: ::prost::alloc::string::String,
+    /// Of its files; absent: not measured.
+    #[prost(uint64, optional, tag = "2")]
+    pub bytes: ::core::option::Option<u64>,
+    /// Of its last load, its download left out.
+    #[prost(uint64, optional, tag = "3")]
+    pub load_ms: ::core::option::Option<u64>,
+    /// In the node's cache.
+    #[prost(bool, tag = "4")]
+    pub on_disk: bool,
+    /// Requests that found it loaded, and those that did not, since the agent started.
+    #[prost(uint64, tag = "5")]
+    pub hits: u64,
+    #[prost(uint64, tag = "6")]
+    pub misses: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AdapterFailure {
@@ -918,7 +956,7 @@ pub struct Observations {
     #[prost(message, repeated, tag = "5")]
     pub adapters: ::prost::alloc::vec::Vec<AdapterObservation>,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct AdapterObservation {
     /// Model name in requests.
     #[prost(string, tag = "1")]
@@ -932,6 +970,28 @@ pub struct AdapterObservation {
     /// Why one of those that are to hold it could not load it, for people; empty: none failed.
     #[prost(string, tag = "4")]
     pub failure: ::prost::alloc::string::String,
+    /// Bytes of its files; absent: not measured.
+    #[prost(uint64, optional, tag = "10")]
+    pub bytes: ::core::option::Option<u64>,
+    /// Requests that found it loaded, and those that did not, since agents started.
+    #[prost(uint64, tag = "11")]
+    pub hits: u64,
+    #[prost(uint64, tag = "12")]
+    pub misses: u64,
+    #[prost(message, repeated, tag = "13")]
+    pub places: ::prost::alloc::vec::Vec<AdapterPlace>,
+}
+/// An adapter at a replica that holds it, or on whose node its files are.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AdapterPlace {
+    #[prost(string, tag = "1")]
+    pub replica: ::prost::alloc::string::String,
+    /// Its engine holds it; else its files are in the node's cache alone.
+    #[prost(bool, tag = "2")]
+    pub in_engine: bool,
+    /// Of its last load, its download left out.
+    #[prost(uint64, optional, tag = "3")]
+    pub load_ms: ::core::option::Option<u64>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct PoolObservation {

@@ -82,8 +82,28 @@ fn adapters(state: &State) -> Vec<v1::AdapterObservation> {
         placed: names(&a.placed),
         held: names(&a.held),
         failure: failure(a),
+        ..measured(state, a)
     })
     .collect()
+}
+
+/// What agents have measured of an adapter.
+fn measured(state: &State, adapter: &AdapterRoute) -> v1::AdapterObservation {
+    let mut all = v1::AdapterObservation::default();
+    for (id, engine) in &state.engines {
+        let known = engine.report.adapter_states.iter().find(|s| s.adapter == adapter.served_name);
+        let in_engine = adapter.held.contains(id);
+        if in_engine || known.is_some_and(|s| s.on_disk) {
+            let load_ms = known.and_then(|s| s.load_ms);
+            all.places.push(v1::AdapterPlace { replica: id.to_string(), in_engine, load_ms });
+        }
+        let Some(known) = known else { continue };
+        all.bytes = all.bytes.max(known.bytes);
+        all.hits = all.hits.saturating_add(known.hits);
+        all.misses = all.misses.saturating_add(known.misses);
+    }
+    all.places.sort_by(|a, b| a.replica.cmp(&b.replica));
+    all
 }
 
 /// The judgement under way, or else that an earlier one stopped a rollout.

@@ -19,7 +19,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use plimsoll_fleet::plan::ScalingRecord;
-use plimsoll_fleet::telemetry::EngineReport;
+use plimsoll_fleet::telemetry::{AdapterState, EngineReport};
 use plimsoll_fleet::{Adapter, Budget, BudgetScope, ClusterSnapshot, EngineKind, Plan, ReplicaPhase};
 use plimsoll_proto::document::{decode, encode};
 use plimsoll_proto::v1;
@@ -129,6 +129,7 @@ async fn adapters_are_placed_with_the_routes_and_their_failures_told() {
         served_name: "acme/sql".into(),
         base_pool: "default/chat".parse().unwrap(),
         source: "hf://acme/sql".into(),
+        sha256: None,
         rank: 8,
         size_bytes: None,
         expected_rps: 1.0,
@@ -148,13 +149,25 @@ async fn adapters_are_placed_with_the_routes_and_their_failures_told() {
     };
     agent.until("places it everywhere", everywhere).await;
     let replica = of(&agent).unwrap().placed[0].clone();
+    let state = AdapterState {
+        adapter: "acme/sql".into(),
+        bytes: Some(84),
+        load_ms: Some(7),
+        on_disk: true,
+        hits: 3,
+        misses: 1,
+    };
     let failing = EngineReport {
         adapter_failures: vec![("acme/sql".into(), "no such repository".into())],
+        adapter_states: vec![state],
         ..engine(&replica, false)
     };
     agent.report(vec![], vec![failing]).await;
     let seen = operator.seen(|o| o.adapters.iter().any(|a| !a.failure.is_empty())).await;
     assert_eq!(seen.adapters[0].failure, format!("replica {replica}: no such repository"));
+    let (sql, place) = (&seen.adapters[0], &seen.adapters[0].places[0]);
+    assert_eq!((sql.bytes, sql.hits, sql.misses), (Some(84), 3, 1));
+    assert_eq!((place.replica.as_str(), place.in_engine, place.load_ms), (replica.as_str(), false, Some(7)));
     let holding = EngineReport { adapters: vec!["acme/sql".into()], ..engine(&replica, false) };
     agent.report(vec![], vec![holding]).await;
     agent.until("is told who holds it", |a| of(a).is_some_and(|sql| sql.held == [replica.clone()])).await;

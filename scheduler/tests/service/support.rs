@@ -386,6 +386,7 @@ pub fn engine(replica: &ReplicaId, drained: bool) -> EngineReport {
         outstanding_tokens: 0.0,
         adapters: Vec::new(),
         adapter_failures: Vec::new(),
+        adapter_states: Vec::new(),
         drained,
     }
 }

@@ -113,6 +113,7 @@ impl Engine {
             outstanding_tokens: self.admission.context_tokens() + self.admission.prefill_tokens(),
             adapters: Vec::new(),
             adapter_failures: Vec::new(),
+            adapter_states: Vec::new(),
             drained: self.admission.draining() && settled,
         }
     }

@@ -98,6 +98,7 @@ pub(crate) fn adapter(i: usize, rank: u32, rps: f64, pinned: bool) -> Adapter {
         base_pool: "p".parse().unwrap(),
         group: None,
         source: "hf://org/a".to_owned(),
+        sha256: None,
         rank,
         size_bytes: None,
         expected_rps: rps,
