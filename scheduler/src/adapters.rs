@@ -668,7 +668,8 @@ mod tests {
             needed(&all, room(slots, 8)).replicas
         };
         assert_eq!(of(0, 0, 50, 8), Some(0), "nobody asks for them");
-        assert_eq!((of(8, 0, 50, 8), of(9, 0, 0, 8), of(20, 0, 0, 8)), (Some(1), Some(2), Some(3)));
+        assert_eq!((of(8, 0, 0, 8), of(9, 0, 0, 8), of(20, 0, 0, 8)), (Some(1), Some(2), Some(3)));
+        assert_eq!(of(8, 0, 50, 8), Some(2), "the others visit in a slot that is kept for them");
         assert_eq!(of(20, 4, 0, 8), Some(5), "every replica holds the four");
         assert_eq!((of(0, 3, 0, 8), of(0, 9, 0, 8)), (Some(1), Some(1)));
         assert_eq!(of(1, 8, 0, 8), None, "no number of replicas makes room for it");
