@@ -294,6 +294,22 @@ async fn http2_without_tls_works() {
 }
 
 #[tokio::test]
+async fn a_request_that_waited_gives_a_new_engine_as_long_to_settle_as_any_other() {
+    let engine = Engine::start().await;
+    let gateway = agent("gw", None, |c| c.limits.settle_wait = Duration::from_secs(1)).await;
+    let mut asleep = table(1, vec![]);
+    asleep.pools[0].wake_wait_ms = 60_000.0;
+    gateway.set_routes(asleep);
+    let task = tokio::spawn(send(chat(gateway.addr(), true)));
+    // Longer than it may take to settle: that begins when there is somebody to ask.
+    tokio::time::sleep(Duration::from_millis(1_200)).await;
+    engine.next(&[Act::HangUp]);
+    gateway.set_routes(table(2, vec![endpoint("chat-1", "n1", engine.addr, None)]));
+    let got = task.await.unwrap();
+    assert_eq!((got.status, got.content().as_str()), (200, "t0 t1 t2 "), "{}", got.text);
+}
+
+#[tokio::test]
 async fn a_request_waits_for_its_pool_to_wake() {
     let engine = Engine::start().await;
     let gateway = agent("gw", None, |_| {}).await;

@@ -186,7 +186,7 @@ impl Proxy {
         let mut held: Option<Held> = None;
         let mut failures = 0;
         let mut tries = Tries::default();
-        let settle_until = tokio::time::Instant::now() + shared.config.limits.settle_wait;
+        let mut settle_until = tokio::time::Instant::now() + shared.config.limits.settle_wait;
         loop {
             // Subscribed before the table is read, so that no change is missed.
             let mut changed = shared.changed.subscribe();
@@ -222,7 +222,10 @@ impl Proxy {
                 }
                 continue;
             };
-            held = None;
+            // Routes may say so before the agent beside a new engine knows that it serves.
+            if held.take().is_some() {
+                settle_until = tokio::time::Instant::now() + shared.config.limits.settle_wait;
+            }
 
             let mut refusal: Option<Refusal> = None;
             let mut failure: Option<String> = None;

@@ -296,6 +296,9 @@ impl World<'_> {
         let class = self.class_name(&from.pool, &from.slo_class);
         if self.gateway.gates.get_mut(&from.pool).is_some_and(|gate| gate.held.remove(&id)) {
             self.gateway.book.holding(&from.pool, &class, false);
+            if let Some(job) = self.jobs.get_mut(&id) {
+                job.settle_ms = self.now_ms + SETTLE_MS;
+            }
         }
     }
 
