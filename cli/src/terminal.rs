@@ -1,6 +1,13 @@
 //! The terminal, as far as a refreshed screen needs it.
 
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
+
+use indicatif::ProgressDrawTarget;
+
+/// Where progress of long work is drawn: nowhere unless a person looks on.
+pub fn progress_target() -> ProgressDrawTarget {
+    if std::io::stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() }
+}
 
 /// A screen that is redrawn in place; the cursor comes back when it is dropped.
 #[derive(Debug)]

@@ -252,26 +252,14 @@ impl Polar {
     /// # Errors
     /// A context that is none, an unknown adapter, an empty list; nothing is counted then.
     pub fn choose(&mut self, context: &[f64], among: &[usize]) -> Result<Choice, Rejected> {
-        let context = self.context(context)?;
-        if among.is_empty() {
-            return Err(Rejected::Nobody);
-        }
-        for &adapter in among {
-            self.known(adapter)?;
-        }
-        let moves = self.end_epoch();
+        let (context, moves) = self.begin(context, among)?;
         let explored = self.exploring.iter().position(|(adapter, _)| among.contains(adapter));
         let adapter = match explored {
             Some(at) => self.exploring[at].0,
             None => self.most_promising(&context, among),
         };
-        self.saw(Seen { context: Some(context), among: among.to_vec() });
-        let choice = self.serve(adapter, explored.is_some(), moves);
-        if let Some(at) = explored {
-            self.exploring[at].1 -= 1;
-            self.exploring.retain(|(_, left)| *left > 0);
-        }
-        Ok(self.end_exploring(choice, explored.is_some()))
+        let seen = Seen { context: Some(context), among: among.to_vec() };
+        Ok(self.settle(seen, adapter, explored, moves))
     }
 
     /// Chooses as [`choose`](Self::choose) does where slots are somebody else's to fill, who says which adapters are `ready` and which are
@@ -287,14 +275,7 @@ impl Polar {
         ready: impl Fn(usize) -> bool,
         coming: impl Fn(usize) -> bool,
     ) -> Result<Placed, Rejected> {
-        let context = self.context(context)?;
-        if among.is_empty() {
-            return Err(Rejected::Nobody);
-        }
-        for &adapter in among {
-            self.known(adapter)?;
-        }
-        let moves = self.end_epoch();
+        let (context, moves) = self.begin(context, among)?;
         let of = |wanted: &dyn Fn(usize) -> bool| -> Vec<usize> {
             among.iter().copied().filter(|&i| wanted(i)).collect()
         };
@@ -311,15 +292,33 @@ impl Polar {
             Some(at) => self.exploring[at].0,
             None => self.most_promising(&context, among),
         };
-        self.saw(Seen { context: Some(context), among: among.to_vec() });
+        let seen = Seen { context: Some(context), among: among.to_vec() };
         // It is the wish that would take a slot.
-        let choice = self.serve(wish, asked.is_some(), moves);
-        if let Some(at) = asked {
+        self.settle(seen, wish, asked, moves);
+        Ok(Placed { adapter, wish, exploring: explored.is_some() })
+    }
+
+    /// A choice begins: its context, if it and the adapters it allows are good, and what an epoch that ends here moves.
+    fn begin(&mut self, context: &[f64], among: &[usize]) -> Result<(DVector<f64>, Moves), Rejected> {
+        let context = self.context(context)?;
+        if among.is_empty() {
+            return Err(Rejected::Nobody);
+        }
+        for &adapter in among {
+            self.known(adapter)?;
+        }
+        Ok((context, self.end_epoch()))
+    }
+
+    /// A choice ends: `adapter` takes a slot; if it was the exploration at `explored`, that is counted.
+    fn settle(&mut self, seen: Seen, adapter: usize, explored: Option<usize>, moves: Moves) -> Choice {
+        self.saw(seen);
+        let choice = self.serve(adapter, explored.is_some(), moves);
+        if let Some(at) = explored {
             self.exploring[at].1 -= 1;
             self.exploring.retain(|(_, left)| *left > 0);
         }
-        self.end_exploring(choice, asked.is_some());
-        Ok(Placed { adapter, wish, exploring: explored.is_some() })
+        self.end_exploring(choice, explored.is_some())
     }
 
     /// Slots are another number from now on; residents beyond it go when they are next chosen.

@@ -1,10 +1,9 @@
 //! `plimsoll replay`: sends a trace's requests to an OpenAI-compatible endpoint and reports what a user would have felt.
 
-use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressStyle};
 use jiff::SignedDuration;
 use plimsoll_fleet::{Objective, Percentile, Plan, Slo};
 use plimsoll_proto::document;
@@ -17,6 +16,7 @@ use crate::endpoints::Endpoints;
 use crate::failure::{Failure, Outcome};
 use crate::scheduler_client::SchedulerArgs;
 use crate::signals;
+use crate::terminal::progress_target;
 
 /// Replay a trace against an OpenAI-compatible endpoint: latencies, attainment, errors, scaling and cost
 #[derive(Debug, clap::Args)]
@@ -144,7 +144,7 @@ pub async fn run(args: &Args) -> Outcome {
     config.seed = args.seed;
     config.stop = stop;
 
-    let bar = ProgressBar::with_draw_target(Some(config.trace.requests.len() as u64), target());
+    let bar = ProgressBar::with_draw_target(Some(config.trace.requests.len() as u64), progress_target());
     if let Ok(style) = ProgressStyle::with_template("{bar:24.cyan/blue} {pos}/{len}   {msg}") {
         bar.set_style(style.progress_chars("━━╌"));
     }
@@ -173,10 +173,6 @@ pub async fn run(args: &Args) -> Outcome {
         }
     }
     Ok(())
-}
-
-fn target() -> ProgressDrawTarget {
-    if std::io::stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() }
 }
 
 fn trace(args: &Args) -> Result<Trace, Failure> {

@@ -1,11 +1,10 @@
 //! `plimsoll simulate`: traffic through a fleet in virtual time, under Plimsoll and under what others do.
 
 use std::collections::BTreeMap;
-use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressStyle};
 use jiff::{SignedDuration, Timestamp};
 use plimsoll_fleet::{ClusterSnapshot, DemandPrior, LengthDistribution, PoolId, PoolPlan, Role, Shape};
 use plimsoll_scheduler::plan::PlannerConfig;
@@ -20,6 +19,7 @@ use plimsoll_simulator::trace::{self, GeneratorConfig, Profile, ReadOptions, Tra
 use crate::failure::{Failure, Outcome};
 use crate::manifests;
 use crate::nodespec::NodeGroups;
+use crate::terminal::progress_target;
 
 /// Play traffic through a fleet in virtual time: how well it would have been served, and what it would have cost, under which policy
 ///
@@ -167,11 +167,7 @@ pub fn run(args: &Args) -> Outcome {
 }
 
 fn bar(name: &str) -> ProgressBar {
-    let target = match std::io::stderr().is_terminal() {
-        true => ProgressDrawTarget::stderr(),
-        false => ProgressDrawTarget::hidden(),
-    };
-    let bar = ProgressBar::with_draw_target(Some(1), target).with_message(name.to_owned());
+    let bar = ProgressBar::with_draw_target(Some(1), progress_target()).with_message(name.to_owned());
     let style = ProgressStyle::with_template("{msg:<24} {bar:40} {pos:>6}/{len} s  {elapsed}");
     style.map(|style| bar.clone().with_style(style)).unwrap_or(bar)
 }

@@ -451,30 +451,24 @@ impl World<'_> {
             prefill_here: !job.handed_over,
         };
         engine.start(self.now_ms, request);
-        self.expect(replica);
-    }
-
-    /// Sees to it that an engine is looked at when its next step ends.
-    fn expect(&mut self, replica: &ReplicaId) {
-        let now_ms = self.now_ms;
-        self.look_at(replica, now_ms);
+        self.look_at(replica);
     }
 
     /// An engine's step ends.
     fn look(&mut self, replica: &ReplicaId) {
-        let now_ms = self.now_ms;
         if let Some(engine) = self.engines.get_mut(replica)
-            && engine.due_ms <= now_ms
+            && engine.due_ms <= self.now_ms
         {
             engine.due_ms = f64::INFINITY;
-            self.look_at(replica, now_ms);
+            self.look_at(replica);
         }
     }
 
-    fn look_at(&mut self, replica: &ReplicaId, now_ms: f64) {
+    /// Does what is due at an engine, and sees to it that it is looked at when its next step ends.
+    fn look_at(&mut self, replica: &ReplicaId) {
         let Some(engine) = self.engines.get_mut(replica) else { return };
         let mut deliveries = Vec::new();
-        if let Some(at_ms) = engine.advance(now_ms, &mut deliveries)
+        if let Some(at_ms) = engine.advance(self.now_ms, &mut deliveries)
             && at_ms < engine.due_ms
         {
             engine.due_ms = at_ms;
